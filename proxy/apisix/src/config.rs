@@ -5,6 +5,7 @@
 //! them would change what the gateway does, and keys that have no meaning here and are reported. A key that
 //! is not in the table is ignored, as by APISIX, and reported with the nearest one that is.
 
+mod admin;
 mod environment;
 mod keys;
 mod merge;
@@ -31,6 +32,7 @@ use self::written::Written;
 pub(crate) use self::written::walk;
 use crate::file;
 
+pub use self::admin::{AdminConfig, AdminKey, AdminTls, Role as AdminRole};
 pub use self::environment::{EnvVars, Places, Replaced, substitute_text};
 pub(crate) use self::environment::{UNSET, holds_unset, is_of_unset, substitute_file};
 
@@ -66,6 +68,9 @@ pub struct Config {
     pub show_upstream_status: bool,
     /// Whether `Server` tells the version.
     pub enable_server_tokens: bool,
+    /// The Admin API, or with resources in a file of a `traditional` process the standalone API; `None` when it is not
+    /// served.
+    pub admin: Option<AdminConfig>,
     /// The status server.
     pub status: Option<SocketAddr>,
     /// The control API.
@@ -104,6 +109,8 @@ pub struct Deployment {
     pub role: Role,
     /// Where resources are read.
     pub provider: Provider,
+    /// The folder of the embedded store (`deployment.embedded.directory`, ours), below that of config.yaml; `data` by default.
+    pub directory: PathBuf,
 }
 
 /// What a process does.
@@ -118,6 +125,8 @@ pub enum Role {
 /// Where resources are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Provider {
+    /// A store in a file of this machine, which the Admin API writes.
+    Embedded,
     /// `apisix.json` beside config.yaml.
     Json,
     /// `apisix.yaml` beside config.yaml.
@@ -271,7 +280,7 @@ impl Config {
         let written = Written { file: file.to_owned(), document: user };
         let (mut config, unread) = read::read(&merged, written, environment, &mut reports);
         add_untold(&mut errors, unread);
-        ports::check(&mut config, &merged, &mut reports, &mut errors);
+        ports::check(&mut config, &mut reports, &mut errors);
         reports.retain(|report| !is_of_unset(report));
         errors.retain(|error| !is_of_unset(error));
         config.reports = reports.into_iter().map(|report| report.in_file(file)).collect();
@@ -299,10 +308,16 @@ impl Config {
         Config::parse(&format!("{ROLE}{text}"), "config.yaml", environment)
     }
 
+    /// Whether resources come by the standalone API: the file is what they begin with.
+    pub fn is_standalone_api(&self) -> bool {
+        self.admin.is_some() && self.deployment.provider == Provider::Yaml
+    }
+
     /// The file with the resources, beside the config.yaml in `directory`: `apisix.yaml`, or `apisix-x.yaml`
-    /// with the profile `x`.
+    /// with the profile `x`; that of the embedded store, if that is where they are.
     pub fn resources_path(&self, directory: &Path, environment: &EnvVars) -> PathBuf {
         let extension = match self.deployment.provider {
+            Provider::Embedded => return directory.join(&self.deployment.directory).join("resources.redb"),
             Provider::Json => "json",
             Provider::Yaml => "yaml",
         };

@@ -351,7 +351,8 @@ pub(crate) fn network(text: &str) -> Option<IpNet> {
     text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
-fn exclusive(value: &Value, one: &str, other: &str) -> Option<Violation> {
+/// The violation of a value that has both of two properties.
+pub(crate) fn exclusive(value: &Value, one: &str, other: &str) -> Option<Violation> {
     let both = value.get(one).is_some() && value.get(other).is_some();
     both.then(|| violation(&[other], format!("only one of {one} or {other} is allowed")))
 }

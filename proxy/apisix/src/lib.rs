@@ -1,7 +1,9 @@
 //! APISIX resources and configuration files, compiled to the model of sixfold.
 
+pub mod admin;
 mod client_certificate;
 pub mod config;
+pub mod control;
 pub mod file;
 mod filter;
 pub mod fuzz;

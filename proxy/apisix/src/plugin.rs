@@ -79,16 +79,12 @@ impl PluginConfig {
 }
 
 impl Catalog {
-    /// Every plugin of `registry` that is in `enabled`; `None` enables all. Names that nobody knows are
-    /// logged, as APISIX does it.
+    /// Every plugin of `registry` that is in `enabled`; `None` enables all.
     pub(crate) fn new(
         registry: &Registry,
         enabled: Option<&BTreeSet<String>>,
         attributes: &BTreeMap<String, Value>,
     ) -> Catalog {
-        for name in enabled.into_iter().flatten().filter(|name| registry.apisix(name).is_none()) {
-            tracing::warn!(plugin = name, "enabled, but not part of this gateway");
-        }
         let mut plugins = BTreeMap::new();
         let is_enabled = |name: &&str| enabled.is_none_or(|enabled| enabled.contains(*name));
         for name in registry.apisix_names().filter(is_enabled) {
@@ -100,6 +96,11 @@ impl Catalog {
         }
         let disabled = registry.apisix_names().filter(|name| !plugins.contains_key(name)).collect();
         Catalog { plugins, disabled }
+    }
+
+    /// The plugins, by name.
+    pub(crate) fn factories(&self) -> impl Iterator<Item = &ApisixFactory> {
+        self.plugins.values().map(|entry| &*entry.factory)
     }
 
     /// Checks the plugins of a resource: those that are right, those that are switched off among them, and every fault of
@@ -120,16 +121,16 @@ impl Catalog {
     }
 
     /// Why there is no plugin of this name, in APISIX's words and what helps beyond them.
-    fn unknown(&self, name: &str) -> String {
+    fn unknown(&self, name: &str) -> Violation {
         let hint = if self.disabled.contains(name) {
-            ": it is not in the list of plugins".to_owned()
+            Some("it is not in the list of plugins".to_owned())
         } else if names::APISIX.contains(&name) {
-            ": not supported yet".to_owned()
+            Some("not supported yet".to_owned())
         } else {
             let known = self.plugins.keys().copied().chain(names::APISIX.iter().copied());
-            nearest(name, known).map_or_else(String::new, |near| format!("; did you mean \"{near}\"?"))
+            nearest(name, known).map(|near| format!("did you mean \"{near}\"?"))
         };
-        format!("unknown plugin [{name}]{hint}")
+        Violation { hint, ..Violation::new(Vec::new(), format!("unknown plugin [{name}]")) }
     }
 
     fn check_one(
@@ -166,7 +167,7 @@ impl Catalog {
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, Vec<Violation>> {
-        self.plugins.get(name).ok_or_else(|| vec![Violation::new(Vec::new(), self.unknown(name))])
+        self.plugins.get(name).ok_or_else(|| vec![self.unknown(name)])
     }
 }
 

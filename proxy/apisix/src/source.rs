@@ -10,6 +10,7 @@ mod check;
 mod feed;
 mod record;
 mod roll;
+mod single;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -30,12 +31,14 @@ pub use self::check::{Findings, validate, validate_resources};
 pub use self::feed::Feed;
 use self::record::Builder;
 pub(crate) use self::record::ServiceParts;
+pub(crate) use self::single::Checker;
 use self::state::{Fault, State};
+use crate::admin::StandaloneStore;
 use crate::config::{Config, EnvVars, Provider};
 use crate::file;
 use crate::plugin::ChainCache;
 use crate::shared::SharedParts;
-use crate::store::{FileStore, Store};
+use crate::store::{EmbeddedStore, FileStore, Resources, Store};
 use crate::tls;
 
 /// The name of the route table that every listener of APISIX's configuration uses.
@@ -97,6 +100,8 @@ pub struct Loaded {
     pub source: Source,
     /// To be applied first.
     pub update: Update,
+    /// Where the standalone API puts what it is given, if that is where resources come from.
+    pub standalone: Option<Arc<StandaloneStore>>,
 }
 
 /// Reads config.yaml at `config_path`, without the resources.
@@ -118,11 +123,37 @@ pub fn load_config(config_path: &Path, environment: &EnvVars) -> Result<Config, 
 pub fn load(config: Config, config_path: &Path, context: SourceContext) -> Result<Loaded, Vec<ConfigError>> {
     tls::authorities(&config).map_err(|error| vec![error])?;
     let directory = config_path.parent().unwrap_or(Path::new("."));
-    let resources = config.resources_path(directory, &context.environment);
-    let store = FileStore::new(resources, format(&config), context.environment.clone());
-    let mut source = Source::new(config, Arc::new(store), context);
+    let path = config.resources_path(directory, &context.environment);
+    let (store, standalone) = if config.is_standalone_api() {
+        let store = standalone(&path, &context.environment)?;
+        (store.clone() as Arc<dyn Store>, Some(store))
+    } else {
+        (store(&config, &path, &context.environment)?, None)
+    };
+    let mut source = Source::new(config, store, context);
     let update = source.pull()?;
-    Ok(Loaded { source, update })
+    Ok(Loaded { source, update, standalone })
+}
+
+/// What the standalone API changes: to begin with the file at `path`, if there is one.
+fn standalone(path: &Path, environment: &EnvVars) -> Result<Arc<StandaloneStore>, Vec<ConfigError>> {
+    let store = StandaloneStore::new(environment.clone());
+    if path.exists() {
+        let text = file::read(path).map_err(|error| vec![error])?;
+        let name = path.display().to_string();
+        store.begin_with(Resources { text: &text, format: Format::Yaml, name: &name });
+    }
+    Ok(Arc::new(store))
+}
+
+/// The resources at `path`, as `config` has them.
+fn store(config: &Config, path: &Path, environment: &EnvVars) -> Result<Arc<dyn Store>, Vec<ConfigError>> {
+    if config.deployment.provider == Provider::Embedded {
+        let key = "deployment.role_traditional.config_provider";
+        let opened = EmbeddedStore::open(path).map_err(|reason| vec![config.fault(key, reason)])?;
+        return Ok(Arc::new(opened));
+    }
+    Ok(Arc::new(FileStore::new(path.to_owned(), format(config), environment.clone())))
 }
 
 /// Reads the resources at `path` by themselves, with APISIX's defaults for what their config.yaml would say.
@@ -135,14 +166,14 @@ pub fn load_resources(path: &Path, context: SourceContext) -> Result<Loaded, Vec
     let store = FileStore::new(path.to_owned(), format, context.environment.clone());
     let mut source = Source::new(config, Arc::new(store), context);
     let update = source.pull()?;
-    Ok(Loaded { source, update })
+    Ok(Loaded { source, update, standalone: None })
 }
 
 /// The notation of the file with resources.
 fn format(config: &Config) -> Format {
     match config.deployment.provider {
         Provider::Json => Format::Json,
-        Provider::Yaml => Format::Yaml,
+        Provider::Yaml | Provider::Embedded => Format::Yaml,
     }
 }
 

@@ -128,10 +128,10 @@ pub trait Store: Send + Sync {
     /// When the operating system has no thread left.
     fn watch(&self, notify: Notify) -> std::io::Result<Watch>;
 
-    /// A value as it is kept.
+    /// A value as it is kept. One that others write is read anew for each call.
     ///
     /// # Errors
-    /// See [`StoreError`]; a store that others write is [`StoreError::ReadOnly`].
+    /// See [`StoreError`].
     fn get(&self, key: &Key) -> Result<Option<Kept>, StoreError>;
 
     /// All values of a kind, by id.
@@ -144,7 +144,8 @@ pub trait Store: Send + Sync {
     /// are JSON and are kept without a look at them. All have one revision, larger than any before.
     ///
     /// # Errors
-    /// See [`StoreError`]; [`StoreError::Changed`] when one of them is not at its [`Write::expected`].
+    /// See [`StoreError`]; [`StoreError::Changed`] when one of them is not at its [`Write::expected`], and
+    /// [`StoreError::ReadOnly`] of a store that others write.
     fn commit(&self, writes: Vec<Write>) -> Result<Committed, StoreError>;
 
     /// A number that no other call has been given and no revision is, for an id.

@@ -1,6 +1,7 @@
 //! `sixfold run`: serving as an APISIX gateway.
 
 use crate::Failure;
+use crate::admin::{self, Sources};
 use crate::arguments::RunOptions;
 use crate::logging::{self, Log};
 use crate::process::{APISIX_PATIENCE, Process, ProcessOptions};
@@ -38,8 +39,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<(), Failure> {
     serve(&options.config.clone().unwrap_or_else(chosen), log, |_| {})
 }
 
-/// Serves the configuration at `path`; `started` is called once it takes traffic.
-pub(crate) fn serve(path: &Path, log: Log, started: impl FnOnce(&Process)) -> Result<(), Failure> {
+/// Serves the configuration at `path`; `on_start` is called once it takes traffic.
+pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> Result<(), Failure> {
     let (sender, events) = signals::listen()?;
     // How many workers there are must be known before anything is compiled.
     let mut config = sixfold_apisix::load_config(path, &EnvVars::Process)?;
@@ -52,20 +53,32 @@ pub(crate) fn serve(path: &Path, log: Log, started: impl FnOnce(&Process)) -> Re
     let readiness = Readiness::default();
     let _status = status(&config, &readiness)?;
     let _metrics = metrics(&config, &process)?;
-    let Loaded { source, update } = sixfold_apisix::load(config, path, context)?;
+    admin::say_where(&config, path, &context);
+    let Loaded { source, update, standalone } = sixfold_apisix::load(config.clone(), path, context)?;
     update.log();
+    // Of the standalone API that nothing was put to yet.
+    let waits = standalone.as_ref().is_some_and(|store| store.is_empty());
+    let sources = Sources { config: &config, path, store: source.store().clone(), standalone };
+    let _control = control(&sources)?;
+    let _admin = admin_api(&sources)?;
     let Update { diff, .. } = update;
     if !process.go_live(diff, APISIX_PATIENCE, || Ok(()), (&events, &sender))? {
         return Ok(());
     }
-    readiness.set(Ok(()));
+    if !waits {
+        readiness.set(Ok(()));
+    }
     let server = process.server.clone();
     let feed = Feed::start(source, move |diff| {
+        let ready = !diff.is_empty();
         for error in server.apply_blocking(diff).err().into_iter().flatten() {
             tracing::error!("part of a change is not in force: {error}");
         }
+        if ready {
+            readiness.set(Ok(()));
+        }
     })?;
-    started(&process);
+    on_start(&process);
     process.serve(&events, &sender, || feed.look())
 }
 
@@ -151,6 +164,23 @@ fn metrics(config: &Config, process: &Process) -> Result<Option<Surface>, Failur
     surface(config, "metrics", key, page.address, Arc::new(server))
 }
 
+/// Serves the control API unless `apisix.enable_control` is off.
+fn control(sources: &Sources<'_>) -> Result<Option<Surface>, Failure> {
+    let Some(address) = sources.config.control else { return Ok(None) };
+    surface(sources.config, "control", "apisix.control", address, Arc::new(sources.control()))
+}
+
+/// Serves the Admin API, if this process is one that does.
+fn admin_api(sources: &Sources<'_>) -> Result<Option<Surface>, Failure> {
+    let config = sources.config;
+    let Some(settings) = &config.admin else { return Ok(None) };
+    let (server, tls) = (Arc::new(sources.admin(settings)?), admin::tls(config, settings)?);
+    let key = "deployment.admin.admin_listen";
+    started(config, "admin", key, settings.address, |address| {
+        Surface::start_with("admin", address, server, tls)
+    })
+}
+
 /// Starts a server beside the gateway. An address that can't be had is not worth a gateway that does not start,
 /// unless it was asked for: then it is an error of its key.
 fn surface(
@@ -160,7 +190,17 @@ fn surface(
     address: SocketAddr,
     answer: Arc<dyn Answer>,
 ) -> Result<Option<Surface>, Failure> {
-    match Surface::start(name, address, answer) {
+    started(config, name, key, address, |address| Surface::start(name, address, answer))
+}
+
+fn started(
+    config: &Config,
+    name: &str,
+    key: &str,
+    address: SocketAddr,
+    start: impl FnOnce(SocketAddr) -> std::io::Result<Surface>,
+) -> Result<Option<Surface>, Failure> {
+    match start(address) {
         Ok(surface) => Ok(Some(surface)),
         Err(error) if !config.is_written(key) => {
             tracing::warn!(%address, %error, "no {name}: {key} has its default, which can't be opened");

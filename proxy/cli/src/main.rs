@@ -1,5 +1,6 @@
 //! sixfold: a data-plane proxy that takes APISIX's and Envoy's configuration.
 
+mod admin;
 mod ads;
 mod arguments;
 mod control;

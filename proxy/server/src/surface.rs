@@ -6,6 +6,7 @@
 
 mod connections;
 mod pages;
+mod wire;
 
 use bytes::Bytes;
 use connections::{Activity, Place, Places, Serving, Watched};
@@ -16,6 +17,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 pub use pages::WriteBody;
 use pages::{Pages, Piece};
+use sixfold_core::tls::ServerContext;
 use std::convert::Infallible;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -25,14 +27,21 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
+use wire::Wire;
 
 /// How long a client may take for the head of a request, and for a form.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a client may take for a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// The longest form of a request, in bytes. A longer one is as if it were not there.
 const MAX_FORM: usize = 64 << 10;
 
-/// A request without its body: a form has become its parameters, and no command has another.
+/// Threads that give answers which are not quick, at most.
+const THREADS: usize = 4;
+
+/// A request: a form has become its parameters, and a body is read for who wants one.
 #[derive(Debug, Clone)]
 pub struct Query {
     /// Method.
@@ -43,15 +52,22 @@ pub struct Query {
     pub parameters: Vec<(String, String)>,
     /// Headers.
     pub headers: HeaderMap,
+    /// The client.
+    pub peer: SocketAddr,
+    /// The body for who [wants one](Answer::max_body), empty for others; how long it is, as far as that is known, if it is
+    /// longer.
+    pub body: Result<Bytes, u64>,
 }
 
 impl Query {
-    fn new<B>(request: &Request<B>) -> Query {
+    fn new<B>(request: &Request<B>, peer: SocketAddr) -> Query {
         Query {
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
             parameters: parameters(request.uri().query().unwrap_or_default()),
             headers: request.headers().clone(),
+            peer,
+            body: Ok(Bytes::new()),
         }
     }
 
@@ -177,6 +193,16 @@ pub trait Answer: Send + Sync + 'static {
     /// Any other answer; called on a thread that may be busy for a while.
     fn answer(&self, query: &Query) -> Reply;
 
+    /// The longest body that is wanted, in bytes; `None` for none at all. Forms are no parameters then.
+    fn max_body(&self) -> Option<usize> {
+        None
+    }
+
+    /// How many answers may be made at the same time by [`Answer::answer`].
+    fn threads(&self) -> usize {
+        THREADS
+    }
+
     /// Whether [`Answer::answered`] wants to know of requests.
     fn follows(&self) -> bool {
         false
@@ -200,12 +226,25 @@ impl Surface {
     /// # Errors
     /// When the address can't be bound or the thread not be started.
     pub fn start(name: &str, address: SocketAddr, answer: Arc<dyn Answer>) -> io::Result<Surface> {
+        Surface::start_with(name, address, answer, None)
+    }
+
+    /// [`Surface::start`] with TLS, if there is a context for it.
+    ///
+    /// # Errors
+    /// As of [`Surface::start`].
+    pub fn start_with(
+        name: &str,
+        address: SocketAddr,
+        answer: Arc<dyn Answer>,
+        tls: Option<Arc<ServerContext>>,
+    ) -> io::Result<Surface> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            .max_blocking_threads(4)
+            .max_blocking_threads(answer.threads())
             .thread_keep_alive(Duration::from_secs(1))
             .build()?;
         let (stop, stopped) = oneshot::channel();
@@ -213,7 +252,7 @@ impl Surface {
             runtime.block_on(async move {
                 let Ok(listener) = TcpListener::from_std(listener) else { return };
                 tokio::select! {
-                    () = accept(listener, answer) => {}
+                    () = accept(listener, answer, tls) => {}
                     _ = stopped => {}
                 }
             });
@@ -223,7 +262,7 @@ impl Surface {
     }
 }
 
-async fn accept(listener: TcpListener, answer: Arc<dyn Answer>) {
+async fn accept(listener: TcpListener, answer: Arc<dyn Answer>, tls: Option<Arc<ServerContext>>) {
     let (mut places, pages) = (Places::default(), Pages::default());
     loop {
         let Ok((stream, remote)) = listener.accept().await else {
@@ -237,7 +276,7 @@ async fn accept(listener: TcpListener, answer: Arc<dyn Answer>) {
         }
         let activity = Arc::new(Activity::default());
         let addresses = (remote, stream.local_addr().unwrap_or(remote));
-        let (answer, busy, pages) = (answer.clone(), activity.clone(), pages.clone());
+        let (answer, busy, pages, tls) = (answer.clone(), activity.clone(), pages.clone(), tls.clone());
         let task = tokio::spawn(async move {
             let service = hyper::service::service_fn(|request: Request<Incoming>| {
                 let (answer, busy, pages) = (answer.clone(), busy.clone(), pages.clone());
@@ -245,7 +284,7 @@ async fn accept(listener: TcpListener, answer: Arc<dyn Answer>) {
                     let serving = Serving::new(busy.clone());
                     let follow = answer.follows().then(|| Followed::new(answer.clone(), addresses, &request));
                     let is_head = request.method() == Method::HEAD;
-                    let response = respond(answer, request, &pages).await;
+                    let response = respond(answer, request, remote, &pages).await;
                     if is_head && response.body().is_chunked() {
                         busy.say_chunked();
                     }
@@ -254,7 +293,9 @@ async fn accept(listener: TcpListener, answer: Arc<dyn Answer>) {
                     Ok::<_, Infallible>(response.map(|payload| Served { payload, follow, _serving: serving }))
                 }
             });
-            let io = Watched::new(stream, busy.clone());
+            let handshake = Wire::accept(stream, tls.as_deref());
+            let Ok(Ok(wire)) = tokio::time::timeout(HEAD_TIMEOUT, handshake).await else { return };
+            let io = Watched::new(wire, busy.clone());
             // A client that breaks off or talks nonsense concerns nobody else.
             let _ = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -266,9 +307,21 @@ async fn accept(listener: TcpListener, answer: Arc<dyn Answer>) {
     }
 }
 
-async fn respond(answer: Arc<dyn Answer>, request: Request<Incoming>, pages: &Pages) -> Response<Payload> {
-    let mut query = Query::new(&request);
-    if query.is_form() {
+async fn respond(
+    answer: Arc<dyn Answer>,
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    pages: &Pages,
+) -> Response<Payload> {
+    let mut query = Query::new(&request, peer);
+    if let Some(limit) = answer.max_body() {
+        let Ok(Some(body)) = tokio::time::timeout(BODY_TIMEOUT, read(request, limit)).await else {
+            return Reply::text(StatusCode::BAD_REQUEST, "the body can't be read\n")
+                .into_response(pages)
+                .await;
+        };
+        query.body = body;
+    } else if query.is_form() {
         #[allow(clippy::disallowed_methods)] // it is capped
         let form = Limited::new(request.into_body(), MAX_FORM).collect();
         // Without what it says a command might be another one.
@@ -288,6 +341,21 @@ async fn respond(answer: Arc<dyn Answer>, request: Request<Incoming>, pages: &Pa
             .unwrap_or_else(|_| Reply::text(StatusCode::INTERNAL_SERVER_ERROR, "the command failed\n")),
     };
     reply.into_response(pages).await
+}
+
+/// A body, or how long it is if that is longer than `limit`; `None` when the client breaks off.
+async fn read(request: Request<Incoming>, limit: usize) -> Option<Result<Bytes, u64>> {
+    let length =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if let Some(length) = length.filter(|length| *length > limit as u64) {
+        return Some(Err(length));
+    }
+    #[allow(clippy::disallowed_methods)] // it is capped
+    match Limited::new(request.into_body(), limit).collect().await {
+        Ok(body) => Some(Ok(body.to_bytes())),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Some(Err(limit as u64 + 1)),
+        Err(_) => None,
+    }
 }
 
 /// What is sent: in one piece, with or without its length, or piece by piece.

@@ -20,7 +20,6 @@ const LUA: &str = "Lua is not run";
 const STREAM: &str = "TCP and UDP proxying from APISIX's configuration is not supported";
 const SNIPPET: &str = "nginx's configuration language is not read";
 const NGINX: &str = "it tunes nginx's own memory or processes and has no meaning here";
-const ADMIN: &str = "the Admin API is not served";
 const ETCD: &str = "etcd is not used, resources are read from a file";
 
 const ABSENT: &str = "the plugin is not part of the gateway, or has no attributes here";
@@ -67,7 +66,7 @@ const KEYS: &[(&str, Rule)] = &[
     ("apisix.enable_control", Read),
     ("apisix.control.ip", Read),
     ("apisix.control.port", Read),
-    ("apisix.control.router", Report("the control API is not routed")),
+    ("apisix.control.router", Report("the control API has one router")),
     ("apisix.disable_sync_configuration_during_start", Report(ETCD)),
     ("apisix.disable_upstream_healthcheck", Read),
     ("apisix.trusted_addresses", Read),
@@ -157,15 +156,17 @@ const KEYS: &[(&str, Rule)] = &[
     ("deployment.role_traditional.config_provider", Read),
     ("deployment.role_data_plane.config_provider", Read),
     ("deployment.role_control_plane.config_provider", Report("this process is no control plane")),
-    ("deployment.admin.admin_key_required", Report(ADMIN)),
-    ("deployment.admin.admin_key", Report(ADMIN)),
-    ("deployment.admin.enable_admin_cors", Report(ADMIN)),
-    ("deployment.admin.enable_admin_ui", Report(ADMIN)),
-    ("deployment.admin.allow_admin", Report(ADMIN)),
-    ("deployment.admin.admin_listen", Report(ADMIN)),
-    ("deployment.admin.https_admin", Report(ADMIN)),
-    ("deployment.admin.admin_api_mtls", Report(ADMIN)),
-    ("deployment.admin.admin_api_version", Report(ADMIN)),
+    ("deployment.admin.admin_key_required", Read),
+    ("deployment.admin.admin_key", Read),
+    ("deployment.admin.enable_admin_cors", Read),
+    ("deployment.admin.enable_admin_ui", Report("there is no user interface")),
+    ("deployment.admin.allow_admin", Read),
+    ("deployment.admin.admin_listen.ip", Read),
+    ("deployment.admin.admin_listen.port", Read),
+    ("deployment.admin.https_admin", Read),
+    ("deployment.admin.admin_api_mtls", Read),
+    ("deployment.admin.admin_api_version", Refuse("v3 is the only one")),
+    ("deployment.embedded.directory", Read),
     ("deployment.etcd", Report(ETCD)),
 ];
 

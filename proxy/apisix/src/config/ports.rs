@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 
-use sixfold_core::document::Node;
 use sixfold_core::error::ConfigError;
 
 use super::{Config, ListenAddress};
@@ -19,12 +18,7 @@ struct Claim {
 
 /// Refuses what can't listen beside each other. An address that a list has twice is listened on once, and defaults that
 /// APISIX gives up are given up: `reports` gets both.
-pub(super) fn check(
-    config: &mut Config,
-    merged: &Node,
-    reports: &mut Vec<ConfigError>,
-    errors: &mut Vec<ConfigError>,
-) {
+pub(super) fn check(config: &mut Config, reports: &mut Vec<ConfigError>, errors: &mut Vec<ConfigError>) {
     let (http, https) = (config.http_listeners.clone(), config.https_listeners.clone());
     let http = once(config, http, reports, errors);
     let mut https = once(config, https, reports, errors);
@@ -43,7 +37,6 @@ pub(super) fn check(
     claims.extend(https.iter().map(|listen| Claim::listener(config, listen)));
     (config.http_listeners, config.https_listeners) = (http, https);
     surfaces(config, &mut claims, reports, errors);
-    absent(config, merged, &claims, reports, errors);
 }
 
 /// Tells it unless it was told for the key: a port that is given twice is given twice for IPv6 too.
@@ -83,7 +76,7 @@ fn once(
     kept
 }
 
-/// The pages beside the gateway.
+/// The servers beside the gateway.
 fn surfaces(
     config: &mut Config,
     claims: &mut Vec<Claim>,
@@ -96,54 +89,39 @@ fn surfaces(
         errors.extend(rival.map(|rival| clash(config, rival, &claim, "")));
         claims.push(claim);
     }
-    let Some(address) = config.status else { return };
-    let claim = Claim::server(config, "apisix.status", address);
-    match claims.iter().find(|rival| rival.overlaps(&claim)) {
-        // As when another process has the port of a page that nobody has asked for.
-        Some(rival) if !claim.written => {
-            reports.push(clash(config, rival, &claim, "; there is no status page then"));
-            config.status = None;
-        }
-        rival => {
-            errors.extend(rival.map(|rival| clash(config, rival, &claim, "")));
-            claims.push(claim);
-        }
+    let admin = config.admin.as_ref().map(|admin| admin.address);
+    if !has_room(config, admin, "deployment.admin.admin_listen", claims, reports, errors) {
+        config.admin = None;
+    }
+    if !has_room(config, config.control, "apisix.control", claims, reports, errors) {
+        config.control = None;
+    }
+    if !has_room(config, config.status, "apisix.status", claims, reports, errors) {
+        config.status = None;
     }
 }
 
-/// The APIs that are not served here: APISIX does not start with such a port, and what starts there must not differ.
-fn absent(
+/// Whether a server can listen where nobody else does. One that nobody has asked for is left out otherwise, as when another
+/// process has its port.
+fn has_room(
     config: &Config,
-    merged: &Node,
-    claims: &[Claim],
+    address: Option<SocketAddr>,
+    key: &str,
+    claims: &mut Vec<Claim>,
     reports: &mut Vec<ConfigError>,
     errors: &mut Vec<ConfigError>,
-) {
-    let control = config.control.map(|address| Claim::server(config, "apisix.control", address));
-    let admin = admin(config, merged);
-    for claim in control.iter().chain(&admin) {
-        let Some(rival) = claims.iter().find(|rival| rival.overlaps(claim)) else { continue };
-        match claim.written {
-            true => errors.push(clash(config, rival, claim, "")),
-            false => reports.push(clash(config, rival, claim, ", where APISIX would refuse to start")),
+) -> bool {
+    let Some(address) = address else { return true };
+    let claim = Claim::server(config, key, address);
+    match claims.iter().find(|rival| rival.overlaps(&claim)) {
+        Some(rival) if !claim.written => {
+            reports.push(clash(config, rival, &claim, "; what would be there is left out then"));
+            return false;
         }
+        rival => errors.extend(rival.map(|rival| clash(config, rival, &claim, ""))),
     }
-    if let (Some(control), Some(admin)) = (&control, &admin)
-        && control.overlaps(admin)
-    {
-        errors.push(clash(config, control, admin, ""));
-    }
-}
-
-/// Where APISIX's Admin API would listen, which it does as `traditional` alone.
-fn admin(config: &Config, merged: &Node) -> Option<Claim> {
-    let enabled = merged.get("apisix")?.get("enable_admin")?.to_json() == true;
-    let traditional = config.deployment.role == super::Role::Traditional;
-    let listen = merged.get("deployment")?.get("admin")?.get("admin_listen")?;
-    let ip = listen.get("ip").and_then(Node::as_str).unwrap_or("0.0.0.0").parse().ok()?;
-    let port = listen.get("port")?.to_json().as_u64().and_then(|port| u16::try_from(port).ok())?;
-    let claim = Claim::server(config, "deployment.admin.admin_listen", SocketAddr::new(ip, port));
-    (enabled && traditional).then_some(claim)
+    claims.push(claim);
+    true
 }
 
 impl Claim {

@@ -1,5 +1,6 @@
 //! From the merged document to [`Config`].
 
+mod admin;
 mod attributes;
 mod listen;
 mod values;
@@ -179,8 +180,10 @@ impl Reader<'_> {
         let (apisix, nginx) = (root.key("apisix"), root.key("nginx_config"));
         let deployment = self.deployment(&root.key("deployment"));
         let (http_listeners, https_listeners) = self.listeners(&apisix);
+        let admin = self.admin(&apisix, &root.key("deployment").key("admin"), deployment.role);
         Config {
             deployment,
+            admin,
             instance_id: self.optional(&apisix.key("id"), "a string", |value| match value {
                 Value::String(text) => Some(text.clone()),
                 Value::Number(number) => Some(number.to_string()),
@@ -223,6 +226,9 @@ impl Reader<'_> {
     fn deployment(&mut self, deployment: &Field<'_>) -> Deployment {
         let role_field = deployment.key("role");
         let role = self.text(&role_field);
+        let directory_field = deployment.key("embedded").key("directory");
+        let directory = directory_field.node.and_then(|_| self.text(&directory_field));
+        let directory = PathBuf::from(directory.as_deref().unwrap_or("data"));
         let (role, section) = match role.as_deref() {
             Some("traditional") => (Role::Traditional, "role_traditional"),
             Some("data_plane") => (Role::DataPlane, "role_data_plane"),
@@ -232,30 +238,34 @@ impl Reader<'_> {
                     &role_field,
                     format!("role \"{other}\" is not supported; data_plane and traditional are"),
                 );
-                return Deployment { role: Role::DataPlane, provider: Provider::Yaml };
+                return Deployment { role: Role::DataPlane, provider: Provider::Yaml, directory };
             }
         };
-        let provider_field = deployment.key(section).key("config_provider");
-        let provider = match self.text(&provider_field).as_deref() {
+        let field = deployment.key(section).key("config_provider");
+        let is_default = field.node.is_none_or(|node| node.place.line == 0);
+        let traditional = role == Role::Traditional;
+        let provider = match self.text(&field).as_deref() {
             Some("yaml") => Provider::Yaml,
-            Some("json") if role == Role::DataPlane => Provider::Json,
+            Some("json") if !traditional => Provider::Json,
+            Some("embedded") if traditional => Provider::Embedded,
+            // Nobody has said where an etcd would be, nor that there is one.
+            Some("etcd") if traditional && is_default && deployment.key("etcd").node.is_none() => {
+                Provider::Embedded
+            }
             other => {
                 let other = other.unwrap_or_default();
-                let default = if provider_field.node.is_some_and(|node| node.place.line == 0) {
-                    ", the default,"
-                } else {
-                    ""
-                };
+                let default = if is_default { ", the default," } else { "" };
                 let reason = format!(
                     "config_provider \"{other}\"{default} is not supported: resources are read from a file beside this \
-                     one; write `deployment: {{role: data_plane, role_data_plane: {{config_provider: yaml}}}}` for \
-                     apisix.yaml, or `json` for apisix.json"
+                     one, or kept here; write `deployment: {{role: data_plane, role_data_plane: {{config_provider: \
+                     yaml}}}}` for apisix.yaml, `json` for apisix.json, or `deployment: {{role: traditional, \
+                     role_traditional: {{config_provider: embedded}}}}` for a store that the Admin API writes"
                 );
-                self.fault(&provider_field, reason);
+                self.fault(&field, reason);
                 Provider::Yaml
             }
         };
-        Deployment { role, provider }
+        Deployment { role, provider, directory }
     }
 
     fn ssl(&mut self, ssl: &Field<'_>) -> SslConfig {

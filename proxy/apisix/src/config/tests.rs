@@ -48,26 +48,73 @@ fn defaults_are_apisixs() {
 }
 
 #[test]
-fn an_empty_file_asks_for_etcd() {
-    for text in ["", "# nothing\n"] {
+fn who_says_nothing_of_etcd_has_the_embedded_store() {
+    let provider = |text: &str| {
+        let config = Config::parse(text, "config.yaml", &EnvVars::Fixed(HashMap::new())).unwrap();
+        assert!(config.admin.is_some(), "{text}");
+        (config.deployment.provider, config.resources_path(Path::new("conf"), &EnvVars::Process))
+    };
+    let embedded = (Provider::Embedded, PathBuf::from("conf/data/resources.redb"));
+    for text in
+        ["", "# nothing\n", "deployment: {role: traditional}\n", "deployment: {admin: {allow_admin: []}}\n"]
+    {
+        assert_eq!(provider(text), embedded, "{text}");
+    }
+    let text =
+        "deployment: {role_traditional: {config_provider: embedded}, embedded: {directory: /var/lib/s}}\n";
+    assert_eq!(provider(text), (Provider::Embedded, PathBuf::from("/var/lib/s/resources.redb")));
+    for text in [
+        "deployment: {etcd: {host: ['http://127.0.0.1:2379']}}\n",
+        "deployment: {role_traditional: {config_provider: etcd}}\n",
+    ] {
         let errors = Config::parse(text, "config.yaml", &EnvVars::Fixed(HashMap::new())).unwrap_err();
-        assert!(
-            errors
-                .iter()
-                .any(|e| e.reason.contains("config_provider \"etcd\", the default, is not supported")),
-            "{errors:?}"
-        );
+        let etcd = |e: &ConfigError| e.reason.starts_with("config_provider \"etcd\"");
+        assert!(errors.iter().any(etcd), "{errors:?}");
     }
 }
 
 /// The place was that of the default, in a file that the user does not have.
 #[test]
 fn a_default_that_is_not_supported_is_told_at_the_users_key() {
-    let text = "apisix: {node_listen: 9080}\n\ndeployment:\n  admin: {enable_admin_cors: true}\n";
+    let text = "apisix: {node_listen: 9080}\n\ndeployment:\n  etcd: {host: ['http://127.0.0.1:2379']}\n";
     let errors = Config::parse(text, "config.yaml", &EnvVars::Fixed(HashMap::new())).unwrap_err();
     let error = errors[0].to_string();
     assert!(error.starts_with("config.yaml:3:1: deployment.role_traditional.config_provider: "), "{error}");
     assert!(error.contains("role_data_plane: {config_provider: yaml}"), "{error}");
+}
+
+#[test]
+fn the_admin_api_has_apisixs_settings() {
+    let text = "deployment:
+  admin:
+    admin_key: [{name: a, key: k, role: admin}, {name: v, key: w, role: viewer}, {name: n, key: '', role: admin}]
+    admin_listen: {ip: 0.0.0.0, port: 9181}
+    allow_admin: [10.0.0.0/8]
+    https_admin: true
+    admin_api_mtls: {admin_ssl_cert: c.pem, admin_ssl_cert_key: k.pem, admin_ssl_ca_cert: ''}
+";
+    let parse = |text: &str| Config::parse(text, "config.yaml", &EnvVars::Fixed(HashMap::new()));
+    let admin = parse(text).unwrap().admin.unwrap();
+    assert_eq!(admin.address.to_string(), "0.0.0.0:9181");
+    assert_eq!(
+        admin.keys.iter().map(|key| (&*key.key, key.role)).collect::<Vec<_>>(),
+        [("k", AdminRole::Admin), ("w", AdminRole::Viewer)]
+    );
+    let tls = admin.tls.unwrap();
+    assert_eq!((tls.certificate, tls.key, tls.authority), ("c.pem".into(), "k.pem".into(), None));
+    assert_eq!(admin.allow.unwrap().len(), 1);
+    // By default: on this machine alone, and nobody has a key that others know.
+    let admin = parse("").unwrap().admin.unwrap();
+    assert_eq!((admin.address.to_string().as_str(), admin.keys.len()), ("127.0.0.1:9180", 0));
+    assert!(admin.key_required && admin.cors && admin.tls.is_none() && !admin.stream);
+    assert_eq!(parse("apisix: {enable_admin: false}").unwrap().admin, None);
+    assert_eq!(parse("deployment: {admin: {allow_admin: null}}").unwrap().admin.unwrap().allow, None);
+    let errors =
+        parse("deployment: {admin: {https_admin: true, admin_api_version: v2, admin_key: x}}").unwrap_err();
+    assert_eq!(errors.len(), 3, "{errors:?}");
+    let known =
+        "deployment: {admin: {admin_key: [{name: a, role: admin, key: edd1c9f034335f136f87ad84b625c8f1}]}}";
+    assert!(parse(known).unwrap().reports[0].reason.starts_with("everybody knows this key"));
 }
 
 #[test]
@@ -367,7 +414,7 @@ fn ports_that_apisix_listens_on_once_are_reported() {
     );
     let report = told(&format!("apisix: {{node_listen: 9090, {v4}}}"), (&["0.0.0.0:9090"], &[]));
     assert!(
-        report.contains("apisix.control (by default)") && report.ends_with("would refuse to start"),
+        report.contains("apisix.control (by default)") && report.ends_with("is left out then"),
         "{report}"
     );
     // With IPv6 it is told once all the same.
@@ -394,24 +441,24 @@ fn the_admin_apis_port_counts_as_traditional_with_the_api_alone() {
         reports,
         [
             "config.yaml:1:30: apisix.node_listen[0]: can't listen on 0.0.0.0:9180: deployment.admin.admin_listen (by default) \
-          listens on 0.0.0.0:9180, where APISIX would refuse to start"
+          listens on 127.0.0.1:9180; what would be there is left out then"
         ]
     );
     let (_, errors) = parse("node_listen: 9180", "admin: {admin_listen: {port: 9180}}");
     assert_eq!(
         errors,
         [
-            "config.yaml:2:99: deployment.admin.admin_listen.port: can't listen on 0.0.0.0:9180: apisix.node_listen[0] \
+            "config.yaml:2:99: deployment.admin.admin_listen.port: can't listen on 127.0.0.1:9180: apisix.node_listen[0] \
           (line 1) listens on 0.0.0.0:9180"
         ]
     );
-    // The two that are not served here, by each other.
+    // The two have each other's.
     let (_, errors) = parse("control: {port: 9180}", "");
     assert_eq!(
         errors,
         [
             "config.yaml:1:40: apisix.control.port: can't listen on 127.0.0.1:9180: deployment.admin.admin_listen (by default) \
-          listens on 0.0.0.0:9180"
+          listens on 127.0.0.1:9180"
         ]
     );
     assert_eq!(parse("node_listen: 9180, enable_admin: false", "").0, Vec::<String>::new());

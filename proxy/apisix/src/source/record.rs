@@ -278,12 +278,16 @@ impl Builder<'_> {
         })
     }
 
-    /// The plugins that resources may use, when the source lists these.
+    /// The plugins that resources may use, when the source lists these. Names that nobody knows are logged, as APISIX does it.
     pub(super) fn catalog(&self, listed: Option<&BTreeSet<String>>) -> Arc<Catalog> {
         let of_config: Option<BTreeSet<String>> =
             self.config.plugins.as_ref().map(|names| names.iter().cloned().collect());
         let enabled = listed.or(of_config.as_ref());
-        Arc::new(Catalog::new(&self.context.compile.plugins, enabled, &self.config.plugin_attr))
+        let registry = &self.context.compile.plugins;
+        for name in enabled.into_iter().flatten().filter(|name| registry.apisix(name).is_none()) {
+            tracing::warn!(plugin = name, "enabled, but not part of this gateway");
+        }
+        Arc::new(Catalog::new(registry, enabled, &self.config.plugin_attr))
     }
 }
 

@@ -309,7 +309,7 @@ fn files_are_read_from_a_directory() {
     let missing = read().map(|_| ()).unwrap_err();
     assert!(missing[0].to_string().contains("apisix.yaml: can't be opened"), "{missing:?}");
     std::fs::write(&resources, BASE).unwrap();
-    let Loaded { mut source, update } = read().unwrap();
+    let Loaded { mut source, update, .. } = read().unwrap();
     assert_eq!(update.diff.clusters.len(), 3);
     // Half of the file is no file.
     std::fs::write(&resources, BASE.trim_end().trim_end_matches("#END")).unwrap();

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use sixfold_core::document::Format;
 use sixfold_core::error::{ConfigError, Place};
 
-use super::listing::{Listing, Resources};
+use super::listing::{Listing, Resources, values_of};
 use super::{Committed, Kept, Key, Notify, Origin, Sink, Store, StoreError, Watch, Write};
 use crate::config::EnvVars;
 use crate::file;
@@ -103,12 +103,14 @@ impl Store for FileStore {
         Ok(Box::new(watcher))
     }
 
-    fn get(&self, _: &Key) -> Result<Option<Kept>, StoreError> {
-        Err(StoreError::ReadOnly(self.name()))
+    fn get(&self, key: &Key) -> Result<Option<Kept>, StoreError> {
+        Ok(self.list(key.kind)?.into_iter().find(|(other, _)| other == key).map(|(_, kept)| kept))
     }
 
-    fn list(&self, _: Kind) -> Result<Vec<(Key, Kept)>, StoreError> {
-        Err(StoreError::ReadOnly(self.name()))
+    fn list(&self, kind: Kind) -> Result<Vec<(Key, Kept)>, StoreError> {
+        let (text, _) = self.read().map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let resources = Resources { text: &text, format: self.format, name: &self.name() };
+        Ok(values_of(kind, resources, &self.environment))
     }
 
     fn commit(&self, _: Vec<Write>) -> Result<Committed, StoreError> {

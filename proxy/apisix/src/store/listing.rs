@@ -7,7 +7,7 @@ use sixfold_core::error::{ConfigError, Place};
 use sixfold_core::fast_hash::FastMap;
 use xxhash_rust::xxh64::xxh64;
 
-use super::{Change, Document, Key, Sink};
+use super::{Change, Document, Kept, Key, Sink};
 use crate::config::{EnvVars, Places, Replaced, UNSET, holds_unset, is_of_unset};
 use crate::file::{self, Fingerprint, Item, Section, Whole};
 use crate::resource::{Id, Kind};
@@ -455,6 +455,34 @@ fn title_of(kind: Kind, node: &Node) -> Option<u64> {
         }
     }
     (!title.is_empty()).then(|| xxh64(&title, 0))
+}
+
+/// The values of a kind that a text holds, in its order; what can't be read is left out.
+pub(super) fn values_of(kind: Kind, resources: Resources<'_>, environment: &EnvVars) -> Vec<(Key, Kept)> {
+    #[derive(Default)]
+    struct Gathered(Vec<Change>);
+    impl Sink for Gathered {
+        fn plugins(&mut self, _: Option<BTreeSet<String>>) {}
+
+        fn change(&mut self, change: Change) {
+            self.0.push(change);
+        }
+
+        fn start_over(&mut self) {
+            self.0.clear();
+        }
+    }
+    let mut gathered = Gathered::default();
+    Listing::default().look_through(resources, environment, &mut gathered);
+    let mut changes = gathered.0;
+    changes.retain(|change| change.key.kind == kind);
+    changes.sort_by_key(|change| change.order);
+    let kept = |Change { key, value, order, .. }: Change| {
+        let value = value?.read().ok()?.to_json().to_string().into();
+        // A file has no revisions: what it holds has those of its places.
+        Some((key, Kept { value, created: order / GAP, modified: order / GAP }))
+    };
+    changes.into_iter().filter_map(kept).collect()
 }
 
 /// The plugins of a list, if there is one.

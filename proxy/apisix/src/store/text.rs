@@ -4,7 +4,7 @@ use parking_lot::Mutex;
 use sixfold_core::document::Format;
 use sixfold_core::error::{ConfigError, Place};
 
-use super::listing::{Listing, Resources};
+use super::listing::{Listing, Resources, values_of};
 use super::{Committed, Kept, Key, Notify, Origin, Sink, Store, StoreError, Watch, Write};
 use crate::config::EnvVars;
 use crate::resource::Kind;
@@ -31,6 +31,11 @@ impl TextStore {
         TextStore { environment, inner: Mutex::new(Inner { listing, text, format: Format::Yaml, name }) }
     }
 
+    /// Whether no text was handed over yet.
+    pub fn is_empty(&self) -> bool {
+        self.inner.lock().text.is_empty()
+    }
+
     /// Takes another text; the next call of [`Store::changes`] tells how it differs.
     pub fn set(&self, resources: Resources<'_>) {
         let Resources { text, format, name } = resources;
@@ -49,12 +54,14 @@ impl Store for TextStore {
         Ok(Box::new(()))
     }
 
-    fn get(&self, _: &Key) -> Result<Option<Kept>, StoreError> {
-        Err(StoreError::ReadOnly(self.inner.lock().name.clone()))
+    fn get(&self, key: &Key) -> Result<Option<Kept>, StoreError> {
+        Ok(self.list(key.kind)?.into_iter().find(|(other, _)| other == key).map(|(_, kept)| kept))
     }
 
-    fn list(&self, _: Kind) -> Result<Vec<(Key, Kept)>, StoreError> {
-        Err(StoreError::ReadOnly(self.inner.lock().name.clone()))
+    fn list(&self, kind: Kind) -> Result<Vec<(Key, Kept)>, StoreError> {
+        let inner = self.inner.lock();
+        let resources = Resources { text: &inner.text, format: inner.format, name: &inner.name };
+        Ok(values_of(kind, resources, &self.environment))
     }
 
     fn commit(&self, _: Vec<Write>) -> Result<Committed, StoreError> {

@@ -8,7 +8,7 @@ use crate::process::plugins;
 use crate::route_files::RouteFiles;
 use crate::validate::{Kind, kind};
 use sixfold_apisix::SourceContext;
-use sixfold_apisix::config::EnvVars;
+use sixfold_apisix::config::{EnvVars, Provider};
 use sixfold_core::cluster::Clusters;
 use sixfold_core::compile::CompileContext;
 use sixfold_core::detached::Nowhere;
@@ -58,6 +58,12 @@ fn of_file(file: &Path, model: &Model) -> Result<Diff, Failure> {
         Kind::Bootstrap => bootstrap(&text, model),
         Kind::Configuration => {
             let config = sixfold_apisix::load_config(file, &EnvVars::Process)?;
+            if config.deployment.provider == Provider::Embedded {
+                let reason = "resources are in the embedded store of a gateway, which has its file for itself: its Admin API \
+                              tells them";
+                let key = "deployment.role_traditional.config_provider";
+                return Err(config.fault(key, reason).into());
+            }
             let context = SourceContext::new(compile(model), EnvVars::Process);
             let update = sixfold_apisix::load(config, file, context)?.update;
             warn(&update.refused);

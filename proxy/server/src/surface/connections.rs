@@ -1,5 +1,6 @@
 //! Connections of a surface: how many there are, and which may be closed for another.
 
+use super::wire::Wire;
 use crate::deadline::{Deadline, Limit, after};
 use std::collections::VecDeque;
 use std::io;
@@ -9,7 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -93,7 +93,7 @@ fn with_chunked(head: &[u8]) -> Vec<u8> {
 
 /// A socket whose client must take what is written.
 pub(super) struct Watched {
-    stream: TcpStream,
+    stream: Wire,
     activity: Arc<Activity>,
     write: Deadline,
     /// A head with a line more than hyper has given it, as far as it has not been written.
@@ -101,7 +101,7 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    pub(super) fn new(stream: TcpStream, activity: Arc<Activity>) -> Watched {
+    pub(super) fn new(stream: Wire, activity: Arc<Activity>) -> Watched {
         Watched { stream, activity, write: Deadline::unset(), longer: Vec::new() }
     }
 

@@ -1,0 +1,255 @@
+//! The Admin API, v3: resources written and read by requests.
+//!
+//! A write is looked at by the code that reads files, kept as it was sent, and answered when the store has it; the source
+//! follows the store. Paths, status codes, envelopes and messages are those of APISIX 3.18 (`apisix/admin`).
+
+mod access;
+mod check;
+mod list;
+mod message;
+mod patch;
+mod references;
+mod resource;
+mod schemas;
+pub(crate) mod standalone;
+mod target;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use std::sync::Arc;
+
+use http::{Method, StatusCode};
+use serde_json::Value;
+use sixfold_core::plugin::Registry;
+
+pub use self::access::{AdminAccess, generate_key};
+pub(crate) use self::list::value as kept_value;
+pub use self::message::{AdminReply, AdminRequest, MAX_BODY};
+pub(crate) use self::schemas::{described_plugins, named as schema_named, names as schema_names};
+pub use self::standalone::{Standalone, StandaloneStore};
+use self::target::Target;
+use crate::config::{Config, EnvVars};
+use crate::source::Checker;
+use crate::store::Store;
+
+/// What every path begins with.
+const PREFIX: &str = "/apisix/admin";
+
+/// Has the list of plugins in config.yaml read again; why that can't be.
+pub type ReloadPlugins = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// Answers requests of the Admin API.
+pub struct AdminApi {
+    access: AdminAccess,
+    content: Content,
+    checker: Checker,
+    /// Whether there are stream routes.
+    stream: bool,
+    reload_plugins: ReloadPlugins,
+    router: matchit::Router<Endpoint>,
+}
+
+/// What is written.
+enum Content {
+    /// Resources one by one.
+    Store(Arc<dyn Store>),
+    /// The whole configuration at once.
+    Standalone(Standalone),
+}
+
+/// What is at a path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Endpoint {
+    Root,
+    Configs,
+    Validate,
+    PluginsList,
+    PluginsReload,
+    SchemaValidate,
+    Resources,
+}
+
+impl AdminApi {
+    /// Of the resources in a store.
+    pub fn of_store(
+        config: &Config,
+        access: AdminAccess,
+        store: Arc<dyn Store>,
+        registry: Registry,
+        environment: EnvVars,
+        reload_plugins: ReloadPlugins,
+    ) -> AdminApi {
+        AdminApi::new(config, access, Content::Store(store), registry, environment, reload_plugins)
+    }
+
+    /// Of a configuration that is put as a whole.
+    pub fn standalone(
+        config: &Config,
+        access: AdminAccess,
+        store: Arc<StandaloneStore>,
+        registry: Registry,
+        environment: EnvVars,
+    ) -> AdminApi {
+        let content = Content::Standalone(Standalone::new(store));
+        AdminApi::new(config, access, content, registry, environment, Arc::new(|| Ok(())))
+    }
+
+    fn new(
+        config: &Config,
+        access: AdminAccess,
+        content: Content,
+        registry: Registry,
+        environment: EnvVars,
+        reload_plugins: ReloadPlugins,
+    ) -> AdminApi {
+        let paths: &[(&str, Endpoint)] = match &content {
+            Content::Store(_) => &[
+                ("", Endpoint::Root),
+                ("/configs/validate", Endpoint::Validate),
+                ("/plugins/list", Endpoint::PluginsList),
+                ("/plugins/reload", Endpoint::PluginsReload),
+                ("/schema/validate/{*resource}", Endpoint::SchemaValidate),
+                ("/{*path}", Endpoint::Resources),
+            ],
+            Content::Standalone(_) => &[
+                ("", Endpoint::Root),
+                ("/configs", Endpoint::Configs),
+                ("/configs/validate", Endpoint::Validate),
+            ],
+        };
+        let mut router = matchit::Router::new();
+        for (path, endpoint) in paths {
+            // They are told apart above.
+            let _ = router.insert(format!("{PREFIX}{path}"), *endpoint);
+        }
+        let stream = config.admin.as_ref().is_some_and(|admin| admin.stream);
+        let checker = Checker::new(config.clone(), registry, environment);
+        AdminApi { access, content, checker, stream, reload_plugins, router }
+    }
+
+    /// The answer to a request. It may wait for the disk.
+    pub fn answer(&self, request: &AdminRequest) -> AdminReply {
+        self.access.finish(self.admitted(request))
+    }
+
+    fn admitted(&self, request: &AdminRequest) -> AdminReply {
+        if !self.access.allows(request.peer) {
+            return AdminReply::page(StatusCode::FORBIDDEN);
+        }
+        let path = request.decoded_path();
+        if request.method == Method::OPTIONS && path.starts_with(PREFIX) {
+            return AdminReply::options();
+        }
+        let endpoint = self.router.at(&path).ok().map(|found| *found.value);
+        let Some(endpoint) =
+            endpoint.map(|endpoint| endpoint.for_method(&request.method, &self.content)).and_then(|e| e)
+        else {
+            return AdminReply::page(StatusCode::NOT_FOUND);
+        };
+        if endpoint != Endpoint::Root
+            && let Err(reason) = self.access.check(request)
+        {
+            return AdminReply::unauthorized(reason);
+        }
+        let answered = match endpoint {
+            Endpoint::Root => Ok(AdminReply::empty(StatusCode::OK)),
+            Endpoint::Configs => self.configs(request),
+            Endpoint::Validate => self.validate_configs(request),
+            Endpoint::PluginsList => schemas::plugins_list(&self.checker, request),
+            Endpoint::PluginsReload => self.reload(request),
+            Endpoint::SchemaValidate => schemas::validate(&path, request),
+            Endpoint::Resources => self.resources(&path, request),
+        };
+        answered.unwrap_or_else(|refusal| refusal)
+    }
+
+    fn configs(&self, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
+        match &self.content {
+            Content::Standalone(standalone) => standalone.answer(&self.checker, request),
+            Content::Store(_) => Ok(AdminReply::page(StatusCode::NOT_FOUND)),
+        }
+    }
+
+    fn validate_configs(&self, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
+        let body = validate::body(request, MAX_BODY)?;
+        let errors = validate::faults(&self.checker, &body, usize::MAX);
+        if errors.is_empty() {
+            return Ok(AdminReply::json(StatusCode::OK, &serde_json::json!({})));
+        }
+        let errors: Vec<Value> = errors.into_iter().map(validate::Fault::shown).collect();
+        let body = serde_json::json!({"error_msg": "Configuration validation failed", "errors": errors});
+        Err(AdminReply::json(StatusCode::BAD_REQUEST, &body))
+    }
+
+    fn reload(&self, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
+        if request.method != Method::PUT {
+            let reason = format!(
+                "please use PUT method to reload the plugins, {} method is not allowed.",
+                request.method
+            );
+            return Err(AdminReply::error(StatusCode::METHOD_NOT_ALLOWED, reason));
+        }
+        match (self.reload_plugins)() {
+            Ok(()) => Ok(AdminReply::text(StatusCode::OK, "done")),
+            Err(reason) => Err(AdminReply::error(StatusCode::SERVICE_UNAVAILABLE, reason)),
+        }
+    }
+
+    /// Everything below the prefix that is no path of its own.
+    fn resources(&self, path: &str, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
+        let Content::Store(store) = &self.content else { return Ok(AdminReply::page(StatusCode::NOT_FOUND)) };
+        let segments: Vec<&str> =
+            path.strip_prefix(PREFIX).unwrap_or_default().trim_start_matches('/').split('/').collect();
+        if let ["stream_routes", ..] = segments.as_slice()
+            && !self.stream
+        {
+            let reason = "stream mode is disabled, can not add stream routes";
+            return Err(AdminReply::error(StatusCode::BAD_REQUEST, reason));
+        }
+        if let Some(schema) = schemas::Wanted::of(&segments) {
+            if request.method != Method::GET {
+                return Err(AdminReply::error(StatusCode::NOT_FOUND, "not found"));
+            }
+            return schema
+                .answer(&self.checker, request)
+                .map(AdminReply::versioned)
+                .map_err(AdminReply::versioned);
+        }
+        let target = Target::of(&segments).map_err(|resource| {
+            AdminReply::error(StatusCode::NOT_FOUND, format!("Unsupported resource type: {resource}"))
+        })?;
+        let body = request.json()?;
+        let ttl = request.ttl()?;
+        let resources = resource::Resources { store: &**store, checker: &self.checker };
+        let answered = resources.answer(&target, request, body, ttl);
+        answered.map(AdminReply::versioned).map_err(AdminReply::versioned)
+    }
+}
+
+impl Endpoint {
+    /// What answers a method at this path: another than those that the path takes falls to the resources, if it takes one
+    /// that these have.
+    fn for_method(self, method: &Method, content: &Content) -> Option<Endpoint> {
+        let is = |methods: &[Method]| methods.contains(method);
+        let usual = [Method::GET, Method::PUT, Method::POST, Method::DELETE, Method::PATCH];
+        let own = match self {
+            Endpoint::Root => is(&[Method::HEAD]),
+            Endpoint::Configs => is(&[Method::GET, Method::PUT, Method::HEAD]),
+            Endpoint::Validate | Endpoint::SchemaValidate => is(&[Method::POST]),
+            Endpoint::PluginsList => is(&[Method::GET]),
+            Endpoint::PluginsReload | Endpoint::Resources => is(&usual),
+        };
+        let to_resources = self != Endpoint::Root && matches!(content, Content::Store(_)) && is(&usual);
+        match own {
+            true => Some(self),
+            false => to_resources.then_some(Endpoint::Resources),
+        }
+    }
+}
+
+impl std::fmt::Debug for AdminApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AdminApi")
+    }
+}

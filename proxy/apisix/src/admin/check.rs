@@ -1,0 +1,119 @@
+//! Looks at a value before it is written, in the order and the words of `apisix/admin`.
+
+use serde_json::Value;
+use sixfold_core::error::ConfigError;
+
+use super::references;
+use crate::item::exclusive;
+use crate::resource::Kind;
+use crate::schema::{self, Schema};
+use crate::source::Checker;
+use crate::store::{Key, Store};
+
+/// What is looked at.
+pub(super) struct Subject<'a> {
+    pub(super) kind: Kind,
+    /// The id that it will have; of a consumer that in the path.
+    pub(super) id: Option<&'a str>,
+    /// The consumer of a credential, the manager of a secret.
+    pub(super) parent: Option<&'a str>,
+}
+
+/// Why a value is not written; without a store nothing is held against what else there is.
+pub(super) fn check(
+    checker: &Checker,
+    store: Option<&dyn Store>,
+    subject: &Subject<'_>,
+    conf: &Value,
+) -> Result<(), String> {
+    let kind = subject.kind;
+    if kind == Kind::Route {
+        let pairs = [("host", "hosts"), ("remote_addr", "remote_addrs")];
+        if let Some(both) = pairs.into_iter().find_map(|(one, other)| exclusive(conf, one, other)) {
+            return Err(both.message);
+        }
+    }
+    let schema = schema_of(checker, subject)?;
+    let mut filled = conf.clone();
+    schema.validate(&mut filled).map_err(|violation| format!("invalid configuration: {violation}"))?;
+    if kind == Kind::Consumer
+        && subject.id.is_some_and(|id| conf.get("username").and_then(Value::as_str) != Some(id))
+    {
+        return Err("wrong username".to_owned());
+    }
+    let mut faults = checker.faults(&key(subject, conf), conf);
+    faults.sort_by_key(|fault| rank(kind, fault));
+    let first = |faults: &[ConfigError], ranks: std::ops::Range<u8>| {
+        let found = faults.iter().find(|fault| ranks.contains(&rank(kind, fault)));
+        found.map_or(Ok(()), |fault| Err(reason(kind, fault)))
+    };
+    // What it refers to is looked at behind its upstream and before its plugins, but for consumers.
+    let plugins_first = matches!(kind, Kind::Consumer | Kind::Credential);
+    first(&faults, 0..if plugins_first { u8::MAX } else { PLUGINS })?;
+    if let Some(store) = store {
+        references::targets(store, kind, subject.id, conf)?;
+    }
+    first(&faults, PLUGINS..u8::MAX)?;
+    match store {
+        Some(store) if kind == Kind::GlobalRule => references::other_global_rules(store, subject.id, conf),
+        Some(store) if plugins_first => references::duplicate_credentials(store, checker, subject, conf),
+        _ => Ok(()),
+    }
+}
+
+/// From here on a fault is one of plugins or of what is looked at behind them.
+const PLUGINS: u8 = 2;
+
+fn rank(kind: Kind, fault: &ConfigError) -> u8 {
+    let field = fault.field.as_deref().unwrap_or_default();
+    let first = field.split(['.', '[']).next().unwrap_or_default();
+    match first {
+        "upstream" => 0,
+        _ if kind == Kind::Upstream => 0,
+        "plugins" => PLUGINS,
+        "vars" => PLUGINS + 1,
+        "" => 1,
+        _ => PLUGINS + 2,
+    }
+}
+
+fn reason(kind: Kind, fault: &ConfigError) -> String {
+    let of_plugins = fault.field.as_deref().is_some_and(|field| field.starts_with("plugins"));
+    match kind {
+        Kind::Consumer | Kind::Credential if of_plugins => {
+            format!("invalid plugins configuration: {}", fault.reason)
+        }
+        _ => fault.reason.clone(),
+    }
+}
+
+/// The key of what is looked at, for those that compile it.
+fn key(subject: &Subject<'_>, conf: &Value) -> Key {
+    let id = match subject.kind {
+        Kind::Consumer => conf.get("username").and_then(Value::as_str),
+        _ => subject.id,
+    };
+    let id = id.unwrap_or_default();
+    match (subject.kind, subject.parent) {
+        (Kind::Credential, Some(consumer)) => Key::of_credential(consumer, id),
+        (kind, _) => Key::new(kind, id),
+    }
+}
+
+fn schema_of<'a>(checker: &Checker, subject: &Subject<'a>) -> Result<std::borrow::Cow<'a, Schema>, String> {
+    use std::borrow::Cow;
+    match subject.kind {
+        Kind::Secret => {
+            let manager = subject.parent.ok_or("missing secret type")?;
+            let schema = schema::secret(manager);
+            schema.map(Cow::Borrowed).ok_or_else(|| format!("invalid secret manager: {manager}"))
+        }
+        Kind::PluginMetadata => {
+            let plugin = subject.id.ok_or("missing plugin name")?;
+            let (_, factory) = checker.registry().apisix(plugin).ok_or("invalid plugin name")?;
+            let schema = factory.metadata_schema.unwrap_or(r#"{"type": "object"}"#);
+            Ok(Cow::Owned(Schema::builtin(schema)))
+        }
+        kind => Ok(Cow::Borrowed(schema::resource(kind))),
+    }
+}

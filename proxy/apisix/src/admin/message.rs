@@ -1,0 +1,162 @@
+//! Requests and answers.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::store::StoreError;
+
+/// The longest body, in bytes.
+pub const MAX_BODY: usize = 1_572_864;
+
+/// A request.
+#[derive(Debug, Clone)]
+pub struct AdminRequest {
+    /// Method.
+    pub method: Method,
+    /// Path as it was sent, without the query.
+    pub path: String,
+    /// Parameters in order, decoded.
+    pub parameters: Vec<(String, String)>,
+    /// Headers.
+    pub headers: HeaderMap,
+    /// Body, or the size of one that is longer than allowed.
+    pub body: Result<Bytes, u64>,
+    /// The client's address.
+    pub peer: IpAddr,
+}
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub struct AdminReply {
+    /// Status code.
+    pub status: StatusCode,
+    /// `content-type`
+    pub content_type: &'static str,
+    /// Body.
+    pub body: Bytes,
+    /// Further headers.
+    pub headers: HeaderMap,
+}
+
+impl AdminRequest {
+    /// The first value of a parameter.
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    /// A header's value, if it is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The path with its escapes resolved.
+    pub(crate) fn decoded_path(&self) -> String {
+        percent_encoding::percent_decode_str(&self.path).decode_utf8_lossy().into_owned()
+    }
+
+    /// The body as it was sent; `None` for an empty one.
+    pub(super) fn bytes(&self, limit: usize) -> Result<Option<&Bytes>, AdminReply> {
+        let too_long = |size: u64| {
+            let reason = format!(
+                "invalid request body: request size {size} is greater than the maximum size {limit} allowed"
+            );
+            AdminReply::error(StatusCode::BAD_REQUEST, reason)
+        };
+        match &self.body {
+            Err(size) => Err(too_long(*size)),
+            Ok(body) if body.len() > limit => Err(too_long(body.len() as u64)),
+            Ok(body) => Ok(Some(body).filter(|body| !body.is_empty())),
+        }
+    }
+
+    /// The body as JSON; `None` for an empty one.
+    pub(super) fn json(&self) -> Result<Option<Value>, AdminReply> {
+        let Some(body) = self.bytes(MAX_BODY)? else { return Ok(None) };
+        let read = serde_json::from_slice(body);
+        read.map(Some).map_err(|error| {
+            let body = json!({
+                "error_msg": format!("invalid request body: {error}"),
+                "req_body": String::from_utf8_lossy(body),
+            });
+            AdminReply::json(StatusCode::BAD_REQUEST, &body)
+        })
+    }
+
+    /// How long a value is to be kept (`ttl`, seconds).
+    pub(super) fn ttl(&self) -> Result<Option<Duration>, AdminReply> {
+        let Some(text) = self.parameter("ttl") else { return Ok(None) };
+        let Ok(seconds) = text.trim().parse::<f64>() else {
+            let reason = "invalid argument ttl: should be a number";
+            return Err(AdminReply::error(StatusCode::BAD_REQUEST, reason));
+        };
+        Ok(Duration::try_from_secs_f64(seconds).ok().filter(|ttl| !ttl.is_zero()))
+    }
+}
+
+impl AdminReply {
+    /// With a text.
+    pub fn text(status: StatusCode, body: impl Into<Bytes>) -> AdminReply {
+        AdminReply { status, content_type: "application/json", body: body.into(), headers: HeaderMap::new() }
+    }
+
+    pub(crate) fn empty(status: StatusCode) -> AdminReply {
+        AdminReply::text(status, "")
+    }
+
+    /// With JSON and the end of its line, as APISIX writes it.
+    pub(crate) fn json(status: StatusCode, body: &Value) -> AdminReply {
+        AdminReply::text(status, format!("{body}\n"))
+    }
+
+    /// `{"error_msg": REASON}`
+    pub(crate) fn error(status: StatusCode, reason: impl Into<String>) -> AdminReply {
+        AdminReply::json(status, &json!({"error_msg": reason.into()}))
+    }
+
+    /// What is wrong with a request.
+    pub(super) fn bad(reason: impl Into<String>) -> AdminReply {
+        AdminReply::error(StatusCode::BAD_REQUEST, reason)
+    }
+
+    pub(super) fn no_key() -> AdminReply {
+        AdminReply::json(StatusCode::NOT_FOUND, &json!({"message": "Key not found"}))
+    }
+
+    pub(super) fn unauthorized(reason: &str) -> AdminReply {
+        let body = json!({"error_msg": "failed to check token", "description": reason});
+        AdminReply::json(StatusCode::UNAUTHORIZED, &body)
+    }
+
+    pub(super) fn options() -> AdminReply {
+        let mut reply = AdminReply { content_type: "text/plain", ..AdminReply::empty(StatusCode::OK) };
+        let methods = HeaderValue::from_static("POST, GET, PUT, OPTIONS, DELETE, PATCH");
+        reply.headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+        reply.headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("*"));
+        reply
+    }
+
+    /// nginx's page for a status.
+    pub(crate) fn page(status: StatusCode) -> AdminReply {
+        let title = format!("{} {}", status.as_str(), status.canonical_reason().unwrap_or_default());
+        let body = format!(
+            "<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n<center><h1>{title}</h1></center>\r\n\
+             <hr><center>openresty</center>\r\n</body>\r\n</html>\r\n"
+        );
+        AdminReply { content_type: "text/html", ..AdminReply::text(status, body) }
+    }
+
+    pub(super) fn versioned(mut self) -> AdminReply {
+        self.headers.insert("x-api-version", HeaderValue::from_static("v3"));
+        self
+    }
+}
+
+impl From<StoreError> for AdminReply {
+    fn from(error: StoreError) -> AdminReply {
+        AdminReply::error(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}

@@ -1,0 +1,249 @@
+//! The configuration as a whole, put by one request (`apisix/admin/standalone.lua`), and the store that it goes to.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::{HeaderValue, Method, StatusCode};
+use parking_lot::Mutex;
+use serde_json::{Map, Value};
+use sixfold_core::document::{Format, MAX_DOCUMENT_BYTES};
+use sixfold_core::error::{ConfigError, Place};
+
+use super::message::{AdminReply, AdminRequest};
+use super::validate::{self, SECTIONS, version_key};
+use crate::config::EnvVars;
+use crate::resource::Kind;
+use crate::source::Checker;
+use crate::store::{
+    Committed, Kept, Key, Notify, Origin, Resources, Sink, Store, StoreError, TextStore, Watch, Write,
+};
+
+/// The standalone API.
+pub struct Standalone {
+    store: Arc<StandaloneStore>,
+    current: Mutex<Option<Current>>,
+}
+
+/// The configuration that was put last.
+struct Current {
+    digest: HeaderValue,
+    /// Seconds since 1970.
+    modified: u64,
+    /// Lists and their versions.
+    config: Map<String, Value>,
+}
+
+/// Resources of the configuration that was put last.
+pub struct StandaloneStore {
+    text: TextStore,
+    notify: Arc<Mutex<Option<Notify>>>,
+}
+
+impl Standalone {
+    pub(super) fn new(store: Arc<StandaloneStore>) -> Standalone {
+        Standalone { store, current: Mutex::default() }
+    }
+
+    pub(super) fn answer(&self, checker: &Checker, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
+        match request.method {
+            Method::PUT => self.put(checker, request),
+            Method::HEAD => Ok(described(self.current.lock().as_ref(), AdminReply::empty(StatusCode::OK))),
+            _ => Ok(self.get(request)),
+        }
+    }
+
+    fn put(&self, checker: &Checker, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
+        let digest =
+            request.headers.get("x-digest").ok_or_else(|| AdminReply::bad("missing digest header"))?;
+        let body = validate::body(request, MAX_DOCUMENT_BYTES)?;
+        // Whoever puts next waits: versions are compared with what this leaves.
+        let mut current = self.current.lock();
+        if current.as_ref().is_some_and(|current| current.digest == digest) {
+            return Ok(AdminReply::empty(StatusCode::NO_CONTENT));
+        }
+        if let Some(fault) = validate::faults(checker, &body, 1).into_iter().next() {
+            return Err(AdminReply::bad(fault.reason));
+        }
+        let config = next(current.as_ref().map(|current| &current.config), body)?;
+        self.store.set(&config);
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let next = Current { digest: digest.clone(), modified: since.as_secs(), config };
+        let reply = described(Some(&next), AdminReply::empty(StatusCode::ACCEPTED));
+        *current = Some(next);
+        Ok(reply)
+    }
+
+    fn get(&self, request: &AdminRequest) -> AdminReply {
+        let current = self.current.lock();
+        let empty = || SECTIONS.iter().map(|section| (version_key(section), Value::from(0))).collect();
+        let config = Value::Object(current.as_ref().map_or_else(empty, |current| current.config.clone()));
+        let yaml = request.header("accept").is_some_and(|accept| accept.starts_with("application/yaml"));
+        let reply = if yaml {
+            let mut text = String::new();
+            write_yaml(&config, 0, &mut text);
+            AdminReply { content_type: "application/yaml", ..AdminReply::text(StatusCode::OK, text) }
+        } else {
+            AdminReply::text(StatusCode::OK, config.to_string())
+        };
+        described(current.as_ref(), reply)
+    }
+}
+
+fn described(current: Option<&Current>, mut reply: AdminReply) -> AdminReply {
+    if let Some(current) = current {
+        reply.headers.insert("x-last-modified", HeaderValue::from(current.modified));
+        reply.headers.insert("x-digest", current.digest.clone());
+    }
+    reply
+}
+
+/// The configuration to be: lists whose version has not changed are those of before.
+fn next(
+    before: Option<&Map<String, Value>>,
+    mut body: Map<String, Value>,
+) -> Result<Map<String, Value>, AdminReply> {
+    let mut config = Map::new();
+    for section in SECTIONS {
+        let key = version_key(section);
+        let current = before.and_then(|before| before.get(&key)?.as_f64()).unwrap_or(0.0);
+        let given = body.get(&key).and_then(Value::as_f64);
+        if given.is_some_and(|given| given < current) {
+            return Err(AdminReply::bad(format!("{key} must be greater than or equal to ({current})")));
+        }
+        let items = if given == Some(current) {
+            before.and_then(|before| before.get(*section)).cloned()
+        } else {
+            body.remove(*section).filter(|items| items.as_array().is_some_and(|items| !items.is_empty()))
+        };
+        config.insert(key, whole(given.unwrap_or(current + 1.0)));
+        config.extend(items.map(|items| ((*section).to_owned(), items)));
+    }
+    Ok(config)
+}
+
+/// A number without a fraction that it does not have.
+fn whole(number: f64) -> Value {
+    // Within what a float can count exactly.
+    if number.fract() == 0.0 && number.abs() < 9e15 {
+        Value::from(number as i64)
+    } else {
+        Value::from(number)
+    }
+}
+
+/// JSON's texts and numbers are YAML's.
+fn write_yaml(value: &Value, depth: usize, out: &mut String) {
+    let indent = "  ".repeat(depth);
+    match value {
+        Value::Object(object) if !object.is_empty() => {
+            for (key, value) in object {
+                out.push_str(&format!("{indent}{}:", Value::from(key.as_str())));
+                write_below(value, depth, out);
+            }
+        }
+        Value::Array(items) if !items.is_empty() => {
+            for item in items {
+                out.push_str(&format!("{indent}-"));
+                write_below(item, depth, out);
+            }
+        }
+        other => out.push_str(&format!("{other}\n")),
+    }
+}
+
+fn write_below(value: &Value, depth: usize, out: &mut String) {
+    let nested = match value {
+        Value::Object(object) => !object.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        _ => false,
+    };
+    out.push(if nested { '\n' } else { ' ' });
+    write_yaml(value, depth + 1, out);
+}
+
+impl StandaloneStore {
+    /// Nothing yet.
+    pub fn new(environment: EnvVars) -> StandaloneStore {
+        StandaloneStore { text: TextStore::new(environment), notify: Arc::default() }
+    }
+
+    /// Takes what a file says to begin with.
+    pub fn begin_with(&self, resources: Resources<'_>) {
+        self.text.set(resources);
+    }
+
+    /// Whether nothing was put yet, and there is nothing that it begins with.
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
+    fn set(&self, config: &Map<String, Value>) {
+        // A list that is not there is one without items: what was in it goes.
+        let list = |section: &&str| {
+            let mut items = config.get(*section).cloned().unwrap_or_else(|| Value::Array(Vec::new()));
+            for item in items.as_array_mut().into_iter().flatten() {
+                if let Value::Object(item) = item {
+                    item.shift_remove("modifiedIndex");
+                }
+            }
+            ((*section).to_owned(), items)
+        };
+        let mut lists: Map<String, Value> = SECTIONS.iter().map(list).collect();
+        if !config.contains_key("plugins") {
+            lists.shift_remove("plugins");
+        }
+        let text = Value::Object(lists).to_string();
+        self.text.set(Resources { text: &text, format: Format::Json, name: "the standalone API" });
+        let notify = self.notify.lock().clone();
+        notify.iter().for_each(|notify| notify());
+    }
+}
+
+impl Store for StandaloneStore {
+    fn changes(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+        self.text.changes(sink)
+    }
+
+    fn watch(&self, notify: Notify) -> std::io::Result<Watch> {
+        *self.notify.lock() = Some(notify);
+        Ok(Box::new(Watching(self.notify.clone())))
+    }
+
+    fn get(&self, key: &Key) -> Result<Option<Kept>, StoreError> {
+        self.text.get(key)
+    }
+
+    fn list(&self, kind: Kind) -> Result<Vec<(Key, Kept)>, StoreError> {
+        self.text.list(kind)
+    }
+
+    fn commit(&self, writes: Vec<Write>) -> Result<Committed, StoreError> {
+        self.text.commit(writes)
+    }
+
+    fn next_id(&self) -> Result<u64, StoreError> {
+        self.text.next_id()
+    }
+
+    fn written(&self, place: Place) -> Place {
+        self.text.written(place)
+    }
+
+    fn origin(&self, key: &Key) -> Option<Origin> {
+        self.text.origin(key)
+    }
+}
+
+struct Watching(Arc<Mutex<Option<Notify>>>);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        *self.0.lock() = None;
+    }
+}
+
+impl std::fmt::Debug for StandaloneStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("resources of the standalone API")
+    }
+}

@@ -1,0 +1,217 @@
+//! The control API (`apisix/control/v1.lua`): what the gateway has, for those on its machine.
+
+use std::sync::Arc;
+
+use http::{Method, StatusCode};
+use serde_json::{Map, Value, json};
+
+use crate::admin::{
+    AdminReply, AdminRequest, ReloadPlugins, described_plugins, kept_value, schema_named, schema_names,
+};
+use crate::config::{Config, EnvVars};
+use crate::resource::Kind;
+use crate::schema;
+use crate::source::Checker;
+use crate::store::{Kept, Key, Store};
+use sixfold_core::plugin::Registry;
+
+/// Answers requests of the control API.
+pub struct ControlApi {
+    store: Arc<dyn Store>,
+    checker: Checker,
+    reload_plugins: ReloadPlugins,
+    router: matchit::Router<Page>,
+}
+
+/// What is at a path, and by which method.
+#[derive(Clone, Copy)]
+enum Page {
+    Schema,
+    Checkers,
+    Checker,
+    All(Kind),
+    One(Kind),
+    AllMetadata,
+    Metadata,
+    Collect,
+    ReloadPlugins,
+}
+
+const PAGES: &[(&str, Page)] = &[
+    ("/v1/schema", Page::Schema),
+    ("/v1/healthcheck", Page::Checkers),
+    ("/v1/healthcheck/{*of}", Page::Checker),
+    ("/v1/routes", Page::All(Kind::Route)),
+    ("/v1/route/{id}", Page::One(Kind::Route)),
+    ("/v1/services", Page::All(Kind::Service)),
+    ("/v1/service/{id}", Page::One(Kind::Service)),
+    ("/v1/upstreams", Page::All(Kind::Upstream)),
+    ("/v1/upstream/{id}", Page::One(Kind::Upstream)),
+    ("/v1/plugin_metadatas", Page::AllMetadata),
+    ("/v1/plugin_metadata/{name}", Page::Metadata),
+    ("/v1/gc", Page::Collect),
+    ("/v1/plugins/reload", Page::ReloadPlugins),
+];
+
+impl Page {
+    fn method(self) -> Method {
+        match self {
+            Page::Collect => Method::POST,
+            Page::ReloadPlugins => Method::PUT,
+            _ => Method::GET,
+        }
+    }
+}
+
+impl ControlApi {
+    /// Of the resources in a store.
+    pub fn new(
+        config: &Config,
+        store: Arc<dyn Store>,
+        registry: Registry,
+        environment: EnvVars,
+        reload_plugins: ReloadPlugins,
+    ) -> ControlApi {
+        let mut router = matchit::Router::new();
+        for (path, page) in PAGES {
+            // They are told apart above.
+            let _ = router.insert(*path, *page);
+        }
+        let checker = Checker::new(config.clone(), registry, environment);
+        ControlApi { store, checker, reload_plugins, router }
+    }
+
+    /// The answer to a request. It may read files.
+    pub fn answer(&self, request: &AdminRequest) -> AdminReply {
+        let path = request.decoded_path();
+        let found = self.router.at(&path).ok().map(|found| *found.value);
+        let Some(page) = found.filter(|page| page.method() == request.method) else {
+            return AdminReply::page(StatusCode::NOT_FOUND);
+        };
+        let last = path.rsplit('/').next().unwrap_or_default();
+        let answered = match page {
+            Page::Schema => Ok(AdminReply::json(StatusCode::OK, &self.schema())),
+            Page::Checkers => Ok(self.checkers(request)),
+            Page::Checker => self.checker_of(&path),
+            Page::All(kind) => self.all(kind),
+            Page::One(kind) => self.one(kind, last),
+            Page::AllMetadata => self.all_metadata(),
+            Page::Metadata => self.metadata(last),
+            Page::Collect => Ok(AdminReply::empty(StatusCode::OK)),
+            Page::ReloadPlugins => match (self.reload_plugins)() {
+                Ok(()) => Ok(AdminReply::text(StatusCode::OK, "done")),
+                Err(reason) => Err(AdminReply::error(StatusCode::SERVICE_UNAVAILABLE, reason)),
+            },
+        };
+        answered.unwrap_or_else(|refusal| refusal)
+    }
+
+    fn schema(&self) -> Value {
+        let main =
+            schema_names().iter().filter_map(|name| Some(((*name).to_owned(), schema_named(name)?.clone())));
+        let main: Map<String, Value> = main.collect();
+        json!({"main": main, "plugins": described_plugins(&self.checker), "stream_plugins": {}})
+    }
+
+    /// No upstream is checked here, so that there is nothing to tell of any.
+    fn checkers(&self, request: &AdminRequest) -> AdminReply {
+        if request.header("accept").is_some_and(|accept| accept.contains("text/html")) {
+            const PAGE: &str = "<html xmlns=\"http://www.w3.org/1999/xhtml\">\n<head>\n  <title>Upstream check \
+                                status</title>\n</head>\n<body>\n<p>No upstream has checks.</p>\n</body>\n</html>\n";
+            return AdminReply { content_type: "text/html", ..AdminReply::text(StatusCode::OK, PAGE) };
+        }
+        AdminReply::json(StatusCode::OK, &list(Vec::new()))
+    }
+
+    fn checker_of(&self, path: &str) -> Result<AdminReply, AdminReply> {
+        let not_found = |reason: String| AdminReply::error(StatusCode::NOT_FOUND, reason);
+        let mut segments = path.split('/').skip(3);
+        let section = segments.next().unwrap_or_default();
+        let id = segments.next().filter(|id| !id.is_empty());
+        let id = id.ok_or_else(|| not_found(format!("missing src id for src type {section}")))?;
+        let kind = match section {
+            "routes" => Kind::Route,
+            "services" => Kind::Service,
+            "upstreams" => Kind::Upstream,
+            "stream_routes" => Kind::StreamRoute,
+            _ => {
+                let reason = format!("invalid src type {section}");
+                return Err(AdminReply::error(StatusCode::BAD_REQUEST, reason));
+            }
+        };
+        let kept = self.store.get(&Key::new(kind, id))?;
+        Err(match kept {
+            Some(_) => not_found(format!("no checker for {section}[{id}]")),
+            None => not_found(format!("{section}[{id}] not found")),
+        })
+    }
+
+    fn all(&self, kind: Kind) -> Result<AdminReply, AdminReply> {
+        let all = self.store.list(kind)?;
+        let shown = all.iter().map(|(key, kept)| in_memory(key, kept)).collect();
+        Ok(AdminReply::json(StatusCode::OK, &list(shown)))
+    }
+
+    fn one(&self, kind: Kind, id: &str) -> Result<AdminReply, AdminReply> {
+        let key = Key::new(kind, id);
+        let missing = || AdminReply::error(StatusCode::NOT_FOUND, format!("{kind}[{id}] not found"));
+        let kept = self.store.get(&key)?.ok_or_else(missing)?;
+        Ok(AdminReply::json(StatusCode::OK, &in_memory(&key, &kept)))
+    }
+
+    fn all_metadata(&self) -> Result<AdminReply, AdminReply> {
+        let all = self.store.list(Kind::PluginMetadata)?;
+        let shown = all.iter().map(|(_, kept)| kept_value(kept)).collect();
+        Ok(AdminReply::json(StatusCode::OK, &list(shown)))
+    }
+
+    fn metadata(&self, name: &str) -> Result<AdminReply, AdminReply> {
+        let missing =
+            || AdminReply::error(StatusCode::NOT_FOUND, format!("plugin metadata[{name}] not found"));
+        let kept = self.store.get(&Key::new(Kind::PluginMetadata, name))?.ok_or_else(missing)?;
+        Ok(AdminReply::json(StatusCode::OK, &kept_value(&kept)))
+    }
+}
+
+/// An empty list is an empty table of Lua, which is written as an object.
+fn list(items: Vec<Value>) -> Value {
+    if items.is_empty() { Value::Object(Map::new()) } else { Value::Array(items) }
+}
+
+/// A resource as APISIX has it in memory: with its defaults.
+fn in_memory(key: &Key, kept: &Kept) -> Value {
+    let mut value = kept_value(kept);
+    // What could not be filled in is shown as it is.
+    let _ = schema::resource(key.kind).validate(&mut value);
+    json!({
+        "key": key.path("/apisix"),
+        "value": value,
+        "createdIndex": kept.created,
+        "modifiedIndex": kept.modified,
+        "orig_modifiedIndex": kept.modified,
+        "clean_handlers": {},
+        "update_count": 0,
+        "has_domain": has_domain(&value),
+    })
+}
+
+/// Whether a node of the upstream that a resource is or brings has a name.
+fn has_domain(value: &Value) -> bool {
+    let nodes = value.get("nodes").or_else(|| value.get("upstream")?.get("nodes"));
+    let is_name = |host: &str| host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_err();
+    match nodes {
+        Some(Value::Object(nodes)) => {
+            nodes.keys().any(|node| is_name(node.rsplit_once(':').map_or(node.as_str(), |(host, _)| host)))
+        }
+        Some(Value::Array(nodes)) => {
+            nodes.iter().any(|node| node.get("host").and_then(Value::as_str).is_some_and(is_name))
+        }
+        _ => false,
+    }
+}
+
+impl std::fmt::Debug for ControlApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ControlApi")
+    }
+}

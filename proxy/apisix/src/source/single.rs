@@ -1,0 +1,63 @@
+//! Looks at single resources before they are kept.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde_json::Value;
+use sixfold_core::document::Node;
+use sixfold_core::error::ConfigError;
+use sixfold_core::plugin::Registry;
+
+use super::SourceContext;
+use super::record::Builder;
+use crate::config::{Config, EnvVars};
+use crate::item::{Reader, Refusal};
+use crate::plugin::Catalog;
+use crate::shared::SharedParts;
+use crate::store::Key;
+
+/// Reads and compiles resources as a [`Source`](super::Source) does, for nothing but what is wrong with them: what they
+/// are compiled with is not the gateway's.
+pub(crate) struct Checker {
+    config: Config,
+    context: SourceContext,
+    catalog: Arc<Catalog>,
+}
+
+impl Checker {
+    /// By the settings of `config`, with the plugins that it enables.
+    pub(crate) fn new(config: Config, registry: Registry, environment: EnvVars) -> Checker {
+        let enabled: Option<BTreeSet<String>> =
+            config.plugins.as_ref().map(|names| names.iter().cloned().collect());
+        let catalog = Arc::new(Catalog::new(&registry, enabled.as_ref(), &config.plugin_attr));
+        Checker { config, context: SourceContext::detached(registry, environment), catalog }
+    }
+
+    /// The plugins that resources may use.
+    pub(crate) fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// Every plugin there is, enabled or not.
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.context.compile.plugins
+    }
+
+    /// All that is wrong with a value by itself.
+    pub(crate) fn faults(&self, key: &Key, value: &Value) -> Vec<ConfigError> {
+        let reader = Reader { catalog: &self.catalog, environment: &self.context.environment };
+        let shared = SharedParts::default();
+        let builder = Builder { config: &self.config, context: &self.context, shared: &shared };
+        match reader.read(key.kind, &Node::from_json(value.clone())) {
+            Ok(parsed) => {
+                let built = builder.build(key, 0, parsed, None);
+                built.err().map(ConfigError::into_all).unwrap_or_default()
+            }
+            Err(Refusal { mut errors, plugins, .. }) => {
+                let built = builder.plugins(key, &plugins, None);
+                errors.extend(built.err().into_iter().flat_map(ConfigError::into_all));
+                errors
+            }
+        }
+    }
+}
