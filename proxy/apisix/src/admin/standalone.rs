@@ -36,7 +36,14 @@ struct Current {
 /// Resources of the configuration that was put last.
 pub struct StandaloneStore {
     text: TextStore,
-    notify: Arc<Mutex<Option<Notify>>>,
+    watched: Arc<Mutex<Watched>>,
+}
+
+#[derive(Default)]
+struct Watched {
+    notify: Option<Notify>,
+    /// Something was put that nobody has looked at yet.
+    changed: bool,
 }
 
 impl Standalone {
@@ -164,7 +171,7 @@ fn write_below(value: &Value, depth: usize, out: &mut String) {
 impl StandaloneStore {
     /// Nothing yet.
     pub fn new(environment: EnvVars) -> StandaloneStore {
-        StandaloneStore { text: TextStore::new(environment), notify: Arc::default() }
+        StandaloneStore { text: TextStore::new(environment), watched: Arc::default() }
     }
 
     /// Takes what a file says to begin with.
@@ -194,19 +201,31 @@ impl StandaloneStore {
         }
         let text = Value::Object(lists).to_string();
         self.text.set(Resources { text: &text, format: Format::Json, name: "the standalone API" });
-        let notify = self.notify.lock().clone();
+        let notify = {
+            let mut watched = self.watched.lock();
+            watched.changed = true;
+            watched.notify.clone()
+        };
         notify.iter().for_each(|notify| notify());
     }
 }
 
 impl Store for StandaloneStore {
     fn changes(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+        self.watched.lock().changed = false;
         self.text.changes(sink)
     }
 
     fn watch(&self, notify: Notify) -> std::io::Result<Watch> {
-        *self.notify.lock() = Some(notify);
-        Ok(Box::new(Watching(self.notify.clone())))
+        let changed = {
+            let mut watched = self.watched.lock();
+            watched.notify = Some(notify.clone());
+            watched.changed
+        };
+        if changed {
+            notify();
+        }
+        Ok(Box::new(Watching(self.watched.clone())))
     }
 
     fn get(&self, key: &Key) -> Result<Option<Kept>, StoreError> {
@@ -234,11 +253,11 @@ impl Store for StandaloneStore {
     }
 }
 
-struct Watching(Arc<Mutex<Option<Notify>>>);
+struct Watching(Arc<Mutex<Watched>>);
 
 impl Drop for Watching {
     fn drop(&mut self) {
-        *self.0.lock() = None;
+        self.0.lock().notify = None;
     }
 }
 
