@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use http::{Method, StatusCode};
 use serde_json::Value;
-use sixfold_core::plugin::Registry;
+use sixfold_core::plugin::{Consumers, Registry};
 
 pub use self::access::{AdminAccess, generate_key};
 pub(crate) use self::list::value as kept_value;
@@ -53,7 +53,7 @@ pub struct AdminApi {
 /// What is written.
 enum Content {
     /// Resources one by one.
-    Store(Arc<dyn Store>),
+    Store(Arc<dyn Store>, Arc<Consumers>),
     /// The whole configuration at once.
     Standalone(Standalone),
 }
@@ -71,16 +71,17 @@ enum Endpoint {
 }
 
 impl AdminApi {
-    /// Of the resources in a store.
+    /// Of the resources in a store, and the consumers among them that are in force.
     pub fn of_store(
         config: &Config,
         access: AdminAccess,
-        store: Arc<dyn Store>,
+        (store, consumers): (Arc<dyn Store>, Arc<Consumers>),
         registry: Registry,
         environment: EnvVars,
         reload_plugins: ReloadPlugins,
     ) -> AdminApi {
-        AdminApi::new(config, access, Content::Store(store), registry, environment, reload_plugins)
+        let content = Content::Store(store, consumers);
+        AdminApi::new(config, access, content, registry, environment, reload_plugins)
     }
 
     /// Of a configuration that is put as a whole.
@@ -104,7 +105,7 @@ impl AdminApi {
         reload_plugins: ReloadPlugins,
     ) -> AdminApi {
         let paths: &[(&str, Endpoint)] = match &content {
-            Content::Store(_) => &[
+            Content::Store(..) => &[
                 ("", Endpoint::Root),
                 ("/configs/validate", Endpoint::Validate),
                 ("/plugins/list", Endpoint::PluginsList),
@@ -167,7 +168,7 @@ impl AdminApi {
     fn configs(&self, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
         match &self.content {
             Content::Standalone(standalone) => standalone.answer(&self.checker, request),
-            Content::Store(_) => Ok(AdminReply::page(StatusCode::NOT_FOUND)),
+            Content::Store(..) => Ok(AdminReply::page(StatusCode::NOT_FOUND)),
         }
     }
 
@@ -198,7 +199,9 @@ impl AdminApi {
 
     /// Everything below the prefix that is no path of its own.
     fn resources(&self, path: &str, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
-        let Content::Store(store) = &self.content else { return Ok(AdminReply::page(StatusCode::NOT_FOUND)) };
+        let Content::Store(store, consumers) = &self.content else {
+            return Ok(AdminReply::page(StatusCode::NOT_FOUND));
+        };
         let segments: Vec<&str> =
             path.strip_prefix(PREFIX).unwrap_or_default().trim_start_matches('/').split('/').collect();
         if let ["stream_routes", ..] = segments.as_slice()
@@ -221,7 +224,7 @@ impl AdminApi {
         })?;
         let body = request.json()?;
         let ttl = request.ttl()?;
-        let resources = resource::Resources { store: &**store, checker: &self.checker };
+        let resources = resource::Resources { store: &**store, checker: &self.checker, consumers };
         let answered = resources.answer(&target, request, body, ttl);
         answered.map(AdminReply::versioned).map_err(AdminReply::versioned)
     }
@@ -240,7 +243,7 @@ impl Endpoint {
             Endpoint::PluginsList => is(&[Method::GET]),
             Endpoint::PluginsReload | Endpoint::Resources => is(&usual),
         };
-        let to_resources = self != Endpoint::Root && matches!(content, Content::Store(_)) && is(&usual);
+        let to_resources = self != Endpoint::Root && matches!(content, Content::Store(..)) && is(&usual);
         match own {
             true => Some(self),
             false => to_resources.then_some(Endpoint::Resources),

@@ -80,6 +80,8 @@ pub(crate) struct Refusal {
 pub(crate) struct Reader<'a> {
     pub(crate) catalog: &'a Catalog,
     pub(crate) environment: &'a EnvVars,
+    /// Whether APISIX's words are followed by what helps beyond them.
+    pub(crate) hints: bool,
 }
 
 /// What has been read of a resource.
@@ -111,7 +113,11 @@ impl Reader<'_> {
                 Ok(Parsed { references, plugins, credentials, warnings, upstream_print, print, body })
             }
             None => {
-                let errors = violations.into_iter().map(|violation| error(violation, node)).collect();
+                let errors = violations.into_iter().map(|mut violation| {
+                    violation.hint = violation.hint.filter(|_| self.hints);
+                    error(violation, node)
+                });
+                let errors = errors.collect();
                 Err(Refusal { errors, references, plugins })
             }
         }
@@ -159,7 +165,7 @@ impl Reading<'_> {
 
     /// Checks the plugins; answers what is wrong with them.
     fn of_plugins(&mut self, kind: Kind, plugins: &Plugins) -> Vec<Violation> {
-        let Reader { catalog, environment } = self.reader;
+        let Reader { catalog, environment, .. } = self.reader;
         let said = match kind {
             Kind::Consumer => catalog.check_consumer(plugins, environment),
             Kind::Credential => catalog.check_credential(plugins, environment),

@@ -10,6 +10,7 @@ use sixfold_apisix::admin::{
 use sixfold_apisix::config::{AdminConfig, AdminKey, AdminRole, Config, EnvVars, Provider};
 use sixfold_apisix::control::ControlApi;
 use sixfold_apisix::store::Store;
+use sixfold_core::plugin::Consumers;
 use sixfold_core::tls::{Identity, Pem, ServerContext, ServerSettings, Validation};
 use sixfold_server::surface::{Answer, Content, Query, Reply};
 use std::io::Write;
@@ -79,6 +80,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) path: &'a Path,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) standalone: Option<Arc<StandaloneStore>>,
+    /// Those in force.
+    pub(crate) consumers: Arc<Consumers>,
 }
 
 impl Sources<'_> {
@@ -93,7 +96,7 @@ impl Sources<'_> {
             }
             None => {
                 let reload = self.reload_plugins();
-                let store = self.store.clone();
+                let store = (self.store.clone(), self.consumers.clone());
                 Server::Admin(
                     AdminApi::of_store(config, access, store, registry, environment, reload),
                     MAX_BODY,

@@ -58,7 +58,9 @@ pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> R
     update.log();
     // Of the standalone API that nothing was put to yet.
     let waits = standalone.as_ref().is_some_and(|store| store.is_empty());
-    let sources = Sources { config: &config, path, store: source.store().clone(), standalone };
+    let consumers = process.compile.build.consumers.clone();
+    let store = source.store().clone();
+    let sources = Sources { config: &config, path, store, standalone, consumers };
     let _control = control(&sources)?;
     let _admin = admin_api(&sources)?;
     let Update { diff, .. } = update;

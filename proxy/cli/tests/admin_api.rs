@@ -167,6 +167,62 @@ fn the_key_is_made_said_once_and_kept() {
     }
 }
 
+/// The lines of docs/reference/admin-api.md, and what they answer.
+#[test]
+fn the_examples_of_the_page_work() {
+    let page = include_str!("../../../docs/reference/admin-api.md");
+    let (_, rest) = page.split_once("```sh\n").unwrap();
+    let (lines, _) = rest.split_once("```").unwrap();
+    let (directory, ports) = (Directory::new(), Ports::free());
+    directory.write("config.yaml", &ports.config("role: traditional"));
+    let mut gateway = Gateway::start(&directory, ports);
+    let mut answers = Vec::new();
+    for line in lines.lines().filter_map(|line| line.strip_prefix("curl ")) {
+        let words = words(&line.replace("$KEY", &gateway.key));
+        let after = |flag: &str| {
+            let at = words.iter().position(|word| word == flag)?;
+            words.get(at + 1).cloned()
+        };
+        let url = words.iter().find(|word| word.starts_with("http://")).unwrap();
+        let (port, path) = url.strip_prefix("http://127.0.0.1:").unwrap().split_once('/').unwrap();
+        let port = match port {
+            "9180" => ports.admin,
+            "9080" => ports.http,
+            _ => ports.control,
+        };
+        let method = after("-X").unwrap_or_else(|| "GET".to_owned());
+        let key = after("-H").map_or(String::new(), |header| header.split_once(": ").unwrap().1.to_owned());
+        let ask =
+            || call(port, &key, &method, &format!("/{path}"), &after("-d").unwrap_or_default()).unwrap();
+        let mut answer = ask();
+        if port == ports.http {
+            let wanted = if answers.len() < 3 { "hi" } else { "hello" };
+            answer = gateway
+                .process
+                .until("what was written", || Some(ask()).filter(|answer| answer.body == wanted));
+        }
+        answers.push((answer.status, line.to_owned()));
+    }
+    assert!(answers.len() >= 10);
+    for (status, line) in &answers {
+        assert!([200, 201].contains(status), "{status}: {line}");
+    }
+}
+
+/// The words that a shell makes of a line, but for its variables.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut quote) = (vec![String::new()], None);
+    for c in line.chars() {
+        match (quote, c) {
+            (None, '\'' | '"') => quote = Some(c),
+            (Some(open), c) if open == c => quote = None,
+            (None, ' ') => words.push(String::new()),
+            (_, c) => words.last_mut().unwrap().push(c),
+        }
+    }
+    words
+}
+
 /// What was answered is there, and of what was not nothing is there in part.
 #[test]
 fn a_kill_in_the_middle_of_writes_loses_nothing_that_was_answered() {

@@ -35,6 +35,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take for a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Bytes of a body beyond what is wanted that are read for nothing, at most.
+const MAX_PASSED: u64 = 16 << 20;
+
 /// The longest form of a request, in bytes. A longer one is as if it were not there.
 const MAX_FORM: usize = 64 << 10;
 
@@ -343,18 +346,25 @@ async fn respond(
     reply.into_response(pages).await
 }
 
-/// A body, or how long it is if that is longer than `limit`; `None` when the client breaks off.
+/// A body, or how long it is if that is longer than `limit`; `None` when the client breaks off. One that is not much longer
+/// is read to its end, so that its client hears the answer.
 async fn read(request: Request<Incoming>, limit: usize) -> Option<Result<Bytes, u64>> {
     let length =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if let Some(length) = length.filter(|length| *length > limit as u64) {
-        return Some(Err(length));
+    let (mut body, mut read) = (request.into_body(), Vec::new());
+    let mut size: u64 = 0;
+    while let Some(frame) = body.frame().await {
+        let Some(data) = frame.ok()?.into_data().ok() else { continue };
+        size += data.len() as u64;
+        if size <= limit as u64 {
+            read.extend_from_slice(&data);
+        } else if size > limit as u64 + MAX_PASSED {
+            break;
+        }
     }
-    #[allow(clippy::disallowed_methods)] // it is capped
-    match Limited::new(request.into_body(), limit).collect().await {
-        Ok(body) => Some(Ok(body.to_bytes())),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Some(Err(limit as u64 + 1)),
-        Err(_) => None,
+    match size <= limit as u64 {
+        true => Some(Ok(read.into())),
+        false => Some(Err(length.unwrap_or(0).max(size))),
     }
 }
 

@@ -55,7 +55,9 @@ impl AdminAccess {
     pub(super) fn check(&self, request: &AdminRequest) -> Result<(), &'static str> {
         let Some(keys) = &self.keys else { return Ok(()) };
         let token = request.parameter("api_key").map(str::to_owned);
-        let token = token.or_else(|| request.header("x-api-key").map(str::to_owned));
+        // nginx has one variable for both.
+        let header = ["x-api-key", "x_api_key"].into_iter().find_map(|name| request.header(name));
+        let token = token.or_else(|| header.map(str::to_owned));
         let token = token.or_else(|| cookie(request, "x_api_key")).ok_or("missing apikey")?;
         let same = |key: &&AdminKey| {
             constant_time::verify_slices_are_equal(key.key.as_bytes(), token.as_bytes()).is_ok()

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use sixfold_core::error::ConfigError;
+use sixfold_core::plugin::Consumers;
 
 use super::references;
 use crate::item::exclusive;
@@ -19,10 +20,18 @@ pub(super) struct Subject<'a> {
     pub(super) parent: Option<&'a str>,
 }
 
-/// Why a value is not written; without a store nothing is held against what else there is.
+/// What else there is.
+pub(super) struct Others<'a> {
+    /// Everything that is written.
+    pub(super) store: &'a dyn Store,
+    /// The consumers in force.
+    pub(super) consumers: &'a Consumers,
+}
+
+/// Why a value is not written; without `others` it is not held against what else there is.
 pub(super) fn check(
     checker: &Checker,
-    store: Option<&dyn Store>,
+    others: Option<&Others<'_>>,
     subject: &Subject<'_>,
     conf: &Value,
 ) -> Result<(), String> {
@@ -50,13 +59,17 @@ pub(super) fn check(
     // What it refers to is looked at behind its upstream and before its plugins, but for consumers.
     let plugins_first = matches!(kind, Kind::Consumer | Kind::Credential);
     first(&faults, 0..if plugins_first { u8::MAX } else { PLUGINS })?;
-    if let Some(store) = store {
-        references::targets(store, kind, subject.id, conf)?;
+    if let Some(others) = others {
+        references::targets(others.store, kind, subject.id, conf)?;
     }
     first(&faults, PLUGINS..u8::MAX)?;
-    match store {
-        Some(store) if kind == Kind::GlobalRule => references::other_global_rules(store, subject.id, conf),
-        Some(store) if plugins_first => references::duplicate_credentials(store, checker, subject, conf),
+    match others {
+        Some(others) if kind == Kind::GlobalRule => {
+            references::other_global_rules(others.store, subject.id, conf)
+        }
+        Some(others) if plugins_first => {
+            references::duplicate_credentials(checker.registry(), others.consumers, subject, conf)
+        }
         _ => Ok(()),
     }
 }

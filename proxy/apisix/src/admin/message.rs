@@ -76,8 +76,7 @@ impl AdminRequest {
     /// The body as JSON; `None` for an empty one.
     pub(super) fn json(&self) -> Result<Option<Value>, AdminReply> {
         let Some(body) = self.bytes(MAX_BODY)? else { return Ok(None) };
-        let read = serde_json::from_slice(body);
-        read.map(Some).map_err(|error| {
+        read_json(body).map(Some).map_err(|error| {
             let body = json!({
                 "error_msg": format!("invalid request body: {error}"),
                 "req_body": String::from_utf8_lossy(body),
@@ -95,6 +94,35 @@ impl AdminRequest {
         };
         Ok(Duration::try_from_secs_f64(seconds).ok().filter(|ttl| !ttl.is_zero()))
     }
+}
+
+/// JSON as APISIX's reader (lua-cjson) takes it: control characters may stand in strings as they are.
+pub(super) fn read_json(text: &[u8]) -> Result<Value, serde_json::Error> {
+    serde_json::from_slice(text).or_else(|error| {
+        let escaped = escape_controls(text).ok_or(error)?;
+        serde_json::from_slice(&escaped)
+    })
+}
+
+/// The same with control characters in strings escaped; `None` if there are none.
+fn escape_controls(text: &[u8]) -> Option<Vec<u8>> {
+    let (mut out, mut in_string, mut escaped) = (Vec::with_capacity(text.len() + 64), false, false);
+    let mut found = false;
+    for byte in text {
+        match byte {
+            0..0x20 if in_string => {
+                found = true;
+                out.extend_from_slice(format!("\\u{byte:04x}").as_bytes());
+                escaped = false;
+                continue;
+            }
+            b'"' if !escaped => in_string = !in_string,
+            _ => {}
+        }
+        escaped = in_string && *byte == b'\\' && !escaped;
+        out.push(*byte);
+    }
+    found.then_some(out)
 }
 
 impl AdminReply {
@@ -158,5 +186,20 @@ impl AdminReply {
 impl From<StoreError> for AdminReply {
     fn from(error: StoreError) -> AdminReply {
         AdminReply::error(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn control_characters_in_strings_are_taken() {
+        let read = |text: &str| read_json(text.as_bytes());
+        assert_eq!(read("{\"a\":\"x\ny\t\"}").unwrap(), json!({"a": "x\ny\t"}));
+        assert_eq!(read("{\n\"a\":\"q\\\"\n\\\\\"}").unwrap(), json!({"a": "q\"\n\\"}));
+        assert!(read("{\"a\":\u{1}1}").is_err());
+        assert!(read("{\"a\":\"\n}").is_err());
     }
 }

@@ -1,25 +1,14 @@
 //! What resources refer to, and who refers to them.
 
 use serde_json::Value;
-use sixfold_core::plugin::Kind as PluginKind;
+use sixfold_core::plugin::{Consumers, Registry};
 
 use super::check::Subject;
 use super::list;
 use super::resource::id_text;
+use crate::plugin::duplicate_key;
 use crate::resource::Kind;
-use crate::schema::is_secret_reference;
-use crate::source::Checker;
 use crate::store::{Key, Store, StoreError};
-
-/// By which property of a consumer's plugin requests are told to be its.
-const IDENTITIES: &[(&str, &str)] = &[
-    ("key-auth", "key"),
-    ("basic-auth", "username"),
-    ("jwt-auth", "key"),
-    ("hmac-auth", "key_id"),
-    ("ldap-auth", "user_dn"),
-    ("ldap-auth-advanced", "user_dn"),
-];
 
 /// Why what a resource refers to can't be that.
 pub(super) fn targets(store: &dyn Store, kind: Kind, id: Option<&str>, conf: &Value) -> Result<(), String> {
@@ -98,63 +87,20 @@ pub(super) fn other_global_rules(store: &dyn Store, id: Option<&str>, conf: &Val
     Ok(())
 }
 
-/// Another consumer whose requests would be told by the same.
+/// Another consumer in force whose requests would be told by the same.
 pub(super) fn duplicate_credentials(
-    store: &dyn Store,
-    checker: &Checker,
+    registry: &Registry,
+    consumers: &Consumers,
     subject: &Subject<'_>,
     conf: &Value,
 ) -> Result<(), String> {
     let Some(plugins) = conf.get("plugins").and_then(Value::as_object) else { return Ok(()) };
-    if subject.kind == Kind::Credential {
-        for name in plugins.keys() {
-            let (_, factory) =
-                checker.registry().apisix(name).ok_or_else(|| format!("unknown plugin {name}"))?;
-            if factory.kind != PluginKind::Auth {
-                return Err("only supports auth type plugins in consumer credential".to_owned());
-            }
-        }
-    }
-    let own = match subject.kind {
-        Kind::Credential => subject.parent,
-        _ => conf.get("username").and_then(Value::as_str),
+    let (own, credential) = match subject.kind {
+        Kind::Credential => (subject.parent, subject.id),
+        _ => (conf.get("username").and_then(Value::as_str), None),
     };
-    for (plugin, property) in IDENTITIES {
-        let identity = plugins.get(*plugin).and_then(|conf| conf.get(property)).and_then(Value::as_str);
-        let Some(identity) = identity.filter(|identity| !is_secret_reference(identity)) else { continue };
-        let found =
-            same_identity(store, plugin, property, identity, own).map_err(|error| error.to_string())?;
-        if let Some(found) = found {
-            return Err(format!("duplicate key of plugin {plugin} found with {found}"));
-        }
-    }
-    Ok(())
-}
-
-fn same_identity(
-    store: &dyn Store,
-    plugin: &str,
-    property: &str,
-    identity: &str,
-    own: Option<&str>,
-) -> Result<Option<String>, StoreError> {
-    for kind in [Kind::Consumer, Kind::Credential] {
-        for (key, kept) in store.list(kind)? {
-            let (consumer, credential) = match key.id.as_str().split_once("/credentials/") {
-                Some((consumer, credential)) => (consumer, Some(credential)),
-                None => (key.id.as_str(), None),
-            };
-            let value = list::value(&kept);
-            let found = value.get("plugins").and_then(|plugins| plugins.get(plugin)?.get(property)?.as_str());
-            if own != Some(consumer) && found == Some(identity) {
-                return Ok(Some(match credential {
-                    Some(credential) => format!("credential: {credential} of consumer: {consumer}"),
-                    None => format!("consumer: {consumer}"),
-                }));
-            }
-        }
-    }
-    Ok(None)
+    let found = duplicate_key(plugins, own.unwrap_or_default(), credential, registry, consumers);
+    found.map_or(Ok(()), Err)
 }
 
 /// Who keeps a resource from being deleted, in APISIX's words.

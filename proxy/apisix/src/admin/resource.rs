@@ -4,8 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
+use sixfold_core::plugin::Consumers;
 
-use super::check::{self, Subject};
+use super::check::{self, Others, Subject};
 use super::message::{AdminReply, AdminRequest};
 use super::references;
 use super::target::Target;
@@ -23,6 +24,8 @@ type Answered = Result<AdminReply, AdminReply>;
 pub(super) struct Resources<'a> {
     pub(super) store: &'a dyn Store,
     pub(super) checker: &'a Checker,
+    /// Those in force.
+    pub(super) consumers: &'a Consumers,
 }
 
 /// Whether times that a resource holds of itself may be written.
@@ -182,7 +185,8 @@ impl Resources<'_> {
             return Err(AdminReply::bad(format!("the property is forbidden:  {property}")));
         }
         let subject = Subject { kind: target.kind, id: id.as_deref(), parent: target.parent };
-        check::check(self.checker, Some(self.store), &subject, conf).map_err(AdminReply::bad)?;
+        let others = Others { store: self.store, consumers: self.consumers };
+        check::check(self.checker, Some(&others), &subject, conf).map_err(AdminReply::bad)?;
         let id = match target.kind {
             Kind::Consumer => conf.get("username").and_then(Value::as_str).map(str::to_owned),
             _ => id,

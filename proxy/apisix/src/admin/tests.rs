@@ -39,7 +39,14 @@ impl Api {
             AdminApi::standalone(&config, access, store, registry, environment)
         } else {
             let store = Arc::new(MemoryStore::default());
-            AdminApi::of_store(&config, access, store, registry, environment, Arc::new(|| Ok(())))
+            AdminApi::of_store(
+                &config,
+                access,
+                (store, Arc::default()),
+                registry,
+                environment,
+                Arc::new(|| Ok(())),
+            )
         };
         Api { api, key: Some("secret") }
     }
@@ -400,6 +407,63 @@ fn parts_are_patched() {
 }
 
 #[test]
+fn consumers_have_credentials_and_groups() {
+    let api = Api::new("");
+    let none =
+        (400, "failed to fetch consumer group info by consumer group id [g], response code: 404".to_owned());
+    assert_eq!(api.error("PUT", "/consumers", r#"{"username":"jack","group_id":"g"}"#), none);
+    assert_eq!(api.ask("PUT", "/consumer_groups/g", r#"{"plugins":{"other":{}}}"#).status, 201);
+    let jack = r#"{"username":"jack","group_id":"g","plugins":{"knock":{"word":"x"}}}"#;
+    api.expect(&[
+        ("GET", "/consumers/jack/credentials", "", 404, r#"{"message":"Key not found"}"#),
+        (
+            "PUT",
+            "/consumers",
+            jack,
+            201,
+            r#"{"key":"/apisix/consumers/jack","value":{"username":"jack","group_id":"g","plugins":{"knock":{"word":"x"}},"create_time":T,"update_time":T}}"#,
+        ),
+        (
+            "PUT",
+            "/consumers/jack/credentials/one",
+            r#"{"plugins":{"knock":{"word":"y"}}}"#,
+            201,
+            r#"{"key":"/apisix/consumers/jack/credentials/one","value":{"plugins":{"knock":{"word":"y"}},"id":"one","create_time":T,"update_time":T}}"#,
+        ),
+    ]);
+    assert!(
+        api.ask("GET", "/consumers", "")
+            .body
+            .starts_with(r#"{"total":1,"list":[{"key":"/apisix/consumers/jack""#)
+    );
+    assert_eq!(api.ask("GET", "/consumers/jack/credentials/one", "").status, 200);
+    assert_eq!(api.ask("GET", "/consumers/john/credentials/one", "").status, 404);
+    for (target, body, reason) in [
+        (
+            "/consumers",
+            r#"{"username":"a","plugins":{"knock":{}}}"#,
+            "invalid plugins configuration: failed to check the configuration of plugin knock err: property \"word\" is required",
+        ),
+        (
+            "/consumers/jack/credentials/two",
+            r#"{"plugins":{"other":{}}}"#,
+            "invalid plugins configuration: only supports auth type plugins in consumer credential",
+        ),
+    ] {
+        assert_eq!(api.error("PUT", target, body), (400, reason.to_owned()));
+    }
+    let credential = r#"{"plugins":{"knock":{"word":"z"}}}"#;
+    let (status, reason) = api.error("PUT", "/consumers/john/credentials/one", credential);
+    assert_eq!((status, reason.as_str()), (404, "consumer not found"));
+    let used = "can not delete this consumer group, consumer [jack] is still using it now";
+    assert_eq!(api.error("DELETE", "/consumer_groups/g", ""), (400, used.to_owned()));
+    // A consumer's credentials go with it.
+    assert_eq!(api.ask("DELETE", "/consumers/jack", "").status, 200);
+    assert_eq!(api.ask("GET", "/consumers/jack/credentials/one", "").status, 404);
+    assert_eq!(api.ask("DELETE", "/consumer_groups/g", "").status, 200);
+}
+
+#[test]
 fn lists_are_filtered_and_paged() {
     let api = Api::new("");
     for n in (1..=25).rev() {
@@ -459,7 +523,7 @@ fn schemas_are_told() {
     assert_eq!(json("/plugins?all=true")["marker"]["priority"], 100);
     assert_eq!(
         json("/plugins/list"),
-        serde_json::json!(["other", "marker", "late", "agree", "refuse", "prometheus"])
+        serde_json::json!(["knock", "other", "marker", "late", "agree", "refuse", "prometheus"])
     );
     assert_eq!(api.ask("GET", "/plugins/list?subsystem=x", "").body, "invalid subsystem passed");
     assert_eq!(api.ask("PUT", "/plugins/reload", ""), Got { status: 200, body: "done".to_owned() });

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use sixfold_core::document::{Format, Node, Options};
 
 use super::check::{self, Subject};
-use super::message::{AdminReply, AdminRequest};
+use super::message::{AdminReply, AdminRequest, read_json};
 use super::resource::id_text;
 use crate::resource::Kind;
 use crate::source::Checker;
@@ -70,7 +70,7 @@ pub(super) fn body(request: &AdminRequest, limit: usize) -> Result<Map<String, V
             .filter(|value| value.is_object() || value.is_array())
             .ok_or_else(|| wrong("invalid yaml request body".to_owned()))?
     } else {
-        serde_json::from_slice(body).map_err(|error| wrong(error.to_string()))?
+        read_json(body).map_err(|error| wrong(error.to_string()))?
     };
     match value {
         Value::Object(body) => Ok(body),

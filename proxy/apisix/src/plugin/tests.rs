@@ -18,7 +18,10 @@ fn catalog(enabled: Option<&[&str]>) -> Catalog {
 fn check(plugins: Value) -> Result<Vec<PluginConfig>, Vec<String>> {
     let Value::Object(plugins) = plugins else { panic!("no object") };
     let (accepted, refused) = catalog(None).check(&plugins, &testing::environment());
-    let told = |v: &Violation| format!("{}: {}", schema::display_path(&v.path), v.message);
+    let told = |v: &Violation| {
+        let hint = v.hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default();
+        format!("{}: {}{hint}", schema::display_path(&v.path), v.message)
+    };
     if refused.is_empty() { Ok(accepted) } else { Err(refused.iter().map(told).collect()) }
 }
 
@@ -41,7 +44,7 @@ fn configurations_are_checked_in_apisixs_words() {
     for (plugins, message) in [
         (json!({"none": {}}), "none: unknown plugin [none]"),
         // A plugin that APISIX has read like a typo, and a typo got no hint.
-        (json!({"key-auth": {}}), "key-auth: unknown plugin [key-auth]: not supported yet"),
+        (json!({"key-auth": {}}), "key-auth: unknown plugin [key-auth]; not supported yet"),
         (
             json!({"limit-cuont": {}}),
             "limit-cuont: unknown plugin [limit-cuont]; did you mean \"limit-count\"?",
@@ -60,7 +63,7 @@ fn configurations_are_checked_in_apisixs_words() {
         (
             json!({"marker": {"text": "x", "_meta": {"disabled": true}}}),
             "marker._meta.disabled: failed to check the configuration of plugin marker err: property \"_meta\" \
-             validation failed: additional properties forbidden, found disabled",
+             validation failed: additional properties forbidden, found disabled; did you mean \"disable\"?",
         ),
         (
             json!({"marker": {"text": "$env://NOT_SET"}}),

@@ -113,7 +113,8 @@ impl<'a> Batch<'a> {
         revision: u64,
         node: &Node,
     ) -> Result<Fresh, (Vec<ConfigError>, Vec<Reference>)> {
-        let reader = Reader { catalog: &self.catalog, environment: &self.builder.context.environment };
+        let environment = &self.builder.context.environment;
+        let reader = Reader { catalog: &self.catalog, environment, hints: true };
         let placed = |error: ConfigError| {
             let place = error.field.as_deref().and_then(|field| walk(node, field).2);
             error.at(place.unwrap_or(node.place))

@@ -43,9 +43,10 @@ impl Checker {
         &self.context.compile.plugins
     }
 
-    /// All that is wrong with a value by itself.
+    /// All that is wrong with a value by itself, in APISIX's words alone.
     pub(crate) fn faults(&self, key: &Key, value: &Value) -> Vec<ConfigError> {
-        let reader = Reader { catalog: &self.catalog, environment: &self.context.environment };
+        let environment = &self.context.environment;
+        let reader = Reader { catalog: &self.catalog, environment, hints: false };
         let shared = SharedParts::default();
         let builder = Builder { config: &self.config, context: &self.context, shared: &shared };
         match reader.read(key.kind, &Node::from_json(value.clone())) {
