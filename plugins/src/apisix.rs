@@ -1,7 +1,10 @@
 //! APISIX's plugins, and what all of them use: templates, answers.
 
 pub(crate) mod authentication;
+mod basic_auth;
+mod consumer_restriction;
 mod forward_auth;
+mod jwt_auth;
 mod key_auth;
 mod limit_count;
 mod mocking;
@@ -20,7 +23,10 @@ use sixfold_core::stream::Stream;
 /// All of them.
 pub(crate) fn factories() -> Vec<ApisixFactory> {
     vec![
+        basic_auth::factory(),
+        consumer_restriction::factory(),
         forward_auth::factory(),
+        jwt_auth::factory(),
         key_auth::factory(),
         limit_count::factory(),
         mocking::factory(),

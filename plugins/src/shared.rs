@@ -1,8 +1,10 @@
 //! Parts below several plugins.
 
 pub(crate) mod background;
+pub(crate) mod base64;
 pub(crate) mod cache;
 pub(crate) mod coding;
+pub(crate) mod cookies;
 pub(crate) mod counters;
 pub(crate) mod encoding;
 pub(crate) mod header_changes;

@@ -254,7 +254,7 @@ pub(crate) fn known(
     let (mut by_name, mut by_key) = (ByKey::default(), ByKey::default());
     for (name, said, credential) in consumers {
         let labels = BTreeMap::from([("custom_id".to_owned(), format!("id-of-{name}"))]);
-        let consumer = Consumer::new((*name).into(), None, Vec::new(), Arc::default()).with_labels(labels);
+        let consumer = Consumer::new((*name).into(), None, Vec::new()).with_labels(labels);
         let consumer = Arc::new(consumer);
         let identity = |credential, proof| Arc::new(Identity::new(consumer.clone(), credential, proof));
         by_name.insert(name.as_bytes().into(), identity(None, Arc::new(())));

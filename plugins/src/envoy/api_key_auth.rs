@@ -4,10 +4,10 @@
 mod tests;
 
 use crate::envoy;
-use crate::shared::query;
 use crate::shared::secret::Fingerprint;
+use crate::shared::{cookies, query};
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::headers::{HeaderName, Known, is_clean};
+use sixfold_core::headers::{HeaderName, is_clean};
 use sixfold_core::matcher::cookie;
 use sixfold_core::message::RequestHead;
 use sixfold_core::metrics;
@@ -150,26 +150,8 @@ impl Source {
                 let target = query::without(request.target.full(), name.as_bytes());
                 request.target.set(&target);
             }
-            Source::Cookie(name) => clear_cookie(request, name.as_bytes()),
+            Source::Cookie(name) => cookies::clear(&mut request.headers, name.as_bytes()),
         }
-    }
-}
-
-/// Takes a cookie out of the request, however often it is there.
-fn clear_cookie(request: &mut RequestHead, name: &[u8]) {
-    let of_name =
-        |pair: &&[u8]| pair.trim_ascii().strip_prefix(name).is_some_and(|rest| rest.starts_with(b"="));
-    let lines: Vec<Vec<u8>> = request
-        .headers
-        .get_all(Known::COOKIE)
-        .map(|line| {
-            let kept: Vec<&[u8]> = line.split(|byte| *byte == b';').filter(|pair| !of_name(pair)).collect();
-            kept.join(&b';').trim_ascii().to_vec()
-        })
-        .collect();
-    request.headers.remove(Known::COOKIE);
-    for line in lines.iter().filter(|line| !line.is_empty()) {
-        request.headers.append(Known::COOKIE, line);
     }
 }
 

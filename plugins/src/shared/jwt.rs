@@ -11,9 +11,9 @@ pub(crate) mod tests;
 mod token;
 
 pub(crate) use fault::Fault;
-pub(crate) use key::Algorithm;
+pub(crate) use key::{Algorithm, OneKey};
 pub(crate) use keys::KeySet;
-pub(crate) use token::Token;
+pub(crate) use token::{Parts, Token};
 
 use base64::Engine as _;
 use base64::alphabet::URL_SAFE;

@@ -32,12 +32,14 @@ pub(crate) struct Authenticator {
 type Make = fn() -> Authenticator;
 
 /// All of them.
-const AUTHENTICATORS: [(&str, Make); 5] = [
+const AUTHENTICATORS: [(&str, Make); 7] = [
     ("jwt_authn", jwt_authn),
     ("basic_auth", basic_auth),
     ("api_key_auth", api_key_auth),
     ("oauth2", oauth2),
     ("key-auth", key_auth),
+    ("basic-auth", apisix_basic_auth),
+    ("jwt-auth", apisix_jwt_auth),
 ];
 
 fn filter<M: Message + Default + prost::Name>(config: Value) -> Arc<Chain> {
@@ -238,6 +240,61 @@ fn key_auth() -> Authenticator {
         credential: "jack-s-key".to_owned(),
         identity: "x-consumer-username",
         forged: ["jack", "JACK-S-KEY", "jack-s-key ", "jack-s-key,ann-s-key", "$env://KEY"].map(of).to_vec(),
+    }
+}
+
+fn apisix_basic_auth() -> Authenticator {
+    let said = |user: &str, password: &str| json!({"username": user, "password": password});
+    let consumers = [("jack", said("jack", "test"), None), ("ann", said("ann", "secret"), None)];
+    let context = known(super::context(), "basic-auth", &consumers);
+    let encode = |pair: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pair);
+    let of = |pair: &str| (pair.to_owned(), encode(pair));
+    Authenticator {
+        chain: chain_of(&[("basic-auth", &json!({}))], &context),
+        header: "authorization",
+        prefix: "Basic ",
+        credential: encode("jack:test"),
+        identity: "x-consumer-username",
+        forged: [
+            "jack:",
+            "jack",
+            ":test",
+            "jack:Test",
+            "jack:test\0",
+            "ann:test",
+            "eve:test",
+            "jack::test",
+            "eve:",
+        ]
+        .map(of)
+        .to_vec(),
+    }
+}
+
+fn apisix_jwt_auth() -> Authenticator {
+    let (signer, ann) = (Signer::new("RS256"), Signer::new("RS256"));
+    let claims = json!({"key": "jack", "sub": "jack", "exp": 4_102_444_800_u64, "nbf": 1});
+    let said =
+        |key: &str, signer: &Signer| json!({"key": key, "algorithm": "RS256", "public_key": signer.pem()});
+    let consumers = [("jack", said("jack", &signer), None), ("ann", said("ann", &ann), None)];
+    let context = known(super::context(), "jwt-auth", &consumers);
+    let mut forged = forged_tokens(&signer, &claims);
+    // What APISIX does not look at.
+    forged
+        .retain(|(what, _)| !["iss ", "sub ", "aud ", "iat ", "jti "].iter().any(|of| what.starts_with(of)));
+    forged.push(("by ann".to_owned(), ann.token(&claims)));
+    for key in [json!(1), json!(null), json!(["jack"]), json!("Jack"), json!("")] {
+        let mut changed = claims.clone();
+        changed["key"] = key;
+        forged.push((format!("key {}", changed["key"]), signer.token(&changed)));
+    }
+    Authenticator {
+        chain: chain_of(&[("jwt-auth", &json!({"claims_to_verify": ["exp", "nbf"]}))], &context),
+        header: "authorization",
+        prefix: "Bearer ",
+        credential: signer.token(&claims),
+        identity: "x-consumer-username",
+        forged,
     }
 }
 

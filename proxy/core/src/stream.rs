@@ -657,7 +657,7 @@ mod tests {
         used.set_var("v", "1");
         used.set_state(Slot::new(3, crate::plugin::Scope::Route), 1u8);
         used.plugins.decide(Slot::new(4, crate::plugin::Scope::Route), true);
-        used.identify(Arc::new(Consumer::new("jack".into(), None, Vec::new(), Arc::default())));
+        used.identify(Arc::new(Consumer::new("jack".into(), None, Vec::new())));
 
         let start = connection.start;
         let new = Stream::new(connection);

@@ -5,6 +5,9 @@ use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::signature::{self, ParsedPublicKey, RsaPublicKeyComponents, VerificationAlgorithm};
 use aws_lc_rs::{constant_time, hmac};
 use serde_json::{Map, Value};
+use x509_parser::prelude::FromDer;
+use x509_parser::public_key::PublicKey;
+use x509_parser::x509::SubjectPublicKeyInfo;
 
 /// How a token is signed (RFC 7518 section 3.1, RFC 8037). There is no `none`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +70,11 @@ impl Algorithm {
         })
     }
 
+    /// Whether whoever verifies could sign too.
+    pub(crate) fn is_of_secrets(self) -> bool {
+        OF_SECRETS.contains(&self)
+    }
+
     fn of_secrets(self) -> hmac::Algorithm {
         match self {
             Hs384 => hmac::HMAC_SHA384,
@@ -89,6 +97,65 @@ pub(super) struct Key {
 enum Verifier {
     Public(ParsedPublicKey),
     Secret(Box<hmac::Key>),
+}
+
+impl Verifier {
+    fn verifies(&self, signed: &[u8], signature: &[u8]) -> bool {
+        match self {
+            Verifier::Public(key) => key.verify_sig(signed, signature).is_ok(),
+            Verifier::Secret(key) => {
+                let tag = hmac::sign(key, signed);
+                constant_time::verify_slices_are_equal(tag.as_ref(), signature).is_ok()
+            }
+        }
+    }
+}
+
+/// A key for one algorithm: what a token says of its own chooses nothing.
+pub(crate) struct OneKey {
+    algorithm: Algorithm,
+    verifier: Verifier,
+}
+
+impl OneKey {
+    /// A secret, of an algorithm of secrets.
+    pub(crate) fn of_secret(algorithm: Algorithm, secret: &[u8]) -> OneKey {
+        let key = hmac::Key::new(algorithm.of_secrets(), secret);
+        OneKey { algorithm, verifier: Verifier::Secret(Box::new(key)) }
+    }
+
+    /// A public key in PEM (RFC 7468), of an algorithm of public keys. An RSA key has 2,048 to 8,192 bits: RFC 7518
+    /// section 3.3 forbids shorter ones.
+    ///
+    /// # Errors
+    /// It is none, or none of that algorithm.
+    pub(crate) fn of_pem(algorithm: Algorithm, pem: &str) -> Result<OneKey, String> {
+        let method = algorithm.of_public_keys().ok_or("is a public key, which the algorithm does not use")?;
+        let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|_| "is no PEM")?;
+        if pem.label != "PUBLIC KEY" {
+            return Err(format!("is PEM of {}, and not of PUBLIC KEY", pem.label));
+        }
+        let (_, info) = SubjectPublicKeyInfo::from_der(&pem.contents).map_err(|_| "is no public key")?;
+        if let Ok(PublicKey::RSA(rsa)) = info.parsed() {
+            let bits = rsa.key_size();
+            if !(2048..=8192).contains(&bits) {
+                return Err(format!("is an RSA key of {bits} bits, and not of 2048 to 8192"));
+            }
+        }
+        let key = ParsedPublicKey::new(method, pem.contents)
+            .map_err(|_| "is no public key of the algorithm".to_owned())?;
+        Ok(OneKey { algorithm, verifier: Verifier::Public(key) })
+    }
+
+    /// What it is for.
+    pub(crate) fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// Whether the signature over these bytes is by this key.
+    pub(crate) fn verifies(&self, signed: &[u8], signature: &[u8]) -> bool {
+        self.verifier.verifies(signed, signature)
+    }
 }
 
 /// Members of a key (RFC 7517), with words for what is wrong with them.
@@ -160,11 +227,7 @@ impl Key {
         let found = self.verifiers.iter().find(|(algorithm, _)| *algorithm == token.algorithm);
         let verified = match found {
             Some((EdDsa, _)) if token.signature().len() != 64 => return Err(Fault::Ed25519Length),
-            Some((_, Verifier::Public(key))) => key.verify_sig(token.signed(), token.signature()).is_ok(),
-            Some((_, Verifier::Secret(key))) => {
-                let tag = hmac::sign(key, token.signed());
-                constant_time::verify_slices_are_equal(tag.as_ref(), token.signature()).is_ok()
-            }
+            Some((_, verifier)) => verifier.verifies(token.signed(), token.signature()),
             None => false,
         };
         if verified { Ok(()) } else { Err(Fault::NotVerified) }

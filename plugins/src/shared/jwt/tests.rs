@@ -94,11 +94,33 @@ impl Signer {
 
     /// The public key in the forms in which a secret could be made of it.
     pub(crate) fn public_forms(&self) -> Vec<Vec<u8>> {
-        let SigningKey::Rsa(pair, _) = &self.key else { return Vec::new() };
-        let der: PublicKeyX509Der<'_> = pair.public_key().as_der().unwrap();
-        let base64 = base64::engine::general_purpose::STANDARD.encode(der.as_ref());
-        let pem = format!("-----BEGIN PUBLIC KEY-----\n{base64}\n-----END PUBLIC KEY-----\n");
-        vec![der.as_ref().to_vec(), pem.into_bytes(), self.jwk().to_string().into_bytes()]
+        let Some(der) = self.public_key() else { return Vec::new() };
+        vec![der, self.pem().into_bytes(), self.jwk().to_string().into_bytes()]
+    }
+
+    /// The public key as SubjectPublicKeyInfo.
+    fn public_key(&self) -> Option<Vec<u8>> {
+        let der: PublicKeyX509Der<'_> = match &self.key {
+            SigningKey::Rsa(pair, _) => pair.public_key().as_der().unwrap(),
+            SigningKey::Ec(pair, _) => pair.public_key().as_der().unwrap(),
+            SigningKey::Ed(pair) => pair.public_key().as_der().unwrap(),
+            SigningKey::Secret(..) => return None,
+        };
+        Some(der.as_ref().to_vec())
+    }
+
+    /// The secret, if it signs with one.
+    pub(crate) fn secret(&self) -> Option<&[u8]> {
+        match &self.key {
+            SigningKey::Secret(_, secret) => Some(secret),
+            _ => None,
+        }
+    }
+
+    /// The public key in PEM.
+    pub(crate) fn pem(&self) -> String {
+        let base64 = base64::engine::general_purpose::STANDARD.encode(self.public_key().unwrap());
+        format!("-----BEGIN PUBLIC KEY-----\n{base64}\n-----END PUBLIC KEY-----\n")
     }
 
     /// A token of these claims.

@@ -7,6 +7,66 @@ use serde_json::{Map, Value};
 /// Bytes of a token that are looked at; a longer one is none.
 pub(crate) const MAX_BYTES: usize = 64 * 1024;
 
+/// The three parts of a compact token (RFC 7515 section 7.1), none of them empty and none looked into.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Parts<'a> {
+    text: &'a str,
+    header: &'a str,
+    payload: &'a str,
+    signature: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    /// The parts of a text of at most [`MAX_BYTES`].
+    ///
+    /// # Errors
+    /// It has not three.
+    pub(crate) fn of(text: &'a [u8]) -> Result<Parts<'a>, Fault> {
+        let text = std::str::from_utf8(text).map_err(|_| Fault::BadFormat)?;
+        let parts: Vec<&str> = text.splitn(4, '.').collect();
+        let [header, payload, signature] = *parts.as_slice() else {
+            return Err(Fault::BadFormat);
+        };
+        if text.len() > MAX_BYTES || parts.iter().any(|part| part.is_empty()) {
+            return Err(Fault::BadFormat);
+        }
+        Ok(Parts { text, header, payload, signature })
+    }
+
+    /// The members of the header, each there once.
+    ///
+    /// # Errors
+    /// It is no base64url, or no such JSON.
+    pub(crate) fn header(&self) -> Result<Map<String, Value>, Fault> {
+        json::object(&from_base64url(self.header).ok_or(Fault::HeaderBase64)?).ok_or(Fault::HeaderJson)
+    }
+
+    /// The claims, each there once.
+    ///
+    /// # Errors
+    /// As of the header.
+    pub(crate) fn payload(&self) -> Result<Map<String, Value>, Fault> {
+        json::object(&from_base64url(self.payload).ok_or(Fault::PayloadBase64)?).ok_or(Fault::PayloadJson)
+    }
+
+    /// The signature.
+    ///
+    /// # Errors
+    /// It is no base64url.
+    pub(crate) fn signature(&self) -> Result<Vec<u8>, Fault> {
+        from_base64url(self.signature).ok_or(Fault::SignatureBase64)
+    }
+
+    /// The bytes that are signed.
+    pub(crate) fn signed(&self) -> &'a [u8] {
+        self.text.as_bytes().get(..self.signed_len()).unwrap_or_default()
+    }
+
+    fn signed_len(&self) -> usize {
+        self.header.len() + 1 + self.payload.len()
+    }
+}
+
 /// A token whose form is right. Nothing in it is true before [`KeySet::verify`](super::KeySet::verify) has said so.
 #[derive(Debug)]
 pub(crate) struct Token {
@@ -43,21 +103,12 @@ impl Token {
     /// # Errors
     /// The first thing that is wrong with its form.
     pub(crate) fn parse(text: &[u8]) -> Result<Token, Fault> {
-        let text = std::str::from_utf8(text).map_err(|_| Fault::BadFormat)?;
-        let parts: Vec<&str> = text.splitn(4, '.').collect();
-        let [header_part, payload_part, signature_part] = *parts.as_slice() else {
-            return Err(Fault::BadFormat);
-        };
-        if text.len() > MAX_BYTES || parts.iter().any(|part| part.is_empty()) {
-            return Err(Fault::BadFormat);
-        }
-        let header = from_base64url(header_part).ok_or(Fault::HeaderBase64)?;
-        let header = json::object(&header).ok_or(Fault::HeaderJson)?;
+        let parts = Parts::of(text)?;
+        let header = parts.header()?;
         let alg = header.get("alg").and_then(Value::as_str).ok_or(Fault::HeaderAlg)?;
         let algorithm = Algorithm::named(alg).ok_or(Fault::UnknownAlg)?;
         let kid = text_of(&header, "kid", Fault::HeaderKid)?;
-        let payload = from_base64url(payload_part).ok_or(Fault::PayloadBase64)?;
-        let payload = json::object(&payload).ok_or(Fault::PayloadJson)?;
+        let payload = parts.payload()?;
         let issuer = text_of(&payload, "iss", Fault::IssuerType)?;
         let subject = text_of(&payload, "sub", Fault::SubjectType)?;
         time_of(&payload, "iat", Fault::IssuedAtType, Fault::IssuedAtRange)?;
@@ -65,11 +116,11 @@ impl Token {
         let expires = time_of(&payload, "exp", Fault::ExpiresType, Fault::ExpiresRange)?;
         text_of(&payload, "jti", Fault::IdType)?;
         let audiences = audiences_of(&payload)?;
-        let signature = from_base64url(signature_part).ok_or(Fault::SignatureBase64)?;
+        let signature = parts.signature()?;
         Ok(Token {
-            text: text.into(),
-            signed: header_part.len() + 1 + payload_part.len(),
-            header_len: header_part.len(),
+            text: parts.text.into(),
+            signed: parts.signed_len(),
+            header_len: parts.header.len(),
             signature: signature.into(),
             header,
             payload,

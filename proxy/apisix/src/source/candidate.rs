@@ -7,6 +7,7 @@ use sixfold_core::cluster::ClusterCell;
 use sixfold_core::error::ConfigError;
 use sixfold_core::fast_hash::FastSet;
 use sixfold_core::model::Diff;
+use sixfold_core::plugin::Consumer;
 use sixfold_core::route::Route as CoreRoute;
 use sixfold_core::router::{ApisixRoute, ApisixRoutes, RouteTable, TableOptions};
 
@@ -230,7 +231,7 @@ impl<'a> Linker<'a, '_> {
         let place = &self.batch.builder.context.compile.build.consumers;
         let (roll, change) = self.batch.state.roll.next(self.batch, place);
         self.diff.consumers = Some(change).filter(|change| !change.is_empty());
-        roll.sweep();
+        Consumer::sweep_chains();
         Some(roll)
     }
 
@@ -323,7 +324,7 @@ impl<'a> Linker<'a, '_> {
             .route_tables
             .push((self.batch.builder.context.routes.key.clone(), Some(Arc::new(compiled))));
         self.chains.sweep();
-        state.roll.sweep();
+        Consumer::sweep_chains();
         (routes, Some(table))
     }
 

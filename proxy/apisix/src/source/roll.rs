@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sixfold_core::fast_hash::FastMap;
-use sixfold_core::plugin::{ByKey, Consumer, ConsumerChains, Consumers, ConsumersChange, Identity};
+use sixfold_core::plugin::{ByKey, Consumer, Consumers, ConsumersChange, Identity};
 
 use super::batch::Batch;
 use super::record::{Built, Record};
@@ -15,7 +15,6 @@ use crate::store::Key;
 /// Consumers with what they bring to their requests, and all ways in which they authenticate.
 #[derive(Clone, Default)]
 pub(super) struct Roll {
-    chains: Arc<ConsumerChains>,
     consumers: FastMap<Id, Member>,
     /// Of consumers and of credentials.
     identities: FastMap<Key, Shown>,
@@ -42,7 +41,7 @@ struct Shown {
 impl Roll {
     /// Consumers as they will be. What stays as it is keeps its identity, and so the chains made for it.
     pub(super) fn next(&self, batch: &Batch<'_>, place: &Consumers) -> (Roll, ConsumersChange) {
-        let mut next = Roll { chains: self.chains.clone(), ..Roll::default() };
+        let mut next = Roll::default();
         let consumers = batch.entries(Kind::Consumer);
         for (_, id, record) in &consumers {
             next.consumers.insert(id.clone(), self.member(batch, id, record));
@@ -94,12 +93,8 @@ impl Roll {
             Built::Consumer(of) => of.labels.clone(),
             _ => BTreeMap::new(),
         };
-        let consumer = Consumer::new(
-            id.text().clone(),
-            group_id.map(|id| id.text().clone()),
-            plugins.brought(),
-            self.chains.clone(),
-        );
+        let consumer =
+            Consumer::new(id.text().clone(), group_id.map(|id| id.text().clone()), plugins.brought());
         let consumer = Arc::new(consumer.with_labels(labels));
         let by_name = Arc::new(Identity::new(consumer.clone(), None, Arc::new(())));
         Member { record: record.clone(), group, consumer, by_name }
@@ -133,10 +128,5 @@ impl Roll {
         };
         let identities = said.iter().map(identity).collect();
         Some(Shown { record: record.clone(), consumer: consumer.clone(), identities })
-    }
-
-    /// Forgets the chains of routes and consumers that are gone.
-    pub(super) fn sweep(&self) {
-        self.chains.sweep();
     }
 }

@@ -1,8 +1,10 @@
 //! Consumers: whom authentication has found a request to be from, and the chains that their plugins make.
 
 use super::{Chain, Member};
-use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use crate::fast_hash::FastMap;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 /// Whom a request is from, as a plugin that authenticates has found out.
@@ -17,20 +19,13 @@ pub struct Consumer {
     pub custom_id: Option<Arc<str>>,
     /// What it and its group lay over the plugins of a route.
     plugins: Box<[Member]>,
-    chains: Arc<ConsumerChains>,
 }
 
 impl Consumer {
-    /// A consumer that brings these plugins to its requests, none of them one that authenticates. Their chains
-    /// are kept in `chains`.
-    pub fn new(
-        name: Arc<str>,
-        group: Option<Arc<str>>,
-        plugins: Vec<Member>,
-        chains: Arc<ConsumerChains>,
-    ) -> Consumer {
+    /// A consumer that brings these plugins to its requests, none of them one that authenticates.
+    pub fn new(name: Arc<str>, group: Option<Arc<str>>, plugins: Vec<Member>) -> Consumer {
         let (labels, custom_id) = (BTreeMap::new(), None);
-        Consumer { name, group, labels, custom_id, plugins: plugins.into(), chains }
+        Consumer { name, group, labels, custom_id, plugins: plugins.into() }
     }
 
     /// The same with these labels.
@@ -45,9 +40,15 @@ impl Consumer {
         !self.plugins.is_empty()
     }
 
-    /// The chain of its requests to a route.
+    /// The chain of its requests to a route. Each thread makes it once and keeps those that were asked for of late.
     pub fn chain(self: &Arc<Self>, of_route: &Arc<Chain>) -> Arc<Chain> {
-        self.chains.get(of_route, self)
+        CHAINS.with_borrow_mut(|chains| chains.get(of_route, self))
+    }
+
+    /// Has every thread forget the chains of routes and consumers that are gone, when it looks for one next; for the one
+    /// who applies a change.
+    pub fn sweep_chains() {
+        SWEEPS.fetch_add(1, Relaxed);
     }
 }
 
@@ -57,19 +58,26 @@ impl std::fmt::Debug for Consumer {
     }
 }
 
-/// The chains of routes and consumers that were asked for of late, each made once.
-///
-/// Two generations of at most [`ConsumerChains::KEPT`] chains: when the young one is full it becomes the old one, and
-/// what is still asked for moves back. A chain whose route or consumer has been replaced is never found again.
-#[derive(Default)]
-pub struct ConsumerChains {
-    generations: Mutex<Generations>,
+thread_local! {
+    static CHAINS: RefCell<Chains> = RefCell::default();
 }
 
+/// How often chains were to be swept.
+static SWEEPS: AtomicU64 = AtomicU64::new(0);
+
+/// Chains in a generation of one thread.
+pub(super) const KEPT: usize = 1024;
+
+/// The chains of routes and consumers that one thread was asked for of late.
+///
+/// Two generations: when the young one is full it becomes the old one, and what is still asked for moves back. A chain
+/// whose route or consumer has been replaced is never found again.
 #[derive(Default)]
-struct Generations {
-    young: HashMap<Key, Kept>,
-    old: HashMap<Key, Kept>,
+struct Chains {
+    young: FastMap<Key, Kept>,
+    old: FastMap<Key, Kept>,
+    /// How often they have been swept.
+    swept: u64,
 }
 
 /// Addresses of the route's chain and of the consumer. What is kept holds on to both places, so neither address is
@@ -81,58 +89,38 @@ struct Kept {
     of: (Weak<Chain>, Weak<Consumer>),
 }
 
-impl Generations {
-    /// Keeps a chain; answers what is not kept any more, to be dropped without the lock.
-    fn keep(&mut self, key: Key, kept: Kept, limit: usize) -> HashMap<Key, Kept> {
-        let mut retired = HashMap::new();
-        if self.young.len() >= limit {
-            retired = std::mem::replace(&mut self.old, std::mem::take(&mut self.young));
+impl Chains {
+    fn get(&mut self, of_route: &Arc<Chain>, consumer: &Arc<Consumer>) -> Arc<Chain> {
+        let sweeps = SWEEPS.load(Relaxed);
+        if self.swept != sweeps {
+            self.swept = sweeps;
+            self.sweep();
         }
-        self.young.insert(key, kept);
-        retired
-    }
-}
-
-impl ConsumerChains {
-    /// Chains in a generation.
-    pub const KEPT: usize = 4096;
-
-    fn get(&self, of_route: &Arc<Chain>, consumer: &Arc<Consumer>) -> Arc<Chain> {
         let key = (Arc::as_ptr(of_route) as usize, Arc::as_ptr(consumer) as usize);
-        let known = {
-            let mut generations = self.generations.lock();
-            if let Some(kept) = generations.young.get(&key) {
-                return kept.chain.clone();
-            }
-            generations.old.remove(&key)
-        };
-        // Made without the lock, at worst by two workers at once.
-        let kept = known.unwrap_or_else(|| Kept {
+        if let Some(kept) = self.young.get(&key) {
+            return kept.chain.clone();
+        }
+        let kept = self.old.remove(&key).unwrap_or_else(|| Kept {
             chain: Arc::new(of_route.with(&consumer.plugins)),
             of: (Arc::downgrade(of_route), Arc::downgrade(consumer)),
         });
         let chain = kept.chain.clone();
-        let retired = self.generations.lock().keep(key, kept, Self::KEPT);
-        drop(retired);
+        if self.young.len() >= KEPT {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key, kept);
         chain
     }
 
-    /// Chains that are kept.
-    pub fn len(&self) -> usize {
-        let generations = self.generations.lock();
-        generations.young.len() + generations.old.len()
-    }
-
-    /// Whether none is.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Forgets the chains of routes and consumers that are gone; for the one who applies a change.
-    pub fn sweep(&self) {
+    fn sweep(&mut self) {
         let alive = |_: &Key, kept: &mut Kept| kept.of.0.strong_count() > 0 && kept.of.1.strong_count() > 0;
-        let mut generations = self.generations.lock();
-        generations.young.retain(alive);
-        generations.old.retain(alive);
+        self.young.retain(alive);
+        self.old.retain(alive);
     }
+}
+
+/// How many chains this thread keeps.
+#[cfg(test)]
+pub(super) fn kept_chains() -> usize {
+    CHAINS.with_borrow(|chains| chains.young.len() + chains.old.len())
 }

@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     fn identity(name: &str) -> Arc<Identity> {
-        let consumer = Arc::new(Consumer::new(name.into(), None, Vec::new(), Arc::default()));
+        let consumer = Arc::new(Consumer::new(name.into(), None, Vec::new()));
         Arc::new(Identity::new(consumer, None, Arc::new(7_u32)))
     }
 

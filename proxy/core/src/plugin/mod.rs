@@ -29,7 +29,7 @@ pub use callout::{
     CalloutStreamFuture, Keepalive,
 };
 pub use chain::{Chain, ChainBuilder, Member};
-pub use consumer::{Consumer, ConsumerChains};
+pub use consumer::Consumer;
 pub use factory::{ApisixFactory, Built, FilterConfig, FilterFactory, Kind, NetworkFilterFactory, RunPolicy};
 pub use guard::Guard;
 pub use handlers::{BodyFn, HeadFn, LogFn, Plugin, PluginBuilder, TrailersFn};

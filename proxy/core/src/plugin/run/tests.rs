@@ -1,8 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 use super::*;
-use crate::plugin::{
-    ChainBuilder, ConsumerChains, Direction, Guard, Member, OwnedHeaders, Plugin, Scope, Slot,
-};
+use crate::plugin::consumer::{KEPT, kept_chains};
+use crate::plugin::{ChainBuilder, Direction, Guard, Member, OwnedHeaders, Plugin, Scope, Slot};
 use crate::stream::fixture::stream;
 use std::future::Future;
 use std::pin::pin;
@@ -89,18 +88,17 @@ fn run(chain: &mut Arc<Chain>, stream: &mut Stream) -> Vec<String> {
 }
 
 /// A consumer that has `limit` (7) itself, which the route has too, and brings `extra` (8).
-fn consumer(chains: &Arc<ConsumerChains>) -> Arc<Consumer> {
+fn consumer() -> Arc<Consumer> {
     let plugins = vec![note(7, Scope::Route, 50, "own-limit"), note(8, Scope::Route, 3000, "extra")];
-    Arc::new(Consumer::new("jack".into(), Some("g".into()), plugins, chains.clone()))
+    Arc::new(Consumer::new("jack".into(), Some("g".into()), plugins))
 }
 
 /// State used to be found by the place in the chain, and a phase to go on at a number: in a merged chain plugins
 /// lost their state, and ran twice or not at all.
 #[test]
 fn a_chain_that_a_consumer_changes_keeps_state_and_repeats_nothing() {
-    let chains = Arc::new(ConsumerChains::default());
     let auth = |consumer: Arc<Consumer>| Plugin::of(Auth(consumer)).rewrite(Auth::identify).build();
-    let jack = consumer(&chains);
+    let jack = consumer();
     let of_route = chain([
         note(7, Scope::Global, 50, "global-limit"),
         note(6, Scope::Route, 9000, "first"),
@@ -134,15 +132,17 @@ fn a_chain_that_a_consumer_changes_keeps_state_and_repeats_nothing() {
     // The chain is made once, and kept no longer than its route.
     run(&mut again, &mut stream("/", &[]));
     assert!(Arc::ptr_eq(&first, &again));
-    assert_eq!(chains.len(), 1);
+    assert_eq!(kept_chains(), 1);
     drop((first, again, of_route));
-    chains.sweep();
-    assert!(chains.is_empty());
+    Consumer::sweep_chains();
+    let other = chain([note(7, Scope::Route, 50, "limit")]);
+    consumer().chain(&other);
+    assert_eq!(kept_chains(), 1, "the one of now");
 }
 
 #[test]
 fn who_is_found_in_access_goes_on_behind_the_plugin_that_found_him() {
-    let jack = consumer(&Arc::default());
+    let jack = consumer();
     let auth = Plugin::of(Auth(jack)).access(Auth::identify).build();
     let mut of_route = chain([
         note(6, Scope::Route, 9000, "first"),
@@ -155,7 +155,7 @@ fn who_is_found_in_access_goes_on_behind_the_plugin_that_found_him() {
 
 #[test]
 fn a_consumer_without_plugins_changes_no_chain() {
-    let jack = Arc::new(Consumer::new("jack".into(), None, Vec::new(), Arc::default()));
+    let jack = Arc::new(Consumer::new("jack".into(), None, Vec::new()));
     let auth = Plugin::of(Auth(jack)).rewrite(Auth::identify).build();
     let of_route = chain([member(5, Scope::Route, 2500, "auth", auth), note(7, Scope::Route, 50, "limit")]);
     let mut running = of_route.clone();
@@ -165,15 +165,14 @@ fn a_consumer_without_plugins_changes_no_chain() {
 
 #[test]
 fn chains_of_consumers_are_bounded() {
-    let chains = Arc::new(ConsumerChains::default());
     let of_route = chain([note(7, Scope::Route, 50, "limit")]);
-    let consumers: Vec<_> = (0..2 * ConsumerChains::KEPT + 50).map(|_| consumer(&chains)).collect();
+    let consumers: Vec<_> = (0..2 * KEPT + 50).map(|_| consumer()).collect();
     let asked_again = consumers[0].chain(&of_route);
     for consumer in &consumers {
         consumer.chain(&of_route);
         assert!(Arc::ptr_eq(&asked_again, &consumers[0].chain(&of_route)), "what is asked for stays");
     }
-    assert!(chains.len() <= 2 * ConsumerChains::KEPT);
+    assert!(kept_chains() <= 2 * KEPT);
 }
 
 #[test]
