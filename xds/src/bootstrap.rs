@@ -21,6 +21,7 @@ use sixfold_core::metrics;
 use sixfold_core::model::Diff;
 use sixfold_core::overload::Settings as Load;
 use sixfold_core::plugin::LocalNode;
+use sixfold_core::stats_sink::Sinks;
 use sixfold_xds_api::any::{self, struct_to_json};
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::bootstrap::{DynamicResources, StaticResources};
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::{Admin as ProtoAdmin, Bootstrap};
@@ -43,7 +44,7 @@ use crate::rds::FilterLists;
 use crate::sds::Secrets;
 use crate::skipped::{BOOTSTRAP_EXTENSION, is_skipped};
 use crate::tracker::Tracker;
-use crate::{access_log, cluster, listener, stats, trace};
+use crate::{access_log, cluster, listener, stats, stats_sinks, trace};
 use sixfold_xds_api::values::Result;
 use sixfold_xds_api::{destructure, refuse};
 
@@ -76,6 +77,8 @@ pub struct Compiled {
     pub admin: Option<Admin>,
     /// Statistics: their tags, and which are shown at all.
     pub tags: metrics::TagRules,
+    /// Who is told of statistics.
+    pub sinks: Sinks,
     /// What comes later.
     pub followed: Followed,
     /// What is done under load, if anything is.
@@ -140,16 +143,16 @@ pub fn load(
     faults.broken_rules(&bootstrap, constraints::faults(&Bootstrap::full_name(), &encoded), &missing);
     faults.add_unread(&bootstrap, unread);
     match compiled {
-        Some((diff, admin, tags, overload, followed)) if faults.is_empty() => {
+        Some((diff, admin, tags, sinks, overload, followed)) if faults.is_empty() => {
             let shown = Shown { encoded: encoded.into(), at: SystemTime::now() };
-            Ok(Compiled { diff, admin, tags, overload, followed, shown })
+            Ok(Compiled { diff, admin, tags, sinks, overload, followed, shown })
         }
         _ => Err(faults.placed(text, file)),
     }
 }
 
 /// What of a [`Compiled`] is compiled.
-type Parts = (Diff, Option<Admin>, metrics::TagRules, Option<Load>, Followed);
+type Parts = (Diff, Option<Admin>, metrics::TagRules, Sinks, Option<Load>, Followed);
 
 /// Compiles what can be; without faults it is whole.
 fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> Option<Parts> {
@@ -208,13 +211,14 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
     let admin = value.admin.as_ref().map(|value| admin(&context, value)).transpose().in_key("admin");
     let admin = faults.take(admin);
     let tags = faults.take(stats::tags(value.stats_config.as_ref()).in_key("stats_config"));
+    let sinks = faults.take(stats_sinks::compile(&context, value));
     let overload = value.overload_manager.as_ref().map(overload::compile).transpose();
     let overload = faults.take(overload.in_key("overload_manager"));
     let default = DynamicResources::default();
     let dynamic = value.dynamic_resources.as_ref().unwrap_or(&default);
     let ads = ads::compile(&context, dynamic, node(value), statics).in_key("dynamic_resources");
     let followed = Followed { context, ads: faults.take(ads)?, node: node(value) };
-    Some((diff, admin?.flatten(), tags?, overload?.flatten(), followed))
+    Some((diff, admin?.flatten(), tags?, sinks?, overload?.flatten(), followed))
 }
 
 /// Who asks, in the words of the bootstrap.
@@ -341,8 +345,9 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             dynamic_resources: _,
             static_resources: _,
             stats_config: _,
-            // Statistics are summed up when they are asked for.
             stats_flush_interval: _,
+            stats_flush: _,
+            stats_sinks: _,
             layered_runtime: _,
             admin: _,
             cluster_manager: _,
@@ -360,7 +365,6 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             node_context_params,
             hds_config,
             flags_path,
-            stats_sinks,
             watchdog,
             watchdogs,
             enable_dispatcher_stats,
@@ -380,7 +384,6 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             grpc_async_client_manager_config,
             memory_allocator_manager,
             enable_worker_cpu_affinity,
-            stats_flush,
             stats_eviction,
         } = value
     );

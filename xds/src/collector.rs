@@ -7,7 +7,7 @@ use sixfold_core::cluster::ClusterCell;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::export::Pace;
 use sixfold_core::headers::Headers;
-use sixfold_core::plugin::grpc::Client;
+use sixfold_core::plugin::grpc::{Call, Client};
 use sixfold_core::plugin::{Callout, CalloutRequest};
 use sixfold_xds_api::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
 use sixfold_xds_api::pb::envoy::config::core::v3::http_uri::HttpUpstreamType;
@@ -23,6 +23,8 @@ use crate::route::cluster_cell;
 
 /// How long a service may take for a batch where the configuration does not say.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a stream is kept at most.
+const LIFE: Duration = Duration::from_secs(24 * 3600);
 /// Bytes of an answer, which nobody reads.
 const MAX_ANSWER: usize = 1 << 20;
 
@@ -125,6 +127,50 @@ impl Grpc {
     pub(crate) async fn export(&self, method: &str, message: &[u8]) -> bool {
         self.client.unary(method, self.metadata.clone(), message).await.is_ok()
     }
+}
+
+/// A stream to a service of gRPC, kept from one message to the next.
+pub(crate) struct Kept {
+    service: Grpc,
+    method: &'static str,
+    /// The stream, once there is one.
+    call: Option<Call>,
+}
+
+impl Kept {
+    /// None yet, for this method (`/package.Service/Method`).
+    pub(crate) fn new(service: Grpc, method: &'static str) -> Kept {
+        Kept { service, method, call: None }
+    }
+
+    /// Sends a message; whether it went out in time. `encode` makes it, of the first one of a stream when it is told so. A stream
+    /// that was kept may have ended meanwhile.
+    pub(crate) async fn send(&mut self, encode: impl Fn(bool) -> Vec<u8>) -> bool {
+        if let Some(mut call) = self.call.take()
+            && call.is_open()
+            && write(&mut call, &encode(false)).await
+        {
+            self.call = Some(call);
+            return true;
+        }
+        let mut client = self.service.client.clone();
+        client.timeout = LIFE;
+        let metadata = self.service.metadata.clone();
+        let opened = tokio::time::timeout(PATIENCE, client.call(self.method, metadata)).await;
+        let Ok(Ok(mut call)) = opened else { return false };
+        let sent = write(&mut call, &encode(true)).await;
+        self.call = sent.then_some(call);
+        sent
+    }
+}
+
+/// Whether a message went out in time.
+async fn write(call: &mut Call, message: &[u8]) -> bool {
+    let sending = async {
+        call.send(message).await?;
+        call.flush().await
+    };
+    matches!(tokio::time::timeout(PATIENCE, sending).await, Ok(Ok(())))
 }
 
 impl Http {

@@ -31,6 +31,7 @@ pub mod sds;
 mod skipped;
 pub use skipped::{REFUSED, left_out, skipped};
 mod stats;
+mod stats_sinks;
 #[cfg(test)]
 mod testing;
 mod tls;

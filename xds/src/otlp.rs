@@ -1,14 +1,43 @@
 //! Messages of OpenTelemetry's protocol (opentelemetry-proto, versions 1 of logs, traces and their collectors), as far as they are sent.
 
 use prost::{Enumeration, Message};
+use sixfold_core::error::ConfigContext;
 use sixfold_core::export::Batch;
+use sixfold_xds_api::pb::envoy::config::core::v3::TypedExtensionConfig;
 use sixfold_xds_api::pb::opentelemetry::proto::common::v1::any_value::Value;
 use sixfold_xds_api::pb::opentelemetry::proto::common::v1::{AnyValue, InstrumentationScope, KeyValue};
+use sixfold_xds_api::values::{Result, required};
+use sixfold_xds_api::{any, refuse};
+
+use crate::collector::{Grpc, Http};
+
+const ENVIRONMENT: &str =
+    "envoy.extensions.tracers.opentelemetry.resource_detectors.v3.EnvironmentResourceDetectorConfig";
 
 /// Where logs go.
 pub(crate) const LOGS: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
+/// Where statistics go.
+pub(crate) const METRICS: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
 /// Where spans go.
 pub(crate) const TRACES: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+
+/// Who collects.
+pub(crate) enum Collector {
+    /// A service of gRPC.
+    Grpc(Grpc),
+    /// One that gets requests of HTTP.
+    Http(Http),
+}
+
+impl Collector {
+    /// Sends a message to one of the services above; whether it was taken.
+    pub(crate) async fn export(&self, method: &str, message: Vec<u8>) -> bool {
+        match self {
+            Collector::Grpc(service) => service.export(method, &message).await,
+            Collector::Http(service) => service.post(b"application/x-protobuf", message).await,
+        }
+    }
+}
 
 /// `ExportLogsServiceRequest` and `ExportTraceServiceRequest`, which have one form, with records that are encoded already.
 #[derive(Clone, PartialEq, Message)]
@@ -45,6 +74,37 @@ impl Export {
     pub(crate) fn new(resource: &Resource, scope: Option<InstrumentationScope>, batch: &Batch) -> Export {
         let scope = OfScope { scope, records: batch.records().map(<[u8]>::to_vec).collect() };
         Export { resources: vec![OfResource { resource: Some(resource.clone()), scopes: vec![scope] }] }
+    }
+}
+
+impl Resource {
+    /// Adds what sends.
+    pub(crate) fn add_sdk(&mut self) {
+        self.attributes.push(text("telemetry.sdk.language", "rust"));
+        self.attributes.push(text("telemetry.sdk.name", "sixfold"));
+        self.attributes.push(text("telemetry.sdk.version", env!("CARGO_PKG_VERSION")));
+    }
+
+    /// Adds what detectors find out (`resource_detectors`): `OTEL_RESOURCE_ATTRIBUTES`, as `key=value` with commas between.
+    pub(crate) fn detect(&mut self, detectors: &[TypedExtensionConfig]) -> Result<()> {
+        for (index, detector) in detectors.iter().enumerate() {
+            self.detect_by(detector).in_index(index).in_key("resource_detectors")?;
+        }
+        Ok(())
+    }
+
+    fn detect_by(&mut self, detector: &TypedExtensionConfig) -> Result<()> {
+        let TypedExtensionConfig { name, typed_config } = detector;
+        let kind = any::type_name(required(typed_config, "typed_config")?).in_key("typed_config")?;
+        if kind != ENVIRONMENT {
+            return Err(refuse::extension("resource detector", name, &kind));
+        }
+        let told = std::env::var("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+        for (key, value) in told.split(',').filter_map(|pair| pair.split_once('=')) {
+            self.attributes.retain(|known| known.key != key);
+            self.attributes.push(text(key, value));
+        }
+        Ok(())
     }
 }
 

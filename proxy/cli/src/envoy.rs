@@ -9,18 +9,22 @@ use crate::route_files::{Contents, RouteFiles};
 use crate::{logging, signals};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use sixfold_core::access_log::AccessLog;
 use sixfold_core::compile::CompileContext;
 use sixfold_core::document::{MAX_DOCUMENT_BYTES, Node, Options as DocumentOptions};
 use sixfold_core::error::ConfigError;
 use sixfold_core::files;
+use sixfold_core::listener::BindAddress;
 use sixfold_core::metrics;
 use sixfold_core::model::Diff;
 use sixfold_core::overload::Overload;
+use sixfold_core::stats_sink::Sinks;
 use sixfold_server::admin::{Admin, ServerInfo, Statistics};
 use sixfold_server::callout::CalloutConfig;
 use sixfold_server::dns::ResolverConfig;
 use sixfold_server::drain::DrainStrategy;
 use sixfold_server::server::Server;
+use sixfold_server::stats_sinks::{self, Refresh};
 use sixfold_server::surface::Surface;
 use sixfold_server::worker::Options;
 use sixfold_xds::bootstrap::{self, Compiled, ProcessContext};
@@ -29,11 +33,19 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Parts of a bootstrap that are for the life of the process.
-const FIXED: [&str; 4] = ["admin", "node", "stats_config", "overload_manager"];
+const FIXED: [&str; 7] = [
+    "admin",
+    "node",
+    "stats_config",
+    "stats_sinks",
+    "stats_flush_interval",
+    "stats_flush_on_admin",
+    "overload_manager",
+];
 
 /// Serves until it is told to end.
 pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
@@ -66,7 +78,7 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     let (node, at_start) = text.node_and_fixed()?;
-    let Compiled { mut diff, admin, tags, overload, followed, shown } = text.load(&process_context)?;
+    let Compiled { mut diff, admin, tags, sinks, overload, followed, shown } = text.load(&process_context)?;
     if let Some(settings) = overload {
         process.server.set_overload(Overload::new(settings, &process.metrics));
     }
@@ -88,10 +100,12 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         routes: published,
     };
     let control = Administration::new(&process, log.levels, sender.clone(), configuration);
-    let _admin = match admin {
-        Some(admin) => Some(administration(&options, &process, admin, tags, node, control)?),
-        None => None,
-    };
+    let (address, access_logs) =
+        admin.map_or((None, Vec::new()), |admin| (Some(admin.address), admin.access_logs));
+    let tags = Arc::new(tags);
+    let admin = Arc::new(administration(&options, &process, access_logs, tags.clone(), node, control));
+    let _surface = address.map(|address| serve_administration(&options, &admin, &address)).transpose()?;
+    tell_services(sinks, &process, &tags, &admin);
     let (following, initialized) =
         crate::ads::start(followed, process.server.clone(), process.metrics.clone())?;
     let rest = move || -> Result<(), Failure> {
@@ -236,23 +250,18 @@ fn seconds(millis: u64) -> String {
     }
 }
 
+/// What the administration shows, be it that nobody can ask for it.
 fn administration(
     options: &EnvoyOptions,
     process: &Process,
-    admin: bootstrap::Admin,
-    tags: metrics::TagRules,
+    access_logs: Vec<AccessLog>,
+    tags: Arc<metrics::TagRules>,
     node: Value,
     control: Administration,
-) -> Result<Surface, Failure> {
-    let bootstrap::Admin { address, access_logs } = admin;
-    let Some(address) = address.ip() else {
-        return Err(Failure::new("admin: address: only IP addresses are supported"));
-    };
-    let opened = access_logs.iter().try_for_each(|log| log.sink.open());
-    opened.map_err(|reason| Failure::new(format!("admin: access_log: {reason}")))?;
-    let admin = Admin {
+) -> Admin {
+    Admin {
         metrics: process.metrics.clone(),
-        tags: Arc::new(tags),
+        tags,
         statistics: Statistics::new(&process.metrics),
         hosts: options.admin_host.clone(),
         clusters: process.compile.clusters.clone(),
@@ -266,7 +275,20 @@ fn administration(
         concurrency: process.server.shared().options.concurrency,
         control: Arc::new(control),
         access_logs,
+        flushes: OnceLock::new(),
+    }
+}
+
+fn serve_administration(
+    options: &EnvoyOptions,
+    admin: &Arc<Admin>,
+    address: &BindAddress,
+) -> Result<Surface, Failure> {
+    let Some(address) = address.ip() else {
+        return Err(Failure::new("admin: address: only IP addresses are supported"));
     };
+    let opened = admin.access_logs.iter().try_for_each(|log| log.sink.open());
+    opened.map_err(|reason| Failure::new(format!("admin: access_log: {reason}")))?;
     let surface =
         admin.start(address).map_err(|e| Failure::new(format!("admin: address: {address}: {e}")))?;
     if let Some(path) = &options.admin_address_path {
@@ -275,6 +297,16 @@ fn administration(
     }
     tracing::info!(address = %surface.address, "administration");
     Ok(surface)
+}
+
+/// Begins to tell services of statistics, if there are any.
+fn tell_services(sinks: Sinks, process: &Process, tags: &Arc<metrics::TagRules>, admin: &Arc<Admin>) {
+    let refreshed = admin.clone();
+    let refresh: Refresh = Arc::new(move || refreshed.refresh());
+    let background = &*process.compile.build.background;
+    if let Some(ask) = stats_sinks::start(sinks, &process.metrics, tags, &refresh, background) {
+        admin.flushes.get_or_init(|| ask);
+    }
 }
 
 /// The text of a bootstrap, and the name it has in errors.

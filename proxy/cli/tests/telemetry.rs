@@ -10,6 +10,8 @@ use prost::Message;
 use sixfold_xds_api::pb::envoy::data::accesslog::v3::AccessLogType;
 use sixfold_xds_api::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
 use sixfold_xds_api::pb::envoy::service::accesslog::v3::stream_access_logs_message::LogEntries;
+use sixfold_xds_api::pb::envoy::service::metrics::v3::StreamMetricsMessage;
+use std::net::UdpSocket;
 use std::sync::Arc;
 use support::traffic::upstream;
 use support::{Directory, Process, free_port, get, request};
@@ -129,6 +131,11 @@ struct Running {
 
 /// A proxy before an upstream, with a log and tracing; `collector` is a cluster of one endpoint, of HTTP/2 or 1.
 fn start(collector: u16, http2: bool, access_log: &str, tracing: &str) -> Running {
+    start_with(collector, http2, access_log, tracing, "")
+}
+
+/// The same with `more` in the bootstrap.
+fn start_with(collector: u16, http2: bool, access_log: &str, tracing: &str, more: &str) -> Running {
     let (admin, port, app) = (free_port(), free_port(), upstream());
     let address = |port: u16| format!("{{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}");
     let cluster = |name: &str, port: u16, options: &str| {
@@ -152,7 +159,7 @@ fn start(collector: u16, http2: bool, access_log: &str, tracing: &str) -> Runnin
          route_config: {{virtual_hosts: [{{name: v, domains: [\"*\"], routes: [{route}]}}]}}, access_log: [{access_log}]{tracing}}}"
     );
     let text = format!(
-        "node: {{id: node-1, cluster: own}}\nadmin: {{address: {}}}\nstatic_resources:\n  listeners:\n  - {{name: in, address: {}, \
+        "{more}node: {{id: node-1, cluster: own}}\nadmin: {{address: {}}}\nstatic_resources:\n  listeners:\n  - {{name: in, address: {}, \
          filter_chains: [{{filters: [{{name: hcm, typed_config: {manager}}}]}}]}}\n  clusters:\n{}{}",
         address(admin),
         address(port),
@@ -269,6 +276,63 @@ fn a_collector_of_zipkin_gets_what_is_sampled() {
     assert_eq!(span["localEndpoint"]["serviceName"], "own");
     assert_eq!((&span["tags"]["who"], &span["tags"]["http.status_code"]), (&"bob".into(), &"200".into()));
     assert_eq!(span["tags"]["http.url"], "http://a.test/z");
+}
+
+/// What has come to a socket of datagrams so far, until it holds a line.
+fn lines_until(socket: &UdpSocket, wanted: &str) -> Vec<String> {
+    let (mut lines, mut buffer) = (Vec::new(), [0; 2048]);
+    while !lines.iter().any(|line| line == wanted) {
+        let n = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("no {wanted}: {error}; {lines:?}"));
+        lines.extend(String::from_utf8_lossy(&buffer[..n]).lines().map(str::to_owned));
+    }
+    lines
+}
+
+#[test]
+fn services_are_told_how_statistics_have_changed() {
+    let (collector, told) = grpc();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(support::LIMIT)).unwrap();
+    let sink = |kind: &str, fields: &str| {
+        format!("- {{name: s, typed_config: {{\"@type\": type.googleapis.com/envoy.{kind}, {fields}}}}}\n")
+    };
+    let port = socket.local_addr().unwrap().port();
+    let dog = format!(
+        "address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}, max_bytes_per_datagram: 1400"
+    );
+    let more = [
+        "stats_flush_interval: 0.05s\nstats_sinks:\n",
+        &sink("config.metrics.v3.DogStatsdSink", &dog),
+        &sink("extensions.stat_sinks.open_telemetry.v3.SinkConfig", &format!("{GRPC}, prefix: own")),
+        &sink("config.metrics.v3.MetricsServiceConfig", &format!("{GRPC}, emit_tags_as_labels: true")),
+    ];
+    let mut running = start_with(collector, true, "", "", &more.concat());
+    assert_eq!(get(running.port, "/").unwrap().status, 200);
+    let tags = "|c|#envoy.http_conn_manager_prefix:in";
+    lines_until(&socket, &format!("envoy.http.downstream_rq_total:1{tags}"));
+    // What is looked up when somebody wants to know it.
+    let mut lines = lines_until(&socket, "envoy.server.concurrency:2|g");
+    lines.extend(lines_until(&socket, &format!("envoy.http.downstream_rq_total:0{tags}")));
+    assert!(!lines.contains(&format!("envoy.http.downstream_rq_total:1{tags}")), "it is told once");
+    running.process.until("metrics of OpenTelemetry", || {
+        let told = told.of("/opentelemetry.proto.collector.metrics.v1.MetricsService/Export");
+        told.iter().any(|message| holds(message, "own.http.downstream_rq_total")).then_some(())
+    });
+    let messages = running.process.until("metrics of Envoy's service", || {
+        let told = told.of("/envoy.service.metrics.v3.MetricsService/StreamMetrics");
+        (told.len() > 1 && told.iter().any(|message| holds(message, "http.downstream_rq_total")))
+            .then_some(told)
+    });
+    let messages = messages.iter().map(|bytes| StreamMetricsMessage::decode(bytes.as_slice()).unwrap());
+    let messages: Vec<_> = messages.collect();
+    let of = |message: &StreamMetricsMessage| message.identifier.clone().map(|of| of.node.unwrap().id);
+    assert_eq!(of(&messages[0]).as_deref(), Some("node-1"));
+    assert_eq!(of(&messages[1]), None, "only the first message of a stream says who sends");
+    let families = messages.iter().flat_map(|message| &message.envoy_metrics);
+    let mut requests = families.filter(|family| family.name() == "http.downstream_rq_total");
+    let metric = &requests.next().unwrap().metric[0];
+    assert_eq!((metric.label[0].name(), metric.label[0].value()), ("envoy.http_conn_manager_prefix", "in"));
+    assert!(metric.counter.is_some() && metric.timestamp_ms() > 0);
 }
 
 /// A collector that is not there costs what is told to it and nothing else.

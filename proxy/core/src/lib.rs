@@ -49,6 +49,7 @@ pub mod route;
 pub mod router;
 pub mod runtime;
 pub mod secret;
+pub mod stats_sink;
 pub mod stream;
 pub mod tls;
 pub mod trace;

@@ -29,9 +29,10 @@ use sixfold_core::stream::Stream;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
+use tokio::sync::watch::Sender;
 
 /// What the server is at (admin/v3/server_info.proto `State`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,6 +216,8 @@ pub struct Admin {
     pub control: Arc<dyn Control>,
     /// Logs of its own requests, which must be open.
     pub access_logs: Vec<AccessLog>,
+    /// Has services told of statistics when somebody asks for them here (`stats_flush_on_admin`).
+    pub flushes: OnceLock<Sender<()>>,
 }
 
 /// Fixed parts of `/server_info`.
@@ -233,8 +236,13 @@ impl Admin {
     ///
     /// # Errors
     /// When the address can't be bound or the thread not be started.
-    pub fn start(self, address: SocketAddr) -> io::Result<Surface> {
-        Surface::start("admin", address, Arc::new(self))
+    pub fn start(self: &Arc<Admin>, address: SocketAddr) -> io::Result<Surface> {
+        Surface::start("admin", address, self.clone())
+    }
+
+    /// Brings statistics up to date that are looked up when somebody wants to know them.
+    pub fn refresh(&self) {
+        self.statistics.refresh(self);
     }
 
     /// The answer to a request that names no command, uses the wrong method, or comes from a web page.

@@ -28,6 +28,7 @@ pub mod sockets;
 #[cfg(test)]
 #[path = "../../fuzz/stable.rs"]
 mod stable;
+pub mod stats_sinks;
 pub mod status;
 pub mod surface;
 pub mod tcp_proxy;

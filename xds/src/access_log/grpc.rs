@@ -3,14 +3,12 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prost::Message;
 use sixfold_core::access_log::{LineFormat, LogSink};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::export::{Batch, ExportStats, Exporter, Pace, Ship, Shipped};
 use sixfold_core::headers::HeaderName;
-use sixfold_core::plugin::grpc::Call;
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::extensions::access_loggers::grpc::v3::{
     CommonGrpcAccessLogConfig, HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig,
@@ -20,16 +18,12 @@ use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, not_empty, required};
 
 use super::entry::{self, Common, Extra};
-use crate::collector::{self, Grpc};
+use crate::collector::{self, Grpc, Kept};
 use crate::context::Context;
 use crate::custom_tags;
 
 /// Where messages go.
 const METHOD: &str = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs";
-/// How long the service may take for a message.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a stream is kept at most.
-const LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// A log of requests.
 pub(super) fn http(
@@ -106,9 +100,8 @@ fn exporter(context: &Context, service: Grpc, is_http: bool, log_name: &str, pac
     let stats = ExportStats::new(&build.metrics, "access_logs.grpc_access_log.");
     let ship = Entries {
         identifier: Identifier { node: Some((*context.node.whole).clone()), log_name: log_name.to_owned() },
-        service,
+        stream: Kept::new(service, METHOD),
         is_http,
-        call: None,
     };
     Arc::new(Exporter::new(build.background.clone(), pace, stats, Box::new(ship)))
 }
@@ -146,46 +139,24 @@ struct EncodedMessage {
 
 struct Entries {
     identifier: Identifier,
-    service: Grpc,
+    stream: Kept,
     is_http: bool,
-    /// The stream, once there is one.
-    call: Option<Call>,
 }
 
 impl Entries {
-    /// Sends a message; the first of a stream says who sends. One that was kept may have ended meanwhile.
+    /// Sends entries; the first message of a stream says who sends.
     async fn send(&mut self, entries: EncodedEntries) -> bool {
-        let mut message = EncodedMessage::default();
+        let (mut message, identifier) = (EncodedMessage::default(), &self.identifier);
         match self.is_http {
             true => message.http_logs = Some(entries),
             false => message.tcp_logs = Some(entries),
         }
-        if let Some(mut call) = self.call.take()
-            && call.is_open()
-            && write(&mut call, &message).await
-        {
-            self.call = Some(call);
-            return true;
-        }
-        message.identifier = Some(self.identifier.clone());
-        let mut client = self.service.client.clone();
-        client.timeout = LIFE;
-        let opened = tokio::time::timeout(PATIENCE, client.call(METHOD, self.service.metadata.clone())).await;
-        let Ok(Ok(mut call)) = opened else { return false };
-        let sent = write(&mut call, &message).await;
-        self.call = sent.then_some(call);
-        sent
+        let encode = |first: bool| {
+            let identifier = first.then(|| identifier.clone());
+            EncodedMessage { identifier, ..message.clone() }.encode_to_vec()
+        };
+        self.stream.send(encode).await
     }
-}
-
-/// Whether a message went out in time.
-async fn write(call: &mut Call, message: &EncodedMessage) -> bool {
-    let bytes = message.encode_to_vec();
-    let sending = async {
-        call.send(&bytes).await?;
-        call.flush().await
-    };
-    matches!(tokio::time::timeout(PATIENCE, sending).await, Ok(Ok(())))
 }
 
 impl Ship for Entries {

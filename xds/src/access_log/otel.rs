@@ -21,10 +21,10 @@ use sixfold_xds_api::pb::opentelemetry::proto::common::v1::{AnyValue, ArrayValue
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::Result;
 
-use crate::collector::{self, Grpc, Http};
+use crate::collector;
 use crate::context::Context;
 use crate::custom_tags;
-use crate::otlp::{self, Export, LogRecord, Resource};
+use crate::otlp::{self, Collector, Export, LogRecord, Resource};
 
 /// A log of requests or connections.
 pub(super) fn log(
@@ -198,12 +198,6 @@ impl LineFormat for Record {
     }
 }
 
-/// Where records go.
-enum Collector {
-    Grpc(Grpc),
-    Http(Http),
-}
-
 struct Records {
     collector: Collector,
     resource: Resource,
@@ -213,10 +207,7 @@ impl Ship for Records {
     fn ship<'a>(&'a mut self, batch: Batch) -> Pin<Box<dyn Future<Output = Shipped> + Send + 'a>> {
         let message = Export::new(&self.resource, None, &batch).encode_to_vec();
         Box::pin(async move {
-            let taken = match &self.collector {
-                Collector::Grpc(service) => service.export(otlp::LOGS, &message).await,
-                Collector::Http(service) => service.post(b"application/x-protobuf", message).await,
-            };
+            let taken = self.collector.export(otlp::LOGS, message).await;
             if taken { Shipped::Taken } else { Shipped::Lost }
         })
     }

@@ -10,19 +10,14 @@ use sixfold_core::export::{Batch, Ship, Shipped};
 use sixfold_core::hcm::SpanKind;
 use sixfold_core::stream::Stream;
 use sixfold_core::trace::{Part, Propagation, Span, SpanFormat, Tracing};
-use sixfold_xds_api::any;
-use sixfold_xds_api::pb::envoy::config::core::v3::TypedExtensionConfig;
 use sixfold_xds_api::pb::envoy::config::trace::v3::OpenTelemetryConfig;
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{Result, required};
+use sixfold_xds_api::values::Result;
 
 use super::Made;
-use crate::collector::{self, Grpc, Http};
+use crate::collector;
 use crate::context::Context;
-use crate::otlp::{self, Export, Resource, SpanStatus};
-
-const ENVIRONMENT: &str =
-    "envoy.extensions.tracers.opentelemetry.resource_detectors.v3.EnvironmentResourceDetectorConfig";
+use crate::otlp::{self, Collector, Export, Resource, SpanStatus};
 
 /// The name of a service that does not say what it is called.
 const UNKNOWN: &str = "unknown_service:envoy";
@@ -60,13 +55,9 @@ pub(super) fn tracer(context: &Context, value: &OpenTelemetryConfig) -> Result<M
         resource.attributes.push(otlp::text("service.name", name));
     }
     if is_on(set_telemetry_sdk_resource_attributes) {
-        resource.attributes.push(otlp::text("telemetry.sdk.language", "rust"));
-        resource.attributes.push(otlp::text("telemetry.sdk.name", "sixfold"));
-        resource.attributes.push(otlp::text("telemetry.sdk.version", env!("CARGO_PKG_VERSION")));
+        resource.add_sdk();
     }
-    for (index, detector) in resource_detectors.iter().enumerate() {
-        detect(detector, &mut resource).in_index(index).in_key("resource_detectors")?;
-    }
+    resource.detect(resource_detectors)?;
     let scoped = is_on(set_instrumentation_scope);
     Ok(Made {
         propagation: Propagation { b3: false, w3c: true, long_ids: true, shares_spans: false },
@@ -74,21 +65,6 @@ pub(super) fn tracer(context: &Context, value: &OpenTelemetryConfig) -> Result<M
         ship: Box::new(Spans { collector, resource, scoped }),
         stats: "tracing.opentelemetry.",
     })
-}
-
-/// Adds what a detector finds out about the resource: `OTEL_RESOURCE_ATTRIBUTES`, as `key=value` with commas between.
-fn detect(detector: &TypedExtensionConfig, resource: &mut Resource) -> Result<()> {
-    let TypedExtensionConfig { name, typed_config } = detector;
-    let kind = any::type_name(required(typed_config, "typed_config")?).in_key("typed_config")?;
-    if kind != ENVIRONMENT {
-        return Err(refuse::extension("resource detector", name, &kind));
-    }
-    let told = std::env::var("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
-    for (key, value) in told.split(',').filter_map(|pair| pair.split_once('=')) {
-        resource.attributes.retain(|known| known.key != key);
-        resource.attributes.push(otlp::text(key, value));
-    }
-    Ok(())
 }
 
 struct Format;
@@ -127,11 +103,6 @@ fn nanos(of: Duration) -> u64 {
     u64::try_from(of.as_nanos()).unwrap_or(u64::MAX)
 }
 
-enum Collector {
-    Grpc(Grpc),
-    Http(Http),
-}
-
 struct Spans {
     collector: Collector,
     resource: Resource,
@@ -144,10 +115,7 @@ impl Ship for Spans {
         let scope = self.scoped.then(otlp::scope);
         let message = Export::new(&self.resource, scope, &batch).encode_to_vec();
         Box::pin(async move {
-            let taken = match &self.collector {
-                Collector::Grpc(service) => service.export(otlp::TRACES, &message).await,
-                Collector::Http(service) => service.post(b"application/x-protobuf", message).await,
-            };
+            let taken = self.collector.export(otlp::TRACES, message).await;
             if taken { Shipped::Taken } else { Shipped::Lost }
         })
     }

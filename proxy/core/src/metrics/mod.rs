@@ -10,12 +10,14 @@
 mod block;
 mod codes;
 mod default_tags;
+pub mod flush;
 mod labelled;
 mod registry;
 pub mod render;
 pub mod responses;
 pub mod series;
 mod snapshot;
+pub mod statsd;
 mod tags;
 mod tally;
 mod text;
@@ -97,6 +99,15 @@ pub struct Distribution {
     pub count: u64,
     /// Sum of all.
     pub sum: u64,
+}
+
+impl Distribution {
+    /// How many values are in each bucket, and behind them how many are larger than all bounds.
+    pub fn counts(&self) -> impl Iterator<Item = u64> + '_ {
+        let mut below = 0;
+        let up_to = self.below.iter().copied().chain([self.count]);
+        up_to.map(move |up_to| up_to.saturating_sub(std::mem::replace(&mut below, up_to)))
+    }
 }
 
 /// A number that only grows.

@@ -70,8 +70,8 @@ impl Selection {
     }
 }
 
-/// Quantiles of histograms in `/stats`.
-const QUANTILES: [f64; 10] = [0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 100.0];
+/// Quantiles of histograms in `/stats`, in percent.
+pub const QUANTILES: [f64; 10] = [0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 100.0];
 
 /// How a page looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -396,8 +396,8 @@ fn labels<'t>(tags: impl Iterator<Item = (&'t str, &'t str)>) -> String {
     out
 }
 
-/// A quantile by straight lines between the bounds of the buckets.
-fn quantile(seen: &Distribution, q: f64) -> f64 {
+/// A quantile, in percent, by straight lines between the bounds of the buckets.
+pub fn quantile(seen: &Distribution, q: f64) -> f64 {
     let rank = (seen.count as f64 * q / 100.0).max(1.0);
     let mut below = 0;
     let mut lower = 0.0;

@@ -45,7 +45,7 @@ impl Statistics {
         }
     }
 
-    fn refresh(&self, admin: &Admin) {
+    pub(super) fn refresh(&self, admin: &Admin) {
         let _one_at_a_time = self.refreshing.lock();
         let (server, memory) = (&self.server, process::resident_bytes());
         server.live().set(u64::from(admin.lifecycle.get() == State::Live));
@@ -104,7 +104,10 @@ fn page(admin: &Admin, query: &Query, format: &str) -> Reply {
         "text" => Form::Text,
         _ => return bad("usage: /stats?format=(json|prometheus|text)\n\n".to_owned()),
     };
-    admin.statistics.refresh(admin);
+    admin.refresh();
+    if let Some(flushes) = admin.flushes.get() {
+        flushes.send_replace(());
+    }
     let (statistics, tags) = (admin.metrics.snapshot(), admin.tags.clone());
     let page = Reply::written(move |out| {
         Page { statistics: &statistics, selection: &selection, rules: &tags }.write(form, out)

@@ -94,7 +94,7 @@ fn server() -> Server {
     clusters.cell("one").swap(Some(cluster.clone()));
     cluster.stats.responses().count(200);
     let of_listeners = ["a", "b"].map(|name| ListenerStats::new(&metrics, &format!("listener.{name}.")));
-    let admin = Admin {
+    let admin = Arc::new(Admin {
         statistics: Statistics::new(&metrics),
         metrics,
         tags: Arc::default(),
@@ -106,7 +106,8 @@ fn server() -> Server {
         concurrency: 2,
         control: calls.clone(),
         access_logs: Vec::new(),
-    };
+        flushes: OnceLock::new(),
+    });
     let surface = admin.start("127.0.0.1:0".parse().unwrap()).unwrap();
     Server { surface, calls, lifecycle, cluster, of_listeners }
 }
