@@ -2,7 +2,7 @@
 use super::*;
 use crate::buffer::ReadBuffer;
 use crate::deadline::{Deadline, within};
-use crate::io::{Io, Socket};
+use crate::io::{Io, Socket, Transport};
 use sixfold_core::tls::{
     ClientContext, ClientSettings, Identity, Pem, ServerContext, ServerSettings, ServerTls,
 };
@@ -103,4 +103,44 @@ async fn an_answer_is_flushed_though_nothing_else_is_written() {
         heard.is_ok_and(|heard| heard.is_ok())
     };
     assert!(tokio::join!(fill(&mut io), listens).1, "the end of it never came");
+}
+
+/// Takes the first thing that the client says for itself, and says something before all that others do.
+#[derive(Debug)]
+struct Greets;
+
+impl ConnectionFilter for Greets {
+    fn on_write(&self, _: &mut Stream, _: Slot, answer: &mut Vec<u8>) {
+        answer.extend_from_slice(b"hi ");
+    }
+
+    fn on_data(&self, _: &mut Stream, _: Slot, bytes: &mut ClientBytes<'_>) -> FilterStep {
+        bytes.received.clear();
+        FilterStep::Done
+    }
+}
+
+/// Nothing being left of what had come was taken for the client's end.
+#[tokio::test]
+async fn a_filter_may_take_all_that_has_come_and_speak_first() {
+    let (server, mut client) = sockets().await;
+    let any = "127.0.0.1:1".parse().unwrap();
+    let filters: Arc<[Arc<dyn ConnectionFilter>]> = Arc::new([Arc::new(Greets)]);
+    let begun = Filtering::begin(&filters, &Arc::new(Connection::plain(any, any))).await;
+    let mut io = Io::plain(Socket::tcp(server));
+    io.filter(begun.unwrap_or_else(|refused| refused));
+    let mut deadline = Deadline::after(Duration::from_secs(30));
+    for word in ["one", "two"] {
+        let written = within(&mut deadline, |_, cx| io.poll_write(cx, word.as_bytes())).await;
+        assert_eq!(written.unwrap().unwrap(), 3);
+    }
+    let mut heard = [0; 9];
+    client.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"hi onetwo");
+    client.write_all(b"for the filter").await.unwrap();
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        client.write_all(b"rest").await.unwrap();
+    };
+    assert_eq!(tokio::join!(fill(&mut io), later).0, 4);
 }
