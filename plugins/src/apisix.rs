@@ -3,13 +3,22 @@
 pub(crate) mod authentication;
 mod basic_auth;
 mod consumer_restriction;
+mod cors;
+mod echo;
+mod fault_injection;
 mod forward_auth;
+mod ip_restriction;
 mod jwt_auth;
 mod key_auth;
+mod limit_conn;
 mod limit_count;
+mod limit_req;
 mod mocking;
 pub mod prometheus;
 mod proxy_rewrite;
+mod real_ip;
+mod redirect;
+mod request_id;
 mod response_rewrite;
 /// The example of `docs/plugins/write-one.md`, compiled as it stands there.
 #[cfg(test)]
@@ -25,13 +34,22 @@ pub(crate) fn factories() -> Vec<ApisixFactory> {
     vec![
         basic_auth::factory(),
         consumer_restriction::factory(),
+        cors::factory(),
+        echo::factory(),
+        fault_injection::factory(),
         forward_auth::factory(),
+        ip_restriction::factory(),
         jwt_auth::factory(),
         key_auth::factory(),
+        limit_conn::factory(),
         limit_count::factory(),
+        limit_req::factory(),
         mocking::factory(),
         prometheus::factory(),
         proxy_rewrite::factory(),
+        real_ip::factory(),
+        redirect::factory(),
+        request_id::factory(),
         response_rewrite::factory(),
     ]
 }

@@ -62,12 +62,26 @@ mod tests {
     #[test]
     fn the_least_configuration_is_enough() {
         for (name, config) in [
+            ("cors", json!({})),
+            ("echo", json!({"body": ""})),
+            ("fault-injection", json!({"abort": {"http_status": 200}})),
+            ("fault-injection", json!({"delay": {"duration": 1}})),
             ("forward-auth", json!({"uri": "http://a"})),
+            ("ip-restriction", json!({"whitelist": ["::1"]})),
+            ("limit-conn", json!({"conn": 1, "burst": 0, "default_conn_delay": 1, "key": "a"})),
+            (
+                "limit-conn",
+                json!({"default_conn_delay": 1, "rules": [{"conn": 1, "burst": 0, "key": "$uri"}]}),
+            ),
             ("limit-count", json!({"count": 1, "time_window": 1})),
             ("limit-count", json!({"rules": [{"count": 1, "time_window": 1, "key": "$uri"}]})),
+            ("limit-req", json!({"rate": 1, "burst": 0, "key": "a"})),
             ("mocking", json!({"response_example": ""})),
             ("prometheus", json!({})),
             ("proxy-rewrite", json!({"host": "a"})),
+            ("real-ip", json!({"source": "http_a"})),
+            ("redirect", json!({"http_to_https": true})),
+            ("request-id", json!({})),
             ("response-rewrite", json!({"filters": [{"regex": "a", "replace": "b"}]})),
         ] {
             testing::plugin(name, &config);

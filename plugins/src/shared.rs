@@ -1,5 +1,6 @@
 //! Parts below several plugins.
 
+pub(crate) mod addresses;
 pub(crate) mod background;
 pub(crate) mod base64;
 pub(crate) mod cache;
@@ -11,6 +12,7 @@ pub(crate) mod header_changes;
 pub(crate) mod header_names;
 pub(crate) mod json;
 pub(crate) mod jwt;
+pub(crate) mod limits;
 pub(crate) mod offload;
 pub(crate) mod pattern;
 pub(crate) mod peers;
@@ -19,3 +21,4 @@ pub(crate) mod query;
 pub(crate) mod secret;
 pub(crate) mod token_bucket;
 pub mod tower_layer;
+pub(crate) mod uri;

@@ -6,13 +6,13 @@ mod tests;
 
 use crate::apisix::{self, error_reply};
 use crate::shared::counters::{Counters, Key as CounterKey};
+use crate::shared::limits::{self, Key, KeyType, Number, Rejection};
 use counter::{Taken, Window};
 use serde::Deserialize;
 use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
-use sixfold_core::format::{Format, Variable};
 use sixfold_core::headers::HeaderName;
-use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, LocalReply, Plugin, Slot, Step};
+use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
 use std::io::Write;
 use std::sync::Arc;
@@ -28,9 +28,6 @@ fn group(config: &Value) -> Option<(String, String)> {
     let config = Config::deserialize(config).ok()?;
     Some((config.group.clone()?, config.told_apart_by()))
 }
-
-/// The largest whole number that APISIX counts with.
-const MAX_COUNT: u64 = (1 << 53) - 1;
 
 #[derive(Deserialize)]
 struct Config {
@@ -57,20 +54,11 @@ struct RuleConfig {
     header_prefix: Option<String>,
 }
 
-#[derive(Deserialize, Clone, Copy, PartialEq)]
-#[serde(rename_all = "snake_case")]
-enum KeyType {
-    Var,
-    VarCombination,
-    Constant,
-}
-
 struct LimitCount {
     rules: Vec<Rule>,
     /// Whether `rules` were configured: then a rule whose key is missing does not apply.
     several: bool,
-    rejected_code: u16,
-    rejected_msg: Option<String>,
+    rejection: Rejection,
     allow_degradation: bool,
     show_headers: bool,
     window: Window,
@@ -89,17 +77,6 @@ struct Rule {
     headers: Option<Names>,
 }
 
-enum Number {
-    Fixed(u64),
-    Template(Format),
-}
-
-enum Key {
-    Variable(Variable),
-    Combination(Format),
-    Constant(Vec<u8>),
-}
-
 /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`.
 struct Names {
     limit: HeaderName,
@@ -116,13 +93,7 @@ struct Quota {
 
 impl LimitCount {
     fn build(config: Config, context: &BuildContext) -> Built {
-        if config.policy != "local" {
-            return Err(ConfigError::new(format!(
-                "property \"policy\" validation failed: policy '{}' is not supported, counters are local",
-                config.policy
-            ))
-            .in_key("policy"));
-        }
+        limits::counts_here(&config.policy)?;
         if config.sync_interval != -1.0 {
             let reason = "sync_interval is not supported: counters are local";
             return Err(ConfigError::field("sync_interval", reason));
@@ -141,8 +112,7 @@ impl LimitCount {
         let limit = LimitCount {
             rules: rules(&config)?,
             several,
-            rejected_code: config.rejected_code,
-            rejected_msg: config.rejected_msg,
+            rejection: Rejection { code: config.rejected_code, message: config.rejected_msg },
             allow_degradation: config.allow_degradation,
             show_headers: config.show_limit_quota_header,
             window: config.window_type,
@@ -189,13 +159,6 @@ impl LimitCount {
         });
     }
 
-    fn rejection(&self) -> LocalReply {
-        match &self.rejected_msg {
-            Some(message) => error_reply(self.rejected_code, message),
-            None => LocalReply::new(self.rejected_code, "", ""),
-        }
-    }
-
     fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
         let mut quotas = Vec::with_capacity(self.rules.len());
         let allowed = self.take(stream, &mut quotas);
@@ -204,7 +167,7 @@ impl LimitCount {
         }
         match allowed {
             Ok(true) => Step::Continue,
-            Ok(false) => Step::Respond(self.rejection()),
+            Ok(false) => Step::Respond(self.rejection.reply()),
             Err(_) if self.allow_degradation => Step::Continue,
             Err(reason) => {
                 tracing::error!(reason, scope = &*self.scope, "limit-count failed");
@@ -267,15 +230,11 @@ fn rules(config: &Config) -> Result<Vec<Rule>, ConfigError> {
         let (Some(count), Some(time_window)) = (&config.count, &config.time_window) else {
             return Err(ConfigError::new("count and time_window, or rules, are required"));
         };
-        let key = match config.key_type {
-            KeyType::Var => Key::Variable(Variable::parse(&config.key)),
-            KeyType::VarCombination => Key::Combination(apisix::template(&config.key).in_key("key")?),
-            KeyType::Constant => Key::Constant(config.key.clone().into_bytes()),
-        };
+        let key = Key::new(&config.key, config.key_type)?;
         let headers = Some(Names::new("")?);
         return Ok(vec![Rule {
-            count: Number::new(count).in_key("count")?,
-            time_window: Number::new(time_window).in_key("time_window")?,
+            count: Number::new(count, 1).in_key("count")?,
+            time_window: Number::new(time_window, 1).in_key("time_window")?,
             key,
             headers,
         }]);
@@ -294,8 +253,8 @@ fn rules(config: &Config) -> Result<Vec<Rule>, ConfigError> {
             }
             let prefix = rule.header_prefix.clone().unwrap_or_else(|| (index + 1).to_string());
             Ok(Rule {
-                count: Number::new(&rule.count).in_key("count")?,
-                time_window: Number::new(&rule.time_window).in_key("time_window")?,
+                count: Number::new(&rule.count, 1).in_key("count")?,
+                time_window: Number::new(&rule.time_window, 1).in_key("time_window")?,
                 key: Key::Combination(apisix::template(&rule.key).in_key("key")?),
                 headers: Some(Names::new(&format!("{prefix}-"))?),
             })
@@ -312,50 +271,5 @@ impl Names {
                 .map_err(|e| ConfigError::field("header_prefix", e.to_string()))
         };
         Ok(Names { limit: name("Limit")?, remaining: name("Remaining")?, reset: name("Reset")? })
-    }
-}
-
-impl Number {
-    fn new(value: &Value) -> Result<Number, ConfigError> {
-        match value {
-            Value::String(text) => apisix::template(text).map(Number::Template),
-            other => other.as_u64().filter(|n| in_range(*n)).map(Number::Fixed).ok_or_else(|| {
-                ConfigError::new(format!("{other} is not a whole number from 1 to {MAX_COUNT}"))
-            }),
-        }
-    }
-
-    /// The number for a request; `None` when it is none, and so must not let anything through.
-    fn resolve(&self, stream: &Stream) -> Option<u64> {
-        match self {
-            Number::Fixed(number) => Some(*number),
-            Number::Template(format) => {
-                let text = apisix::value(format, stream);
-                let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-                let number = std::str::from_utf8(&text).ok().filter(|_| digits)?.parse().ok()?;
-                in_range(number).then_some(number)
-            }
-        }
-    }
-}
-
-fn in_range(number: u64) -> bool {
-    (1..=MAX_COUNT).contains(&number)
-}
-
-impl Key {
-    /// What is counted by. Nothing of it there: `None` if that makes the rule not apply, else the client's
-    /// address.
-    fn value(&self, stream: &Stream, optional: bool) -> Option<Vec<u8>> {
-        let mut value = Vec::new();
-        let resolved = match self {
-            Key::Variable(variable) => usize::from(variable.write(stream, &mut value)),
-            Key::Combination(format) => format.resolve_count(stream, &mut value),
-            Key::Constant(text) => return Some(text.clone()),
-        };
-        if resolved > 0 && !value.is_empty() {
-            return Some(value);
-        }
-        (!optional).then(|| stream.remote_ip().to_string().into_bytes())
     }
 }

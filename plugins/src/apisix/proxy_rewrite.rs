@@ -3,6 +3,7 @@
 use crate::apisix::{self, error_reply};
 use crate::shared::header_changes::{HeaderChanges, Side};
 use crate::shared::pattern::{Groups, Pattern, Replacement};
+use crate::shared::uri::{escape, escape_control};
 use serde::Deserialize;
 use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
@@ -191,31 +192,6 @@ fn regex_pairs(pairs: &[String]) -> Result<Vec<(Pattern, Replacement)>, ConfigEr
         _ => Err(odd()),
     };
     collect(pairs.chunks(2).enumerate().map(pair))
-}
-
-/// nginx's `NGX_ESCAPE_URI`.
-fn escape(path: &[u8]) -> Vec<u8> {
-    percent(
-        path,
-        |b| matches!(b, 0..=b' ' | 0x7F.. | b'"' | b'#' | b'%' | b'<' | b'>' | b'?' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}'),
-    )
-}
-
-fn escape_control(query: &[u8]) -> Vec<u8> {
-    percent(query, |b| matches!(b, 0..=b' ' | 0x7F))
-}
-
-fn percent(text: &[u8], escaped: impl Fn(u8) -> bool) -> Vec<u8> {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    let mut out = Vec::with_capacity(text.len() + 8);
-    for byte in text {
-        if escaped(*byte) {
-            out.extend([b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
-        } else {
-            out.push(*byte);
-        }
-    }
-    out
 }
 
 #[cfg(test)]

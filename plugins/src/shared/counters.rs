@@ -4,6 +4,7 @@
 //! secret of the process: a long key costs as much as a short one, and nobody can look for two that meet. What
 //! is over goes by time; when the store is full, what matters least goes (see [`Counter`]).
 
+pub(crate) mod concurrent;
 #[cfg(test)]
 mod tests;
 

@@ -45,6 +45,17 @@ impl Pattern {
         self.find_within(text, from, MatchTime::Worker)
     }
 
+    /// Whether there is a match.
+    ///
+    /// # Errors
+    /// As [`Pattern::find`].
+    pub(crate) fn is_match(&self, text: &[u8]) -> Result<bool, String> {
+        match self {
+            Pattern::Linear(regex) => Ok(regex.is_match(text)),
+            Pattern::Backtracking(_) => self.find(text, 0).map(|found| found.is_some()),
+        }
+    }
+
     /// Whether the pattern takes time in proportion to the text.
     pub(crate) fn is_linear(&self) -> bool {
         matches!(self, Pattern::Linear(_))

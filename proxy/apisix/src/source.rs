@@ -179,7 +179,9 @@ fn format(config: &Config) -> Format {
 
 impl Source {
     /// A source of what `store` has; nothing is read yet.
-    pub fn new(config: Config, store: Arc<dyn Store>, context: SourceContext) -> Source {
+    pub fn new(config: Config, store: Arc<dyn Store>, mut context: SourceContext) -> Source {
+        let secure = config.https_listeners.iter().map(|listen| listen.address.port());
+        context.compile.build.tls_ports = secure.collect();
         let (state, chains, shared) = Default::default();
         Source { context, config, store, state, chains, shared }
     }

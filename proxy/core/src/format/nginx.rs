@@ -88,7 +88,16 @@ const VARIABLES: &[(&str, Read)] = &[
             true
         }),
     ),
-    ("remote_port", Read::Number(|s| Some(s.remote.port().into()))),
+    (
+        "remote_port",
+        Read::Make(|s, out| {
+            // One that nobody has told is none.
+            if s.remote.port() > 0 {
+                number(out, s.remote.port().into());
+            }
+            true
+        }),
+    ),
     ("binary_remote_addr", Read::Make(binary_address)),
     (
         "realip_remote_addr",

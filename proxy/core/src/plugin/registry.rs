@@ -56,6 +56,8 @@ pub struct BuildContext {
     pub consumers: Arc<Consumers>,
     /// The cluster of this proxy and those like it (`cluster_manager.local_cluster_name`).
     pub peers: Option<Arc<str>>,
+    /// Ports on which a gateway is listened to by TLS: what clients are sent to who have come without.
+    pub tls_ports: Arc<[u16]>,
 }
 
 impl BuildContext {
@@ -80,6 +82,7 @@ impl BuildContext {
             failing_checks: Arc::default(),
             consumers: Arc::default(),
             peers: None,
+            tls_ports: Arc::default(),
         }
     }
 }

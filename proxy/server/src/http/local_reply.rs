@@ -122,11 +122,11 @@ fn frame(response: &mut ResponseHead, body: Bytes, mapped: &Mapped) -> Bytes {
     body
 }
 
-/// Frames a body as APISIX does; an error without one gets its runtime's page.
+/// Frames a body as APISIX does; an error or a redirect without one gets its runtime's page.
 fn frame_apisix(response: &mut ResponseHead, mut body: Bytes) -> Bytes {
     let status = response.status;
     let mut content_type = "text/plain; charset=utf-8";
-    if body.is_empty() && status >= 400 && status != 444 {
+    if body.is_empty() && (matches!(status, 301..=303 | 307 | 308) || status >= 400 && status != 444) {
         content_type = "text/html; charset=utf-8";
         body = error_page(status);
     }
@@ -168,7 +168,9 @@ fn percent_encode(text: &[u8]) -> Vec<u8> {
 
 /// The error page of APISIX's runtime.
 fn error_page(status: u16) -> Bytes {
-    let title = format!("{status} {}", reason_phrase(status, h1::Profile::Apisix));
+    // Its status line has another phrase than its page.
+    let phrase = if status == 302 { "Found" } else { reason_phrase(status, h1::Profile::Apisix) };
+    let title = format!("{status} {phrase}");
     format!(
         "<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n<center><h1>{title}</h1></center>\r\n\
          <hr><center>openresty</center>\r\n<p><em>Powered by <a href=\"https://apisix.apache.org/\">APISIX</a>.\
