@@ -200,6 +200,8 @@ mod tests {
     #[test]
     fn counters_live_as_long_as_their_configuration() {
         let context = context();
+        // As a limiter of another resource would.
+        let _kept = Counters::of(&context.shared);
         let of = |config: Value, resource: &str| {
             let context = BuildContext { resource: resource.into(), ..context.clone() };
             status(&build("limit-req", &config, &context).unwrap(), &[])

@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
+use crate::shared::counters::Counters;
 use crate::testing::{Alone, build, context, now, plugin, stream};
 use serde_json::{Value, json};
 use sixfold_core::plugin::BuildContext;
@@ -109,6 +110,8 @@ async fn those_over_the_limit_wait() {
 #[test]
 fn counters_live_as_long_as_their_configuration() {
     let context = context();
+    // As a limiter of another resource would.
+    let _kept = Counters::of(&context.shared);
     let of = |delay: f64, resource: &str| {
         let config = json!({"conn": 1, "burst": 0, "default_conn_delay": delay, "key": "remote_addr"});
         let context = BuildContext { resource: resource.into(), ..context.clone() };

@@ -87,7 +87,10 @@ mod tests {
         assert_eq!(enter(1, 2).unwrap().1, 2);
         let many: Vec<_> = (10..100_010).map(|key| enter(key, 1).unwrap()).collect();
         let held = |counters: &Concurrent| {
-            let of = |shard: &Shard| (shard.0.lock().len(), shard.0.lock().allocation_size());
+            let of = |shard: &Shard| {
+                let counts = shard.0.lock();
+                (counts.len(), counts.allocation_size())
+            };
             counters.shards.iter().map(of).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
         };
         assert_eq!(held(&counters).0, 100_001);
