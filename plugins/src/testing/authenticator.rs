@@ -272,7 +272,8 @@ fn apisix_basic_auth() -> Authenticator {
 }
 
 fn apisix_jwt_auth() -> Authenticator {
-    let (signer, ann) = (Signer::new("RS256"), Signer::new("RS256"));
+    // All signers with RS256 have one key.
+    let (signer, ann) = (Signer::new("RS256"), Signer::new("ES256"));
     let claims = json!({"key": "jack", "sub": "jack", "exp": 4_102_444_800_u64, "nbf": 1});
     let said =
         |key: &str, signer: &Signer| json!({"key": key, "algorithm": "RS256", "public_key": signer.pem()});
@@ -283,6 +284,7 @@ fn apisix_jwt_auth() -> Authenticator {
     forged
         .retain(|(what, _)| !["iss ", "sub ", "aud ", "iat ", "jti "].iter().any(|of| what.starts_with(of)));
     forged.push(("by ann".to_owned(), ann.token(&claims)));
+    forged.push(("by ann as jack's".to_owned(), ann.with_header(&json!({"alg": "RS256"}), &claims)));
     for key in [json!(1), json!(null), json!(["jack"]), json!("Jack"), json!("")] {
         let mut changed = claims.clone();
         changed["key"] = key;
