@@ -276,8 +276,9 @@ fn apisix_jwt_auth() -> Authenticator {
     let (signer, ann) = (Signer::new("RS256"), Signer::new("ES256"));
     let claims = json!({"key": "jack", "sub": "jack", "exp": 4_102_444_800_u64, "nbf": 1});
     let said =
-        |key: &str, signer: &Signer| json!({"key": key, "algorithm": "RS256", "public_key": signer.pem()});
-    let consumers = [("jack", said("jack", &signer), None), ("ann", said("ann", &ann), None)];
+        |key: &str, alg: &str, of: &Signer| json!({"key": key, "algorithm": alg, "public_key": of.pem()});
+    let consumers =
+        [("jack", said("jack", "RS256", &signer), None), ("ann", said("ann", "ES256", &ann), None)];
     let context = known(super::context(), "jwt-auth", &consumers);
     let mut forged = forged_tokens(&signer, &claims);
     // What APISIX does not look at.
