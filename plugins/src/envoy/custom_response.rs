@@ -1,11 +1,13 @@
-//! Envoy's custom_response filter (source/extensions/filters/http/custom_response): puts answers of the configuration in
-//! the place of responses that a matcher finds.
+//! Envoy's custom_response filter (source/extensions/filters/http/custom_response): puts answers of the configuration, or
+//! those of other requests, in the place of responses that a matcher finds.
 
+mod redirect;
 #[cfg(test)]
 mod tests;
 
 use crate::envoy;
 use bytes::Bytes;
+use redirect::{Asked, Redirect};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::header_ops::{HeaderOps, Side};
 use sixfold_core::headers::Known;
@@ -21,13 +23,23 @@ use sixfold_xds_api::pb::xds::core::v3::TypedExtensionConfig;
 use sixfold_xds_api::values::{data_source, required, status};
 use sixfold_xds_api::{any, format, header_ops, refuse};
 use std::borrow::Cow;
+use std::sync::Arc;
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build).stateless()
+    envoy::filter(build)
+}
+
+sixfold_core::stat_block! {
+    /// Statistics under `http.PREFIX.`, of requests that were to answer and could not.
+    pub struct CustomResponseStats {
+        counters: [custom_response_redirect_no_route, custom_response_invalid_uri],
+        gauges: [],
+        histograms: [],
+    }
 }
 
 /// The most specific level decides whose matcher finds something, the filter's own last.
-fn build(own: Config, levels: Vec<Config>, _: &BuildContext) -> Built {
+fn build(own: Config, levels: Vec<Config>, context: &BuildContext) -> Built {
     let matchers = levels
         .into_iter()
         .rev()
@@ -38,17 +50,27 @@ fn build(own: Config, levels: Vec<Config>, _: &BuildContext) -> Built {
     if trees.is_empty() {
         return Ok(Plugin::default());
     }
-    Ok(Plugin::of(CustomResponse { trees }).header_filter(CustomResponse::header_filter).build())
+    let stats = CustomResponseStats::new(&context.metrics, &context.scope);
+    Ok(Plugin::of(CustomResponse { trees, stats }).header_filter(CustomResponse::header_filter).build())
 }
 
 struct CustomResponse {
     /// The most specific one first.
     trees: Box<[Tree<Policy>]>,
+    stats: CustomResponseStats,
 }
 
-/// An answer in the place of a response.
+/// What answers in the place of a response.
 #[derive(Debug)]
-struct Policy {
+enum Policy {
+    Local(Box<Local>),
+    /// Another request.
+    Redirect(Arc<Redirect>),
+}
+
+/// An answer of the configuration.
+#[derive(Debug)]
+struct Local {
     /// `None` keeps the response's.
     status: Option<u16>,
     body: Bytes,
@@ -69,18 +91,29 @@ enum Details {
 /// The answer is there already: the filter does not look at its own.
 struct Answered;
 
+/// Another request is to answer.
+struct Redirected;
+
 impl Policy {
     fn new(value: &TypedExtensionConfig) -> Result<Policy, ConfigError> {
         let TypedExtensionConfig { name, typed_config } = value;
         let config = required(typed_config, "typed_config")?;
         let kind = any::type_name(config).in_key("typed_config")?;
-        if kind != "envoy.extensions.http.custom_response.local_response_policy.v3.LocalResponsePolicy" {
-            return Err(refuse::extension("custom response policy", name, &kind));
-        }
-        any::unpack(config).and_then(|policy| Policy::local(&policy)).in_key("typed_config")
+        let policy = match kind.strip_prefix("envoy.extensions.http.custom_response.").unwrap_or_default() {
+            "local_response_policy.v3.LocalResponsePolicy" => any::unpack(config)
+                .and_then(|policy| Local::new(&policy))
+                .map(|local| Policy::Local(Box::new(local))),
+            "redirect_policy.v3.RedirectPolicy" => any::unpack(config)
+                .and_then(|policy| Redirect::new(&policy))
+                .map(|redirect| Policy::Redirect(Arc::new(redirect))),
+            _ => return Err(refuse::extension("custom response policy", name, &kind)),
+        };
+        policy.in_key("typed_config")
     }
+}
 
-    fn local(value: &LocalResponsePolicy) -> Result<Policy, ConfigError> {
+impl Local {
+    fn new(value: &LocalResponsePolicy) -> Result<Local, ConfigError> {
         let LocalResponsePolicy {
             body,
             body_format,
@@ -90,7 +123,7 @@ impl Policy {
         } = value;
         let code = status_code.as_ref().map(|code| status(code.value, "status_code")).transpose()?;
         let body = body.as_ref().map(data_source).transpose().in_key("body")?;
-        Ok(Policy {
+        Ok(Local {
             status: code,
             body: body.unwrap_or_default().into(),
             format: body_format.as_ref().map(format::body).transpose().in_key("body_format")?,
@@ -141,9 +174,33 @@ impl CustomResponse {
         if stream.state::<Answered>(slot).is_some() {
             return Step::Continue;
         }
+        if stream.state::<Redirected>(slot).is_some() {
+            // It is asked again: nothing came of it.
+            stream.set_state(slot, Answered);
+            self.stats.custom_response_redirect_no_route().inc();
+            return Step::Continue;
+        }
+        if let Some(asked) = stream.answers_for::<Asked>() {
+            stream.set_state(slot, Answered);
+            asked.redirect.finish(asked.status, stream);
+            return Step::Continue;
+        }
         let found = self.trees.iter().find_map(|tree| tree.find(Subject::Stream(stream)));
         let Some(policy) = found else { return Step::Continue };
         stream.set_state(slot, Answered);
-        Step::Respond(policy.answer(stream))
+        let redirect = match policy {
+            Policy::Local(local) => return Step::Respond(local.answer(stream)),
+            Policy::Redirect(redirect) => redirect,
+        };
+        match redirect.ask(stream) {
+            Some(request) => {
+                stream.set_state(slot, Redirected);
+                Step::Recreate(Box::new(request))
+            }
+            None => {
+                self.stats.custom_response_invalid_uri().inc();
+                Step::Continue
+            }
+        }
     }
 }

@@ -285,6 +285,10 @@ impl ExtProc {
         if changes && !no_body && !running.session.is_over() {
             stream.response.headers.remove(Known::CONTENT_LENGTH);
         }
+        if running.mode.body[at] == BodyMode::Buffered && !no_body && !running.session.is_over() {
+            // What becomes of the body decides whether there is a response at all.
+            stream.hold_response_head();
+        }
         stream.set_state(slot, running);
         Step::Continue
     }

@@ -20,10 +20,16 @@ pub enum Act {
     StopAcceptingConnections,
     /// Connections are accepted and closed at once.
     RejectConnections,
+    /// Memory that is free goes back to the system.
+    ShrinkHeap,
+    /// Times that clients have become shorter.
+    ReduceTimeouts,
 }
 
 /// How many there are.
-const ACTS: usize = 4;
+const ACTS: usize = 6;
+/// How many times there are that become shorter.
+const TIMERS: usize = 3;
 /// All of what an action may apply to, in the state of it.
 const ALL: u32 = 1_000_000;
 
@@ -34,6 +40,35 @@ pub struct Limit {
     pub name: String,
     /// The most.
     pub max: u64,
+}
+
+/// A time that a client has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timer {
+    /// Between two requests of a connection (`common_http_protocol_options.idle_timeout`).
+    ConnectionIdle,
+    /// Between two events of a request (`stream_idle_timeout`, a route's `idle_timeout`).
+    StreamIdle,
+    /// For the handshake of TLS (`transport_socket_connect_timeout`).
+    Handshake,
+}
+
+/// What is left of a time under the greatest load.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Least {
+    /// So much.
+    Time(Duration),
+    /// This share of it, from 0 to 1.
+    Share(f64),
+}
+
+impl Least {
+    fn of(self, time: Duration) -> Duration {
+        match self {
+            Least::Time(least) => least.min(time),
+            Least::Share(share) => time.mul_f64(share.clamp(0.0, 1.0)),
+        }
+    }
 }
 
 /// When, by the share of a heap that is used, an action is taken.
@@ -87,6 +122,10 @@ pub struct Settings {
     pub actions: Vec<Action>,
     /// Connections of clients at once, over all listeners.
     pub connections: Option<Limit>,
+    /// By [`Timer`]: what is left of the times that become shorter.
+    pub timers: [Option<Least>; TIMERS],
+    /// Time between two rounds in which memory is given back.
+    pub shrink: Duration,
 }
 
 crate::stat_block! {
@@ -99,11 +138,17 @@ crate::stat_block! {
     pub struct ActionStats { counters: [], gauges: [active, scale_percent], histograms: [] }
 }
 
+crate::stat_block! {
+    /// Statistics of giving memory back, under `overload.NAME.`.
+    pub struct ShrinkStats { counters: [shrink_count], gauges: [], histograms: [] }
+}
+
 /// The load of a process, and what it does under it.
 pub struct Overload {
     settings: Settings,
     monitors: Vec<MonitorStats>,
     actions: Vec<ActionStats>,
+    shrinking: Option<ShrinkStats>,
     /// By [`Act`]: in how many of [`ALL`] cases it is done.
     states: [AtomicU32; ACTS],
     connections: Arc<AtomicU64>,
@@ -117,6 +162,11 @@ impl Overload {
         Overload {
             monitors: settings.heaps.iter().map(|h| MonitorStats::new(registry, &prefix(&h.name))).collect(),
             actions: settings.actions.iter().map(|a| ActionStats::new(registry, &prefix(&a.name))).collect(),
+            shrinking: settings
+                .actions
+                .iter()
+                .find(|action| action.act == Act::ShrinkHeap)
+                .map(|action| ShrinkStats::new(registry, &prefix(&action.name))),
             connection_stats: settings
                 .connections
                 .as_ref()
@@ -170,6 +220,25 @@ impl Overload {
         state > 0 && (state >= ALL || fastrand::u32(..ALL) < state)
     }
 
+    /// The time between two rounds in which memory is given back, if that is ever done.
+    pub fn shrinks_every(&self) -> Option<Duration> {
+        self.shrinking.as_ref().map(|_| self.settings.shrink)
+    }
+
+    /// Notes that memory has been given back.
+    pub fn shrunk(&self) {
+        self.shrinking.iter().for_each(|stats| stats.shrink_count().inc());
+    }
+
+    /// What there is now of a time, and what is left of it under the greatest load; `None` where it is always whole.
+    #[inline]
+    pub fn shortened(&self, timer: Timer, time: Duration) -> Option<Shortened> {
+        let least = self.settings.timers[timer as usize]?.of(time);
+        let state = self.states[Act::ReduceTimeouts as usize].load(Relaxed).min(ALL);
+        let now = time.saturating_sub((time - least).mul_f64(f64::from(state) / f64::from(ALL)));
+        Some(Shortened { now, least, again: self.settings.refresh })
+    }
+
     /// Whether it is done to all.
     pub fn is_saturated(&self, act: Act) -> bool {
         self.states[act as usize].load(Relaxed) >= ALL
@@ -194,6 +263,17 @@ impl fmt::Debug for Overload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.settings.fmt(f)
     }
+}
+
+/// A time that becomes shorter under load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shortened {
+    /// What there is of it now.
+    pub now: Duration,
+    /// The least that it may be.
+    pub least: Duration,
+    /// After how long it may be another one.
+    pub again: Duration,
 }
 
 /// There is no place for another connection.
@@ -224,6 +304,7 @@ mod tests {
                 triggers: vec![Trigger { heap: 0, threshold }],
             }],
             connections: Some(Limit { name: "connections".to_owned(), max: 2 }),
+            ..Settings::default()
         };
         Overload::new(settings, &Registry::new())
     }
@@ -261,5 +342,35 @@ mod tests {
         assert!(one.is_ok() && two.is_ok() && overload.connect().is_err());
         drop(one);
         assert!(overload.connect().is_ok_and(|place| place.is_some()));
+    }
+
+    #[test]
+    fn times_become_shorter_with_the_load() {
+        let settings = Settings {
+            heaps: vec![Limit { name: "heap".to_owned(), max: 1000 }],
+            actions: vec![Action {
+                act: Act::ReduceTimeouts,
+                name: "reduce".to_owned(),
+                triggers: vec![Trigger { heap: 0, threshold: Threshold::Between(0.5, 0.9) }],
+            }],
+            timers: [Some(Least::Time(Duration::from_secs(2))), Some(Least::Share(0.1)), None],
+            ..Settings::default()
+        };
+        let overload = Overload::new(settings, &Registry::new());
+        let now = |used, timer| {
+            overload.update(Some(used));
+            overload.shortened(timer, Duration::from_secs(10)).map(|time| time.now.as_secs_f64().round())
+        };
+        assert_eq!(
+            [0, 700, 900, 2000].map(|used| now(used, Timer::ConnectionIdle)),
+            [10.0, 6.0, 2.0, 2.0].map(Some)
+        );
+        assert_eq!(now(900, Timer::StreamIdle), Some(1.0));
+        assert_eq!(now(900, Timer::Handshake), None);
+        let short = overload.shortened(Timer::ConnectionIdle, Duration::from_secs(1));
+        assert_eq!(
+            short.map(|time| (time.now, time.least)),
+            Some((Duration::from_secs(1), Duration::from_secs(1)))
+        );
     }
 }

@@ -114,7 +114,20 @@ pub struct FilterObject {
 
 /// Objects of one request, each key once. Most requests have none.
 #[derive(Clone, Debug, Default)]
-struct FilterState(Vec<FilterObject>);
+struct FilterState {
+    objects: Vec<FilterObject>,
+    answers_for: Option<AnswersFor>,
+}
+
+/// What a plugin has had the request made for.
+#[derive(Clone)]
+struct AnswersFor(Arc<dyn Any + Send + Sync>);
+
+impl std::fmt::Debug for AnswersFor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AnswersFor")
+    }
+}
 
 /// Moments of a request; `None` until they have come.
 #[derive(Clone, Copy, Debug)]
@@ -373,8 +386,12 @@ impl Stream {
         // What the client said of itself was taken off the request.
         let Peers { downstream, sent, .. } = std::mem::take(&mut self.peers);
         let trace = self.trace.take();
+        let answers_for = self.filter_state.take().and_then(|state| state.answers_for);
         self.reset(now);
         self.trace = trace;
+        if answers_for.is_some() {
+            self.filter_state.get_or_insert_default().answers_for = answers_for;
+        }
         self.peers = Peers { downstream, sent, ..Peers::default() };
         (self.request, self.request_trailers) = (request, trailers);
         (self.remote, self.internal, self.operation_told) = (remote, internal, told);
@@ -430,7 +447,7 @@ impl Stream {
 
     /// Puts an object into the filter state; one that is to stay as it is stays.
     pub fn set_filter_state(&mut self, object: FilterObject) {
-        let objects = &mut self.filter_state.get_or_insert_default().0;
+        let objects = &mut self.filter_state.get_or_insert_default().objects;
         match objects.iter_mut().find(|known| known.key == object.key) {
             Some(known) if known.read_only => {}
             Some(known) => *known = object,
@@ -440,15 +457,26 @@ impl Stream {
 
     /// The object of the filter state under this key: the request's own, else the connection's.
     pub fn filter_object(&self, key: &str) -> Option<&FilterObject> {
-        let own = self.filter_state.iter().flat_map(|state| &state.0);
+        let own = self.filter_state.iter().flat_map(|state| &state.objects);
         let shared = self.connection.filter_state.get().into_iter().flatten();
         own.chain(shared).find(|object| *object.key == *key)
+    }
+
+    /// Notes what a plugin has had the next request of the client made for.
+    pub fn answer_for(&mut self, what: Arc<dyn Any + Send + Sync>) {
+        self.filter_state.get_or_insert_default().answers_for = Some(AnswersFor(what));
+    }
+
+    /// What a plugin has had this request made for, if that is of this type ([`Recreated`](crate::plugin::Recreated)).
+    pub fn answers_for<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        let AnswersFor(what) = self.filter_state.as_ref()?.answers_for.as_ref()?;
+        what.clone().downcast().ok()
     }
 
     /// Lets the requests of the connection see what is in the filter state, once.
     pub fn share_filter_state(&self) {
         if let Some(state) = &self.filter_state {
-            let _ = self.connection.filter_state.set(state.0.as_slice().into());
+            let _ = self.connection.filter_state.set(state.objects.as_slice().into());
         }
     }
 

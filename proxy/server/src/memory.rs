@@ -117,7 +117,7 @@ fn allocated() -> u64 {
 /// Gives the pages of freed memory back to the system. An arena is locked while its pages go.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code)]
-fn release() {
+pub(crate) fn release() {
     // SAFETY: the function may be called at any time and from any thread.
     unsafe { libc::malloc_trim(0) };
 }
@@ -129,7 +129,7 @@ fn allocated() -> u64 {
 }
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn release() {}
+pub(crate) fn release() {}
 
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod tests {

@@ -8,10 +8,21 @@ use std::sync::Arc;
 
 /// Measures for as long as the server is there, from now on. Only the first call counts.
 pub(crate) fn watch(shared: &Arc<Shared>, overload: Arc<Overload>) {
-    let period = overload.refresh();
+    let (period, shrinks) = (overload.refresh(), overload.shrinks_every());
     if shared.overload.set(overload).is_ok() {
         look(shared);
         refresh_every("load", period, shared, look);
+        if let Some(period) = shrinks {
+            refresh_every("shrink-heap", period, shared, shrink);
+        }
+    }
+}
+
+/// Gives memory back to the system, if it is time for that.
+fn shrink(shared: &Shared) {
+    if let Some(overload) = shared.overload.get().filter(|load| load.is_saturated(Act::ShrinkHeap)) {
+        memory::release();
+        overload.shrunk();
     }
 }
 

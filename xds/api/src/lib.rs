@@ -17,6 +17,7 @@ pub mod matching;
 pub mod metadata;
 pub mod rate_limit;
 pub mod rbac;
+pub mod redirect;
 pub mod refuse;
 mod schema;
 #[cfg(test)]

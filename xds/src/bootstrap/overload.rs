@@ -3,15 +3,19 @@
 use std::time::Duration;
 
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
-use sixfold_core::overload::{Act, Action, Limit, Settings, Threshold, Trigger};
+use sixfold_core::overload::{Act, Action, Least, Limit, Settings, Threshold, Timer, Trigger};
+use sixfold_xds_api::pb::envoy::config::overload::v3::scale_timers_overload_action_config::scale_timer::OverloadAdjust;
+use sixfold_xds_api::pb::envoy::config::overload::v3::scale_timers_overload_action_config::{
+    ScaleTimer, TimerType,
+};
 use sixfold_xds_api::pb::envoy::config::overload::v3::trigger::TriggerOneof;
 use sixfold_xds_api::pb::envoy::config::overload::v3::{
-    OverloadAction, OverloadManager, ResourceMonitor, ScaledTrigger, ThresholdTrigger,
-    Trigger as ProtoTrigger, resource_monitor::ConfigType,
+    OverloadAction, OverloadManager, ResourceMonitor, ScaleTimersOverloadActionConfig, ScaledTrigger,
+    ShrinkHeapConfig, ThresholdTrigger, Trigger as ProtoTrigger, resource_monitor::ConfigType,
 };
 use sixfold_xds_api::pb::envoy::extensions::resource_monitors::downstream_connections::v3::DownstreamConnectionsConfig;
 use sixfold_xds_api::pb::envoy::extensions::resource_monitors::fixed_heap::v3::FixedHeapConfig;
-use sixfold_xds_api::values::{Result, not_empty, positive_duration};
+use sixfold_xds_api::values::{Result, duration, enum_value, not_empty, one_of, positive_duration, required};
 use sixfold_xds_api::{any, refuse, refused};
 
 /// From here on a limit of connections counts for none: no process has so many descriptors.
@@ -19,6 +23,9 @@ const UNLIMITED: u64 = i32::MAX as u64;
 
 /// How often monitors look.
 const REFRESH: Duration = Duration::from_secs(1);
+
+/// How often memory is given back.
+const SHRINK: Duration = Duration::from_secs(10);
 
 /// `None` where nothing is ever done, as by what pilot-agent writes: a limit of connections that limits nothing.
 ///
@@ -43,7 +50,7 @@ pub(super) fn compile(value: &OverloadManager) -> Result<Option<Settings>> {
     }
     settings.connections = settings.connections.filter(|limit| limit.max < UNLIMITED);
     for (index, value) in actions.iter().enumerate() {
-        let action = action(value, &settings).in_index(index).in_key("actions")?;
+        let action = action(value, &mut settings).in_index(index).in_key("actions")?;
         settings.actions.push(action);
     }
     let acts = settings.connections.is_some() || !settings.heaps.is_empty();
@@ -89,19 +96,41 @@ fn monitor<'v>(value: &'v ResourceMonitor, names: &mut Vec<&'v str>, settings: &
     Ok(())
 }
 
-fn action(value: &OverloadAction, settings: &Settings) -> Result<Action> {
+fn action(value: &OverloadAction, settings: &mut Settings) -> Result<Action> {
     let OverloadAction { name, triggers, typed_config } = value;
     let act = match name.as_str() {
         "envoy.overload_actions.stop_accepting_requests" => Act::StopAcceptingRequests,
         "envoy.overload_actions.disable_http_keepalive" => Act::DisableKeepAlive,
         "envoy.overload_actions.stop_accepting_connections" => Act::StopAcceptingConnections,
         "envoy.overload_actions.reject_incoming_connections" => Act::RejectConnections,
+        "envoy.overload_actions.shrink_heap" => Act::ShrinkHeap,
+        "envoy.overload_actions.reduce_timeouts" => Act::ReduceTimeouts,
         other => return Err(ConfigError::field("name", format!("action \"{other}\" is not supported"))),
     };
     if settings.actions.iter().any(|action| action.act == act) {
         return Err(ConfigError::field("name", format!("\"{name}\" is given twice")));
     }
-    refuse!(typed_config);
+    match act {
+        Act::ShrinkHeap => {
+            let config = typed_config.as_ref().map(any::unpack).transpose().in_key("typed_config")?;
+            // All that can be given back is.
+            let ShrinkHeapConfig { timer_interval, max_unfreed_memory_bytes: _ } = config.unwrap_or_default();
+            settings.shrink =
+                positive_duration(&timer_interval, SHRINK, "timer_interval").in_key("typed_config")?;
+        }
+        Act::ReduceTimeouts => {
+            let config = required(typed_config, "typed_config")?;
+            let ScaleTimersOverloadActionConfig { timer_scale_factors } =
+                any::unpack(config).in_key("typed_config")?;
+            for (index, factor) in timer_scale_factors.iter().enumerate() {
+                let scaled = scale(factor, settings).in_index(index).in_key("timer_scale_factors");
+                scaled.in_key("typed_config")?;
+            }
+        }
+        _ => {
+            refuse!(typed_config);
+        }
+    }
     if triggers.is_empty() {
         return Err(ConfigError::field("triggers", "must not be empty"));
     }
@@ -115,6 +144,27 @@ fn action(value: &OverloadAction, settings: &Settings) -> Result<Action> {
         }
     }
     Ok(Action { act, name: name.clone(), triggers })
+}
+
+fn scale(value: &ScaleTimer, settings: &mut Settings) -> Result<()> {
+    let ScaleTimer { timer, overload_adjust } = value;
+    let timer = match enum_value(*timer, "timer")? {
+        TimerType::HttpDownstreamConnectionIdle => Timer::ConnectionIdle,
+        TimerType::HttpDownstreamStreamIdle => Timer::StreamIdle,
+        TimerType::TransportSocketConnect => Timer::Handshake,
+        other => {
+            return Err(ConfigError::field("timer", format!("{} is not supported", other.as_str_name())));
+        }
+    };
+    let least = match one_of::<ScaleTimer, _>(overload_adjust, "overload_adjust")? {
+        OverloadAdjust::MinTimeout(least) => Least::Time(duration(least).in_key("min_timeout")?),
+        OverloadAdjust::MinScale(share) => Least::Share(share.value / 100.0),
+    };
+    let known = settings.timers.get_mut(timer as usize);
+    match known.map(|known| known.replace(least)) {
+        Some(None) => Ok(()),
+        _ => Err(ConfigError::field("timer", "is given twice")),
+    }
 }
 
 fn trigger(value: &ProtoTrigger, heaps: &[Limit]) -> Result<Trigger> {

@@ -3,6 +3,7 @@
 use sixfold_core::document::{Node as DocumentNode, Options};
 use sixfold_core::error::Place;
 use sixfold_core::listener::NetworkFilter;
+use sixfold_core::overload::Least;
 
 use super::faults::place_of;
 use super::*;
@@ -260,6 +261,22 @@ fn what_is_done_under_load_needs_its_monitors() {
     let compiled = load(&text(heap, &format!("{{{stop}}}, {{{slow}}}")), "envoy.yaml", &process());
     let overload = compiled.unwrap_or_else(|faults| panic!("{faults:?}")).overload.unwrap();
     assert_eq!((overload.heaps.len(), overload.actions.len(), overload.refresh.as_secs()), (1, 2, 1));
+    let reduce = |factors: &str| {
+        let types = "type.googleapis.com/envoy.config.overload.v3";
+        format!(
+            "{{name: envoy.overload_actions.reduce_timeouts, triggers: [{{name: heap, threshold: {{value: 0.9}}}}], typed_config: {{'@type': {types}.ScaleTimersOverloadActionConfig, timer_scale_factors: [{factors}]}}}}"
+        )
+    };
+    let shrink =
+        "{name: envoy.overload_actions.shrink_heap, triggers: [{name: heap, threshold: {value: 0.95}}]}";
+    let factors = "{timer: HTTP_DOWNSTREAM_CONNECTION_IDLE, min_timeout: 2s}, {timer: HTTP_DOWNSTREAM_STREAM_IDLE, min_scale: {value: 10}}";
+    let compiled = load(&text(heap, &format!("{shrink}, {}", reduce(factors))), "envoy.yaml", &process());
+    let overload = compiled.unwrap_or_else(|faults| panic!("{faults:?}")).overload.unwrap();
+    assert_eq!(overload.shrink.as_secs(), 10);
+    assert_eq!(
+        overload.timers,
+        [Some(Least::Time(std::time::Duration::from_secs(2))), Some(Least::Share(0.1)), None]
+    );
     for (monitors, actions, words) in [
         (
             heap.to_owned(),
@@ -296,8 +313,26 @@ fn what_is_done_under_load_needs_its_monitors() {
         ),
         (
             heap.to_owned(),
-            format!("{{{}}}", stop.replace("stop_accepting_requests", "reduce_timeouts")),
+            format!("{{{}}}", stop.replace("stop_accepting_requests", "reset_high_memory_stream")),
             "is not supported",
+        ),
+        (
+            heap.to_owned(),
+            format!("{{{}}}", stop.replace("stop_accepting_requests", "reduce_timeouts")),
+            "typed_config: is missing",
+        ),
+        (heap.to_owned(), reduce("{timer: HTTP_DOWNSTREAM_CONNECTION_IDLE}"), "overload_adjust"),
+        (
+            heap.to_owned(),
+            reduce("{timer: HTTP_DOWNSTREAM_CONNECTION_MAX, min_timeout: 1s}"),
+            "timer_scale_factors[0].timer: HTTP_DOWNSTREAM_CONNECTION_MAX is not supported",
+        ),
+        (
+            heap.to_owned(),
+            reduce(
+                "{timer: TRANSPORT_SOCKET_CONNECT, min_timeout: 1s}, {timer: TRANSPORT_SOCKET_CONNECT, min_timeout: 2s}",
+            ),
+            "timer_scale_factors[1].timer: is given twice",
         ),
     ] {
         let faults = load(&text(&monitors, &actions), "envoy.yaml", &process()).map(drop).unwrap_err();

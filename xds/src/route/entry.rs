@@ -56,9 +56,9 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
             let forward = action::forward(scope, value, r#match.unwrap_or(&nothing), &levels);
             forward.map(Action::Forward).in_key("route")
         }
-        route::Action::Redirect(value) => {
-            answer::redirect(value).map(|redirect| Action::Redirect(Box::new(redirect))).in_key("redirect")
-        }
+        route::Action::Redirect(value) => sixfold_xds_api::redirect::redirect(value)
+            .map(|redirect| Action::Redirect(Box::new(redirect)))
+            .in_key("redirect"),
         route::Action::DirectResponse(value) => {
             answer::direct(scope, value).map(|answer| Action::Direct(answer.into())).in_key("direct_response")
         }

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 use crate::testing::{self, Alone, context, stream};
+use sixfold_core::stream::Stream;
 
 fn built(config: &str, levels: &[&str]) -> Result<Alone, String> {
     testing::filter_of_in::<Config, Config>(&factory(), config, levels, &context())
@@ -70,4 +71,74 @@ fn redirects_are_refused_by_name() {
     );
     let error = built(&redirect, &[]).err().unwrap();
     assert!(error.contains("custom response policy \"a\" of type "), "{error}");
+}
+
+const REDIRECT: &str =
+    "type.googleapis.com/envoy.extensions.http.custom_response.redirect_policy.v3.RedirectPolicy";
+
+/// A matcher of 404 that leads to another request.
+fn redirecting(policy: &str) -> String {
+    on("HttpResponseStatusCodeMatchInput", "404", policy).replace(
+        "type.googleapis.com/envoy.extensions.http.custom_response.local_response_policy.v3.LocalResponsePolicy",
+        REDIRECT,
+    )
+}
+
+fn asked(filter: &Alone, stream: &mut Stream) -> Option<Box<sixfold_core::plugin::Recreated>> {
+    use sixfold_core::plugin::{HeadPhase, Outcome};
+    let mut outcome = std::pin::pin!(filter.chain.run(HeadPhase::HeaderFilter, stream));
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::future::Future::poll(outcome.as_mut(), &mut context) {
+        std::task::Poll::Ready(Outcome::Recreate(_, request)) => Some(request),
+        _ => None,
+    }
+}
+
+#[test]
+fn another_request_answers() {
+    let policy = "uri: 'https://pages.test/404?x#f', request_headers_to_add: [{header: {key: x-asked, value: '%RESPONSE_CODE%'}}], response_headers_to_add: [{header: {key: x-page, value: '1'}}]";
+    for (policy, scheme, authority, target) in [
+        (policy, "https", "pages.test", "/404?x"),
+        ("redirect_action: {path_redirect: /p}", "http", "example.com", "/p?b"),
+        ("redirect_action: {host_redirect: h, port_redirect: 81, strip_query: true}", "http", "h:81", "/a"),
+    ] {
+        let filter = built(&redirecting(policy), &[]).unwrap();
+        let mut stream = stream("/a?b", &[("content-length", "3")]);
+        stream.request.method = "POST".parse().unwrap();
+        stream.response.status = 404;
+        let request = asked(&filter, &mut stream).unwrap();
+        let head = &request.head;
+        assert_eq!(
+            (head.scheme.as_str(), &*head.authority, head.target.full()),
+            (scheme, authority.as_bytes(), target.as_bytes())
+        );
+        assert_eq!((head.method.as_str(), head.headers.get("content-length")), ("GET", None));
+        // Nothing came of it.
+        assert!(asked(&filter, &mut stream).is_none());
+        // Its response keeps the status.
+        let mut next = testing::stream("/404", &[]);
+        next.answer_for(request.answers_for.clone());
+        next.response.status = 200;
+        assert!(asked(&filter, &mut next).is_none());
+        assert_eq!(next.response.status, 404);
+        assert_eq!(next.response.headers.get("x-page"), policy.contains("x-page").then_some(&b"1"[..]));
+        assert_eq!(head.headers.get("x-asked"), policy.contains("x-asked").then_some(&b"404"[..]));
+    }
+}
+
+#[test]
+fn redirects_that_lead_nowhere_are_refused() {
+    for (policy, reason) in [
+        ("uri: /relative", "uri: \"/relative\" is no URL of http or https"),
+        ("redirect_action: {prefix_rewrite: /}", "redirect_action.prefix_rewrite: has no meaning here"),
+        ("redirect_action: {path_redirect: '/a#b'}", "redirect_action.path_redirect: must have no fragment"),
+        (
+            "redirect_action: {https_redirect: true}",
+            "redirect_action: one of host_redirect and path_redirect is missing",
+        ),
+        ("uri: 'http://h/', status_code: 1000", "status_code: "),
+    ] {
+        let error = built(&redirecting(policy), &[]).map(drop).unwrap_err();
+        assert!(error.contains(reason), "{error}");
+    }
 }

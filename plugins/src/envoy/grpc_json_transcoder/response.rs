@@ -50,7 +50,7 @@ impl Transcoder {
     pub(super) fn header_filter(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
         let Some(mut call) = stream.take_state::<Call>(slot) else { return Step::Continue };
         let headers = &mut stream.response.headers;
-        if headers.contains(Known::GRPC_STATUS) {
+        if stream.ends_with_head && headers.contains(Known::GRPC_STATUS) {
             call.head_alone(stream);
             stream.set_state(slot, *call);
             return Step::Continue;

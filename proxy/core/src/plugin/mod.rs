@@ -42,8 +42,10 @@ pub use run::{Outcome, Passed, RequestPhases};
 pub use slot::{PluginStates, Position, Scope, Slot};
 
 use crate::headers::Headers;
+use crate::message::RequestHead;
 use crate::stream::Stream;
 use bytes::Bytes;
+use std::any::Any;
 use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
@@ -111,6 +113,18 @@ pub enum Step<'a> {
     /// [`Stream::read_ahead`](crate::stream::Stream::read_ahead). The body of an upgrade is never read, and the handler is asked again all the same. Means
     /// something in `rewrite` and `access` only.
     ReadBody(ReadBody),
+    /// To have another request answer the client in the place of this response (Envoy's `recreateStream`). Where it has no
+    /// route, or the client is still sending, the handler is asked again, and the response goes on. Means something in
+    /// `header_filter` only.
+    Recreate(Box<Recreated>),
+}
+
+/// A request in the place of one that has had its response.
+pub struct Recreated {
+    /// Its head; it has no body.
+    pub head: RequestHead,
+    /// What is told to the plugins that see its response ([`Stream::answers_for`](crate::stream::Stream::answers_for)).
+    pub answers_for: Arc<dyn Any + Send + Sync>,
 }
 
 /// How much of the request's body a handler wants before it goes on.

@@ -1,6 +1,6 @@
 //! The one engine that runs the phases of a chain, for the server and for [`ChainLayer`](super::ChainLayer).
 
-use super::{Chain, Consumer, HeadPhase, LocalReply, Position, ReadBody, Step};
+use super::{Chain, Consumer, HeadPhase, LocalReply, Position, ReadBody, Recreated, Step};
 use crate::stream::Stream;
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ pub enum Outcome {
     Identify(Position, Arc<Consumer>),
     /// The body must be read; the phase goes on with the handler at this position.
     ReadBody(Position, ReadBody),
+    /// Another request is to answer; if it does not, the phase goes on with the handler of this index.
+    Recreate(usize, Box<Recreated>),
 }
 
 /// What became of the request phases.
@@ -35,7 +37,12 @@ pub enum Passed {
 impl Chain {
     /// Runs one phase.
     pub async fn run(&self, phase: HeadPhase, stream: &mut Stream) -> Outcome {
-        self.run_where(phase, stream, |_| true).await
+        self.run_where(phase, stream, 0, |_| true).await
+    }
+
+    /// Runs one phase from the handler of this index on.
+    pub async fn run_from(&self, phase: HeadPhase, stream: &mut Stream, from: usize) -> Outcome {
+        self.run_where(phase, stream, from, |_| true).await
     }
 
     /// Runs the handlers of one phase at positions for which `wanted` holds.
@@ -43,9 +50,11 @@ impl Chain {
         &self,
         phase: HeadPhase,
         stream: &mut Stream,
+        from: usize,
         wanted: impl Fn(Position) -> bool,
     ) -> Outcome {
-        for placed in self.head(phase).iter().filter(|placed| wanted(placed.position)) {
+        let handlers = self.head(phase).iter().enumerate().skip(from);
+        for (index, placed) in handlers.filter(|(_, placed)| wanted(placed.position)) {
             let mut step = placed.on.call(stream, placed.position.slot());
             loop {
                 match step {
@@ -54,6 +63,7 @@ impl Chain {
                     Step::ClearRoute => return Outcome::ClearRoute(placed.position),
                     Step::Identify(consumer) => return Outcome::Identify(placed.position, consumer),
                     Step::ReadBody(wanted) => return Outcome::ReadBody(placed.position, wanted),
+                    Step::Recreate(request) => return Outcome::Recreate(index, request),
                     Step::Wait(future) => step = future.await,
                 }
             }
@@ -113,7 +123,7 @@ impl RequestPhases {
             let outcome = self.run_phase(phase, chain, stream).await;
             self.again = false;
             match outcome {
-                Outcome::Done => (self.at, self.after) = (next, None),
+                Outcome::Done | Outcome::Recreate(..) => (self.at, self.after) = (next, None),
                 Outcome::Respond(reply) => return Passed::Respond(reply),
                 Outcome::ClearRoute(position) => {
                     (self.after, self.enters) = (Some(position), true);
@@ -153,7 +163,7 @@ impl RequestPhases {
                 }
                 chain.run_where(phase, stream, |p| is_left(p) && brought.contains(&p)).await
             }
-            _ => chain.run_where(phase, stream, is_left).await,
+            _ => chain.run_where(phase, stream, 0, is_left).await,
         }
     }
 }

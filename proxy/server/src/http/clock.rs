@@ -7,8 +7,10 @@
 
 use super::stall::{Stalls, Waits};
 use crate::deadline::{Limit, YEAR, after, poll_timer};
+use sixfold_core::overload::{Overload, Timer as Shortens};
 use std::cell::Cell;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, Sleep};
@@ -57,6 +59,8 @@ pub(crate) struct Clock {
     timer: Pin<Box<Sleep>>,
     now: Instant,
     idle: Option<Duration>,
+    /// What makes the idle timeout shorter.
+    load: Option<(Arc<Overload>, Shortens)>,
     request: Option<Instant>,
     max_stream: Option<Instant>,
     route: Option<Instant>,
@@ -83,6 +87,7 @@ impl Clock {
             timer: Box::pin(tokio::time::sleep_until(far)),
             now,
             idle: None,
+            load: None,
             request: None,
             max_stream: None,
             route: None,
@@ -106,7 +111,7 @@ impl Clock {
     }
 
     fn forget(&mut self) {
-        self.idle = None;
+        (self.idle, self.load) = (None, None);
         self.request = None;
         self.max_stream = None;
         self.route = None;
@@ -147,7 +152,37 @@ impl Clock {
     /// Sets the idle timeout; zero is off.
     pub(crate) fn set_idle(&mut self, idle: Option<Duration>) {
         self.idle = idle.filter(|d| !d.is_zero());
+        self.load = None;
         self.heed(self.idle.map(|d| after(self.touched, d)));
+    }
+
+    /// Sets the idle timeout, which becomes shorter under load as this timer does; zero is off.
+    pub(crate) fn set_idle_under(
+        &mut self,
+        idle: Option<Duration>,
+        timer: Shortens,
+        overload: Option<&Arc<Overload>>,
+    ) {
+        self.set_idle(idle);
+        let shortened =
+            overload.zip(self.idle).and_then(|(load, idle)| Some((load, load.shortened(timer, idle)?)));
+        if let Some((load, time)) = shortened {
+            self.load = Some((load.clone(), timer));
+            self.heed(Some(after(self.touched, time.least)));
+        }
+    }
+
+    fn idle_end(&self) -> Option<Instant> {
+        let idle = self.idle?;
+        let shortened = self.load.as_ref().and_then(|(load, timer)| load.shortened(*timer, idle));
+        Some(after(self.touched, shortened.map_or(idle, |time| time.now)))
+    }
+
+    /// When the load is to be looked at again, for it may make the idle timeout shorter.
+    fn look_again(&self) -> Option<Instant> {
+        let (load, timer) = self.load.as_ref()?;
+        let time = load.shortened(*timer, self.idle?)?;
+        Some(after(self.touched, time.least).max(after(self.now, time.again)))
     }
 
     /// Between two reads of the request's body, and between two writes to the client.
@@ -239,7 +274,7 @@ impl Clock {
             (Expired::ClusterMaxStream, self.cluster_max),
             (Expired::MaxStream, self.max_stream),
             (Expired::Request, self.request),
-            (Expired::Idle, self.idle.map(|d| after(self.touched, d))),
+            (Expired::Idle, self.idle_end()),
         ];
         own.into_iter().chain(self.stalls.deadlines())
     }
@@ -291,7 +326,8 @@ impl Limit for Clock {
             }
             self.now = Instant::now();
             let far = self.now + YEAR;
-            self.earliest = self.deadlines().filter_map(|(_, at)| at).min().unwrap_or(far);
+            let deadlines = self.deadlines().filter_map(|(_, at)| at);
+            self.earliest = deadlines.chain(self.look_again()).min().unwrap_or(far);
             let expired = self.deadlines().find(|(_, at)| at.is_some_and(|t| t <= self.now));
             if let Some((which, _)) = expired {
                 // What it bounds has until the next wait to take it away.
@@ -460,5 +496,39 @@ mod tests {
         clock.touch();
         assert_eq!(clock.route_left(), Some(Duration::from_secs(13)));
         assert_eq!(poll_fn(|cx| clock.poll_expired(cx)).await, Expired::Route);
+    }
+
+    /// A connection that was idle when the load came must not wait for the whole of a long timeout.
+    #[tokio::test(start_paused = true)]
+    async fn the_idle_timeout_becomes_shorter_while_it_runs() {
+        use sixfold_core::overload::{Act, Action, Least, Limit, Settings, Threshold, Trigger};
+        let settings = Settings {
+            refresh: Duration::from_secs(1),
+            heaps: vec![Limit { name: "heap".to_owned(), max: 100 }],
+            actions: vec![Action {
+                act: Act::ReduceTimeouts,
+                name: "reduce".to_owned(),
+                triggers: vec![Trigger { heap: 0, threshold: Threshold::From(0.9) }],
+            }],
+            timers: [Some(Least::Time(Duration::from_secs(5))), None, None],
+            ..Settings::default()
+        };
+        let overload = Arc::new(Overload::new(settings, &sixfold_core::metrics::Registry::new()));
+        for (loaded_after, expected) in [(None, 600), (Some(20), 21), (Some(0), 5)] {
+            overload.update(Some(0));
+            let (mut clock, start) = (Clock::new(), Instant::now());
+            clock.set_idle_under(Some(Duration::from_secs(600)), Shortens::ConnectionIdle, Some(&overload));
+            if let Some(seconds) = loaded_after {
+                let overload = overload.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_secs(seconds)).await;
+                    overload.update(Some(95));
+                });
+            }
+            let expired = std::future::poll_fn(|cx| clock.poll_expired(cx)).await;
+            let waited = start.elapsed().as_secs();
+            assert_eq!(expired, Expired::Idle);
+            assert!((expected..=expected + 1).contains(&waited), "{waited} for {expected}");
+        }
     }
 }

@@ -21,7 +21,9 @@ impl<D: Downstream> Exchange<'_, D> {
             return Some(next);
         }
         if let Err(interrupt) = result {
-            self.interrupted(interrupt).await;
+            let next = self.interrupted(interrupt).await;
+            self.complete = true;
+            return next;
         } else if self.head_sent && !self.down.request_ended() {
             // The rest of the request is refused, which Envoy counts as a stream that was reset.
             self.env.hcm.stats.downstream_rq_rx_reset().inc();
@@ -30,7 +32,8 @@ impl<D: Downstream> Exchange<'_, D> {
         None
     }
 
-    async fn interrupted(&mut self, interrupt: Interrupt) {
+    /// Answers in the place of what was interrupted, if there is still room for that, and what follows that answer.
+    async fn interrupted(&mut self, interrupt: Interrupt) -> Option<Box<Next>> {
         // What bounded the attempt does not bound the answer.
         self.clock.end_attempt();
         self.waited = true;
@@ -42,9 +45,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 }
                 let complete = self.down.request_ended();
                 let reply = local_reply::expired(which, complete, self.env.hcm.profile);
-                if self.respond(reply).await.is_err() {
-                    self.down.reset();
-                }
+                return self.answer_instead(reply).await;
             }
             Interrupt::Expired(which) => {
                 self.note_timeout(which);
@@ -71,29 +72,40 @@ impl<D: Downstream> Exchange<'_, D> {
             Interrupt::Downstream(DownstreamError::Malformed) => {
                 self.env.hcm.stats.downstream_cx_protocol_error().inc();
                 let reply = local_reply::malformed(400, "http1.codec_error", self.env.hcm.profile);
-                self.answer_and_close(reply).await;
+                return self.answer_and_close(reply).await;
             }
             Interrupt::TooLarge => {
                 self.env.hcm.stats.downstream_rq_too_large().inc();
                 if self.stream.upstream.cluster.is_none() {
                     self.name_cluster();
                 }
-                self.refuse(local_reply::too_large(self.env.hcm.profile)).await;
+                return self.refuse(local_reply::too_large(self.env.hcm.profile)).await;
             }
             Interrupt::OverBudget => {
                 self.env.hcm.stats.downstream_rq_overload_close().inc();
-                self.refuse(local_reply::over_budget(self.env.hcm.profile)).await;
+                return self.refuse(local_reply::over_budget(self.env.hcm.profile)).await;
             }
             Interrupt::Refused(reply) if !self.head_sent => {
                 self.close |= !self.down.request_ended();
-                if self.respond(*reply).await.is_err() {
-                    self.down.reset();
-                }
+                return self.answer_instead(*reply).await;
             }
             Interrupt::Refused(reply) => self.cut(*reply),
             // It was taken out before.
             Interrupt::Redirected(_) => {}
             Interrupt::Upstream(error) => self.cut_by_upstream(&error),
+        }
+        None
+    }
+
+    /// Answers in the place of the exchange; what follows, if a plugin has another request answer.
+    async fn answer_instead(&mut self, reply: LocalReply) -> Option<Box<Next>> {
+        match self.respond(reply).await {
+            Ok(()) => None,
+            Err(Interrupt::Redirected(next)) => Some(next),
+            Err(_) => {
+                self.down.reset();
+                None
+            }
         }
     }
 
@@ -123,11 +135,12 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Answers in place of the exchange; cuts it when a response has begun.
-    async fn refuse(&mut self, reply: LocalReply) {
-        match self.head_sent {
-            true => self.cut(reply),
-            false => self.answer_and_close(reply).await,
+    async fn refuse(&mut self, reply: LocalReply) -> Option<Box<Next>> {
+        if !self.head_sent {
+            return self.answer_and_close(reply).await;
         }
+        self.cut(reply);
+        None
     }
 
     /// Ends a response that has begun, for the reason that the answer in its place would give.
@@ -140,11 +153,13 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Answers a request that was not read to its end, if there is still room for an answer.
-    async fn answer_and_close(&mut self, reply: LocalReply) {
+    async fn answer_and_close(&mut self, reply: LocalReply) -> Option<Box<Next>> {
         self.close = true;
-        if self.head_sent || self.respond(reply).await.is_err() {
-            self.down.reset();
+        if !self.head_sent {
+            return self.answer_instead(reply).await;
         }
+        self.down.reset();
+        None
     }
 
     fn note_timeout(&self, which: Expired) {

@@ -26,7 +26,7 @@ use sixfold_core::hcm::{HttpConnectionManager, Profile};
 use sixfold_core::headers::Known;
 use sixfold_core::internal_redirect::Followed;
 use sixfold_core::metrics::GaugeGuard;
-use sixfold_core::overload::Act;
+use sixfold_core::overload::{Act, Timer};
 use sixfold_core::plugin::{
     Chain, Direction, HeadPhase, LocalReply, Outcome, Overflow, Passed, ReadBody, RequestPhases,
 };
@@ -122,7 +122,7 @@ pub(super) fn chain_of<'a>(shared: &'a Arc<Chain>, chain: &Arc<Chain>) -> Cow<'a
 pub(super) async fn serve<D: Downstream>(down: &mut D, stream: &mut Stream, clock: &mut Clock, env: &Env) {
     let mut redirected: Option<Box<Next>> = None;
     loop {
-        begin(down, stream, clock, &env.hcm);
+        begin(down, stream, clock, env);
         let mut exchange = Exchange::new(down, stream, clock, env);
         if let Some(next) = redirected.take() {
             exchange.resume(*next);
@@ -138,9 +138,10 @@ pub(super) async fn serve<D: Downstream>(down: &mut D, stream: &mut Stream, cloc
 }
 
 /// Sets the deadlines of a request that begins.
-fn begin<D: Downstream>(down: &D, stream: &mut Stream, clock: &mut Clock, hcm: &HttpConnectionManager) {
+fn begin<D: Downstream>(down: &D, stream: &mut Stream, clock: &mut Clock, env: &Env) {
+    let hcm = &env.hcm;
     stream.random = fastrand::u64(..);
-    clock.set_idle(hcm.timeouts.stream_idle);
+    clock.set_idle_under(hcm.timeouts.stream_idle, Timer::StreamIdle, env.overload.as_ref());
     clock.set_max_stream(stream.timing.start.into(), hcm.timeouts.max_stream);
     clock.set_client(hcm.timeouts.body, hcm.timeouts.send);
     if down.request_ended() {
@@ -317,7 +318,8 @@ impl<D: Downstream> Exchange<'_, D> {
             && let Action::Forward(forward) = &route.action
         {
             if forward.timeouts.idle.is_some() {
-                self.clock.set_idle(forward.timeouts.idle);
+                let load = self.env.overload.as_ref();
+                self.clock.set_idle_under(forward.timeouts.idle, Timer::StreamIdle, load);
             }
             let (limits, of_connection) = (&forward.timeouts, self.env.hcm.timeouts.max_stream);
             if limits.by_stream {
@@ -367,16 +369,17 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Sees that the request announces the body it has. A plugin may have read it whole, and may have copied
-    /// a Content-Length that belongs to another message. One that is gone stays away: the body is then chunked. Nor does
-    /// a call of gRPC get one that it has not announced.
+    /// a Content-Length that belongs to another message. One that a filter of Envoy has taken off stays away: the body is
+    /// then chunked.
     pub(super) fn frame_request(&mut self, announced: Option<u64>) {
         let length = match &self.stream.request_body {
-            Some(body) if announced.is_none() && (body.is_empty() || self.stream.request.is_grpc()) => None,
+            Some(body) if body.is_empty() && announced.is_none() => None,
             Some(body) => Some(body.len() as u64),
             None => announced,
         };
         let headers = &mut self.stream.request.headers;
-        if self.stream.request_body.is_none() && !headers.contains(Known::CONTENT_LENGTH) {
+        let taken_off = announced.is_some() && self.env.hcm.profile == Profile::Envoy;
+        if (taken_off || self.stream.request_body.is_none()) && !headers.contains(Known::CONTENT_LENGTH) {
             return;
         }
         let mut digits = itoa::Buffer::new();

@@ -1,13 +1,16 @@
-//! Redirects that are followed here: the response of an attempt becomes another request, with a route, a chain and a
-//! log line of its own (Envoy's `recreateStream`).
+//! Redirects that are followed here, and requests that a plugin has answer in the place of another: the response becomes
+//! another request, with a route, a chain and a log line of its own (Envoy's `recreateStream`).
 
 use super::downstream::Downstream;
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Interrupt, guard};
 use super::forward::Plan;
 use crate::budget::Reservation;
 use bytes::Bytes;
 use sixfold_core::internal_redirect::{Followed, InternalRedirect, PassedOn};
 use sixfold_core::message::Scheme;
+use sixfold_core::plugin::{HeadPhase, LocalReply, Outcome, Recreated};
+use std::pin::pin;
+use std::sync::Arc;
 
 /// A request that follows a redirect; its head is in the stream's context.
 #[derive(Debug)]
@@ -91,6 +94,48 @@ impl<D: Downstream> Exchange<'_, D> {
         self.name_cluster();
         followed.count += 1;
         Some((followed, with_body))
+    }
+
+    /// Runs `header_filter`; answers what a plugin puts in the place of the response.
+    pub(super) async fn header_filters(&mut self) -> Result<Option<LocalReply>, Interrupt> {
+        let chain = Arc::clone(&self.chain);
+        let mut from = 0;
+        loop {
+            let running = pin!(chain.run_from(HeadPhase::HeaderFilter, self.stream, from));
+            match guard(self.down, self.clock, running).await? {
+                Outcome::Respond(reply) => return Ok(Some(reply)),
+                Outcome::Recreate(index, request) => match self.recreate(*request) {
+                    Some(next) => return Err(Interrupt::Redirected(next)),
+                    None => from = index,
+                },
+                _ => return Ok(None),
+            }
+        }
+    }
+
+    /// Puts the request that a plugin wants in the place of this one, if it has a route and the client has sent all of this one.
+    fn recreate(&mut self, request: Recreated) -> Option<Box<Next>> {
+        if self.head_sent || !self.is_request_whole() {
+            return None;
+        }
+        let Recreated { head, answers_for } = request;
+        let head = std::mem::replace(&mut self.stream.request, head);
+        let captures = std::mem::take(&mut self.stream.captures);
+        let table = self.env.hcm.routes.peek();
+        let found = table.as_deref().and_then(|table| table.find(self.stream));
+        let Some(found) = found.filter(|found| found.route.is_some()) else {
+            (self.stream.request, self.stream.captures) = (head, captures);
+            return None;
+        };
+        // The log line of the request tells where it leads.
+        (self.stream.virtual_host, self.stream.route) = (Some(found.virtual_host), found.route);
+        self.stream.upstream.cluster = None;
+        self.name_cluster();
+        self.stream.details = "internal_redirect".into();
+        self.stream.answer_for(answers_for);
+        self.stream.request_trailers.clear();
+        let followed = self.followed.as_deref().cloned().unwrap_or_default();
+        Some(Box::new(Next { followed, body: None, held: None }))
     }
 
     fn pass_on(&self, why: PassedOn) {

@@ -225,7 +225,9 @@ impl<D: Downstream> Exchange<'_, D> {
         }
         self.stream.request_body = Some(out.freeze());
         let announced = self.announced_length();
-        self.frame_request(announced);
+        if announced.is_some() || self.env.hcm.profile == Profile::Apisix {
+            self.frame_request(announced);
+        }
         Ok(())
     }
 
@@ -342,11 +344,19 @@ impl<D: Downstream> Exchange<'_, D> {
         self.clock.set_per_try(None);
         if self.chain.has(HeadPhase::HeaderFilter) {
             self.stream.ends_with_head = end || self.has_no_body();
-            let chain = Arc::clone(&self.chain);
-            if let Outcome::Respond(reply) = self.phase(&chain, HeadPhase::HeaderFilter).await? {
-                self.end_attempt(flight, OutcomeKind::Response, status);
-                drop(checkout);
-                return self.respond(reply).await;
+            match self.header_filters().await {
+                Ok(None) => {}
+                Ok(Some(reply)) => {
+                    self.end_attempt(flight, OutcomeKind::Response, status);
+                    drop(checkout);
+                    return self.respond(reply).await;
+                }
+                Err(interrupt) => {
+                    if matches!(interrupt, Interrupt::Redirected(_)) {
+                        self.end_attempt(flight, OutcomeKind::Response, status);
+                    }
+                    return Err(interrupt);
+                }
             }
         }
         if tunnel {

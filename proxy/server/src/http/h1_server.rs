@@ -18,6 +18,7 @@ use sixfold_core::connection::Connection;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::{Method, ResponseHead, Scheme, Version};
+use sixfold_core::overload::Timer;
 use sixfold_core::stream::Stream;
 use sixfold_core::traffic::Traffic;
 use std::future::Future;
@@ -201,7 +202,13 @@ impl H1Client {
         let last =
             env.hcm.timeouts.idle.filter(|d| !d.is_zero()).map_or(LAST_REQUEST, |d| d.min(LAST_REQUEST));
         let (mut begun, mut ending) = (false, env.drain.is_draining());
-        clock.set_idle(if ending { Some(last) } else { env.hcm.timeouts.idle });
+        match ending {
+            true => clock.set_idle(Some(last)),
+            false => {
+                let (idle, load) = (env.hcm.timeouts.idle, env.overload.as_ref());
+                clock.set_idle_under(idle, Timer::ConnectionIdle, load);
+            }
+        }
         // As in Envoy a connection of the right age without a request lives on for the drain time.
         clock.set_end(lifetime.map(|end| after(end, env.hcm.timeouts.drain)));
         let arrived = within(clock, |clock, cx| {

@@ -8,6 +8,7 @@ use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
 use parking_lot::Mutex;
 use sixfold_core::hcm::{ConnectionTimeouts, HttpStats};
+use sixfold_core::overload::{Overload, Timer};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -89,6 +90,8 @@ pub(super) struct Life<T> {
     /// Since when no stream is open.
     idle_since: Option<Instant>,
     requests: u32,
+    /// What makes its times shorter.
+    overload: Option<Arc<Overload>>,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
@@ -102,14 +105,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
             }
         });
         let hcm = &env.hcm;
-        Life::with(
+        let life = Life::with(
             server,
             drain,
             wishes,
             hcm.timeouts.clone(),
             hcm.max_requests_per_connection,
             hcm.stats.clone(),
-        )
+        );
+        Life { overload: env.overload.clone(), ..life }
     }
 
     fn with(
@@ -134,6 +138,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
             end,
             idle_since,
             requests: 0,
+            overload: None,
         }
     }
 
@@ -151,7 +156,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
                     return next;
                 }
                 Err(TimedOut) => match self.stage {
-                    Stage::Open => self.expire(),
+                    Stage::Open if self.is_over() => self.expire(),
+                    // The load was to be looked at.
+                    Stage::Open => {}
                     Stage::Leaving => self.enter(Stage::Finishing, None),
                     Stage::Finishing | Stage::Closing => return None,
                 },
@@ -201,8 +208,22 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
             return self.end;
         }
         let since = *self.idle_since.get_or_insert_with(Instant::now);
-        let idle = self.timeouts.idle.filter(|d| !d.is_zero()).map(|d| after(since, d));
-        [idle, self.end].into_iter().flatten().min()
+        let idle = self.timeouts.idle.filter(|d| !d.is_zero());
+        let again = idle.and_then(|idle| self.overload.as_ref()?.shortened(Timer::ConnectionIdle, idle));
+        let again = again.map(|time| after(since, time.least).max(after(Instant::now(), time.again)));
+        [self.idle_end(), again, self.end].into_iter().flatten().min()
+    }
+
+    /// When it will have been idle for too long.
+    fn idle_end(&self) -> Option<Instant> {
+        let (since, idle) = (self.idle_since?, self.timeouts.idle.filter(|d| !d.is_zero())?);
+        let shortened = self.overload.as_ref().and_then(|load| load.shortened(Timer::ConnectionIdle, idle));
+        Some(after(since, shortened.map_or(idle, |time| time.now)))
+    }
+
+    fn is_over(&self) -> bool {
+        let now = Instant::now();
+        [self.idle_end(), self.end].into_iter().flatten().any(|end| end <= now)
     }
 
     fn count(&mut self) {

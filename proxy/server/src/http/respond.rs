@@ -270,11 +270,10 @@ impl<D: Downstream> Exchange<'_, D> {
             return Ok(body);
         }
         self.stream.ends_with_head = body.is_empty() || self.has_no_body();
-        let chain = Arc::clone(&self.chain);
-        match self.phase(&chain, HeadPhase::HeaderFilter).await? {
-            Outcome::Respond(reply) => Ok(self.put_reply(reply)),
-            _ => Ok(body),
-        }
+        Ok(match self.header_filters().await? {
+            Some(reply) => self.put_reply(reply),
+            None => body,
+        })
     }
 
     /// Whether the response ends with its head, whatever body there is for it (RFC 9110 sections 6.4.1 and 9.3.2). It

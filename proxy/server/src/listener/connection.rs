@@ -15,6 +15,7 @@ use crate::{http, tcp_proxy};
 use sixfold_core::connection::{Connection, Kept};
 use sixfold_core::flags::Flag;
 use sixfold_core::listener::{FilterChain, ListenerStats, MatchInput, NetworkFilter};
+use sixfold_core::overload::Timer;
 use sixfold_core::stream::Stream;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -133,6 +134,13 @@ fn hand_over(
     (other.config.name != listener.config.name).then_some(other)
 }
 
+/// The time for a handshake, which is shorter under load.
+fn handshake_time(time: Duration, listener: &ActiveListener, worker: &Worker) -> Duration {
+    let overload = worker.shared.overload.get().filter(|_| !listener.config.spared.load);
+    let shortened = overload.and_then(|overload| overload.shortened(Timer::Handshake, time));
+    shortened.map_or(time, |time| time.now)
+}
+
 async fn serve_chain(
     socket: Socket,
     mut connection: Connection,
@@ -148,7 +156,7 @@ async fn serve_chain(
     let mut io = match &chain.tls {
         None => Io::plain(socket),
         Some(tls) => {
-            let mut deadline = Deadline::after(chain.handshake_timeout);
+            let mut deadline = Deadline::after(handshake_time(chain.handshake_timeout, listener, worker));
             let handshake = tls::accept(socket, tls, &mut deadline);
             // A listener that goes away does not wait for handshakes beyond its deadline either.
             let outcome = drain.connection().serve(Box::pin(handshake)).await;
