@@ -72,7 +72,11 @@ impl ExtProc {
         BodyStep::Wait(Box::pin(async move {
             match settings.body(direction, mode, body, &session).await {
                 Ok(Some(body)) => match announced {
-                    Some(length) if length != body.len() as u64 => settings.wrong_length(),
+                    Some(length) if length != body.len() as u64 => {
+                        // The answer in its place is none of the processor's.
+                        session.close();
+                        settings.wrong_length()
+                    }
                     _ => BodyStep::Replace(body),
                 },
                 Ok(None) => BodyStep::Pass,

@@ -161,7 +161,7 @@ impl RequestPhases {
                 if brought.is_empty() {
                     return Outcome::Done;
                 }
-                chain.run_where(phase, stream, |p| is_left(p) && brought.contains(&p)).await
+                chain.run_where(phase, stream, 0, |p| is_left(p) && brought.contains(&p)).await
             }
             _ => chain.run_where(phase, stream, 0, is_left).await,
         }

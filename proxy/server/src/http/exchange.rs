@@ -22,7 +22,7 @@ use crate::wire::body::BodyEvent;
 use bytes::Bytes;
 use sixfold_core::cluster::OutcomeKind;
 use sixfold_core::flags::Flag;
-use sixfold_core::hcm::{HttpConnectionManager, Profile};
+use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::internal_redirect::Followed;
 use sixfold_core::metrics::GaugeGuard;

@@ -101,8 +101,11 @@ impl<D: Downstream> Exchange<'_, D> {
         let chain = Arc::clone(&self.chain);
         let mut from = 0;
         loop {
-            let running = pin!(chain.run_from(HeadPhase::HeaderFilter, self.stream, from));
-            match guard(self.down, self.clock, running).await? {
+            let outcome = {
+                let running = pin!(chain.run_from(HeadPhase::HeaderFilter, self.stream, from));
+                guard(self.down, self.clock, running).await?
+            };
+            match outcome {
                 Outcome::Respond(reply) => return Ok(Some(reply)),
                 Outcome::Recreate(index, request) => match self.recreate(*request) {
                     Some(next) => return Err(Interrupt::Redirected(next)),

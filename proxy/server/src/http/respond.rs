@@ -20,13 +20,12 @@ use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::{HeaderFault, Known};
 use sixfold_core::overload::Act;
-use sixfold_core::plugin::{Chain, Direction, HeadPhase, LocalReply, Outcome};
+use sixfold_core::plugin::{Chain, Direction, HeadPhase, LocalReply};
 use sixfold_core::rewrite;
 use sixfold_core::stream::Stream;
 use std::borrow::Cow;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
