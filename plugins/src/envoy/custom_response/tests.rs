@@ -63,16 +63,6 @@ async fn the_most_specific_level_that_finds_something_decides() {
     assert_eq!(text(500).await, None);
 }
 
-#[test]
-fn redirects_are_refused_by_name() {
-    let redirect = on("HttpResponseStatusCodeMatchInput", "503", "status_code: 200").replace(
-        "local_response_policy.v3.LocalResponsePolicy, status_code: 200",
-        "redirect_policy.v3.RedirectPolicy, uri: 'http://a/'",
-    );
-    let error = built(&redirect, &[]).err().unwrap();
-    assert!(error.contains("custom response policy \"a\" of type "), "{error}");
-}
-
 const REDIRECT: &str =
     "type.googleapis.com/envoy.extensions.http.custom_response.redirect_policy.v3.RedirectPolicy";
 
@@ -137,6 +127,10 @@ fn redirects_that_lead_nowhere_are_refused() {
             "redirect_action: one of host_redirect and path_redirect is missing",
         ),
         ("uri: 'http://h/', status_code: 1000", "status_code: "),
+        (
+            "uri: 'http://h/', modify_request_headers_action: {name: a}",
+            "modify_request_headers_action: is not supported",
+        ),
     ] {
         let error = built(&redirecting(policy), &[]).map(drop).unwrap_err();
         assert!(error.contains(reason), "{error}");
