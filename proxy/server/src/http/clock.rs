@@ -60,7 +60,9 @@ pub(crate) struct Clock {
     now: Instant,
     idle: Option<Duration>,
     /// What makes the idle timeout shorter.
-    load: Option<(Arc<Overload>, Shortens)>,
+    load: Option<Arc<Overload>>,
+    /// As which it does.
+    shortens: Shortens,
     request: Option<Instant>,
     max_stream: Option<Instant>,
     route: Option<Instant>,
@@ -88,6 +90,7 @@ impl Clock {
             now,
             idle: None,
             load: None,
+            shortens: Shortens::StreamIdle,
             request: None,
             max_stream: None,
             route: None,
@@ -167,21 +170,20 @@ impl Clock {
         let shortened =
             overload.zip(self.idle).and_then(|(load, idle)| Some((load, load.shortened(timer, idle)?)));
         if let Some((load, time)) = shortened {
-            self.load = Some((load.clone(), timer));
+            (self.load, self.shortens) = (Some(load.clone()), timer);
             self.heed(Some(after(self.touched, time.least)));
         }
     }
 
     fn idle_end(&self) -> Option<Instant> {
         let idle = self.idle?;
-        let shortened = self.load.as_ref().and_then(|(load, timer)| load.shortened(*timer, idle));
+        let shortened = self.load.as_ref().and_then(|load| load.shortened(self.shortens, idle));
         Some(after(self.touched, shortened.map_or(idle, |time| time.now)))
     }
 
     /// When the load is to be looked at again, for it may make the idle timeout shorter.
     fn look_again(&self) -> Option<Instant> {
-        let (load, timer) = self.load.as_ref()?;
-        let time = load.shortened(*timer, self.idle?)?;
+        let time = self.load.as_ref()?.shortened(self.shortens, self.idle?)?;
         Some(after(self.touched, time.least).max(after(self.now, time.again)))
     }
 
