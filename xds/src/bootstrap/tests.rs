@@ -321,7 +321,11 @@ fn what_is_done_under_load_needs_its_monitors() {
             format!("{{{}}}", stop.replace("stop_accepting_requests", "reduce_timeouts")),
             "typed_config: is missing",
         ),
-        (heap.to_owned(), reduce("{timer: HTTP_DOWNSTREAM_CONNECTION_IDLE}"), "overload_adjust"),
+        (
+            heap.to_owned(),
+            reduce("{timer: HTTP_DOWNSTREAM_CONNECTION_IDLE}"),
+            "one of min_timeout, min_scale is missing",
+        ),
         (
             heap.to_owned(),
             reduce("{timer: HTTP_DOWNSTREAM_CONNECTION_MAX, min_timeout: 1s}"),
