@@ -111,7 +111,7 @@ impl Filtering {
 
     /// Whether any of these filters has anything to do with a connection. Each is asked.
     pub(crate) fn is_needed(filters: &[Arc<dyn ConnectionFilter>], connection: &Connection) -> bool {
-        filters.iter().fold(false, |needed, filter| filter.is_concerned(connection) || needed)
+        filters.iter().filter(|filter| filter.is_concerned(connection)).count() > 0
     }
 
     /// Whether there is anything left to do when the client sends something.
