@@ -12,7 +12,9 @@
 
 use sixfold_core::error::ConfigError;
 
-static TABLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/schema.bin"));
+static TABLE: &[u8] = BYTES;
+
+const BYTES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/schema.bin"));
 
 const HEADER: usize = 12;
 const TYPE_SIZE: usize = 16;
@@ -88,7 +90,7 @@ fn u8_at(offset: usize) -> u8 {
 }
 
 fn bytes_at(offset: usize) -> &'static [u8] {
-    let begin = fields_end() + value_count() * VALUE_SIZE + u32_at(offset);
+    let begin = VALUES_END + u32_at(offset);
     TABLE.get(begin..begin + u32_at(offset + 4)).unwrap_or_default()
 }
 
@@ -96,21 +98,15 @@ fn str_at(offset: usize) -> &'static str {
     std::str::from_utf8(bytes_at(offset)).unwrap_or_default()
 }
 
-fn type_count() -> usize {
-    u32_at(0)
+/// One of the counts that the table begins with, read when this is compiled.
+const fn count(place: usize) -> usize {
+    u32::from_le_bytes([BYTES[place], BYTES[place + 1], BYTES[place + 2], BYTES[place + 3]]) as usize
 }
 
-fn value_count() -> usize {
-    u32_at(8)
-}
-
-fn types_end() -> usize {
-    HEADER + type_count() * TYPE_SIZE
-}
-
-fn fields_end() -> usize {
-    types_end() + u32_at(4) * FIELD_SIZE
-}
+const TYPE_COUNT: usize = count(0);
+const TYPES_END: usize = HEADER + TYPE_COUNT * TYPE_SIZE;
+const FIELDS_END: usize = TYPES_END + count(4) * FIELD_SIZE;
+const VALUES_END: usize = FIELDS_END + count(8) * VALUE_SIZE;
 
 fn type_at(index: usize) -> TypeSchema {
     let offset = HEADER + index * TYPE_SIZE;
@@ -131,7 +127,7 @@ impl TypeSchema {
             "udpa.type.v1.TypedStruct" => "xds.type.v3.TypedStruct",
             name => name,
         };
-        let (mut low, mut high) = (0, type_count());
+        let (mut low, mut high) = (0, TYPE_COUNT);
         while low < high {
             let middle = low + (high - low) / 2;
             // Bytes are in the order of the text, and need not be looked at as such to be compared.
@@ -167,12 +163,12 @@ impl TypeSchema {
 
     /// Full names of all messages and enums.
     pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-        (0..type_count()).map(|index| type_at(index).name)
+        (0..TYPE_COUNT).map(|index| type_at(index).name)
     }
 
     /// How many types the table has.
     pub(crate) fn count() -> usize {
-        type_count()
+        TYPE_COUNT
     }
 
     /// Its place among the types of the table.
@@ -204,14 +200,14 @@ impl TypeSchema {
 
     fn field_offsets(self) -> impl Iterator<Item = usize> {
         let count = if self.kind == 2 { 0 } else { self.count };
-        (self.first..self.first + count).map(|index| types_end() + index * FIELD_SIZE)
+        (self.first..self.first + count).map(|index| TYPES_END + index * FIELD_SIZE)
     }
 
     /// The names and numbers of an enum.
     pub(crate) fn values(self) -> impl Iterator<Item = (&'static str, i32)> {
         let count = if self.kind == 2 { self.count } else { 0 };
         (self.first..self.first + count).map(|index| {
-            let offset = fields_end() + index * VALUE_SIZE;
+            let offset = FIELDS_END + index * VALUE_SIZE;
             // The number was written as an i32, so the bits are taken back as one.
             (str_at(offset), u32_at(offset + 8) as u32 as i32)
         })
@@ -289,12 +285,12 @@ mod tests {
         let Kind::Enum(policy) = cluster.field("lb_policy").unwrap().kind else { unreachable!() };
         assert!(policy.values().any(|value| value == ("RING_HASH", 2)));
         assert!(TABLE.len() < 1 << 20, "{} bytes", TABLE.len());
-        println!("{} bytes, {} types", TABLE.len(), type_count());
+        println!("{} bytes, {} types", TABLE.len(), TYPE_COUNT);
     }
 
     #[test]
     fn every_type_is_found_by_its_name() {
-        for index in 0..type_count() {
+        for index in 0..TYPE_COUNT {
             let found = type_at(index);
             if found.kind != 2 {
                 assert_eq!(TypeSchema::message(found.name), Some(found));

@@ -8,7 +8,7 @@ use super::kind::Kind;
 use crate::rds::Source;
 
 /// A resource: its type, where it comes from, and its name there.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
     /// Its type.
     pub kind: Kind,

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use sixfold_core::fast_hash::FastMap;
 use sixfold_xds_api::pb::envoy::config::core::v3::Node;
 use sixfold_xds_api::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use sixfold_xds_api::pb::google::rpc::Status;
@@ -66,7 +67,7 @@ struct Topic {
     /// Names; of a wildcard type all are wanted, whatever stands here.
     wanted: BTreeSet<Arc<str>>,
     /// What was accepted, with its version: told a control plane that it need not be sent again.
-    known: BTreeMap<Arc<str>, String>,
+    known: FastMap<Arc<str>, String>,
     /// Version of the last response that was accepted (state of the world).
     version: String,
     /// What the other side of this stream knows; `None` before the first request.
@@ -152,10 +153,7 @@ impl Session {
 
     /// Whether something is to be told.
     pub(super) fn has_request(&mut self) -> bool {
-        let flavor = self.flavor;
-        let mut topics = self.topics.iter_mut();
-        self.connected
-            && (!self.answers.is_empty() || topics.any(|(kind, topic)| topic.must_tell(*kind, flavor)))
+        self.connected && (!self.answers.is_empty() || self.untold().is_some())
     }
 
     /// Names of a type that the last response has nothing of, though the request named them that it answers, but for those
@@ -250,19 +248,25 @@ impl Session {
     /// The next message, if there is one to be sent. Changes of what is wanted go before answers, as Envoy sends
     /// them: what a response has led to is then on its way when that is acknowledged.
     pub(super) fn next_request(&mut self) -> Option<Request> {
-        // It is asked after everything that comes, and has mostly nothing to say.
-        if !self.has_request() {
+        if !self.connected {
             return None;
         }
-        let request = Kind::ALL.into_iter().find_map(|kind| match self.flavor {
-            Flavor::Delta => self.delta_change(kind).map(Request::Delta),
-            Flavor::State => self.state_change(kind).map(Request::State),
-        });
-        let request = match request {
-            Some(request) => request,
+        // It is asked after everything that comes, and has mostly nothing to say.
+        let request = match self.untold() {
+            Some(kind) => match self.flavor {
+                Flavor::Delta => self.delta_change(kind).map(Request::Delta)?,
+                Flavor::State => self.state_change(kind).map(Request::State)?,
+            },
             None => self.next_answer()?,
         };
         Some(self.with_node(request))
+    }
+
+    /// The first type of which something is to be told by itself.
+    fn untold(&mut self) -> Option<Kind> {
+        let flavor = self.flavor;
+        let mut topics = self.topics.iter_mut();
+        topics.find_map(|(kind, topic)| topic.must_tell(*kind, flavor).then_some(*kind))
     }
 
     fn next_answer(&mut self) -> Option<Request> {
@@ -303,9 +307,6 @@ impl Session {
     /// A change of what is wanted, spontaneous: it has no nonce and answers nothing.
     fn delta_change(&mut self, kind: Kind) -> Option<DeltaDiscoveryRequest> {
         let topic = self.topics.get_mut(&kind)?;
-        if !topic.must_tell(kind, Flavor::Delta) {
-            return None;
-        }
         let mut request = DeltaDiscoveryRequest {
             type_url: kind.type_url().to_owned(),
             ..DeltaDiscoveryRequest::default()
@@ -328,9 +329,6 @@ impl Session {
 
     fn state_change(&mut self, kind: Kind) -> Option<DiscoveryRequest> {
         let topic = self.topics.get_mut(&kind)?;
-        if !topic.must_tell(kind, Flavor::State) {
-            return None;
-        }
         let nonce = match &mut topic.asked {
             None => {
                 let (names, named) = (topic.wanted.clone(), topic.wanted.clone());

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use sixfold_core::fast_hash::FastMap;
+
 use super::key::Key;
 use super::kind::Kind;
 use super::world::{Asks, Need};
@@ -10,7 +12,7 @@ use super::world::{Asks, Need};
 /// For each resource those that name it, by how many of their versions.
 #[derive(Debug, Default)]
 pub(super) struct Users {
-    users: BTreeMap<Key, BTreeMap<Key, usize>>,
+    users: FastMap<Key, BTreeMap<Key, usize>>,
     /// Names that have come to be wanted or no longer are, in order: what is wanted no longer, and then again, must
     /// be sent again.
     wants: Vec<Want>,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sixfold_core::error::ConfigError;
+use sixfold_core::fast_hash::FastMap;
 
 use super::key::{Channel, Key};
 use super::kind::Kind;
@@ -142,7 +143,8 @@ pub(super) struct World<C: Compile> {
     statics: BTreeSet<Key>,
     /// Those of them that are put in force here.
     late_statics: BTreeSet<Key>,
-    resources: BTreeMap<Key, Resource<C::Part>>,
+    /// A change of one asks for it a dozen times.
+    resources: FastMap<Key, Box<Resource<C::Part>>>,
     users: Users,
     /// Those that have a candidate.
     waiting: BTreeSet<Key>,
@@ -209,7 +211,7 @@ impl<C: Compile> World<C> {
             compiler,
             statics: BTreeSet::new(),
             late_statics: BTreeSet::new(),
-            resources: BTreeMap::new(),
+            resources: FastMap::default(),
             users: Users::default(),
             waiting: BTreeSet::new(),
             lingering: BTreeMap::new(),
@@ -240,12 +242,13 @@ impl<C: Compile> World<C> {
         self.users.take_wants()
     }
 
-    /// Names of a kind that were accepted and not removed.
+    /// Names of a kind that were accepted and not removed, in order.
     pub(super) fn names(&self, kind: Kind) -> Vec<Arc<str>> {
-        let first = Key::of_name(kind, &Arc::from(""));
-        let keys = self.resources.range(first..).map(|(key, _)| key).take_while(|key| key.kind == kind);
+        let keys = self.resources.keys().filter(|key| key.kind == kind);
         let keys = keys.filter(|key| !self.statics.contains(key) && !self.lingers(key));
-        keys.map(|key| key.name.clone()).collect()
+        let mut names: Vec<_> = keys.map(|key| key.name.clone()).collect();
+        names.sort_unstable();
+        names
     }
 
     /// Whether everything that was accepted is in force.
@@ -270,7 +273,7 @@ impl<C: Compile> World<C> {
             return Ok(false);
         }
         let lingers = self.lingers(key);
-        let last = self.resources.get_mut(key).and_then(Resource::last_mut);
+        let last = self.resources.get_mut(key).and_then(|resource| resource.last_mut());
         if let Some(same) = last.filter(|last| *last.value == *value && !lingers) {
             version.clone_into(&mut same.version);
             note(&self.compiler, &self.statics, key, Event::Renamed(version));
@@ -306,7 +309,7 @@ impl<C: Compile> World<C> {
     /// Lets a version wait until it is ready, in place of the one that does.
     fn wait(&mut self, key: &Key, mut version: Version<C::Part>) {
         self.users.add(key, &version.asks);
-        let resource = self.resources.entry(key.clone()).or_insert_with(Resource::new);
+        let resource = self.resources.entry(key.clone()).or_insert_with(|| Box::new(Resource::new()));
         let previous = resource.next.take();
         version.since = previous.as_ref().map_or(version.since, |previous| previous.since);
         let accepted = Event::Accepted { value: &version.value, version: &version.version };
@@ -451,7 +454,8 @@ impl<C: Compile> World<C> {
         while let Some(key) = unused.pop() {
             self.end_ttl(&key);
             self.denied.remove(&key);
-            let Some(Resource { next, live, before, .. }) = self.resources.remove(&key) else { continue };
+            let Some(resource) = self.resources.remove(&key) else { continue };
+            let Resource { next, live, before, expires: _ } = *resource;
             self.waiting.remove(&key);
             self.compiler.forget(&key);
             if live.is_some() && key.kind != Kind::Endpoints {

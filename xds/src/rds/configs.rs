@@ -163,8 +163,8 @@ impl RouteConfigs {
     pub fn complete(&self, diff: &mut Diff) -> Vec<ConfigError> {
         let mut refused = Vec::new();
         let comes = |cell: &RouteTableCell| diff.route_tables.iter().any(|(key, _)| *key == cell.key);
-        let held = self.context.compile.route_tables.held().into_iter();
-        let empty: Vec<_> = held.filter(|cell| cell.load().is_none() && !comes(cell)).collect();
+        let awaited = self.context.compile.route_tables.awaited().into_iter();
+        let empty: Vec<_> = awaited.filter(|cell| !comes(cell)).collect();
         for cell in empty {
             let key = filters_of(&cell).map(|filters| (filters.source.clone(), cell.key.name.clone()));
             let key = key.filter(|key| !self.held.contains(key));

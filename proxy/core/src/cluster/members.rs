@@ -4,10 +4,10 @@ use super::stats::ZonePlace;
 use super::{
     Address, ClusterConfig, EdsHealth, EndpointCheck, Health, Host, HostConfig, LoadPolicy, Locality, Reasons,
 };
-use crate::fast_hash::FastSet;
+use crate::fast_hash::{FastMap, FastSet};
 use crate::metadata::Metadata;
 use crate::tls::ClientTls;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
@@ -232,8 +232,8 @@ impl HostSet {
         before: Option<&HostSet>,
         reasons: Reasons,
     ) -> HostSet {
-        let known: HashMap<_, _> = before.iter().flat_map(|s| s.iter()).map(|m| (key(&m.host), m)).collect();
-        let mut fresh: HashMap<_, Arc<Host>> = HashMap::new();
+        let known: FastMap<_, _> = before.iter().flat_map(|s| s.iter()).map(|m| (key(&m.host), m)).collect();
+        let mut fresh: FastMap<_, Arc<Host>> = FastMap::default();
         let mut levels: Vec<Vec<Arc<Member>>> = Vec::new();
         for config in configs {
             let at = config.priority as usize;
@@ -319,7 +319,7 @@ impl HostSet {
     /// The same endpoints, where `live` has the same address and name with the host it has; `None` when nothing
     /// changes by that.
     pub(super) fn adopting(&self, live: &HostSet) -> Option<HostSet> {
-        let live: HashMap<_, _> = live.iter().map(|m| (key(&m.host), &m.host)).collect();
+        let live: FastMap<_, _> = live.iter().map(|m| (key(&m.host), &m.host)).collect();
         let other = |m: &Member| live.get(&key(&m.host)).copied().filter(|host| host.id != m.host.id);
         if !self.iter().any(|m| other(m).is_some()) {
             return None;

@@ -182,6 +182,13 @@ impl RouteTables {
         cells.shared.values().flatten().filter(|cell| is_held(cell)).cloned().collect()
     }
 
+    /// Those of [`RouteTables::held`] that have no table yet.
+    pub fn awaited(&self) -> Vec<Arc<RouteTableCell>> {
+        let cells = self.cells.lock();
+        let empty = cells.shared.values().flatten().filter(|cell| cell.peek().is_none() && is_held(cell));
+        empty.cloned().collect()
+    }
+
     /// Takes out the cells that nobody holds. Only the control thread may drop the answer: with each goes its table.
     #[must_use]
     pub fn sweep(&self) -> Vec<Arc<RouteTableCell>> {

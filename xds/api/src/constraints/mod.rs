@@ -110,6 +110,11 @@ impl TypeRules {
         types.get(schema.index()).map_or(&NONE, |rules| rules.get_or_init(|| TypeRules::read(schema)))
     }
 
+    fn field(&self, number: u32) -> Option<&FieldSchema> {
+        let index = self.fields.binary_search_by_key(&number, |(field, _)| field.number).ok()?;
+        self.fields.get(index).map(|(field, _)| field)
+    }
+
     fn read(schema: TypeSchema) -> TypeRules {
         let rules = |field: FieldSchema| {
             let encoded = Some(field.rules).filter(|rules| !rules.is_empty())?;
@@ -259,7 +264,7 @@ fn single(kind: Kind, rules: Option<&FieldRules>, value: Value<'_>, depth: usize
         Some(Rule::Any(_) | Rule::Timestamp(_) | Rule::Repeated(_) | Rule::Map(_)) | None => {}
         // The rules of a wrapper are those of its value.
         Some(rule) => {
-            let Some(inner) = schema.field_by_number(1) else { return };
+            let Some(inner) = TypeRules::of(schema).field(1) else { return };
             let found = wire::Fields::of(value.bytes()).filter(|(number, _)| *number == 1).last();
             let found = found.map_or(Value::default_of(inner.kind), |(_, value)| value);
             return faults.add(rules::scalar(rule, inner.kind, found));
@@ -279,9 +284,8 @@ fn map_entry(
     faults: &mut Faults,
 ) {
     let Kind::Message(entry) = field.kind else { return };
-    let (Some(key_field), Some(value_field)) = (entry.field_by_number(1), entry.field_by_number(2)) else {
-        return;
-    };
+    let entry = TypeRules::of(entry);
+    let (Some(key_field), Some(value_field)) = (entry.field(1), entry.field(2)) else { return };
     let (mut key, mut inner) = (Value::default_of(key_field.kind), Value::default_of(value_field.kind));
     for (number, found) in wire::Fields::of(value.bytes()) {
         match number {

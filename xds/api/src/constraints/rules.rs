@@ -114,7 +114,14 @@ fn string(rules: &StringRules, value: &[u8]) -> Option<String> {
         |prefix: &Option<String>| prefix.as_ref().is_none_or(|prefix| text.starts_with(prefix.as_str()));
     let ends = |suffix: &Option<String>| suffix.as_ref().is_none_or(|suffix| text.ends_with(suffix.as_str()));
     let named = |list: &[String]| list.iter().any(|other| *other == text);
-    length(text.chars().count(), "character", rules.len, rules.min_len, rules.max_len)
+    let bounds = [rules.len, rules.min_len, rules.max_len];
+    // Most names must be there, and that is all that is asked of their length.
+    let characters = match bounds {
+        [None, None, None] => 0,
+        [None, Some(1), None] => text.len().min(1),
+        _ => text.chars().count(),
+    };
+    length(characters, "character", rules.len, rules.min_len, rules.max_len)
         .or_else(|| length(value.len(), "byte", rules.len_bytes, rules.min_bytes, rules.max_bytes))
         .or_else(|| constant(&text.as_ref(), rules.r#const.as_deref().as_ref()))
         .or_else(|| {

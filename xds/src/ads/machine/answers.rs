@@ -1,6 +1,5 @@
 //! What has come is looked at, put in force and answered.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +22,7 @@ pub(super) struct Pending {
     responses: Vec<(String, String)>,
     faults: Vec<String>,
     /// What was accepted, with its version.
-    accepted: BTreeMap<Arc<str>, String>,
+    accepted: Vec<(Arc<str>, String)>,
     /// Whether something of it is not as it was.
     changes: bool,
     /// How long it took to take them.
@@ -61,7 +60,7 @@ impl<C: Compile> Machine<C> {
         for (key, version) in self.world.applied(&failed) {
             let channel = self.channel_of(&key);
             pending.iter_mut().filter(|pending| pending.is_of(&channel, key.kind)).for_each(|pending| {
-                pending.accepted.remove(&key.name);
+                pending.accepted.retain(|(name, _)| *name != key.name);
             });
             self.know(&key, version);
         }
@@ -116,7 +115,7 @@ impl<C: Compile> Machine<C> {
             gone = !absent.is_empty();
             absent.iter().for_each(|name| self.remove(&key(name), now));
         }
-        let (accepted, took, changes) = (BTreeMap::new(), Duration::ZERO, gone);
+        let (accepted, took, changes) = (Vec::new(), Duration::ZERO, gone);
         let channel_of = channel.clone();
         let mut pending = Pending { channel: channel_of, kind, responses, faults, accepted, changes, took };
         self.world.expect(kind, items.values().filter_map(Item::value));
@@ -206,7 +205,7 @@ impl<C: Compile> Machine<C> {
         if let Some(version) = version {
             self.world.compiler().note_version(kind, version);
         }
-        for name in accepted.keys() {
+        for (name, _) in &accepted {
             if let Some(stats) = self.stats.of_key(&Key::new(kind, channel.source(), name)) {
                 stats.taken(version.unwrap_or_default(), took);
             }
@@ -225,7 +224,7 @@ impl<C: Compile> Machine<C> {
 
     /// Refuses what was acknowledged before it was tried, by the last response of its type.
     pub(super) fn refuse_late(&mut self) {
-        for peer in self.peers.values_mut() {
+        for peer in self.peers.values_mut().filter(|peer| !peer.late.is_empty()) {
             for (kind, faults) in std::mem::take(&mut peer.late) {
                 self.stats.of(kind).into_iter().for_each(Subscription::refused);
                 peer.session.refuse(kind, joined(&faults));

@@ -51,7 +51,7 @@ impl<C: Compile> World<C> {
             |version: &Version<C::Part>| version.asks.needs.iter().any(|need| need.key() == *extension);
         let mut users: Vec<(Key, Arc<[u8]>, String, bool)> = Vec::new();
         for key in self.users.of(extension) {
-            let Some(Resource { next, live, .. }) = self.resources.get(key) else { continue };
+            let Some(Resource { next, live, .. }) = self.resources.get(key).map(|it| &**it) else { continue };
             let of = |(version, is_last): (&Version<C::Part>, bool)| {
                 (key.clone(), version.value.clone(), version.version.clone(), is_last)
             };

@@ -16,12 +16,15 @@ const ORDER: [Kind; 6] =
 impl<C: Compile> World<C> {
     /// What goes into force and out of it now, complete in itself.
     pub(in crate::ads) fn settle(&mut self, now: Instant) -> Vec<Change<C::Part>> {
+        if self.is_at_rest() {
+            return Vec::new();
+        }
         let led_to = if self.lingering.is_empty() { BTreeSet::new() } else { self.compiler.led_to() };
         self.miss_no_longer(&led_to, now);
         let mut batch = Vec::new();
         for kind in ORDER {
-            let ready: Vec<Key> = self.waiting.iter().filter(|key| key.kind == kind).cloned().collect();
-            for key in ready {
+            let waiting: Vec<Key> = self.waiting.iter().filter(|key| key.kind == kind).cloned().collect();
+            for key in waiting {
                 if self.is_ready(&key, now) {
                     self.put_in_force(&key, &mut batch);
                 }
@@ -44,9 +47,16 @@ impl<C: Compile> World<C> {
         batch
     }
 
+    /// Whether nothing waits to go into force or out of it, as after most of what comes.
+    fn is_at_rest(&self) -> bool {
+        self.waiting.is_empty()
+            && self.lingering.is_empty()
+            && self.due.is_empty()
+            && self.removals.is_empty()
+    }
+
     fn put_in_force(&mut self, key: &Key, batch: &mut Vec<Change<C::Part>>) {
-        self.give_up_secrets(key);
-        self.count_late(key);
+        self.go_on_without(key);
         let Some(resource) = self.resources.get_mut(key) else { return };
         let Some(mut next) = resource.next.take() else { return };
         self.waiting.remove(key);

@@ -78,7 +78,8 @@ impl<C: Compile> World<C> {
             if needs.any(|need| is_given(need.key())) {
                 self.due.insert(key.name.clone());
             }
-            self.resources.insert(key, Resource { live: Some(there(asks, now)), ..Resource::new() });
+            self.resources
+                .insert(key, Box::new(Resource { live: Some(there(asks, now)), ..Resource::new() }));
         }
         gone
     }
@@ -90,7 +91,8 @@ impl<C: Compile> World<C> {
         if key.kind == Kind::Cluster {
             self.lingering.remove(&key.name);
         }
-        let Some(Resource { next, live, before, .. }) = self.resources.remove(key) else { return };
+        let Some(resource) = self.resources.remove(key) else { return };
+        let Resource { next, live, before, expires: _ } = *resource;
         self.compiler.note(key, Event::Gone);
         for version in [next, live, before].into_iter().flatten() {
             self.drop_asks(key, Some(version.asks));

@@ -45,26 +45,27 @@ impl<C: Compile> World<C> {
         }
     }
 
-    /// A candidate that goes on without secrets need not wait for them elsewhere either.
-    pub(super) fn give_up_secrets(&mut self, candidate: &Key) {
+    /// A candidate goes into force, be it without some of what it needs: secrets that have not come need not be waited for
+    /// elsewhere either, and routes are noted as late.
+    pub(super) fn go_on_without(&mut self, candidate: &Key) {
         let next = self.resources.get(candidate).and_then(|resource| resource.next.as_ref());
-        let needs = next.into_iter().flat_map(|next| &next.asks.needs);
-        let secrets = needs.filter(|need| need.kind == Kind::Secret).map(Need::key);
-        let is_there = |key: &Key| {
-            let come = || self.resources.get(key).is_some_and(|secret| secret.live.is_some());
-            self.compiler.elsewhere(key).unwrap_or_else(come)
-        };
-        let missing: Vec<Key> = secrets.filter(|key| !is_there(key)).collect();
+        let Some(next) = next.filter(|next| !next.asks.needs.is_empty()) else { return };
+        let (mut missing, mut late) = (Vec::new(), Vec::new());
+        for need in &next.asks.needs {
+            match need.kind {
+                Kind::Secret if !self.has_come(&need.key()) => missing.push(need.key()),
+                Kind::Routes if !self.is_there(need) => late.push(need.key()),
+                _ => {}
+            }
+        }
         missing.iter().for_each(|key| self.missing(key));
+        self.late.append(&mut late);
     }
 
-    /// Notes the routes that a candidate goes on without.
-    pub(super) fn count_late(&mut self, candidate: &Key) {
-        let next = self.resources.get(candidate).and_then(|resource| resource.next.as_ref());
-        let needs = next.into_iter().flat_map(|next| &next.asks.needs);
-        let routes = needs.filter(|need| need.kind == Kind::Routes && !self.is_there(need)).map(Need::key);
-        let late: Vec<Key> = routes.collect();
-        self.late.extend(late);
+    /// Whether any version of a secret is in force, or what looks after it elsewhere is over with it.
+    fn has_come(&self, secret: &Key) -> bool {
+        let come = || self.resources.get(secret).is_some_and(|secret| secret.live.is_some());
+        self.compiler.elsewhere(secret).unwrap_or_else(come)
     }
 
     /// A cluster that comes, and has not yet.
