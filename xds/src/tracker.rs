@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
+use sixfold_xds_api::wire;
 
 use crate::ads::{Key, Kind};
 
@@ -12,7 +13,9 @@ use crate::ads::{Key, Kind};
 const MAX_REFUSED_BYTES: usize = 4 << 20;
 /// Refused resources of which no good one has ever come that are kept.
 const MAX_REFUSED: usize = 1024;
-/// Removed listeners that are kept while they drain.
+/// Field numbers of a listener's `filter_chains`, `default_filter_chain` and `filter_chain_matcher`.
+const CHAINS: [u32; 3] = [3, 25, 32];
+/// Listeners that were removed or replaced and are kept while they drain.
 const MAX_DRAINING: usize = 64;
 
 /// What becomes of a resource.
@@ -46,6 +49,12 @@ pub enum Event<'a> {
     },
     /// There is no such resource any more.
     Gone,
+    /// Endpoints were taken for a cluster, of a response of this version.
+    Assigned(&'a str),
+    /// They count only for a time.
+    Expiring,
+    /// That time is over.
+    Stale,
 }
 
 /// A version of a resource.
@@ -96,7 +105,7 @@ struct State {
     refused_bytes: usize,
     /// Entries of which nothing good has come.
     refused_alone: usize,
-    /// Listeners that were removed, oldest first.
+    /// Listeners that were removed or replaced, oldest first.
     draining: VecDeque<Draining>,
     /// How long a listener drains.
     drain_time: Duration,
@@ -156,6 +165,18 @@ impl Tracked {
         self.active.is_none() && self.waiting.is_none() && self.refused.is_none()
     }
 
+    /// Whether what waits is another listener than what is in force, and not merely one with other filter chains: only
+    /// then Envoy takes it for one that drains.
+    fn is_another(&self) -> bool {
+        let (Some(active), Some(waiting)) = (&self.active, &self.waiting) else { return false };
+        let rest = |sent: &Sent| {
+            CHAINS
+                .iter()
+                .try_fold(sent.value.to_vec(), |value, field| Some(wire::split(&value, &[*field]).ok()?.rest))
+        };
+        rest(active) != rest(waiting)
+    }
+
     fn is_refused_alone(&self) -> bool {
         self.active.is_none() && self.waiting.is_none() && self.refused.is_some()
     }
@@ -170,8 +191,12 @@ impl State {
         let mut tracked = self.entries.remove(&key).unwrap_or_default();
         self.refused_bytes -= tracked.refused_bytes();
         self.refused_alone -= usize::from(tracked.is_refused_alone());
-        if let (Kind::Listener, Event::Gone) = (key.kind, &event) {
-            self.begin_draining(&key.name, tracked.active.take());
+        match (key.kind, &event) {
+            (Kind::Listener, Event::Gone) => self.begin_draining(&key.name, tracked.active.take()),
+            (Kind::Listener, Event::InForce) if tracked.is_another() => {
+                self.begin_draining(&key.name, tracked.active.clone());
+            }
+            _ => {}
         }
         self.change(key.kind, &mut tracked, event);
         let alone = tracked.is_refused_alone();
@@ -238,6 +263,8 @@ impl State {
                 tracked.refused = Some(Refusal { value, version: version.into(), at, reason: reason.into() });
             }
             Event::Gone => *tracked = Tracked::default(),
+            // They are counted, not shown.
+            Event::Assigned(_) | Event::Expiring | Event::Stale => {}
         }
     }
 }
@@ -317,6 +344,24 @@ mod tests {
         tracker.set_drain_time(Duration::from_nanos(1));
         gone("d");
         assert!(tracker.draining().iter().all(|draining| *draining.name != *"d"));
+    }
+
+    #[test]
+    fn a_replaced_listener_drains_unless_only_its_chains_have_changed() {
+        use prost::Message;
+        use sixfold_xds_api::pb::envoy::config::listener::v3::{FilterChain, Listener};
+        let tracker = Tracker::default();
+        tracker.set_drain_time(Duration::from_secs(3600));
+        let replace = |listener: Listener| {
+            let (value, key) = (listener.encode_to_vec().into(), Key::of_name(Kind::Listener, &"l".into()));
+            tracker.note(&key, Event::Accepted { value: &value, version: "1" });
+            tracker.note(&key, Event::InForce);
+            tracker.draining().len()
+        };
+        let first = Listener { name: "l".to_owned(), ..Listener::default() };
+        let chains = Listener { filter_chains: vec![FilterChain::default()], ..first.clone() };
+        let other = Listener { stat_prefix: "s".to_owned(), ..first.clone() };
+        assert_eq!([first, chains, other].map(replace), [0, 0, 1]);
     }
 
     /// A control plane that is wrong for long, under ever new names.

@@ -7,7 +7,7 @@ use crate::headers::HeaderRules;
 use crate::plugin::Chain;
 use crate::route::BodyFormat;
 use crate::router::RouteTableCell;
-use crate::trace::Tracing;
+use crate::trace::{Reason, Tracing};
 use bytes::Bytes;
 use ipnet::IpNet;
 use std::sync::Arc;
@@ -104,17 +104,27 @@ crate::stat_block! {
             downstream_rq_too_large, downstream_rq_ws_on_non_ws_route, downstream_rq_non_relative_path,
             downstream_rq_redirected_with_normalized_path, downstream_rq_rejected_via_ip_detection,
             downstream_rq_failed_path_normalization,
-            no_route, no_cluster, rq_direct_response, rq_redirect, rq_total, rq_retry_skipped_request_not_complete,
+            no_route, no_cluster, rq_direct_response, rq_redirect, rq_total,
             rq_reset_after_downstream_response_started,
             passthrough_internal_redirect_bad_location, passthrough_internal_redirect_no_route,
             passthrough_internal_redirect_predicate, passthrough_internal_redirect_too_many_redirects,
             passthrough_internal_redirect_unsafe_scheme,
+            downstream_cx_delayed_close_timeout, downstream_rq_too_many_premature_resets,
+            tracing_random_sampling = "tracing.random_sampling", tracing_client_enabled = "tracing.client_enabled",
+            tracing_service_forced = "tracing.service_forced", tracing_not_traceable = "tracing.not_traceable",
         ],
         gauges: [
             downstream_cx_active, downstream_cx_http1_active, downstream_cx_http2_active, downstream_cx_ssl_active,
             downstream_cx_upgrades_active, downstream_rq_active,
         ],
         histograms: [downstream_rq_time, downstream_cx_length_ms],
+        zeros: [
+            Counter "downstream_cx_http1_soft_drain", Counter "downstream_cx_http3_total", Counter "downstream_rq_http3_total",
+            Gauge "downstream_cx_http3_active", Gauge "downstream_cx_rx_bytes_buffered",
+            Gauge "downstream_cx_tx_bytes_buffered", Counter "downstream_flow_control_paused_reading_total",
+            Counter "downstream_flow_control_resumed_reading_total", Counter "rq_overload_local_reply",
+            Counter "rs_too_large", Counter "tracing.health_check",
+        ],
     }
 }
 
@@ -135,6 +145,16 @@ impl HttpStats {
     pub fn count_interim(&self) {
         self.downstream_rq_completed().inc();
         self.count_class(100);
+    }
+
+    /// Counts why a request is traced, or that it is not.
+    pub fn count_trace(&self, reason: Reason) {
+        match reason {
+            Reason::None => self.tracing_not_traceable().inc(),
+            Reason::Sampling => self.tracing_random_sampling().inc(),
+            Reason::Client => self.tracing_client_enabled().inc(),
+            Reason::Service => self.tracing_service_forced().inc(),
+        }
     }
 
     /// Counts a response by the class of its status.

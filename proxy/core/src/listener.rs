@@ -93,6 +93,10 @@ crate::stat_block! {
         ],
         gauges: [downstream_cx_active, downstream_pre_cx_active],
         histograms: [downstream_cx_length_ms],
+        zeros: [
+            Counter "downstream_cx_transport_socket_connect_timeout", Counter "downstream_listener_filter_remote_close",
+            Counter "extension_config_missing", Histogram "connections_accepted_per_socket_event", Counter "network_extension_config_missing",
+        ],
     }
 }
 
@@ -296,6 +300,11 @@ crate::stat_block! {
         ],
         gauges: [downstream_cx_rx_bytes_buffered, downstream_cx_tx_bytes_buffered, upstream_flush_active],
         histograms: [],
+        zeros: [
+            Counter "downstream_cx_drain_close", Counter "downstream_cx_overload_close",
+            Counter "downstream_flow_control_paused_reading_total", Counter "downstream_flow_control_resumed_reading_total",
+            Counter "early_data_received_count_total", Counter "route_delayed_total",
+        ],
     }
 }
 

@@ -86,10 +86,10 @@ impl std::fmt::Debug for Provider {
 }
 
 impl Tracing {
-    /// Decides about a request whose route is known, and tells the upstream.
-    pub fn begin(&self, stream: &mut Stream) {
+    /// Decides about a request whose route is known, and tells the upstream. Answers why it is traced.
+    pub fn begin(&self, stream: &mut Stream) -> Reason {
         let reason = self.sampling.decide(&mut stream.request.headers);
-        let Some(provider) = &self.provider else { return };
+        let Some(provider) = &self.provider else { return reason };
         let traced = reason != Reason::None;
         let headers = &mut stream.request.headers;
         let mut span = provider.propagation.span(headers, traced, self.kind);
@@ -100,6 +100,7 @@ impl Tracing {
             provider.propagation.tell(headers, &span);
         }
         stream.trace = span.sampled.then(|| Box::new(span));
+        reason
     }
 
     /// Tells the collector of a request that has ended.

@@ -31,7 +31,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch::Sender;
 
 /// What the server is at (admin/v3/server_info.proto `State`).
@@ -62,7 +62,15 @@ impl State {
 
 /// Where the process says what state it is in. Cloning shares it.
 #[derive(Debug, Clone)]
-pub struct Lifecycle(Arc<AtomicU8>);
+pub struct Lifecycle(Arc<Life>);
+
+#[derive(Debug)]
+struct Life {
+    now: AtomicU8,
+    begun: Instant,
+    /// How long it took to become live.
+    initialization: OnceLock<Duration>,
+}
 
 /// Beside a state: checks of its health are to fail, so that one that is live says that it drains.
 const FAILING: u8 = 0x80;
@@ -70,28 +78,37 @@ const FAILING: u8 = 0x80;
 impl Default for Lifecycle {
     /// Not ready.
     fn default() -> Lifecycle {
-        Lifecycle(Arc::new(AtomicU8::new(State::PreInitializing as u8)))
+        let now = AtomicU8::new(State::PreInitializing as u8);
+        Lifecycle(Arc::new(Life { now, begun: Instant::now(), initialization: OnceLock::new() }))
     }
 }
 
 impl Lifecycle {
     /// Says what state it is in from now on.
     pub fn set(&self, state: State) {
-        let _ = self.0.fetch_update(Relaxed, Relaxed, |now| Some(state as u8 | now & FAILING));
+        let _ = self.0.now.fetch_update(Relaxed, Relaxed, |now| Some(state as u8 | now & FAILING));
+        if state == State::Live {
+            self.0.initialization.get_or_init(|| self.0.begun.elapsed());
+        }
     }
 
     /// Fails checks of its health from now on, or not any more.
     pub fn fail_checks(&self, fail: bool) {
         if fail {
-            self.0.fetch_or(FAILING, Relaxed);
+            self.0.now.fetch_or(FAILING, Relaxed);
         } else {
-            self.0.fetch_and(!FAILING, Relaxed);
+            self.0.now.fetch_and(!FAILING, Relaxed);
         }
+    }
+
+    /// How long it took from the start of the process until it was first live; `None` until then.
+    pub fn initialization(&self) -> Option<Duration> {
+        self.0.initialization.get().copied()
     }
 
     /// What state it is in.
     pub fn get(&self) -> State {
-        let now = self.0.load(Relaxed);
+        let now = self.0.now.load(Relaxed);
         match now & !FAILING {
             0 if now & FAILING != 0 => State::Draining,
             0 => State::Live,

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 /// Writes what waits and ends the connection's writing side. After `patience` it is cut, also in the middle of what
 /// waits: a client that stops reading must not keep a connection, and a response that was not complete is cut anyway.
-pub(crate) async fn close<T: Transport>(io: &mut T, out: &mut WriteBuffer, patience: Duration) {
+///
+/// Answers whether that was over in time, be it that the client is gone.
+pub(crate) async fn close<T: Transport>(io: &mut T, out: &mut WriteBuffer, patience: Duration) -> bool {
     let mut deadline = Deadline::after(patience);
-    // The client may be gone, and the caller drops the connection in any case.
-    let _ = within(&mut deadline, |_, cx| poll_end(io, out, cx)).await;
+    within(&mut deadline, |_, cx| poll_end(io, out, cx)).await.is_ok()
 }
 
 /// The same, and then reads until the client ends too: closing with unread data would reset the connection, and with it

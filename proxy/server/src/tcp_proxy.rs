@@ -132,6 +132,7 @@ impl Session {
                 return Err(Refusal::Overflow);
             }
             if self.stream.upstream.attempts >= proxy.max_connect_attempts.max(1) {
+                cluster.stats.upstream_cx_connect_attempts_exceeded().inc();
                 return Err(Refusal::ConnectFailed);
             }
             let Some(mut flight) = self.choose_host(&cluster, subset, worker.index) else {

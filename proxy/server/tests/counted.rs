@@ -233,6 +233,47 @@ async fn a_client_that_leaves_in_mid_head_is_logged_and_counted() {
     }
 }
 
+/// Of connections to upstreams neither their length nor their requests were counted, nor that upstreams end them.
+#[tokio::test]
+async fn a_connection_that_its_upstream_ends_is_counted() {
+    let (mut setup, _) = setup("%RESPONSE_CODE%");
+    let up =
+        upstream(|_, _| b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".to_vec()).await;
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    let registry = setup.registry.clone();
+    let proxy = setup.serve().await.0;
+    ask(proxy, &get("/")).await;
+    eventually(|| counted(&registry, "cluster.a.").get("upstream_cx_destroy") == Some(&1)).await;
+    for name in ["upstream_cx_close_notify", "upstream_cx_length_ms", "upstream_rq_per_cx"] {
+        assert_eq!(counted(&registry, "cluster.a.").get(name), Some(&1), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_gives_up_what_it_asks_for_is_counted() {
+    let (mut setup, _) = setup("%RESPONSE_CODE%");
+    setup.http2.max_resets = 5;
+    let up = upstream(|_, _| Vec::new()).await;
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    let registry = setup.registry.clone();
+    let proxy = setup.serve().await.0;
+    let socket = TcpStream::connect(proxy).await.unwrap();
+    let (client, connection) = h2::client::handshake(socket).await.unwrap();
+    let gone = tokio::spawn(connection);
+    while !gone.is_finished() {
+        let Ok(mut client) = client.clone().ready().await else { break };
+        let request = http::Request::get("http://t/").body(()).unwrap();
+        let Ok((response, mut stream)) = client.send_request(request, true) else { break };
+        stream.send_reset(h2::Reason::CANCEL);
+        drop(response);
+        tokio::task::yield_now().await;
+    }
+    let name = "downstream_rq_too_many_premature_resets";
+    eventually(|| counted(&registry, "http.t.").get(name) == Some(&1)).await;
+}
+
 /// Neither a 100 of ours nor a stream of an upstream that was given up was counted, nor a body that was too long to be
 /// kept for a retry; a stream that the upstream refused was one that it had reset.
 #[tokio::test]

@@ -68,13 +68,15 @@ async fn clients_that_read_no_more_are_closed() {
         setup.route("/", "a", |f| f.timeouts.request = None);
         let body = bytes::Bytes::from(vec![b'y'; LARGE]);
         setup.routes.insert(0, direct("/local", body));
-        let seen = Seen::new(&setup);
+        let (seen, registry) = (Seen::new(&setup), setup.registry.clone());
         let (proxy, _) = setup.serve().await;
         for path in ["/", "/local"] {
             let stalled = stalled(proxy, &get(path)).await;
             seen.no_connection_is_left().await;
             drop(stalled);
         }
+        // An answer that is short since the machine is busy ends in time.
+        assert!(registry.sum("http.", "downstream_cx_delayed_close_timeout") > 0);
     }
 }
 

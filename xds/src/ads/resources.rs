@@ -19,6 +19,7 @@ use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
 use sixfold_xds_api::values::{Result, required};
 use sixfold_xds_api::{constraints, wire};
 use tokio::sync::Notify;
+use xxhash_rust::xxh64::xxh64;
 
 use super::client::{Batches, Target};
 use super::key::{Channel, Key};
@@ -228,7 +229,17 @@ impl Compile for Resources {
     }
 
     fn note(&self, key: &Key, event: Event<'_>) {
-        self.context.tracker.note(key, event);
+        let stats = || Some(self.context.compile.clusters.find(&key.name)?.stats.clone());
+        match event {
+            Event::Assigned(version) => stats().into_iter().for_each(|stats| {
+                stats.version().set(xxh64(version.as_bytes(), 0));
+            }),
+            Event::Expiring => {
+                stats().into_iter().for_each(|stats| stats.assignment_timeout_received().inc())
+            }
+            Event::Stale => stats().into_iter().for_each(|stats| stats.assignment_stale().inc()),
+            event => self.context.tracker.note(key, event),
+        }
     }
 
     fn note_version(&self, kind: Kind, version: &str) {

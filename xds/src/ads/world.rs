@@ -437,7 +437,21 @@ impl<C: Compile> World<C> {
         if let Some(live) = live.filter(|live| live.asks.stale_after.is_some()) {
             (live.value, live.part) = (Arc::default(), None);
             self.due.extend(self.users.of(key).map(|user| user.name.clone()));
+            self.tell_users(key, Event::Stale);
         }
+    }
+
+    /// Notes for who counts it that endpoints were taken of a response of this version.
+    pub(super) fn tell_assigned(&self, key: &Key, version: &str) {
+        self.tell_users(key, Event::Assigned(version));
+        let live = self.resources.get(key).and_then(|resource| resource.live.as_ref());
+        if live.is_some_and(|live| live.asks.stale_after.is_some()) {
+            self.tell_users(key, Event::Expiring);
+        }
+    }
+
+    fn tell_users(&self, key: &Key, event: Event<'_>) {
+        self.users.of(key).for_each(|user| self.compiler.note(user, event));
     }
 
     fn is_wanted(&self, key: &Key) -> bool {

@@ -7,7 +7,7 @@ use super::{
 use crate::fast_hash::{FastMap, FastSet};
 use crate::metadata::Metadata;
 use crate::tls::ClientTls;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
@@ -299,6 +299,15 @@ impl HostSet {
             level.whole.clone_from(&before.whole);
         }
         set
+    }
+
+    /// Whether another set has the same endpoints in the same order.
+    pub(super) fn is_as(&self, other: &HostSet) -> bool {
+        let same = |(a, b): (&PriorityLevel, &PriorityLevel)| {
+            a.members.len() == b.members.len()
+                && a.members.iter().zip(b.members.iter()).all(|(a, b)| Arc::ptr_eq(a, b))
+        };
+        self.levels.len() == other.levels.len() && self.levels.iter().zip(&other.levels).all(same)
     }
 
     /// Whether no endpoint counts otherwise than when they were sorted out.

@@ -261,6 +261,11 @@ impl Cluster {
         let visibility = self.visibility.lock();
         let before = self.hosts.load_full();
         let set = HostSet::of_cluster(&self.config, hosts, Some(&before), initial(&self.config));
+        if set.is_as(&before) {
+            self.stats.update_no_rebuild().inc();
+        }
+        let heaviest = set.iter().map(|member| member.weight).max();
+        self.stats.max_host_weight().set(heaviest.unwrap_or_default().max(1).into());
         self.publish(set.under(policy), Some(&before), *visibility);
     }
 
@@ -380,7 +385,11 @@ impl Cluster {
         self.stats.membership_degraded().set(set.degraded() as u64);
         self.stats.membership_excluded().set(set.excluded() as u64);
         if let Some(subsets) = self.balancer.subsets() {
-            self.stats.lb_subsets_active().set(subsets as u64);
+            let (now, active) = (subsets as u64, self.stats.lb_subsets_active());
+            // By how many they have become more or less: one that takes another's place is not counted.
+            self.stats.lb_subsets_created().add(now.saturating_sub(active.get()));
+            self.stats.lb_subsets_removed().add(active.get().saturating_sub(now));
+            active.set(now);
         }
     }
 }

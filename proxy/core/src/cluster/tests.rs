@@ -253,6 +253,9 @@ fn responses_are_counted_by_zone() {
     let cell = super::Clusters::default().cell("c");
     cell.swap(Some(cluster.clone()));
     cluster.assign(vec![of(1, "a"), of(2, "b"), of(3, "b"), endpoint(4, 1)].into());
+    assert_eq!((cluster.stats.update_no_rebuild().get(), cluster.stats.max_host_weight().get()), (0, 1));
+    cluster.assign(vec![of(1, "a"), of(2, "b"), of(3, "b"), endpoint(4, 1)].into());
+    assert_eq!(cluster.stats.update_no_rebuild().get(), 1);
     let answer = |cluster: &Cluster, port| {
         cluster.stats.of_zone(&member(cluster, port), |responses| responses.count(200));
     };

@@ -46,6 +46,10 @@ pub struct Block {
     reset: Mutex<Option<Box<Reset>>>,
 }
 
+/// The slot of what is shown and never counted: no shard reaches so far.
+#[doc(hidden)]
+pub const NEVER: usize = usize::MAX / 2;
+
 /// In the cell of a gauge: it was changed.
 const CHANGED: u64 = 1;
 
@@ -273,13 +277,16 @@ const _: () = assert!(HISTOGRAM_SLOTS == BUCKETS.len() + 2);
 /// Declares a struct of statistics with `new(&Registry, prefix)` and a method for each statistic:
 /// `stat_block! { /// docs  pub struct ClusterStats { counters: [a, b], gauges: [c], histograms: [d] } }`
 /// has `stats.a().inc()`. The struct is one pointer; which slot a statistic has is known when it is compiled.
-/// `ssl_handshake = "ssl.handshake"` is shown under that name. `numbers: [e]` may stand before the histograms.
+/// `ssl_handshake = "ssl.handshake"` is shown under that name. `numbers: [e]` may stand before the histograms. What
+/// stands in `zeros: [Counter "f", Gauge "g"]` behind them is never counted, takes no room and is shown as 0: what dashboards
+/// ask Envoy for and cannot happen here, or is not counted.
 #[macro_export]
 macro_rules! stat_block {
     ($(#[$meta:meta])* pub struct $name:ident {
         counters: [$($c:ident $(= $shown:literal)?),* $(,)?], gauges: [$($g:ident),* $(,)?],
         $(numbers: [$($n:ident),* $(,)?],)?
-        histograms: [$($h:ident),* $(,)?] $(,)?
+        histograms: [$($h:ident),* $(,)?]
+        $(, zeros: [$($z:ident $never:literal),* $(,)?])? $(,)?
     }) => {
         $(#[$meta])*
         #[derive(Clone)]
@@ -297,6 +304,7 @@ macro_rules! stat_block {
                 <[&str]>::len(&[$(stringify!($c),)* $(stringify!($g),)* $($(stringify!($n),)*)?]);
 
             const DEFS: &[StatDef] = &[
+                $($(StatDef { name: $never, kind: Kind::$z, slot: $crate::metrics::NEVER_COUNTED },)*)?
                 $(StatDef { name: [$($shown,)? stringify!($c)][0], kind: Kind::Counter, slot: block_slot(Stat::$c as usize, SINGLES) },)*
                 $(StatDef { name: stringify!($g), kind: Kind::Gauge, slot: block_slot(Stat::$g as usize, SINGLES) },)*
                 $($(StatDef { name: stringify!($n), kind: Kind::Number, slot: block_slot(Stat::$n as usize, SINGLES) },)*)?

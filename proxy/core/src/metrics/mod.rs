@@ -22,9 +22,9 @@ mod tags;
 mod tally;
 mod text;
 
-#[doc(hidden)]
-pub use block::slot as block_slot;
 pub use block::{Block, Kind, StatDef};
+#[doc(hidden)]
+pub use block::{NEVER as NEVER_COUNTED, slot as block_slot};
 pub use labelled::{LabelSet, Labelled, LabelledSample};
 pub use registry::{Computed, Registry};
 pub use snapshot::{Sample, Snapshot};

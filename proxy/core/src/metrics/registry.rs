@@ -212,6 +212,35 @@ mod tests {
         assert!(registry.samples().is_empty());
     }
 
+    crate::stat_block! {
+        /// For the test.
+        pub struct WithZeros {
+            counters: [hits], gauges: [], histograms: [time],
+            zeros: [Counter "never.there", Gauge "buffered", Histogram "long"],
+        }
+    }
+
+    #[test]
+    fn what_is_never_counted_is_shown_as_zero() {
+        let registry = Registry::new();
+        let stats = WithZeros::new(&registry, "z.");
+        stats.hits().inc();
+        stats.time().record(7);
+        for round in 0..2 {
+            let shown: Vec<_> =
+                registry.samples().into_iter().map(|sample| (sample.name, sample.value)).collect();
+            let none = Value::Histogram(super::super::Distribution::default());
+            for (name, value) in
+                [("z.buffered", Value::Gauge(0)), ("z.long", none), ("z.never.there", Value::Counter(0))]
+            {
+                assert!(shown.contains(&(name.into(), value)), "{name}: {shown:?}");
+            }
+            assert_eq!(shown.len(), 5);
+            assert_eq!(registry.sum("z.", "hits"), 1, "round {round}: a sum goes over the whole life");
+            registry.reset_counters();
+        }
+    }
+
     /// Each statistic had a handle of 16 bytes, and each worker's shard was made with the block.
     #[test]
     fn what_is_not_counted_costs_next_to_nothing() {

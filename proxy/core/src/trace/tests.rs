@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
+use crate::hcm::HttpStats;
 use crate::headers::Headers;
+use crate::metrics::Registry;
 use crate::runtime::Fraction;
 use crate::stream::fixture;
 use parking_lot::Mutex;
@@ -153,10 +155,11 @@ fn what_is_traced_is_told_when_it_has_ended() {
         provider,
         is_silent: false,
     };
-    let provider = Arc::new(provider);
+    let (provider, registry) = (Arc::new(provider), Registry::new());
+    let stats = HttpStats::new(&registry, "http.t.");
     let request = |tracing: &Tracing| {
         let mut stream = fixture::stream("/abcdef", &[("x-request-id", &id(7))]);
-        tracing.begin(&mut stream);
+        stats.count_trace(tracing.begin(&mut stream));
         stream.upstream.attempts = 1;
         stream.response.status = 503;
         tracing.finish(&stream);

@@ -9,14 +9,21 @@ use sixfold_core::metrics::Registry;
 use sixfold_core::metrics::render::{Form, Histograms, Kind, Page, Selection};
 
 sixfold_core::stat_block! {
-    /// Under `server.`, as Envoy names them.
+    /// Under `server.`, as Envoy names them. The version is a number of six hexadecimal digits: major, minor, patch.
     pub struct ServerStats {
         counters: [],
         gauges: [
             live, state, uptime, concurrency, memory_allocated, memory_heap_size, memory_physical_size,
-            parent_connections, hot_restart_epoch, days_until_first_cert_expiring, total_connections,
+            parent_connections, hot_restart_epoch, days_until_first_cert_expiring, total_connections, version,
         ],
-        histograms: [],
+        histograms: [initialization_time_ms],
+        zeros: [
+            Counter "debug_assertion_failures", Counter "dropped_stat_flushes", Counter "dynamic_unknown_fields",
+            Counter "envoy_bug_failures", Counter "envoy_notifications", Counter "static_unknown_fields",
+            Counter "wip_protos", Counter "main_thread.watchdog_miss", Counter "main_thread.watchdog_mega_miss",
+            Gauge "compilation_settings.fips_mode", Gauge "seconds_until_first_ocsp_response_expiring",
+            Gauge "stats_recent_lookups",
+        ],
     }
 }
 
@@ -27,12 +34,25 @@ sixfold_core::stat_block! {
     }
 }
 
+/// `server.version`.
+const VERSION: u64 = part(env!("CARGO_PKG_VERSION_MAJOR")) << 16
+    | part(env!("CARGO_PKG_VERSION_MINOR")) << 8
+    | part(env!("CARGO_PKG_VERSION_PATCH"));
+
+/// A part of the version of this crate, which cargo has seen to be a number.
+const fn part(digits: &str) -> u64 {
+    match u8::from_str_radix(digits, 10) {
+        Ok(part) => part as u64,
+        Err(_) => 0,
+    }
+}
+
 /// Statistics that are looked up when they are asked for.
 pub struct Statistics {
     server: ServerStats,
     clusters: ClusterManagerStats,
-    /// A gauge is set by one thread at a time.
-    refreshing: Mutex<()>,
+    /// Whether it is counted how long the start took. A gauge is set by one thread at a time.
+    is_start_counted: Mutex<bool>,
 }
 
 impl Statistics {
@@ -41,12 +61,12 @@ impl Statistics {
         Statistics {
             server: ServerStats::new(registry, "server."),
             clusters: ClusterManagerStats::new(registry, "cluster_manager."),
-            refreshing: Mutex::new(()),
+            is_start_counted: Mutex::new(false),
         }
     }
 
     pub(super) fn refresh(&self, admin: &Admin) {
-        let _one_at_a_time = self.refreshing.lock();
+        let mut is_start_counted = self.is_start_counted.lock();
         let (server, memory) = (&self.server, process::resident_bytes());
         server.live().set(u64::from(admin.lifecycle.get() == State::Live));
         server.state().set(admin.lifecycle.get() as u64);
@@ -59,6 +79,11 @@ impl Statistics {
         server.memory_physical_size().set(memory);
         let expires = admin.control.first_expiry().map(process::days_until);
         server.days_until_first_cert_expiring().set(expires.unwrap_or(u32::MAX.into()));
+        server.version().set(VERSION);
+        if let Some(took) = admin.lifecycle.initialization().filter(|_| !*is_start_counted) {
+            server.initialization_time_ms().record(took.as_millis().try_into().unwrap_or(u64::MAX));
+            *is_start_counted = true;
+        }
         server.total_connections().set(admin.metrics.sum("listener.", "downstream_cx_active"));
         self.clusters.active_clusters().set(admin.clusters.all().len() as u64);
     }

@@ -271,7 +271,7 @@ impl<D: Downstream> Exchange<'_, D> {
             self.find_route(table);
             edge::name_operation(self.env.hcm.spans(), self.stream);
             if let Some(tracing) = &self.env.hcm.tracing {
-                tracing.begin(self.stream);
+                self.env.hcm.stats.count_trace(tracing.begin(self.stream));
             }
         }
         reply

@@ -191,7 +191,6 @@ impl<D: Downstream> Exchange<'_, D> {
             ),
             _ => ("drop overload", "drop_overload", "x-envoy-drop-overload", Flag::DO),
         };
-        cluster.stats.upstream_rq_drop_overload().inc();
         charge::response(self.stream, 503);
         let hcm = &self.env.hcm;
         let mut reply = local_reply::own(503, text, details, hcm.profile);

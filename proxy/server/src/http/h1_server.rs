@@ -338,7 +338,8 @@ impl H1Client {
     async fn close(&mut self, patience: Duration) {
         let rest = !self.body.is_ended() || !self.read.is_empty();
         if self.cut || self.tunnel || !rest {
-            closing::close(&mut self.io, &mut self.out, patience).await;
+            let in_time = closing::close(&mut self.io, &mut self.out, patience).await;
+            self.count_late_close(in_time);
         } else {
             self.linger(patience).await;
         }
@@ -348,6 +349,13 @@ impl H1Client {
     async fn linger(&mut self, patience: Duration) {
         let left = closing::linger(&mut self.io, &mut self.out, &mut self.read, patience).await;
         self.env.ending.remotely.store(left, Relaxed);
+        self.count_late_close(left);
+    }
+
+    fn count_late_close(&self, in_time: bool) {
+        if !in_time {
+            self.env.hcm.stats.downstream_cx_delayed_close_timeout().inc();
+        }
     }
 }
 

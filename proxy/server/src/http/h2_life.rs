@@ -160,7 +160,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
                     // The load was to be looked at.
                     Stage::Open => {}
                     Stage::Leaving => self.enter(Stage::Finishing, None),
-                    Stage::Finishing | Stage::Closing => return None,
+                    Stage::Finishing => return None,
+                    Stage::Closing => {
+                        self.stats.downstream_cx_delayed_close_timeout().inc();
+                        return None;
+                    }
                 },
             }
         }

@@ -11,7 +11,7 @@ use crate::closing;
 use crate::deadline::{Deadline, Timed, TimedOut, bounded, within};
 use crate::io::Io;
 use crate::wire::body::{BodyEvent, Piece};
-use crate::wire::h2_guard::{Guarded, PeerTimeouts};
+use crate::wire::h2_guard::{GIVEN_UP, Guarded, PeerTimeouts};
 use crate::wire::h2_headers::Refused;
 use crate::wire::h2_send::{FRAME_HEAD, H2Send};
 use crate::wire::{PREFACE, h2_headers};
@@ -59,7 +59,9 @@ pub(super) async fn serve(mut io: Io, connection: Arc<Connection>, env: Arc<Env>
             env.hcm.stats.downstream_cx_protocol_error().inc();
             // The library would close with bytes unread, which resets; the client is to see an end.
             let patience = env.hcm.timeouts.delayed_close;
-            closing::linger(&mut io, &mut WriteBuffer::default(), &mut read, patience).await;
+            if !closing::linger(&mut io, &mut WriteBuffer::default(), &mut read, patience).await {
+                env.hcm.stats.downstream_cx_delayed_close_timeout().inc();
+            }
         }
         Ok(None) => {}
         Err(TimedOut) => env.hcm.stats.downstream_cx_idle_timeout().inc(),
@@ -82,6 +84,7 @@ pub(super) async fn serve_from(io: Io, read: Vec<u8>, connection: Arc<Connection
     if let Err(error) = run(io, read, connection, &env).await {
         match error.get_io().map(std::io::Error::kind) {
             Some(ErrorKind::TimedOut) => stats.downstream_rq_header_timeout().inc(),
+            Some(GIVEN_UP) => stats.downstream_rq_too_many_premature_resets().inc(),
             Some(_) => {}
             None => stats.downstream_cx_protocol_error().inc(),
         }

@@ -30,6 +30,7 @@ sixfold_core::stat_block! {
             total_filter_chains_draining, workers_started,
         ],
         histograms: [],
+        zeros: [Gauge "workers_pinned"],
     }
 }
 

@@ -27,7 +27,12 @@ const FIRST_CHECK: Duration = Duration::from_secs(15);
 sixfold_core::stat_block! {
     /// Statistics under `cluster_manager.`.
     pub struct WarmingStats {
-        counters: [cluster_added, cluster_modified, cluster_removed], gauges: [warming_clusters], histograms: [],
+        counters: [cluster_added, cluster_modified, cluster_removed, cluster_updated],
+        gauges: [warming_clusters],
+        histograms: [],
+        zeros: [
+            Counter "cluster_updated_via_merge", Counter "update_merge_cancelled", Counter "update_out_of_merge_window",
+        ],
     }
 }
 
@@ -108,8 +113,9 @@ impl Warming {
         Warming { clusters: Waiting::new(), listeners: Waiting::new(), stats }
     }
 
-    /// Counts the clusters that come, change and go.
+    /// Counts the clusters that come, change and go, and those that get endpoints.
     pub(super) fn count_changes(&self, diff: &Diff, known: &Clusters) {
+        self.stats.cluster_updated().add(diff.endpoints.len() as u64);
         for (name, cluster) in &diff.clusters {
             match (cluster.is_some(), known.find(name).is_some()) {
                 (true, false) => self.stats.cluster_added().inc(),

@@ -10,7 +10,7 @@ use sixfold_core::listener::ConnectionFilter;
 use sixfold_core::peer_exchange::PeerExchange;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Counts a connection from its opening on while it lives.
 pub(crate) struct ActiveConnection {
@@ -23,6 +23,9 @@ pub(crate) struct ActiveConnection {
     remotely: bool,
     /// It ends with a request under way.
     busy: bool,
+    opened: Instant,
+    /// Requests that it has carried.
+    requests: u32,
 }
 
 /// What a connection takes that others could have: leave by the limits, and a place among those of its worker.
@@ -45,7 +48,8 @@ impl ActiveConnection {
         host.active_connections.fetch_add(1, Relaxed);
         let seat = Seat { _permit: permit, place: None };
         let falls = host.falls();
-        ActiveConnection { host, stats, falls, seat, remotely: false, busy: false }
+        let (remotely, busy, opened, requests) = (false, false, Instant::now(), 0);
+        ActiveConnection { host, stats, falls, seat, remotely, busy, opened, requests }
     }
 
     /// Whether the endpoint has been found ill since: then it ends as soon as it is idle.
@@ -75,6 +79,11 @@ impl ActiveConnection {
         self.remotely = true;
     }
 
+    /// Notes how many requests it has carried.
+    pub(super) fn carried(&mut self, requests: u32) {
+        self.requests = requests;
+    }
+
     /// Notes that it ends with a request under way.
     pub(crate) fn ends_busy(&mut self) {
         self.busy = true;
@@ -86,6 +95,11 @@ impl Drop for ActiveConnection {
         let stats = &self.stats;
         stats.upstream_cx_active().dec();
         stats.upstream_cx_destroy().inc();
+        let millis = self.opened.elapsed().as_millis();
+        stats.upstream_cx_length_ms().record(u64::try_from(millis).unwrap_or(u64::MAX));
+        if self.requests > 0 {
+            stats.upstream_rq_per_cx().record(self.requests.into());
+        }
         match self.remotely {
             true => stats.upstream_cx_destroy_remote().inc(),
             false => stats.upstream_cx_destroy_local().inc(),

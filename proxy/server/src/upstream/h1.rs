@@ -155,6 +155,7 @@ impl H1Upstream {
 
     pub(super) fn write_head(&mut self, head: &RequestHead, end: bool) -> Result<(), UpstreamError> {
         self.requests += 1;
+        self.active.carried(self.requests);
         if self.raw {
             self.encoder = BodyEncoder::Raw;
             self.body = BodyReader::new(BodyLength::UntilClose);
@@ -264,6 +265,9 @@ impl H1Upstream {
                         return Poll::Ready(Ok(HeadEvent::Interim(head.status)));
                     }
                     self.head_seen = true;
+                    if self.keep_alive && !parsed.keep_alive {
+                        self.active.stats.upstream_cx_close_notify().inc();
+                    }
                     self.keep_alive &= parsed.keep_alive && !parsed.tunnel;
                     self.body =
                         BodyReader::new(if parsed.tunnel { BodyLength::UntilClose } else { parsed.body });

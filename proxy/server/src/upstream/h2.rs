@@ -114,6 +114,7 @@ impl H2Connection {
                 active.ends_busy();
             }
             shared.closed.store(true, Relaxed);
+            active.carried(shared.requests.load(Relaxed));
             // Whoever waits for room finds the circuit breaker's count gone down already.
             drop(active);
             shared.leave();

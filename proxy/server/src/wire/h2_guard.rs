@@ -12,7 +12,7 @@ use crate::deadline::{Deadline, TimedOut, after, poll_within};
 use crate::io::Transport;
 use crate::wire::PREFACE;
 use frames::Frames;
-use ledger::Ledger;
+use ledger::{Flood, Ledger};
 use sixfold_core::cluster::Http2Options;
 use std::io;
 use std::pin::Pin;
@@ -20,6 +20,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
+
+/// How a connection ends whose client gives up too many of its streams.
+pub(crate) const GIVEN_UP: io::ErrorKind = io::ErrorKind::QuotaExceeded;
 
 /// How long a peer may take nothing of what is to be written, where nothing shorter is configured.
 const STALLED: Duration = Duration::from_secs(300);
@@ -89,11 +92,13 @@ impl<T> Guarded<T> {
             (false, true, _) => self.head.set(None),
             _ => {}
         }
-        if self.ledger.is_flood() {
-            let reason = "too many HTTP/2 streams given up, or control frames";
-            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        match self.ledger.flood() {
+            None => Ok(()),
+            Some(Flood::Streams) => Err(io::Error::new(GIVEN_UP, "too many HTTP/2 streams given up")),
+            Some(Flood::Control) => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, "too many HTTP/2 control frames"))
+            }
         }
-        Ok(())
     }
 
     /// What a write came to: the peer's time runs while it takes nothing.

@@ -206,8 +206,12 @@ impl<C: Compile> Machine<C> {
             self.world.compiler().note_version(kind, version);
         }
         for (name, _) in &accepted {
-            if let Some(stats) = self.stats.of_key(&Key::new(kind, channel.source(), name)) {
-                stats.taken(version.unwrap_or_default(), took);
+            let (key, version) = (Key::new(kind, channel.source(), name), version.unwrap_or_default());
+            if let Some(stats) = self.stats.of_key(&key) {
+                stats.taken(version, took);
+            }
+            if kind == Kind::Endpoints {
+                self.world.tell_assigned(&key, version);
             }
         }
         let Some(peer) = self.peers.get_mut(&channel) else { return };

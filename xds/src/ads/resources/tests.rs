@@ -176,6 +176,23 @@ fn listener(name: &str, routes: &str) -> String {
 }
 
 /// Each was in the message, however many there were.
+/// Nothing of it was counted.
+#[test]
+fn what_becomes_of_endpoints_is_counted_by_their_cluster() {
+    let mut proxy = Proxy::new();
+    proxy.bring::<ProtoCluster>(&[("a", &eds("a"))], &[]);
+    proxy.bring::<ClusterLoadAssignment>(
+        &[("a", "{cluster_name: a, policy: {endpoint_stale_after: 5s}, endpoints: [{lb_endpoints: [{endpoint: {address: \
+           {socket_address: {address: 10.0.0.1, port_value: 80}}}}]}]}")],
+        &[],
+    );
+    let stats = proxy.context.compile.clusters.find("a").unwrap().stats.clone();
+    let counts = || [stats.assignment_timeout_received().get(), stats.assignment_stale().get()];
+    assert_eq!((stats.version().get(), counts()), (xxh64(b"", 0), [1, 0]));
+    proxy.pass(Duration::from_secs(5));
+    assert_eq!((proxy.hosts("a"), counts()), (Some(0), [1, 1]));
+}
+
 #[test]
 fn of_many_faults_an_answer_has_the_first() {
     let mut proxy = Proxy::new();

@@ -61,6 +61,7 @@ async fn failures_close_the_client_and_raise_their_flags() {
     assert_eq!(exchange(address, b"hello").await, "");
     assert_eq!(lines.wait(2).await[1], "UF,URX dead");
     assert_eq!(cluster.stats.upstream_cx_connect_fail().get(), 3);
+    assert_eq!(cluster.stats.upstream_cx_connect_attempts_exceeded().get(), 1);
 
     fixture.cluster("empty", &[]).await;
     let empty = NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("empty", log())));

@@ -31,6 +31,15 @@ impl Tally {
     }
 }
 
+/// What is too much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flood {
+    /// Streams that were given up.
+    Streams,
+    /// Control frames.
+    Control,
+}
+
 /// Counts of one connection.
 pub(super) struct Ledger {
     max_resets: u64,
@@ -158,19 +167,19 @@ impl Ledger {
         Some(self.unanswered.remove(at).1)
     }
 
-    /// Whether it is more than can be meant well. Asked after every read.
-    pub(super) fn is_flood(&mut self) -> bool {
+    /// What is more than can be meant well. Asked after every read.
+    pub(super) fn flood(&mut self) -> Option<Flood> {
         if self.life.is_flood(self.max_resets) || self.recent.is_flood(self.max_resets) {
-            return true;
+            return Some(Flood::Streams);
         }
         if self.control <= self.max_control {
-            return false;
+            return None;
         }
         let now = Instant::now();
         let calm = now.duration_since(self.control_since) >= CONTROL_WINDOW;
         self.control_since = now;
         self.control = 0;
-        !calm
+        (!calm).then_some(Flood::Control)
     }
 }
 
