@@ -23,6 +23,7 @@ mod response_rewrite;
 /// The example of `docs/plugins/write-one.md`, compiled as it stands there.
 #[cfg(test)]
 pub(crate) mod stamp;
+mod traffic_split;
 
 use sixfold_core::error::ConfigError;
 use sixfold_core::format::Format;
@@ -51,6 +52,7 @@ pub(crate) fn factories() -> Vec<ApisixFactory> {
         redirect::factory(),
         request_id::factory(),
         response_rewrite::factory(),
+        traffic_split::factory(),
     ]
 }
 

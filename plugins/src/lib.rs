@@ -83,6 +83,7 @@ mod tests {
             ("redirect", json!({"http_to_https": true})),
             ("request-id", json!({})),
             ("response-rewrite", json!({"filters": [{"regex": "a", "replace": "b"}]})),
+            ("traffic-split", json!({"rules": [{}]})),
         ] {
             testing::plugin(name, &config);
         }

@@ -69,6 +69,10 @@ impl Merged {
             let reason = "needs consumers, which only APISIX's configuration has";
             faults.take::<()>(Err(ConfigError::new(reason).in_key(plugin.factory.name).in_key("plugins")));
         }
+        for plugin in accepted.iter().filter(|plugin| plugin.factory.needs_upstreams()) {
+            let reason = "needs upstreams, which only APISIX's configuration has";
+            faults.take::<()>(Err(ConfigError::new(reason).in_key(plugin.factory.name).in_key("plugins")));
+        }
         for mut violation in refused {
             violation.path.insert(0, Step::Key("plugins".to_owned()));
             faults.take::<()>(Err(item::fault(violation)));

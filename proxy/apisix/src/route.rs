@@ -59,6 +59,8 @@ pub(crate) struct Manner {
     /// The upstream's, with the route's own timeouts.
     forwarding: Forwarding,
     websocket: bool,
+    /// The timeouts are the route's.
+    own_timeouts: bool,
 }
 
 impl Template {
@@ -162,14 +164,23 @@ fn action(parts: &Parts<'_>) -> Result<Action, String> {
     let timeouts = parts.linkage.timeouts.unwrap_or(forwarding.timeouts);
     let of_service = || parts.service.and_then(|(_, service)| service.websocket);
     let websocket = parts.linkage.websocket.or_else(of_service).unwrap_or(false);
-    let manner = Manner { forwarding: Forwarding { timeouts, ..Forwarding::clone(forwarding) }, websocket };
+    let manner = Manner {
+        forwarding: Forwarding { timeouts, ..Forwarding::clone(forwarding) },
+        websocket,
+        own_timeouts: parts.linkage.timeouts.is_some(),
+    };
     let options = parts.options.get(manner, Manner::options)?;
     Ok(Action::Forward(Forward { cluster: ClusterChoice::Named(cluster.clone()), options }))
 }
 
 impl Manner {
-    fn options(&self) -> Result<ForwardOptions, String> {
-        let Manner { forwarding, websocket } = self;
+    /// That of an upstream which a plugin may choose, whatever the route.
+    pub(crate) fn of_chosen(forwarding: &Forwarding) -> Manner {
+        Manner { forwarding: forwarding.clone(), websocket: false, own_timeouts: false }
+    }
+
+    pub(crate) fn options(&self) -> Result<ForwardOptions, String> {
+        let Manner { forwarding, websocket, own_timeouts } = self;
         let Timeouts { connect, send, read } = forwarding.timeouts;
         Ok(ForwardOptions {
             timeouts: route::Timeouts {
@@ -178,6 +189,7 @@ impl Manner {
                 read: Some(read),
                 ..route::Timeouts::default()
             },
+            own_timeouts: *own_timeouts,
             hash: forwarding.hash_policy()?.into_iter().collect(),
             upgrades: Box::new([("websocket".into(), *websocket)]),
             pass_host: forwarding.pass_host.clone(),

@@ -12,8 +12,8 @@ use sixfold_core::connection::{Connection, TlsInfo};
 use sixfold_core::error::ConfigError;
 use sixfold_core::model::{Diff, Model};
 use sixfold_core::plugin::{
-    ApisixFactory, BuildContext, Built, Credential, FilterFactory, Identities, LocalReply, Plugin, Registry,
-    Slot, Step,
+    ApisixFactory, BroughtUpstream, BuildContext, Built, Credential, FilterFactory, Identities, LocalReply,
+    Plugin, Registry, Slot, Step,
 };
 use sixfold_core::stream::Stream;
 
@@ -101,12 +101,24 @@ pub(crate) fn registry() -> Registry {
         ApisixFactory::new("prometheus", 10, ANY, build).prefer_route(),
         ApisixFactory::new("refuse", 20, ANY, build_refusing),
         ApisixFactory::new("agree", 30, ANY, build).agreeing(agreement),
+        ApisixFactory::new("bring", 40, ANY, build).bringing(brought),
         ApisixFactory::new("knock", 2500, ANY, build_knock).auth(KNOCK, "word", credential),
     ];
     Registry::new(
         plugins,
         [FilterFactory::new("envoy.filter".into(), "envoy.filter".into(), |_, _| Ok(Plugin::default()))],
     )
+}
+
+/// The upstreams that a plugin of tests brings, by what they are called.
+fn brought(config: &Value) -> Vec<BroughtUpstream> {
+    let upstreams = config.as_object().into_iter().flatten();
+    let upstream = |(name, config): (&String, &Value)| BroughtUpstream {
+        name: name.clone(),
+        field: name.clone(),
+        config: config.clone(),
+    };
+    upstreams.map(upstream).collect()
 }
 
 pub(crate) fn build_context() -> BuildContext {

@@ -196,6 +196,7 @@ pub(crate) fn compile(
         mesh: None,
         metadata: Metadata::default(),
         maintenance: 0,
+        manner: None,
         policy: policy?,
     };
     Ok((config, hosts))

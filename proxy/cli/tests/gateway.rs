@@ -99,6 +99,62 @@ fn run_serves_what_the_files_say() {
     assert!(lines.clone().any(|line| line["fields"]["message"] == "serving"), "{log}");
 }
 
+/// An upstream that answers with its name and the Host that it was asked for.
+fn named(name: &'static str) -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let head: Vec<String> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
+            let host = head.iter().find_map(|line| line.strip_prefix("Host: ")).unwrap_or_default();
+            let body = format!("{name} {host}");
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            let _ = stream.write_all(format!("{head}{body}").as_bytes());
+        }
+    });
+    port
+}
+
+/// By traffic-split: to an upstream in place, to one by its id, and to the route's own, which there need not be.
+#[test]
+fn traffic_is_split_among_upstreams() {
+    let (directory, port, status) = (Directory::new(), free_port(), free_port());
+    let config = directory.write("config.yaml", &configuration(port, status));
+    let [own, inline, by_id] = [named("own"), named("inline"), named("by-id")];
+    let inline =
+        format!("{{nodes: {{'127.0.0.1:{inline}': 1}}, pass_host: rewrite, upstream_host: rewritten.test}}");
+    let split = format!(
+        "{{traffic-split: {{rules: [{{match: [{{vars: [[arg_to, '==', id]]}}], weighted_upstreams: [{{upstream_id: 7}}]}}, \
+         {{match: [{{vars: [[arg_to, '==', gone]]}}], weighted_upstreams: [{{upstream_id: none}}]}}, \
+         {{weighted_upstreams: [{{upstream: {inline}, weight: 2}}, {{weight: 2}}]}}]}}}}"
+    );
+    let text = format!(
+        "routes:\n  - {{id: a, uri: /a, plugins: {split}, upstream: {{nodes: {{'127.0.0.1:{own}': 1}}}}}}\n  \
+         - {{id: b, uri: /b, plugins: {split}}}\nupstreams:\n  - {{id: 7, nodes: {{'127.0.0.1:{by_id}': 1}}}}\n#END\n"
+    );
+    directory.write("apisix.yaml", &text);
+    let mut process = Process::start(&["run", "-c", &config, "--log-level", "warn"]);
+    process.until("readiness", || get(status, "/status/ready").filter(|r| r.status == 200));
+    let host = "localhost";
+    let ask = |path: &str| get(port, path).map(|r| (r.status, r.body)).unwrap();
+    for path in ["/a?to=id", "/b?to=id"] {
+        assert_eq!(ask(path), (200, format!("by-id {host}")), "{path}");
+        let gone = path.replace("id", "gone");
+        assert_eq!(ask(&gone), (500, "failed to fetch upstream info by upstream id: none".to_owned()));
+    }
+    // Each worker takes its own turns.
+    let answers: std::collections::BTreeSet<(u16, String)> = (0..40).map(|_| ask("/a")).collect();
+    let expected = [(200, "inline rewritten.test".to_owned()), (200, format!("own {host}"))];
+    assert_eq!(answers, expected.into());
+    let of_none: std::collections::BTreeSet<u16> = (0..40).map(|_| ask("/b").0).collect();
+    assert_eq!(of_none, [200, 503].into());
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+}
+
 /// The value of the series of a name that has all of these labels.
 #[track_caller]
 fn series(page: &str, name: &str, labels: &[&str]) -> f64 {

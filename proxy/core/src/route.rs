@@ -169,6 +169,13 @@ pub struct Forward {
 }
 
 impl Forward {
+    /// Forwards to the cluster that a plugin has chosen, as its source has prepared that.
+    pub fn to_chosen(cluster: Arc<ClusterCell>) -> Forward {
+        let manner = cluster.load().and_then(|cluster| cluster.config.manner.clone());
+        let options = manner.and_then(|manner| manner.downcast().ok()).unwrap_or_default();
+        Forward { cluster: ClusterChoice::Named(cluster), options }
+    }
+
     /// Forwards to `cluster`, with nothing else set: no timeout, no retry, no change.
     pub fn to(cluster: ClusterChoice) -> Forward {
         Forward { cluster, options: Arc::default() }
@@ -209,6 +216,9 @@ pub struct ForwardOptions {
     pub append_x_forwarded_host: bool,
     /// How long and how often.
     pub timeouts: Timeouts,
+    /// Whether the route says the timeouts itself, and not its upstream: then they are also those of another that a plugin
+    /// chooses.
+    pub own_timeouts: bool,
     /// Retries; `None` takes the virtual host's policy.
     pub retry: Option<Arc<RetryPolicy>>,
     /// What is hashed for consistent-hash balancers and weighted clusters.
@@ -241,6 +251,7 @@ impl Default for ForwardOptions {
             host_rewrite: None,
             append_x_forwarded_host: false,
             timeouts: Timeouts::default(),
+            own_timeouts: false,
             retry: None,
             hash: Box::default(),
             metadata_match: Criteria::default(),

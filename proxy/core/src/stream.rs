@@ -4,7 +4,7 @@ mod vars;
 
 pub use vars::Vars;
 
-use crate::cluster::{Cluster, Member, TriedHost};
+use crate::cluster::{Cluster, ClusterCell, Member, TriedHost};
 use crate::connection::{Connection, UpstreamConnection};
 use crate::flags::ResponseFlags;
 use crate::headers::Headers;
@@ -189,6 +189,8 @@ pub struct Upstream {
     pub offer: Option<AlpnList>,
     /// Version spoken with the upstream.
     pub version: Option<crate::message::Version>,
+    /// The cluster that a plugin has chosen in the place of the route's own (APISIX's traffic-split).
+    pub destination: Option<Arc<ClusterCell>>,
     /// The endpoint that a plugin wants the first attempt to go to.
     pub wanted: Option<Box<WantedHost>>,
     /// Server of the upstream's response, in whose place ours goes to the client (`$upstream_http_server`).

@@ -219,6 +219,12 @@ impl<'a> Linker<'a, '_> {
                 (Some(old), None) => self.diff.clusters.push((old.name.clone(), None)),
                 (None, None) => {}
             }
+            let old = self.before(key).map(|record| &*record.brought).unwrap_or_default();
+            let new = pending.record().map(|record| &*record.brought).unwrap_or_default();
+            let gone = old.iter().filter(|old| new.iter().all(|new| new.name != old.name));
+            let come = new.iter().filter(|new| !old.iter().any(|old| Arc::ptr_eq(old, new)));
+            let come = come.map(|new| (new.name.clone(), Some(new.cluster.clone())));
+            self.diff.clusters.extend(gone.map(|old| (old.name.clone(), None)).chain(come));
         }
     }
 

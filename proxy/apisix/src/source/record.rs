@@ -3,15 +3,19 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use serde_json::Value;
 use sixfold_core::cluster::Cluster;
-use sixfold_core::error::{ConfigContext, ConfigError, Faults, Place};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults, Place, collect};
+use sixfold_core::plugin::{BroughtUpstream, brought_name};
+use xxhash_rust::xxh64::xxh64;
 
 use super::SourceContext;
 use crate::config::Config;
-use crate::item::{Body, Parsed, Reference};
+use crate::item::{Body, Parsed, Reference, fault};
 use crate::plugin::{Agreement, Catalog, CredentialConfig, PluginConfig, PluginSet};
 use crate::resource::{Id, Kind, Labels, Service, Ssl, SslType, Upstream};
-use crate::route::{Linkage, Template};
+use crate::route::{Linkage, Manner, Template};
+use crate::schema::{self, Violation};
 use crate::shared::SharedParts;
 use crate::store::Key;
 use crate::tls::{ClientCertificate, ServerCertificate};
@@ -27,6 +31,8 @@ pub(super) struct Record {
     pub(super) agreements: Box<[Agreement]>,
     /// Of the upstream that it is or brings.
     pub(super) cluster: Option<Arc<BuiltCluster>>,
+    /// Of the upstreams that its plugins bring.
+    pub(super) brought: Box<[Arc<BuiltCluster>]>,
     /// An upstream with a certificate of another resource, which may change without it.
     pub(super) certified: Option<Arc<Upstream>>,
     pub(super) body: Built,
@@ -75,6 +81,17 @@ pub(super) struct BuiltCluster {
     pub(super) certificate: Option<Arc<ClientCertificate>>,
     pub(super) cluster: Arc<Cluster>,
     pub(super) forwarding: Arc<Forwarding>,
+}
+
+/// An upstream to be built.
+struct Described<'a> {
+    /// What its cluster is called.
+    name: Arc<str>,
+    upstream: &'a Upstream,
+    print: u64,
+    certificate: Option<&'a Arc<ClientCertificate>>,
+    /// Whether plugins may choose it.
+    chosen: bool,
 }
 
 /// A record that is new, and what is needed of it once.
@@ -144,6 +161,7 @@ impl Builder<'_> {
         let mut faults = Faults::default();
         let agreements = plugins.iter().filter_map(|plugin| plugin.agreement()).collect();
         let kept = before.map(|before| &before.plugins);
+        let brought = faults.take(self.brought(key, &plugins, before)).into();
         let plugins = faults.take(self.plugins(key, &plugins, kept));
         let mut template = None;
         let (upstream, body) = match body {
@@ -178,13 +196,13 @@ impl Builder<'_> {
         match upstream {
             Some(upstream) if shows_other => certified = Some(Arc::new(upstream)),
             Some(upstream) => {
-                let built = self.cluster(key, &upstream, upstream_print, None, before);
+                let built = self.own_cluster(key, &upstream, upstream_print, None, before);
                 cluster = faults.keep(built.map_err(|reason| upstream_fault(key.kind, reason)));
             }
             None => {}
         }
         let references = references.into();
-        let record = Record { revision, references, plugins, agreements, cluster, certified, body };
+        let record = Record { revision, references, plugins, agreements, cluster, brought, certified, body };
         faults.end(Fresh { record: Arc::new(record), template })
     }
 
@@ -198,8 +216,7 @@ impl Builder<'_> {
         plugins: &[PluginConfig],
         before: Option<&Arc<PluginSet>>,
     ) -> Result<Arc<PluginSet>, ConfigError> {
-        let resource = format!("/apisix/{}/{}", key.kind.section(), key.id);
-        PluginSet::build(plugins, &resource, &self.context.compile.build, before).in_key("plugins")
+        PluginSet::build(plugins, &resource_name(key), &self.context.compile.build, before).in_key("plugins")
     }
 
     /// The record with the cluster of its upstream, which shows this certificate.
@@ -215,12 +232,13 @@ impl Builder<'_> {
     ) -> Result<Arc<Record>, ConfigError> {
         let Some(upstream) = &record.certified else { return Ok(Arc::new(record.clone())) };
         // Which upstream it is is told by the certificate and by the text; the latter is new with the record.
-        let built = self.cluster(key, upstream, record.revision, Some(certificate), before);
+        let built = self.own_cluster(key, upstream, record.revision, Some(certificate), before);
         let built = built.map_err(|reason| upstream_fault(key.kind, reason))?;
         Ok(Arc::new(Record { cluster: Some(built), ..record.clone() }))
     }
 
-    fn cluster(
+    /// The cluster of the upstream that a resource is or brings itself.
+    fn own_cluster(
         &self,
         key: &Key,
         upstream: &Upstream,
@@ -229,31 +247,81 @@ impl Builder<'_> {
         before: Option<&Record>,
     ) -> Result<Arc<BuiltCluster>, String> {
         let before = before.and_then(|record| record.cluster.as_ref());
+        let name = before.map_or_else(|| cluster_name(key), |built| built.name.clone());
+        // That of a route or a service is its own; plugins may choose any other.
+        let chosen = key.kind == Kind::Upstream;
+        self.cluster(&Described { name, upstream, print, certificate, chosen }, before)
+    }
+
+    /// The clusters of the upstreams that plugins of a resource bring.
+    fn brought(
+        &self,
+        key: &Key,
+        plugins: &[PluginConfig],
+        before: Option<&Record>,
+    ) -> Result<Vec<Arc<BuiltCluster>>, ConfigError> {
+        let of = |plugin: &PluginConfig| {
+            let brought = plugin.factory.upstreams(&plugin.config).into_iter();
+            let built = brought.map(|brought| {
+                let BroughtUpstream { name, field, config } = brought;
+                let name: Arc<str> = brought_name(&resource_name(key), &name).into();
+                let kept = before.and_then(|record| record.brought.iter().find(|built| built.name == name));
+                self.brought_cluster(name, config, kept).in_key(&field)
+            });
+            collect(built).in_key(plugin.factory.name).in_key("plugins")
+        };
+        Ok(collect(plugins.iter().map(of))?.into_iter().flatten().collect())
+    }
+
+    fn brought_cluster(
+        &self,
+        name: Arc<str>,
+        mut config: Value,
+        before: Option<&Arc<BuiltCluster>>,
+    ) -> Result<Arc<BuiltCluster>, ConfigError> {
+        let print = xxh64(config.to_string().as_bytes(), 0);
+        schema::resource(Kind::Upstream).validate_all(&mut config).or_else(refused)?;
+        let upstream: Upstream =
+            serde_json::from_value(config).map_err(|error| ConfigError::new(error.to_string()))?;
+        refused(upstream::check(&upstream))?;
+        let described = Described { name, upstream: &upstream, print, certificate: None, chosen: true };
+        self.cluster(&described, before).map_err(ConfigError::new)
+    }
+
+    fn cluster(
+        &self,
+        described: &Described<'_>,
+        before: Option<&Arc<BuiltCluster>>,
+    ) -> Result<Arc<BuiltCluster>, String> {
+        let Described { name, upstream, print, certificate, chosen } = described;
         let same_certificate = |built: &BuiltCluster| match (&built.certificate, certificate) {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             (None, None) => true,
             _ => false,
         };
-        if let Some(built) = before.filter(|built| built.print == print && same_certificate(built)) {
+        if let Some(built) = before.filter(|built| built.print == *print && same_certificate(built)) {
             return Ok(built.clone());
         }
-        let name = before.map_or_else(|| cluster_name(key), |built| built.name.clone());
-        let tls = crate::tls::towards_upstream(&name, upstream, certificate.map(|c| &**c), self.context)?;
-        let (config, hosts) = upstream::compile(
-            &name,
+        let tls = crate::tls::towards_upstream(name, upstream, certificate.map(|c| &**c), self.context)?;
+        let (mut config, hosts) = upstream::compile(
+            name,
             upstream,
             tls,
             self.config.http.upstream_keepalive,
             &self.shared.policies,
         )?;
-        let previous = before.map(|built| &*built.cluster);
-        let cluster = Cluster::new(config, hosts, previous, self.context.compile.metrics())?;
         let forwarding = self.shared.forwardings.get(Forwarding::of(upstream), |forwarding| {
             // So that no route finds out when it is linked.
             forwarding.hash_policy()?;
             Ok::<_, String>(forwarding.clone())
         })?;
-        Ok(Arc::new(BuiltCluster { name, print, certificate: certificate.cloned(), cluster, forwarding }))
+        if *chosen {
+            config.manner = Some(self.shared.options.get(Manner::of_chosen(&forwarding), Manner::options)?);
+        }
+        let previous = before.map(|built| &*built.cluster);
+        let cluster = Cluster::new(config, hosts, previous, self.context.compile.metrics())?;
+        let (name, certificate) = (name.clone(), certificate.cloned());
+        Ok(Arc::new(BuiltCluster { name, print: *print, certificate, cluster, forwarding }))
     }
 
     fn certificate(&self, ssl: &Ssl, before: Option<&Record>) -> Result<Built, ConfigError> {
@@ -313,6 +381,16 @@ fn consumer_of(key: &Key) -> Option<Reference> {
 
 fn upstream_fault(kind: Kind, reason: String) -> ConfigError {
     ConfigError::field(if kind == Kind::Upstream { "nodes" } else { "upstream" }, reason)
+}
+
+/// Violations as one error, if there are any.
+fn refused(violations: Vec<Violation>) -> Result<(), ConfigError> {
+    collect::<()>(violations.into_iter().map(|violation| Err(fault(violation)))).map(|_| ())
+}
+
+/// What plugins know a resource by.
+fn resource_name(key: &Key) -> String {
+    format!("/apisix/{}/{}", key.kind.section(), key.id)
 }
 
 /// The cluster of the upstream that a resource is or brings.

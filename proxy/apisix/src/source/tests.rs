@@ -7,7 +7,7 @@ mod properties;
 use std::time::Duration;
 
 use sixfold_core::cluster::ClusterPolicy;
-use sixfold_core::route::{Action, ClusterChoice, Forward};
+use sixfold_core::route::{Action, ClusterChoice, Forward, ForwardOptions, PassHost};
 
 use super::*;
 use crate::store::Resources;
@@ -65,6 +65,42 @@ upstreams:
       127.0.0.1:80: 1
 #END
 ";
+
+/// Clusters of upstreams that plugins bring come, change and go with their resource, and keep what did not change.
+#[test]
+fn upstreams_of_plugins_are_clusters_of_their_resource() {
+    let mut source = testing::source("apisix: {node_listen: 9080, enable_ipv6: false, ssl: {enable: false}}");
+    let text = |one: &str, two: &str| {
+        let plugins = format!("{{bring: {{one: {{nodes: {{'127.0.0.1:{one}': 1}}}}{two}}}}}");
+        format!(
+            "routes:\n  - {{id: a, uri: /a, plugins: {plugins}, upstream: {{nodes: {{'127.0.0.1:1': 1}}}}}}\n#END\n"
+        )
+    };
+    let two = ", two: {nodes: {'127.0.0.1:3': 1}, pass_host: node, timeout: {connect: 1, send: 2, read: 3}}";
+    let diff = update(&mut source, &text("2", two));
+    let clusters = |diff: &Diff| -> Vec<String> {
+        touched(diff).into_iter().filter(|touched| touched.contains("routes/a")).collect()
+    };
+    assert_eq!(clusters(&diff), ["+routes/a", "+routes/a/one", "+routes/a/two"]);
+    let two_is = |diff: &Diff| {
+        let cluster = diff.clusters.iter().find(|(name, _)| &**name == "routes/a/two").unwrap();
+        cluster.1.clone().unwrap()
+    };
+    // How requests are sent to it is known to the cluster, for it may be chosen by any route.
+    let manner = two_is(&diff).config.manner.clone().unwrap();
+    let manner = manner.downcast::<ForwardOptions>().unwrap();
+    assert_eq!(manner.pass_host, PassHost::Node);
+    assert_eq!(manner.timeouts.read, Some(Duration::from_secs(3)));
+    assert!(!manner.own_timeouts);
+    assert_eq!(clusters(&update(&mut source, &text("4", two))), ["+routes/a/one"]);
+    assert_eq!(clusters(&update(&mut source, &text("4", ""))), ["-routes/a/two"]);
+    let wrong = text("4", ", two: {nodes: {'127.0.0.1:3': x}, retries: 1, type: none}");
+    let refused = source.update(resources(&wrong)).unwrap();
+    assert!(clusters(&refused.diff).is_empty());
+    let said = refused.refused.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    assert!(said.contains("plugins.bring.two.nodes"), "{said}");
+    assert_eq!(clusters(&update(&mut source, "routes: []\n#END\n")), ["-routes/a", "-routes/a/one"]);
+}
 
 #[test]
 fn the_first_update_brings_everything() {

@@ -10,6 +10,7 @@ use crate::metadata::Metadata;
 use crate::peer_exchange::PeerExchange;
 use crate::retry::RetryPolicy;
 use crate::tls::ClientTls;
+use std::any::Any;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,9 @@ pub struct ClusterConfig {
     pub mesh: Option<Arc<MeshCluster>>,
     /// Percent of requests that are turned away (the runtime key `upstream.maintenance_mode.NAME`), 0 by default.
     pub maintenance: u8,
+    /// How requests are sent to it by a plugin that has chosen it in the place of the route's own, as the source has prepared it
+    /// for [`crate::stream::Upstream::destination`]; a cluster itself knows nothing of requests.
+    pub manner: Option<Arc<dyn Any + Send + Sync>>,
     /// All the rest, which clusters that say the same may share: of thousands of clusters most do.
     pub policy: Arc<ClusterPolicy>,
 }
@@ -110,6 +114,7 @@ impl ClusterConfig {
             metadata: Metadata::default(),
             mesh: None,
             maintenance: 0,
+            manner: None,
             policy: Arc::default(),
         }
     }

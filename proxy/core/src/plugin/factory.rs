@@ -15,6 +15,19 @@ type Agreement = fn(&Value) -> Option<(String, String)>;
 
 type ReadCredential = Box<dyn Fn(&Value) -> Result<Credential, ConfigError> + Send + Sync>;
 
+/// An upstream that a plugin's configuration brings: APISIX's traffic-split has such.
+pub struct BroughtUpstream {
+    /// What its cluster is called behind the resource (`traffic-split/0/1`); the plugin finds it by
+    /// [`BuildContext::brought_cluster`].
+    pub name: String,
+    /// Where in the plugin's configuration it stands.
+    pub field: String,
+    /// The upstream.
+    pub config: Value,
+}
+
+type Upstreams = fn(&Value) -> Vec<BroughtUpstream>;
+
 type BuildApisix = Box<dyn Fn(&Value, &BuildContext) -> Built + Send + Sync>;
 
 /// Makes one of APISIX's plugins. Everything but how it is built is data, as APISIX's plugin modules have it.
@@ -37,6 +50,7 @@ pub struct ApisixFactory {
     /// The field of the consumer's part that it is found by; empty for a plugin that does not authenticate.
     pub found_by: &'static str,
     agreement: Option<Agreement>,
+    upstreams: Option<Upstreams>,
     credential: Option<ReadCredential>,
     build: BuildApisix,
 }
@@ -80,6 +94,7 @@ impl ApisixFactory {
             run_policy: RunPolicy::Both,
             found_by: "",
             agreement: None,
+            upstreams: None,
             credential: None,
             build: Box::new(build),
         }
@@ -131,6 +146,23 @@ impl ApisixFactory {
     pub fn agreeing(mut self, on: fn(&Value) -> Option<(String, String)>) -> ApisixFactory {
         self.agreement = Some(on);
         self
+    }
+
+    /// Has its configuration bring upstreams: they become clusters of the resource.
+    #[must_use]
+    pub fn bringing(mut self, upstreams: fn(&Value) -> Vec<BroughtUpstream>) -> ApisixFactory {
+        self.upstreams = Some(upstreams);
+        self
+    }
+
+    /// Whether configurations may bring or name upstreams, which only APISIX's resources know.
+    pub fn needs_upstreams(&self) -> bool {
+        self.upstreams.is_some()
+    }
+
+    /// The upstreams that a configuration brings.
+    pub fn upstreams(&self, config: &Value) -> Vec<BroughtUpstream> {
+        self.upstreams.map(|upstreams| upstreams(config)).unwrap_or_default()
     }
 
     /// What every resource that has this plugin must have in common with others: the name of the agreement, and

@@ -30,14 +30,16 @@ pub use callout::{
 };
 pub use chain::{Chain, ChainBuilder, Member};
 pub use consumer::Consumer;
-pub use factory::{ApisixFactory, Built, FilterConfig, FilterFactory, Kind, NetworkFilterFactory, RunPolicy};
+pub use factory::{
+    ApisixFactory, BroughtUpstream, Built, FilterConfig, FilterFactory, Kind, NetworkFilterFactory, RunPolicy,
+};
 pub use guard::Guard;
 pub use handlers::{BodyFn, HeadFn, LogFn, Plugin, PluginBuilder, TrailersFn};
 pub use identities::{ByKey, Consumers, ConsumersChange, Credential, Identities, Identity, Proof};
 pub use layer::{ChainBody, ChainBodyError, ChainLayer, ChainService, NeedsRequestBody};
 pub use owned::OwnedHeaders;
 pub use part::Part;
-pub use registry::{BuildContext, LocalNode, Registry, SharedState, TrafficDirection};
+pub use registry::{BuildContext, LocalNode, Registry, SharedState, TrafficDirection, brought_name};
 pub use run::{Outcome, Passed, RequestPhases};
 pub use slot::{PluginStates, Position, Scope, Slot};
 

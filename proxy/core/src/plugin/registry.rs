@@ -1,7 +1,7 @@
 //! The plugins this binary has.
 
 use super::{ApisixFactory, Callout, Consumers, FilterFactory, NetworkFilterFactory};
-use crate::cluster::Clusters;
+use crate::cluster::{ClusterCell, Clusters};
 use crate::export::{self, Background};
 use crate::metrics;
 use crate::runtime::Runtime;
@@ -85,6 +85,19 @@ impl BuildContext {
             tls_ports: Arc::default(),
         }
     }
+}
+
+impl BuildContext {
+    /// The place of the cluster of an upstream that a plugin of this resource brings
+    /// ([`BroughtUpstream`](super::BroughtUpstream)).
+    pub fn brought_cluster(&self, name: &str) -> Arc<ClusterCell> {
+        self.clusters.cell(&brought_name(&self.resource, name))
+    }
+}
+
+/// What the cluster of an upstream is called that a plugin of an APISIX resource (`/apisix/routes/1`) brings.
+pub fn brought_name(resource: &str, name: &str) -> String {
+    format!("{}/{name}", resource.strip_prefix("/apisix/").unwrap_or(resource))
 }
 
 /// Which way the connections of a listener go (Envoy's `traffic_direction`).

@@ -57,7 +57,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 offer: offer.as_ref(),
                 source: self.stream.connection.source,
                 downstream_http2: self.down.is_http2(),
-                timeout: plan.forward.timeouts.connect.unwrap_or(plan.cluster.config.connect_timeout),
+                timeout: plan.limits.connect.unwrap_or(plan.cluster.config.connect_timeout),
                 high: plan.forward.high_priority,
                 raw: plan.forward.connect_tcp && self.down.upgrade() == Some("connect"),
                 profile: self.env.hcm.profile,
@@ -172,7 +172,7 @@ impl<D: Downstream> Exchange<'_, D> {
         stream.timing.upstream_rx_begin = None;
         let config = &plan.cluster.config;
         let policy = plan.retry.as_ref().map(RetryState::policy);
-        let timeouts = &plan.forward.timeouts;
+        let timeouts = plan.limits;
         self.clock.begin_attempt(
             policy.and_then(|p| p.per_try_idle_timeout),
             config.max_stream_duration,

@@ -31,7 +31,7 @@ use sixfold_core::plugin::{
     Chain, Direction, HeadPhase, LocalReply, Outcome, Overflow, Passed, ReadBody, RequestPhases,
 };
 use sixfold_core::redirect;
-use sixfold_core::route::Action;
+use sixfold_core::route::{Action, Forward};
 use sixfold_core::router::{RouteTable, TableOptions};
 use sixfold_core::stream::Stream;
 use std::borrow::Cow;
@@ -232,16 +232,17 @@ impl<D: Downstream> Exchange<'_, D> {
         let Some(route) = self.stream.route.clone() else {
             return self.no_route().await;
         };
-        match &route.action {
-            Action::Forward(forward) => self.forward(&route, forward).await,
-            Action::Redirect(to) => {
+        let chosen = self.stream.upstream.destination.take().map(Forward::to_chosen);
+        match (&chosen, &route.action) {
+            (Some(forward), _) | (None, Action::Forward(forward)) => self.forward(&route, forward).await,
+            (None, Action::Redirect(to)) => {
                 let mut reply = LocalReply::new(to.status, "", "direct_response");
                 reply.headers.append(Known::LOCATION, &redirect::location(to, &route, self.stream));
                 // A redirect is a direct response to Envoy's router.
                 self.env.hcm.stats.rq_direct_response().inc();
                 self.respond(reply).await
             }
-            Action::Direct(direct) => {
+            (None, Action::Direct(direct)) => {
                 self.env.hcm.stats.rq_direct_response().inc();
                 let mut reply = LocalReply::new(direct.status, direct.body.clone(), "direct_response");
                 if let Some(location) = redirect::own_location(direct.status, &route, self.stream) {
@@ -255,7 +256,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 }
                 self.respond(reply).await
             }
-            Action::NonForwarding => {
+            (None, Action::NonForwarding) => {
                 let mut reply = LocalReply::new(503, "", "cluster_not_found");
                 reply.flag = Some(Flag::NC);
                 self.respond(reply).await

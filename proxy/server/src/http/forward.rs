@@ -22,7 +22,7 @@ use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::message::Version;
 use sixfold_core::plugin::{Direction, HeadPhase, LocalReply, Outcome};
-use sixfold_core::route::{Action, Forward, Route, WeightedCluster};
+use sixfold_core::route::{Action, Forward, Route, Timeouts, WeightedCluster};
 use sixfold_core::stream::ResponseSource;
 use sixfold_core::{hash, rewrite};
 use std::future::poll_fn;
@@ -35,6 +35,8 @@ const MILLION: u32 = 1_000_000;
 /// A request on its way to a cluster: what all attempts share.
 pub(super) struct Plan<'r> {
     pub(super) forward: &'r Forward,
+    /// The forwarding's, or the route's own where a plugin has chosen the cluster.
+    pub(super) limits: &'r Timeouts,
     /// The member of weighted clusters that was drawn.
     pub(super) member: Option<&'r WeightedCluster>,
     pub(super) cluster: Arc<Cluster>,
@@ -105,7 +107,7 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Chooses the cluster and prepares the request for it.
-    fn plan<'r>(&mut self, route: &Route, forward: &'r Forward) -> Result<Plan<'r>, Box<LocalReply>> {
+    fn plan<'r>(&mut self, route: &'r Route, forward: &'r Forward) -> Result<Plan<'r>, Box<LocalReply>> {
         let hcm = &self.env.hcm;
         let (request_hash, set_cookie) = hash::request_hash(&forward.hash, self.stream);
         self.stream.hash = request_hash;
@@ -139,8 +141,12 @@ impl<D: Downstream> Exchange<'_, D> {
         let policy = policy.as_deref();
         // In APISIX no header of a client steers timeouts and retries.
         let steered = hcm.profile == Profile::Envoy;
+        let limits = match &route.action {
+            Action::Forward(own) if own.own_timeouts => &own.timeouts,
+            _ => &forward.timeouts,
+        };
         let timeouts = RequestTimeouts::decide(
-            &forward.timeouts,
+            limits,
             policy.map(|p| &**p),
             &hcm.router,
             forward.hedge_on_per_try_timeout,
@@ -173,7 +179,19 @@ impl<D: Downstream> Exchange<'_, D> {
         let again = retry.is_some() || forward.internal_redirect.is_some();
         let replay = Replay::new(&self.env.worker.shared.bodies, limit, again);
         let body = Outgoing::none();
-        Ok(Plan { forward, member, cluster, timeouts, retry, replay, body, set_cookie, suppress, begun })
+        Ok(Plan {
+            forward,
+            limits,
+            member,
+            cluster,
+            timeouts,
+            retry,
+            replay,
+            body,
+            set_cookie,
+            suppress,
+            begun,
+        })
     }
 
     /// The answer to requests of which a cluster is to get less, or none (`drop_overloads`; router.cc `checkDropOverload`).
