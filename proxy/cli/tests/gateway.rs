@@ -128,8 +128,8 @@ fn traffic_is_split_among_upstreams() {
         format!("{{nodes: {{'127.0.0.1:{inline}': 1}}, pass_host: rewrite, upstream_host: rewritten.test}}");
     let split = format!(
         "{{traffic-split: {{rules: [{{match: [{{vars: [[arg_to, '==', id]]}}], weighted_upstreams: [{{upstream_id: 7}}]}}, \
-         {{match: [{{vars: [[arg_to, '==', gone]]}}], weighted_upstreams: [{{upstream_id: none}}]}}, \
-         {{weighted_upstreams: [{{upstream: {inline}, weight: 2}}, {{weight: 2}}]}}]}}}}"
+         {{match: [{{vars: [[arg_to, '==', split]]}}], weighted_upstreams: [{{upstream: {inline}, weight: 2}}, {{weight: 2}}]}}, \
+         {{match: [{{vars: [[arg_to, '==', gone]]}}], weighted_upstreams: [{{upstream_id: none}}]}}]}}}}"
     );
     let text = format!(
         "routes:\n  - {{id: a, uri: /a, plugins: {split}, upstream: {{nodes: {{'127.0.0.1:{own}': 1}}}}}}\n  \
@@ -142,14 +142,14 @@ fn traffic_is_split_among_upstreams() {
     let ask = |path: &str| get(port, path).map(|r| (r.status, r.body)).unwrap();
     for path in ["/a?to=id", "/b?to=id"] {
         assert_eq!(ask(path), (200, format!("by-id {host}")), "{path}");
-        let gone = path.replace("id", "gone");
+        let gone = path.replace("to=id", "to=gone");
         assert_eq!(ask(&gone), (500, "failed to fetch upstream info by upstream id: none".to_owned()));
     }
     // Each worker takes its own turns.
-    let answers: std::collections::BTreeSet<(u16, String)> = (0..40).map(|_| ask("/a")).collect();
+    let answers: std::collections::BTreeSet<(u16, String)> = (0..40).map(|_| ask("/a?to=split")).collect();
     let expected = [(200, "inline rewritten.test".to_owned()), (200, format!("own {host}"))];
     assert_eq!(answers, expected.into());
-    let of_none: std::collections::BTreeSet<u16> = (0..40).map(|_| ask("/b").0).collect();
+    let of_none: std::collections::BTreeSet<u16> = (0..40).map(|_| ask("/b?to=split").0).collect();
     assert_eq!(of_none, [200, 503].into());
     process.signal("TERM");
     assert_eq!(process.wait(), 0);

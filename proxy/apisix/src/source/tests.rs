@@ -381,7 +381,10 @@ fn what_is_said_alike_is_kept_once() {
     assert!(Arc::ptr_eq(&a.0, &b.0) && Arc::ptr_eq(&a.1, &b.1));
     assert!(!Arc::ptr_eq(&a.0, &c.0) && !Arc::ptr_eq(&a.1, &c.1));
     assert!(!Arc::ptr_eq(&a.0, &d.0), "another time to read is no other policy of the cluster");
-    assert!(Arc::ptr_eq(&a.1, &d.1) && Arc::ptr_eq(&d.0, &e.0) && Arc::ptr_eq(&a.1, &e.1));
+    assert!(Arc::ptr_eq(&a.1, &d.1) && Arc::ptr_eq(&a.1, &e.1));
+    // A route that says the timeouts itself keeps them whatever upstream a plugin chooses.
+    assert_eq!((d.0.timeouts.read, d.0.own_timeouts), (e.0.timeouts.read, false));
+    assert!(e.0.own_timeouts);
     assert_eq!((a.0.upgrades[0].1, c.0.upgrades[0].1), (false, true));
     assert_eq!(
         (a.0.timeouts.read, d.0.timeouts.read),
