@@ -78,17 +78,19 @@ impl Cors {
         // Next to the origins of metadata those of the route count only where they are not the default.
         let only_metadata = config.allow_origins_by_metadata.is_some() && config.allow_origins == "*";
         let readers = by_regex.unwrap_or_else(|| Origins::new(&config.allow_origins));
+        let timing = timing.or_else(|| config.timing_allow_origins.as_deref().map(Origins::new));
+        let (varies, echoes_headers) = (config.allow_origins != "*", config.allow_headers == "**");
         let cors = Cors {
             readers: Some(readers).filter(|_| !only_metadata),
-            timing: timing.or_else(|| config.timing_allow_origins.as_deref().map(Origins::new)),
-            varies: config.allow_origins != "*",
+            timing,
+            varies,
             headers: config.headers()?,
             names: Names {
                 allow_origin: name("Access-Control-Allow-Origin")?,
                 allow_headers: name("Access-Control-Allow-Headers")?,
                 timing: name("Timing-Allow-Origin")?,
             },
-            echoes_headers: config.allow_headers == "**",
+            echoes_headers,
         };
         Ok(Plugin::of(cors).rewrite(Cors::rewrite).header_filter(Cors::header_filter).build())
     }
@@ -148,18 +150,17 @@ impl Config {
         Ok(())
     }
 
-    fn headers(&self) -> Result<Vec<(HeaderName, Vec<u8>)>, ConfigError> {
-        let methods = if self.allow_methods == "**" { METHODS } else { &self.allow_methods };
-        let max_age = self.max_age.to_string();
+    fn headers(self) -> Result<Vec<(HeaderName, Vec<u8>)>, ConfigError> {
+        let methods = if self.allow_methods == "**" { METHODS.to_owned() } else { self.allow_methods };
         let mut headers = vec![
             (name("Access-Control-Allow-Methods")?, methods.into()),
-            (name("Access-Control-Max-Age")?, max_age.into()),
+            (name("Access-Control-Max-Age")?, self.max_age.to_string().into()),
         ];
-        if let Some(exposed) = self.expose_headers.as_ref().filter(|exposed| !exposed.is_empty()) {
-            headers.push((name("Access-Control-Expose-Headers")?, exposed.as_str().into()));
+        if let Some(exposed) = self.expose_headers.filter(|exposed| !exposed.is_empty()) {
+            headers.push((name("Access-Control-Expose-Headers")?, exposed.into()));
         }
         if self.allow_headers != "**" {
-            headers.push((name("Access-Control-Allow-Headers")?, self.allow_headers.as_str().into()));
+            headers.push((name("Access-Control-Allow-Headers")?, self.allow_headers.into()));
         }
         if self.allow_credential {
             headers.push((name("Access-Control-Allow-Credentials")?, b"true".to_vec()));

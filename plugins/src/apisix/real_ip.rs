@@ -36,9 +36,10 @@ enum Source {
 
 impl RealIp {
     fn build(config: Config, _: &BuildContext) -> Built {
-        let trusted = config.trusted_addresses.as_deref().map(Addresses::new).transpose();
-        let source = match config.source.as_str() {
-            "http_x_forwarded_for" => Source::ForwardedFor { recursive: config.recursive },
+        let Config { source, trusted_addresses, recursive } = config;
+        let trusted = trusted_addresses.as_deref().map(Addresses::new).transpose();
+        let source = match source.as_str() {
+            "http_x_forwarded_for" => Source::ForwardedFor { recursive },
             name => Source::Variable(Variable::parse(name)),
         };
         let real_ip = RealIp { source, trusted: trusted.in_key("trusted_addresses")? };
