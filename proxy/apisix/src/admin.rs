@@ -17,7 +17,7 @@ mod target;
 mod tests;
 mod validate;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use http::{Method, StatusCode};
 use serde_json::Value;
@@ -43,7 +43,8 @@ pub type ReloadPlugins = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 pub struct AdminApi {
     access: AdminAccess,
     content: Content,
-    checker: Checker,
+    /// Made for the first request: many a gateway gets none.
+    checker: LazyLock<Checker, Box<dyn FnOnce() -> Checker + Send + Sync>>,
     /// Whether there are stream routes.
     stream: bool,
     reload_plugins: ReloadPlugins,
@@ -125,7 +126,10 @@ impl AdminApi {
             let _ = router.insert(format!("{PREFIX}{path}"), *endpoint);
         }
         let stream = config.admin.as_ref().is_some_and(|admin| admin.stream);
-        let checker = Checker::new(config.clone(), registry, environment);
+        let config = config.clone();
+        let checker: Box<dyn FnOnce() -> Checker + Send + Sync> =
+            Box::new(move || Checker::new(config, registry, environment));
+        let checker = LazyLock::new(checker);
         AdminApi { access, content, checker, stream, reload_plugins, router }
     }
 

@@ -18,7 +18,8 @@ use sixfold_core::plugin::Registry;
 /// Answers requests of the control API.
 pub struct ControlApi {
     store: Arc<dyn Store>,
-    checker: Checker,
+    /// Schemas of plugins, which few ask for.
+    checker: Box<dyn Fn() -> Checker + Send + Sync>,
     reload_plugins: ReloadPlugins,
     router: matchit::Router<Page>,
 }
@@ -77,7 +78,8 @@ impl ControlApi {
             // They are told apart above.
             let _ = router.insert(*path, *page);
         }
-        let checker = Checker::new(config.clone(), registry, environment);
+        let config = config.clone();
+        let checker = Box::new(move || Checker::new(config.clone(), registry.clone(), environment.clone()));
         ControlApi { store, checker, reload_plugins, router }
     }
 
@@ -110,7 +112,7 @@ impl ControlApi {
         let main =
             schema_names().iter().filter_map(|name| Some(((*name).to_owned(), schema_named(name)?.clone())));
         let main: Map<String, Value> = main.collect();
-        json!({"main": main, "plugins": described_plugins(&self.checker), "stream_plugins": {}})
+        json!({"main": main, "plugins": described_plugins(&(self.checker)()), "stream_plugins": {}})
     }
 
     /// No upstream is checked here, so that there is nothing to tell of any.

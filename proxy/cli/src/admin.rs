@@ -15,7 +15,7 @@ use sixfold_core::tls::{Identity, Pem, ServerContext, ServerSettings, Validation
 use sixfold_server::surface::{Answer, Content, Query, Reply};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Writes that may wait for the disk at the same time: they wait for it together.
@@ -159,7 +159,8 @@ impl Sources<'_> {
     }
 }
 
-fn write_key(file: &PathBuf, key: &str) -> std::io::Result<()> {
+/// Writes a key into a new file that only this user can read.
+pub(crate) fn write_key(file: &Path, key: &str) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     if let Some(folder) = file.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;

@@ -1,19 +1,26 @@
 //! `sixfold quickstart`: a gateway on loopback with routes to try, and two upstream nodes to send them to.
 
 use crate::Failure;
+use crate::admin::write_key;
 use crate::arguments::QuickstartOptions;
 use crate::{gateway, logging};
 use http::StatusCode;
+use sixfold_apisix::admin::generate_key;
+use sixfold_apisix::resource::Kind;
+use sixfold_apisix::store::{EmbeddedStore, Key, Store, Write};
+use sixfold_core::document::{Node, Object, Options};
 use sixfold_core::plugin::Registry;
 use sixfold_server::surface::{Answer, Query, Reply, Surface};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Port of the gateway if it is free.
 const PORT: u16 = 9080;
+/// Port of its Admin API if it is free.
+const ADMIN_PORT: u16 = 9180;
 
 /// One route to try.
 struct Example {
@@ -21,8 +28,8 @@ struct Example {
     title: &'static str,
     /// The plugin that it needs, if it needs one.
     plugin: Option<&'static str>,
-    /// The route, as an item of `routes`.
-    route: &'static str,
+    /// The resources that it is made of, as an apisix.yaml has them.
+    resources: &'static str,
     /// Options of curl and the path.
     curl: (&'static str, &'static str),
 }
@@ -31,7 +38,8 @@ const EXAMPLES: &[Example] = &[
     Example {
         title: "a route to two nodes, in turn (ask twice)",
         plugin: None,
-        route: "  - id: demo
+        resources: "routes:
+  - id: demo
     uri: /demo/*
     upstream_id: demo
 ",
@@ -40,7 +48,8 @@ const EXAMPLES: &[Example] = &[
     Example {
         title: "a route for one method and one host, with another Host for the upstream",
         plugin: None,
-        route: "  - id: host
+        resources: "routes:
+  - id: host
     uri: /host
     host: shop.example
     methods: [GET]
@@ -55,7 +64,8 @@ const EXAMPLES: &[Example] = &[
     Example {
         title: "a route that looks at the query: only with ?version=2",
         plugin: None,
-        route: "  - id: version
+        resources: "routes:
+  - id: version
     uri: /version
     vars: [[arg_version, '==', '2']]
     upstream_id: demo
@@ -65,7 +75,8 @@ const EXAMPLES: &[Example] = &[
     Example {
         title: "a route that answers by itself",
         plugin: Some("mocking"),
-        route: "  - id: mock
+        resources: "routes:
+  - id: mock
     uri: /mock
     plugins:
       mocking:
@@ -78,7 +89,8 @@ const EXAMPLES: &[Example] = &[
     Example {
         title: "a route that rewrites the path: /old/x becomes /new/x",
         plugin: Some("proxy-rewrite"),
-        route: "  - id: rewrite
+        resources: "routes:
+  - id: rewrite
     uri: /old/*
     plugins:
       proxy-rewrite:
@@ -86,6 +98,23 @@ const EXAMPLES: &[Example] = &[
     upstream_id: demo
 ",
         curl: ("", "/old/x"),
+    },
+    Example {
+        title: "a route for those who have a key: five requests a minute for each of them",
+        plugin: Some("key-auth"),
+        resources: "consumers:
+  - username: visitor
+    plugins:
+      key-auth: {key: let-me-in}
+routes:
+  - id: keyed
+    uri: /keyed
+    plugins:
+      key-auth: {}
+      limit-count: {count: 5, time_window: 60, rejected_code: 429, key: consumer_name}
+    upstream_id: demo
+",
+        curl: ("-H 'apikey: let-me-in' ", "/keyed"),
     },
 ];
 
@@ -98,31 +127,42 @@ pub(crate) fn run(options: &QuickstartOptions) -> Result<(), Failure> {
         path: None,
     })?;
     let nodes = [demo_node("one")?, demo_node("two")?];
-    let gateway = SocketAddr::from((Ipv4Addr::LOCALHOST, options.port.map_or_else(free_port, Ok)?));
+    let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let places = Places {
+        gateway: loopback(options.port.map_or_else(|| free_port(PORT), Ok)?),
+        admin: loopback(free_port(ADMIN_PORT)?),
+        directory: match &options.directory {
+            Some(directory) => directory.clone(),
+            None => std::env::temp_dir().join(format!("sixfold-quickstart-{}", std::process::id())),
+        },
+    };
     let plugins = crate::process::plugins();
     let examples: Vec<&Example> = EXAMPLES.iter().filter(|example| example.is_served(&plugins)).collect();
-    let directory = match &options.directory {
-        Some(directory) => directory.clone(),
-        None => std::env::temp_dir().join(format!("sixfold-quickstart-{}", std::process::id())),
-    };
-    write_configuration(&directory, gateway, &examples, &nodes.each_ref().map(|node| node.address))?;
-    let invitation = invitation(gateway, &directory, &examples);
-    let served = gateway::serve(&directory.join("config.yaml"), log, move |_| {
+    let key = places.write(&examples, &nodes.each_ref().map(|node| node.address))?;
+    let invitation = places.invitation(&key, &examples);
+    let served = gateway::serve(&places.directory.join("config.yaml"), log, move |_| {
         // Who started it can do without.
         let _ = write!(std::io::stdout(), "{invitation}");
     });
     if options.directory.is_none() {
         // What was only for this process; nobody needs to know if it is gone already.
-        let _ = std::fs::remove_dir_all(&directory);
+        let _ = std::fs::remove_dir_all(&places.directory);
     }
     served
 }
 
-/// [`PORT`], or another one when a gateway runs there.
-fn free_port() -> Result<u16, Failure> {
+/// This port, or another one when somebody listens there.
+fn free_port(port: u16) -> Result<u16, Failure> {
     let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
-    // The listener of the gateway opens it again.
-    Ok(bind(PORT).or_else(|_| bind(0))?.local_addr()?.port())
+    // Who listens there opens it again.
+    Ok(bind(port).or_else(|_| bind(0))?.local_addr()?.port())
+}
+
+/// Where the gateway is.
+struct Places {
+    gateway: SocketAddr,
+    admin: SocketAddr,
+    directory: PathBuf,
 }
 
 impl Example {
@@ -131,52 +171,81 @@ impl Example {
     }
 }
 
-fn write_configuration(
-    directory: &Path,
-    gateway: SocketAddr,
-    examples: &[&Example],
-    nodes: &[SocketAddr],
-) -> Result<(), Failure> {
-    let failed = |path: &Path, e: std::io::Error| Failure::new(format!("{}: {e}", path.display()));
-    let files = ["config.yaml", "apisix.yaml"].map(|name| directory.join(name));
-    if let Some(there) = files.iter().find(|file| file.symlink_metadata().is_ok()) {
-        let file = there.display();
-        return Err(Failure::new(format!(
-            "--directory: {file} is there already and is not written over: choose another folder, or serve this one by \
-             `sixfold run -c {}`",
-            files[0].display()
-        )));
+impl Places {
+    /// Writes config.yaml and the store with the examples; answers the key of the Admin API.
+    fn write(&self, examples: &[&Example], nodes: &[SocketAddr]) -> Result<String, Failure> {
+        let failed = |path: &Path, e: std::io::Error| Failure::new(format!("{}: {e}", path.display()));
+        let config = self.directory.join("config.yaml");
+        let data = self.directory.join("data");
+        let store = data.join("resources.redb");
+        if let Some(there) = [&config, &store].iter().find(|file| file.symlink_metadata().is_ok()) {
+            let file = there.display();
+            return Err(Failure::new(format!(
+                "--directory: {file} is there already and is not written over: choose another folder, or serve this one by \
+                 `sixfold run -c {}`",
+                config.display()
+            )));
+        }
+        std::fs::create_dir_all(&self.directory).map_err(|e| failed(&self.directory, e))?;
+        let (ip, port, admin) = (self.gateway.ip(), self.gateway.port(), self.admin.port());
+        let text = format!(
+            "deployment:\n  role: traditional\n  role_traditional:\n    config_provider: embedded\n  admin:\n    \
+             admin_listen: {{ip: {ip}, port: {admin}}}\napisix:\n  node_listen:\n    - {{ip: {ip}, port: {port}}}\n  \
+             ssl: {{enable: false}}\nnginx_config:\n  http: {{enable_access_log: false}}\n"
+        );
+        std::fs::write(&config, text).map_err(|e| failed(&config, e))?;
+        let opened = EmbeddedStore::open(&store).map_err(Failure::new)?;
+        for writes in resources(examples, nodes)? {
+            opened.commit(writes).map_err(|error| Failure::new(error.to_string()))?;
+        }
+        let key = generate_key().map_err(Failure::new)?;
+        let file = data.join("admin-key");
+        write_key(&file, &key).map_err(|e| failed(&file, e))?;
+        Ok(key)
     }
-    std::fs::create_dir_all(directory).map_err(|e| failed(directory, e))?;
-    let config = format!(
-        "deployment:\n  role: data_plane\n  role_data_plane:\n    config_provider: yaml\napisix:\n  node_listen:\n    \
-         - {{ip: {}, port: {}}}\n  ssl: {{enable: false}}\nnginx_config:\n  http: {{enable_access_log: false}}\n",
-        gateway.ip(),
-        gateway.port()
-    );
-    let nodes: Vec<String> = nodes.iter().map(|node| format!("\"{node}\": 1")).collect();
-    let nodes = format!("{{{}}}", nodes.join(", "));
-    let routes: String = examples.iter().map(|example| example.route.replace("{NODES}", &nodes)).collect();
-    let resources = format!(
-        "# Edit this file while the gateway runs: a change applies at once, one with a fault not at all.\n\
-         routes:\n{routes}upstreams:\n  - id: demo\n    type: roundrobin\n    nodes: {nodes}\n#END\n"
-    );
-    for (path, text) in files.iter().zip([config, resources]) {
-        std::fs::write(path, text).map_err(|e| failed(path, e))?;
+
+    fn invitation(&self, key: &str, examples: &[&Example]) -> String {
+        let Places { gateway, admin, directory } = self;
+        let mut text = format!("A gateway is serving on http://{gateway} until Ctrl-C.\n");
+        for example in examples {
+            let (options, path) = example.curl;
+            // Writing to a string never fails.
+            let _ = write!(text, "\n# {}\ncurl -i {options}'http://{gateway}{path}'\n", example.title);
+        }
+        let _ = write!(
+            text,
+            "\n# its routes change by the Admin API: from now on /release stands for /version\n\
+             curl -i -X PATCH -H 'X-API-KEY: {key}' -d '{{\"uri\": \"/release\"}}' \
+             'http://{admin}/apisix/admin/routes/version'\n\
+             curl -i 'http://{gateway}/release?version=2'\n\nAll of it is in {}.\n",
+            directory.display()
+        );
+        text
     }
-    Ok(())
 }
 
-fn invitation(gateway: SocketAddr, directory: &Path, examples: &[&Example]) -> String {
-    let mut text = format!("A gateway is serving on http://{gateway} until Ctrl-C.\n");
-    for example in examples {
-        let (options, path) = example.curl;
-        // Writing to a string never fails.
-        let _ = write!(text, "\n# {}\ncurl -i {options}'http://{gateway}{path}'\n", example.title);
+/// The examples' resources, each kind in the order in which they need each other.
+fn resources(examples: &[&Example], nodes: &[SocketAddr]) -> Result<Vec<Vec<Write>>, Failure> {
+    let nodes: Vec<String> = nodes.iter().map(|node| format!("\"{node}\": 1")).collect();
+    let nodes = format!("{{{}}}", nodes.join(", "));
+    let upstream = format!("upstreams:\n  - id: demo\n    type: roundrobin\n    nodes: {nodes}\n");
+    let texts = examples.iter().map(|example| example.resources.replace("{NODES}", &nodes));
+    let mut all = Vec::new();
+    for text in std::iter::once(upstream).chain(texts) {
+        let read =
+            Node::parse(&text, &Options::default()).map_err(|error| Failure::new(error.to_string()))?;
+        let mut writes = Vec::new();
+        for entry in read.as_object().map(Object::entries).unwrap_or_default() {
+            let Some(kind) = Kind::from_section(&entry.key) else { continue };
+            for item in entry.value.as_array().unwrap_or_default() {
+                let id = item.get("id").or_else(|| item.get("username")).and_then(Node::as_str);
+                let key = Key::new(kind, id.unwrap_or_default());
+                writes.push(Write::put(key, item.to_json().to_string().into()));
+            }
+        }
+        all.push(writes);
     }
-    let file = directory.join("apisix.yaml");
-    let _ = write!(text, "\nIts routes are in {}: edit them and ask again.\n", file.display());
-    text
+    Ok(all)
 }
 
 /// An upstream node that tells what it was asked.

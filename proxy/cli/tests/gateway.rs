@@ -29,6 +29,20 @@ fn run_curl(line: &str, port: u16) -> Response {
     request(port, "GET", path, &headers).unwrap()
 }
 
+/// The line that changes a route.
+fn run_patch(line: &str) -> Response {
+    let words = words(line);
+    let after = |flag: &str| &words[words.iter().position(|word| word == flag).unwrap() + 1];
+    let url = words.last().unwrap().strip_prefix("http://127.0.0.1:").unwrap();
+    let (port, path) = url.split_once('/').unwrap();
+    let (key, body) = (after("-H"), after("-d"));
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port.parse().unwrap())).unwrap();
+    let length = body.len();
+    write!(stream, "PATCH /{path} HTTP/1.1\r\nHost: a\r\n{key}\r\nContent-Length: {length}\r\n\r\n{body}")
+        .unwrap();
+    support::read(&mut stream).unwrap()
+}
+
 #[test]
 fn the_quickstarts_curl_lines_work() {
     let (directory, port) = (Directory::new(), free_port());
@@ -39,7 +53,7 @@ fn the_quickstarts_curl_lines_work() {
     let mut lines = Vec::new();
     for line in BufReader::new(process.0.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
-        let last = line.starts_with("Its routes are in");
+        let last = line.starts_with("All of it is in");
         lines.push(line);
         if last {
             break;
@@ -49,8 +63,9 @@ fn the_quickstarts_curl_lines_work() {
         panic!("{}", process.errors());
     }
     let curls: Vec<&String> = lines.iter().filter(|line| line.starts_with("curl ")).collect();
-    assert!(curls.len() >= 3, "{lines:?}");
-    for curl in &curls {
+    let [curls @ .., patch, changed] = curls.as_slice() else { panic!("{lines:?}") };
+    assert!(curls.len() >= 5, "{lines:?}");
+    for curl in curls {
         let response = run_curl(curl, port);
         assert_eq!(response.status, 200, "{curl}: {response:?}");
     }
@@ -64,11 +79,16 @@ fn the_quickstarts_curl_lines_work() {
     assert!(String::from_utf8_lossy(&again.stderr).contains("is not written over"), "{again:?}");
     assert_eq!(answer(&run_curl(curls[1], port))["headers"]["host"], "internal.example");
     assert_eq!(get(port, "/version?version=1").unwrap().status, 404);
-    // Editing the file changes the routes.
-    let resources = directory.0.join("files/apisix.yaml");
-    let text = std::fs::read_to_string(&resources).unwrap();
-    std::fs::write(&resources, text.replace("uri: /version", "uri: /release")).unwrap();
-    process.until("the new route", || get(port, "/release?version=2").filter(|r| r.status == 200));
+    // Without a key, and with one too often.
+    assert_eq!(get(port, "/keyed").unwrap().status, 401);
+    let keyed = curls.iter().find(|line| line.ends_with("/keyed'")).unwrap();
+    let limited = (0..6).map(|_| run_curl(keyed, port).status).filter(|status| *status == 429).count();
+    assert_eq!(limited, 2, "one of five was asked before");
+    // The Admin API changes routes.
+    assert_eq!(run_curl(changed, port).status, 404);
+    let patched = run_patch(patch);
+    assert_eq!(patched.status, 200, "{patched:?}");
+    process.until("the new route", || Some(run_curl(changed, port)).filter(|r| r.status == 200));
     process.signal("INT");
     assert_eq!(process.wait(), 0);
 }
