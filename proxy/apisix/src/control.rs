@@ -185,6 +185,14 @@ fn in_memory(key: &Key, kept: &Kept) -> Value {
     let mut value = kept_value(kept);
     // What could not be filled in is shown as it is.
     let _ = schema::resource(key.kind).validate(&mut value);
+    let domain = has_domain(&value);
+    if let Value::Object(value) = &mut value {
+        value.insert("id".to_owned(), key.id.as_str().into());
+        list_nodes(value);
+        if let Some(Value::Object(upstream)) = value.get_mut("upstream") {
+            list_nodes(upstream);
+        }
+    }
     json!({
         "key": key.path("/apisix"),
         "value": value,
@@ -193,8 +201,23 @@ fn in_memory(key: &Key, kept: &Kept) -> Value {
         "orig_modifiedIndex": kept.modified,
         "clean_handlers": {},
         "update_count": 0,
-        "has_domain": has_domain(&value),
+        "has_domain": domain,
     })
+}
+
+/// Makes a list of the nodes of an upstream that has them by address.
+fn list_nodes(upstream: &mut Map<String, Value>) {
+    let Some(Value::Object(nodes)) = upstream.get("nodes") else { return };
+    let listed = nodes.iter().map(|(address, weight)| {
+        // What is behind the last colon is a port, unless that is within an address.
+        let port = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+        match port.filter(|(host, _)| !host.contains(':') || host.ends_with(']')) {
+            Some((host, port)) => json!({"host": host, "port": port, "weight": weight}),
+            None => json!({"host": address, "weight": weight}),
+        }
+    });
+    let listed = listed.collect();
+    upstream.insert("nodes".to_owned(), Value::Array(listed));
 }
 
 /// Whether a node of the upstream that a resource is or brings has a name.
@@ -215,5 +238,31 @@ fn has_domain(value: &Value) -> bool {
 impl std::fmt::Debug for ControlApi {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ControlApi")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn nodes_are_listed_as_apisix_has_them_in_memory() {
+        let shown = |value: Value| {
+            let kept = Kept { value: value.to_string().into(), created: 1, modified: 2 };
+            in_memory(&Key::new(Kind::Upstream, "5"), &kept)
+        };
+        let shown_nodes =
+            shown(json!({"id": 5, "nodes": {"127.0.0.1:80": 1, "[::1]:81": 2, "a.example": 3}}));
+        assert_eq!(
+            shown_nodes["value"]["nodes"],
+            json!([
+                {"host": "127.0.0.1", "port": 80, "weight": 1},
+                {"host": "[::1]", "port": 81, "weight": 2},
+                {"host": "a.example", "weight": 3},
+            ])
+        );
+        assert_eq!((&shown_nodes["value"]["id"], &shown_nodes["has_domain"]), (&json!("5"), &json!(true)));
+        assert_eq!(shown(json!({"nodes": {"[::1]:81": 2}}))["has_domain"], json!(false));
     }
 }

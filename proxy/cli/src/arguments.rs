@@ -84,7 +84,7 @@ pub(crate) struct QuickstartOptions {
     /// Port of the gateway on 127.0.0.1; 9080 by default, or any other if that is taken
     #[arg(long)]
     pub(crate) port: Option<u16>,
-    /// Directory that config.yaml and apisix.yaml are written to; a new one for temporary files by default
+    /// Directory that config.yaml and the store are written to; a new one for temporary files by default
     #[arg(long)]
     pub(crate) directory: Option<PathBuf>,
     #[command(flatten)]

@@ -1,5 +1,7 @@
 //! Looks at a value before it is written, in the order and the words of `apisix/admin`.
 
+use std::net::Ipv6Addr;
+
 use serde_json::Value;
 use sixfold_core::error::ConfigError;
 use sixfold_core::plugin::Consumers;
@@ -45,6 +47,10 @@ pub(super) fn check(
     let schema = schema_of(checker, subject)?;
     let mut filled = conf.clone();
     schema.validate(&mut filled).map_err(|violation| format!("invalid configuration: {violation}"))?;
+    let upstream = if kind == Kind::Upstream { Some(conf) } else { conf.get("upstream") };
+    if upstream.is_some_and(has_bare_ipv6) {
+        return Err("invalid configuration: IPv6 address must be enclosed with '[' and ']'".to_owned());
+    }
     if kind == Kind::Consumer
         && subject.id.is_some_and(|id| conf.get("username").and_then(Value::as_str) != Some(id))
     {
@@ -72,6 +78,13 @@ pub(super) fn check(
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a node's IPv6 address stands without brackets, which this API alone refuses.
+fn has_bare_ipv6(upstream: &Value) -> bool {
+    let nodes = upstream.get("nodes").and_then(Value::as_array);
+    let host = |node: &Value| node.get("host")?.as_str()?.parse::<Ipv6Addr>().ok();
+    nodes.is_some_and(|nodes| nodes.iter().any(|node| host(node).is_some()))
 }
 
 /// From here on a fault is one of plugins or of what is looked at behind them.

@@ -322,6 +322,11 @@ fn values_are_refused_in_apisixs_words() {
         ("/upstreams/1", r#"{"nodes":{"a:80":1},"type":"chash","hash_on":"header"}"#, "missing key"),
         (
             "/upstreams/1",
+            r#"{"nodes":[{"host":"::1","port":80,"weight":1}]}"#,
+            "invalid configuration: IPv6 address must be enclosed with '[' and ']'",
+        ),
+        (
+            "/upstreams/1",
             r#"{"nodes":{"a:80":1},"tls":{"client_cert_id":"c"}}"#,
             "failed to fetch ssl info by ssl id [c], response code: 404",
         ),
