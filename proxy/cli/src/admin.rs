@@ -26,7 +26,7 @@ const MAX_STANDALONE_BODY: usize = 32 << 20;
 /// What answers requests of one of these servers.
 pub(crate) enum Server {
     /// The Admin API, and the longest body that it takes.
-    Admin(AdminApi, usize),
+    Admin(Box<AdminApi>, usize),
     /// The control API.
     Control(ControlApi),
 }
@@ -68,7 +68,6 @@ impl Answer for Server {
 
 fn reply(reply: AdminReply) -> Reply {
     let AdminReply { status, content_type, body, headers } = reply;
-    let headers = headers.into_iter().filter_map(|(name, value)| Some((name?, value))).collect();
     let body: Bytes = body;
     Reply { status, content_type, body: Content::Whole(body), headers, chunked: false }
 }
@@ -92,15 +91,13 @@ impl Sources<'_> {
         Ok(match &self.standalone {
             Some(store) => {
                 let api = AdminApi::standalone(config, access, store.clone(), registry, environment);
-                Server::Admin(api, MAX_STANDALONE_BODY)
+                Server::Admin(Box::new(api), MAX_STANDALONE_BODY)
             }
             None => {
                 let reload = self.reload_plugins();
                 let store = (self.store.clone(), self.consumers.clone());
-                Server::Admin(
-                    AdminApi::of_store(config, access, store, registry, environment, reload),
-                    MAX_BODY,
-                )
+                let api = AdminApi::of_store(config, access, store, registry, environment, reload);
+                Server::Admin(Box::new(api), MAX_BODY)
             }
         })
     }

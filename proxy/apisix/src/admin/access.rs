@@ -71,14 +71,15 @@ impl AdminAccess {
 
     /// Adds what every answer has.
     pub(super) fn finish(&self, mut reply: AdminReply) -> AdminReply {
-        reply.headers.insert(header::SERVER, self.server.clone());
+        reply.headers.push((header::SERVER, self.server.clone()));
         if self.cors {
-            let all = HeaderValue::from_static("*");
-            reply.headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, all.clone());
-            let yes = HeaderValue::from_static("true");
-            reply.headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, yes);
-            reply.headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, all);
-            reply.headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
+            let of = HeaderValue::from_static;
+            reply.headers.extend([
+                (header::ACCESS_CONTROL_ALLOW_ORIGIN, of("*")),
+                (header::ACCESS_CONTROL_ALLOW_CREDENTIALS, of("true")),
+                (header::ACCESS_CONTROL_EXPOSE_HEADERS, of("*")),
+                (header::ACCESS_CONTROL_MAX_AGE, of("3600")),
+            ]);
         }
         reply
     }

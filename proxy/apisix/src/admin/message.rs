@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::store::StoreError;
@@ -39,7 +39,7 @@ pub struct AdminReply {
     /// Body.
     pub body: Bytes,
     /// Further headers.
-    pub headers: HeaderMap,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl AdminRequest {
@@ -128,7 +128,7 @@ fn escape_controls(text: &[u8]) -> Option<Vec<u8>> {
 impl AdminReply {
     /// With a text.
     pub fn text(status: StatusCode, body: impl Into<Bytes>) -> AdminReply {
-        AdminReply { status, content_type: "application/json", body: body.into(), headers: HeaderMap::new() }
+        AdminReply { status, content_type: "application/json", body: body.into(), headers: Vec::new() }
     }
 
     pub(crate) fn empty(status: StatusCode) -> AdminReply {
@@ -162,8 +162,8 @@ impl AdminReply {
     pub(super) fn options() -> AdminReply {
         let mut reply = AdminReply { content_type: "text/plain", ..AdminReply::empty(StatusCode::OK) };
         let methods = HeaderValue::from_static("POST, GET, PUT, OPTIONS, DELETE, PATCH");
-        reply.headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
-        reply.headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("*"));
+        reply.headers.push((header::ACCESS_CONTROL_ALLOW_METHODS, methods));
+        reply.headers.push((header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("*")));
         reply
     }
 
@@ -178,7 +178,7 @@ impl AdminReply {
     }
 
     pub(super) fn versioned(mut self) -> AdminReply {
-        self.headers.insert("x-api-version", HeaderValue::from_static("v3"));
+        self.headers.push((HeaderName::from_static("x-api-version"), HeaderValue::from_static("v3")));
         self
     }
 }

@@ -107,7 +107,7 @@ impl Resources<'_> {
             let created = before.as_ref().and_then(|kept| list::value(kept).get("create_time").cloned());
             stamp(&mut conf, created, true);
         }
-        self.write(key, conf, ttl, None, None)
+        self.write(&key, conf, ttl, None, None)
     }
 
     fn post(&self, target: &Target<'_>, body: Option<Value>, ttl: Option<Duration>) -> Answered {
@@ -116,7 +116,7 @@ impl Resources<'_> {
         stamp(&mut conf, None, true);
         let id = format!("{:020}", self.store.next_id()?);
         set_id(&mut conf, Value::from(id.as_str()));
-        self.write(target.key(&id), conf, ttl, None, Some(StatusCode::CREATED))
+        self.write(&target.key(&id), conf, ttl, None, Some(StatusCode::CREATED))
     }
 
     fn patch(&self, target: &Target<'_>, body: Option<Value>, ttl: Option<Duration>) -> Answered {
@@ -149,7 +149,7 @@ impl Resources<'_> {
         };
         stamp(&mut conf, None, refresh);
         self.checked(target, &mut conf, true, Times::Allowed)?;
-        self.write(key, conf, ttl, Some(kept.modified), Some(StatusCode::OK))
+        self.write(&key, conf, ttl, Some(kept.modified), Some(StatusCode::OK))
     }
 
     fn delete(&self, target: &Target<'_>, force: bool) -> Answered {
@@ -227,7 +227,7 @@ impl Resources<'_> {
 
     fn write(
         &self,
-        key: Key,
+        key: &Key,
         conf: Value,
         ttl: Option<Duration>,
         expected: Option<u64>,

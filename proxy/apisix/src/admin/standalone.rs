@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use sixfold_core::document::{Format, MAX_DOCUMENT_BYTES};
@@ -98,8 +98,8 @@ impl Standalone {
 
 fn described(current: Option<&Current>, mut reply: AdminReply) -> AdminReply {
     if let Some(current) = current {
-        reply.headers.insert("x-last-modified", HeaderValue::from(current.modified));
-        reply.headers.insert("x-digest", current.digest.clone());
+        reply.headers.push((HeaderName::from_static("x-last-modified"), HeaderValue::from(current.modified)));
+        reply.headers.push((HeaderName::from_static("x-digest"), current.digest.clone()));
     }
     reply
 }

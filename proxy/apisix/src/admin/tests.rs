@@ -93,6 +93,11 @@ impl Api {
     }
 }
 
+fn header(reply: &AdminReply, name: &str) -> String {
+    let found = reply.headers.iter().find(|(other, _)| other == name);
+    found.map(|(_, value)| value.to_str().unwrap().to_owned()).unwrap_or_default()
+}
+
 /// Times of now as `T`.
 fn timeless(text: &str) -> String {
     let mut out = text.to_owned();
@@ -247,9 +252,17 @@ fn who_may_ask() {
             (options.status.as_u16(), options.content_type, options.body.len()),
             (200, "text/plain", 0)
         );
-        assert_eq!(options.headers["access-control-allow-methods"], "POST, GET, PUT, OPTIONS, DELETE, PATCH");
+        assert_eq!(
+            header(&options, "access-control-allow-methods"),
+            "POST, GET, PUT, OPTIONS, DELETE, PATCH"
+        );
     }
-    assert!(!api.reply("GET", routes, &[], "").headers.contains_key("access-control-allow-origin"));
+    assert!(
+        !api.reply("GET", routes, &[], "")
+            .headers
+            .iter()
+            .any(|(name, _)| name == "access-control-allow-origin")
+    );
     let open = Api::of(&text.replace("  admin:\n", "  admin:\n    admin_key_required: false\n"));
     let reply = Api { key: None, ..open }.reply("GET", routes, &[], "");
     assert_eq!(reply.status, 200);
@@ -261,7 +274,7 @@ fn who_may_ask() {
         ("access-control-expose-headers", "*"),
         ("access-control-max-age", "3600"),
     ] {
-        assert_eq!(reply.headers[name], value);
+        assert_eq!(header(&reply, name), value);
     }
     let elsewhere = Api::of(&text.replace("  admin:\n", "  admin:\n    allow_admin: [10.0.0.0/8]\n"));
     let reply = elsewhere.reply("GET", routes, &[], "");
@@ -573,14 +586,14 @@ fn a_configuration_is_put_as_a_whole() {
     let get = |headers: &[(&'static str, &str)]| api.reply("GET", "/apisix/admin/configs", headers, "");
     let json = || -> Value { serde_json::from_slice(&get(&[]).body).unwrap() };
     assert_eq!((json()["routes_conf_version"].as_u64(), json().as_object().unwrap().len()), (Some(0), 13));
-    assert!(!get(&[]).headers.contains_key("x-digest"));
+    assert!(!get(&[]).headers.iter().any(|(name, _)| name == "x-digest"));
     let route = |uri: &str, version: &str| {
         format!(r#"{{"routes":[{{"id":"a","uri":"{uri}","plugins":{{}},"modifiedIndex":3}}]{version}}}"#)
     };
     assert_eq!(put("", &route("/a", "")), (400, "missing digest header".into()));
     assert_eq!(put("1", &route("/a", "")), (202, String::new()));
     assert_eq!(put("1", &route("/b", "")), (204, String::new()));
-    assert_eq!(get(&[]).headers["x-digest"], "1");
+    assert_eq!(header(&get(&[]), "x-digest"), "1");
     assert_eq!((&json()["routes_conf_version"], &json()["routes"][0]["uri"]), (&1.into(), &"/a".into()));
     assert_eq!(put("2", &route("/b", r#","routes_conf_version":10"#)), (202, String::new()));
     let old = "routes_conf_version must be greater than or equal to (10)";
@@ -609,7 +622,7 @@ fn a_configuration_is_put_as_a_whole() {
     assert!(json().get("routes").is_none());
     assert_eq!(api.reply("GET", "/apisix/admin/routes", &[], "").status, 404);
     let head = api.reply("HEAD", "/apisix/admin/configs", &[], "");
-    assert_eq!((head.status.as_u16(), &head.headers["x-digest"]), (200, &HeaderValue::from_static("6")));
+    assert_eq!((head.status.as_u16(), header(&head, "x-digest")), (200, "6".to_owned()));
     let validate = api.reply("POST", "/apisix/admin/configs/validate", &[], "{}");
     assert_eq!(validate.status, 200);
 }
