@@ -6,13 +6,14 @@ mod tests;
 
 use crate::apisix::{self, error_reply};
 use crate::shared::counters::{Counters, Key as CounterKey};
+use crate::shared::header_names;
 use crate::shared::limits::{self, Key, KeyType, Number, Rejection};
 use counter::{Taken, Window};
 use serde::Deserialize;
 use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::headers::HeaderName;
-use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Plugin, Slot, Step};
+use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Metadata, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
 use std::io::Write;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 pub(crate) fn factory() -> ApisixFactory {
     ApisixFactory::new("limit-count", 1002, include_str!("../../schemas/limit-count.json"), LimitCount::build)
         .agreeing(group)
+        .reads_metadata(include_str!("../../schemas/limit-count-metadata.json"), Names::of_metadata)
 }
 
 /// All resources of a group have one configuration.
@@ -54,6 +56,14 @@ struct RuleConfig {
     header_prefix: Option<String>,
 }
 
+/// `plugin_metadata`: what the headers of limits without a prefix are called.
+#[derive(Deserialize)]
+struct MetadataConfig {
+    limit_header: String,
+    remaining_header: String,
+    reset_header: String,
+}
+
 struct LimitCount {
     rules: Vec<Rule>,
     /// Whether `rules` were configured: then a rule whose key is missing does not apply.
@@ -68,6 +78,8 @@ struct LimitCount {
     /// its configuration keeps its counters.
     owner: CounterKey,
     counters: Arc<Counters>,
+    /// Other names for the headers of a limit that is alone.
+    metadata: Arc<Metadata>,
 }
 
 struct Rule {
@@ -119,6 +131,7 @@ impl LimitCount {
             scope: scope.into(),
             owner,
             counters,
+            metadata: context.metadata.of("limit-count"),
         };
         let shows = limit.show_headers;
         let plugin = Plugin::of(limit).access(LimitCount::access);
@@ -179,8 +192,10 @@ impl LimitCount {
     fn header_filter(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
         let Some(quotas) = stream.take_state::<Vec<Quota>>(slot) else { return Step::Continue };
         let mut text = Vec::with_capacity(24);
+        let told = if self.several { None } else { self.metadata.get::<Names>() };
         for quota in quotas.iter() {
-            let Some(names) = self.rules.get(quota.rule).and_then(|r| r.headers.as_ref()) else { continue };
+            let own = self.rules.get(quota.rule).and_then(|r| r.headers.as_ref());
+            let Some(names) = told.as_deref().or(own) else { continue };
             let headers = &mut stream.response.headers;
             headers.set(&names.limit, number(&mut text, quota.limit as f64));
             headers.set(&names.remaining, number(&mut text, quota.taken.remaining as f64));
@@ -265,6 +280,15 @@ fn rules(config: &Config) -> Result<Vec<Rule>, ConfigError> {
 }
 
 impl Names {
+    fn of_metadata(config: MetadataConfig) -> Result<Names, ConfigError> {
+        let MetadataConfig { limit_header, remaining_header, reset_header } = config;
+        Ok(Names {
+            limit: header_names::one(&limit_header, "limit_header")?,
+            remaining: header_names::one(&remaining_header, "remaining_header")?,
+            reset: header_names::one(&reset_header, "reset_header")?,
+        })
+    }
+
     fn new(prefix: &str) -> Result<Names, ConfigError> {
         let name = |part: &str| {
             HeaderName::as_spelled(&format!("X-{prefix}RateLimit-{part}"))

@@ -13,13 +13,14 @@ use serde_json::Value;
 use sixfold_core::document::{self, Node};
 use sixfold_core::error::{ConfigError, Place};
 use sixfold_core::expr::Expr;
+use sixfold_core::plugin::Prepared;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config::EnvVars;
 use crate::plugin::{Catalog, CredentialConfig, OfConsumer, PluginConfig};
 use crate::resource::{
     Consumer, ConsumerGroup, Credential, GlobalRule, Id, Kind, PluginConfig as PluginConfigResource, Plugins,
-    Route, Service, Ssl, Upstream,
+    Proto, Route, Service, Ssl, Upstream,
 };
 use crate::schema::{self, Step, Violation, display_path};
 use crate::store::Key;
@@ -45,6 +46,10 @@ pub(crate) struct Parsed {
 
 /// The kinds of resources that are in use.
 pub(crate) enum Body {
+    /// It is valid, and nothing here has a use for it.
+    Unused,
+    /// Of this plugin, with what it has made of it.
+    Metadata(&'static str, Option<Prepared>),
     Consumer(Box<Consumer>),
     ConsumerGroup,
     Credential,
@@ -100,11 +105,12 @@ impl Reader<'_> {
     ///
     /// # Errors
     /// Everything that is wrong with it, each with its place.
-    pub(crate) fn read(&self, kind: Kind, node: &Node) -> Result<Parsed, Refusal> {
+    pub(crate) fn read(&self, key: &Key, node: &Node) -> Result<Parsed, Refusal> {
+        let kind = key.kind;
         let (violations, references, plugins, credentials, warnings) = Default::default();
         let mut reading =
             Reading { reader: self, node, violations, references, plugins, credentials, warnings };
-        let body = reading.body(kind);
+        let body = reading.body(key);
         let Reading { violations, references, plugins, credentials, warnings, .. } = reading;
         match body.filter(|_| violations.is_empty()) {
             Some(body) => {
@@ -126,17 +132,28 @@ impl Reader<'_> {
 
 impl Reading<'_> {
     /// Reads part by part, so that one that is wrong hides none of the others.
-    fn body(&mut self, kind: Kind) -> Option<Body> {
+    fn body(&mut self, key: &Key) -> Option<Body> {
+        let kind = key.kind;
         let mut value = self.node.to_json();
         if kind == Kind::Route {
             self.violations.extend(exclusive(&value, "host", "hosts"));
             self.violations.extend(exclusive(&value, "remote_addr", "remote_addrs"));
         }
-        self.violations.extend(schema::resource(kind).validate_all(&mut value).err().into_iter().flatten());
+        let (manager, _) = key.id.as_str().split_once('/').unwrap_or((key.id.as_str(), ""));
+        let schema = match kind {
+            Kind::Secret => schema::secret(manager),
+            kind => Some(schema::resource(kind)),
+        };
+        let Some(schema) = schema else {
+            self.violations.push(violation(&["id"], format!("invalid secret manager: {manager}")));
+            return None;
+        };
+        self.violations.extend(schema.validate_all(&mut value).err().into_iter().flatten());
         let has_plugins = match kind {
             Kind::Route | Kind::Service | Kind::PluginConfig | Kind::GlobalRule => true,
             Kind::Consumer | Kind::ConsumerGroup | Kind::Credential => true,
-            Kind::Upstream => false,
+            Kind::Upstream | Kind::Proto | Kind::Secret => false,
+            Kind::PluginMetadata => return self.metadata(key.id.as_str(), &value),
             Kind::Ssl => {
                 let resolved = secret::resolve_all(&mut value, self.reader.environment);
                 self.violations.extend(resolved.err().into_iter().flatten());
@@ -161,6 +178,24 @@ impl Reading<'_> {
         };
         self.violations.extend(of_plugins.into_iter().map(|violation| below("plugins", violation)));
         body
+    }
+
+    /// Checks the metadata of a plugin.
+    fn metadata(&mut self, plugin: &str, value: &Value) -> Option<Body> {
+        let Reader { catalog, environment, .. } = self.reader;
+        match catalog.check_metadata(plugin, value, environment) {
+            Ok((plugin, prepared)) => {
+                if prepared.is_none() {
+                    let reason = format!("{plugin} has no use for metadata here: it changes nothing");
+                    self.warnings.push(violation(&[], reason));
+                }
+                Some(Body::Metadata(plugin, prepared))
+            }
+            Err(violations) => {
+                self.violations.extend(violations);
+                None
+            }
+        }
     }
 
     /// Checks the plugins; answers what is wrong with them.
@@ -297,6 +332,15 @@ impl Reading<'_> {
             Kind::Credential => {
                 self.value::<Credential>(value)?;
                 Body::Credential
+            }
+            Kind::Proto => {
+                self.value::<Proto>(value)?;
+                Body::Unused
+            }
+            Kind::Secret => {
+                let reason = "secret managers are not asked: references to this one are refused";
+                self.warnings.push(violation(&[], reason));
+                Body::Unused
             }
             _ => return None,
         })

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use sixfold_core::error::nearest;
-use sixfold_core::plugin::{ApisixFactory, Registry};
+use sixfold_core::plugin::{ApisixFactory, Prepared, Registry};
 
 pub use self::credential::duplicate_key;
 pub(crate) use self::credential::{CredentialConfig, OfConsumer};
@@ -38,6 +38,7 @@ struct Entry {
     schema: Schema,
     /// Of what a consumer says of it.
     consumer_schema: Option<Schema>,
+    metadata_schema: Option<Schema>,
     attributes: Arc<Value>,
 }
 
@@ -92,7 +93,9 @@ impl Catalog {
             let attributes = Arc::new(attributes.get(name).cloned().unwrap_or(Value::Null));
             let (factory, schema) = (factory.clone(), Schema::builtin(factory.schema));
             let consumer_schema = factory.consumer_schema.map(Schema::builtin);
-            plugins.insert(name, Entry { index, factory, schema, consumer_schema, attributes });
+            let metadata_schema = factory.metadata_schema.map(Schema::builtin);
+            let entry = Entry { index, factory, schema, consumer_schema, metadata_schema, attributes };
+            plugins.insert(name, entry);
         }
         let disabled = registry.apisix_names().filter(|name| !plugins.contains_key(name)).collect();
         Catalog { plugins, disabled }
@@ -164,6 +167,26 @@ impl Catalog {
             meta,
             print,
         })
+    }
+
+    /// Checks the metadata of a plugin; answers what the plugin has made of it, nothing if it has no use for any.
+    pub(crate) fn check_metadata(
+        &self,
+        name: &str,
+        metadata: &Value,
+        environment: &EnvVars,
+    ) -> Result<(&'static str, Option<Prepared>), Vec<Violation>> {
+        let entry = self.entry(name)?;
+        let mut metadata = metadata.clone();
+        if let Some(schema) = &entry.metadata_schema {
+            schema.validate_all(&mut metadata)?;
+        }
+        secret::resolve_all(&mut metadata, environment)?;
+        let prepared = entry.factory.read_metadata(&metadata).map_err(|error| {
+            let path = error.field.into_iter().map(Step::Key).collect();
+            vec![Violation::new(path, error.reason)]
+        })?;
+        Ok((entry.factory.name, prepared))
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, Vec<Violation>> {

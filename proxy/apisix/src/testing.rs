@@ -74,6 +74,14 @@ impl Knock {
     }
 }
 
+/// The text is what instances see.
+fn metadata(said: Value) -> Result<String, ConfigError> {
+    match said["text"].as_str() {
+        Some("bad") | None => Err(ConfigError::field("text", "is bad")),
+        Some(text) => Ok(text.to_owned()),
+    }
+}
+
 fn build_knock(_: Value, context: &BuildContext) -> Built {
     Ok(Plugin::of(Knock(context.consumers.of("knock"))).rewrite(Knock::rewrite).build())
 }
@@ -86,6 +94,8 @@ fn credential(said: Value) -> Result<Credential, ConfigError> {
 }
 
 pub(crate) fn registry() -> Registry {
+    const METADATA: &str =
+        r#"{"type": "object", "properties": {"text": {"type": "string", "default": "none"}}}"#;
     const KNOCK: &str =
         r#"{"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}"#;
     const MARKER: &str = r#"{
@@ -95,7 +105,7 @@ pub(crate) fn registry() -> Registry {
     }"#;
     const ANY: &str = r#"{"type": "object"}"#;
     let plugins = [
-        ApisixFactory::new("marker", 100, MARKER, build),
+        ApisixFactory::new("marker", 100, MARKER, build).reads_metadata(METADATA, metadata),
         ApisixFactory::new("other", 200, ANY, build),
         ApisixFactory::new("late", 50, ANY, build),
         ApisixFactory::new("prometheus", 10, ANY, build).prefer_route(),

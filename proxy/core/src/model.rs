@@ -5,7 +5,7 @@
 
 use crate::cluster::{Assignment, Cluster, Clusters};
 use crate::listener::Listener;
-use crate::plugin::ConsumersChange;
+use crate::plugin::{ConsumersChange, MetadataChange};
 use crate::router::{RouteTable, RouteTables, TableKey};
 use crate::tls::ContextChange;
 use parking_lot::Mutex;
@@ -23,6 +23,8 @@ pub struct Diff {
     pub endpoints: Vec<(Arc<str>, Assignment)>,
     /// Route tables that connection managers refer to by name, one for each list of filters.
     pub route_tables: Vec<(TableKey, Option<Arc<RouteTable>>)>,
+    /// What plugins are told for the whole gateway.
+    pub metadata: Vec<MetadataChange>,
     /// Consumers that plugins find. They are known before the routes they come with.
     pub consumers: Option<ConsumersChange>,
     /// Certificates of listeners that stay. They are shown with the routes they come with.
@@ -44,6 +46,7 @@ impl Diff {
             && self.route_tables.is_empty()
             && self.listeners.is_empty()
             && self.consumers.is_none()
+            && self.metadata.is_empty()
     }
 
     /// Whether nothing changes.
@@ -190,6 +193,7 @@ impl Model {
             clusters,
             endpoints,
             route_tables,
+            metadata,
             consumers,
             contexts,
             listeners: changed,
@@ -208,6 +212,9 @@ impl Model {
                     errors.push(ApplyError { kind: ResourceKind::Endpoints, name, reason });
                 }
             }
+        }
+        for old in metadata.into_iter().map(MetadataChange::put_in_force) {
+            self.state.lock().retire(old);
         }
         for old in consumers.into_iter().flat_map(ConsumersChange::put_in_force) {
             self.state.lock().retire(Some(old));

@@ -198,3 +198,28 @@ fn four_workers_let_exactly_the_count_through() {
     });
     assert_eq!(passed.load(Relaxed), 1000);
 }
+
+/// Metadata changes while the limit stays.
+#[test]
+fn headers_are_called_as_metadata_says() {
+    let context = context();
+    let plugin = build("limit-count", &json!({"count": 2, "time_window": 60}), &context).unwrap();
+    let registry = crate::registry();
+    let factory = registry.apisix("limit-count").unwrap().1;
+    let names =
+        json!({"limit_header": "X-My-Limit", "remaining_header": "X-My-Left", "reset_header": "X-My-Reset"});
+    let prepared = factory.read_metadata(&names).unwrap();
+    context.metadata.change("limit-count", prepared).put_in_force();
+    let mut s = stream("/", &[]);
+    assert!(now(plugin.access(&mut s)).is_none());
+    now(plugin.header_filter(&mut s));
+    assert_eq!((response_header(&s, "x-my-limit"), response_header(&s, "x-my-left")), (Some("2"), Some("1")));
+    assert_eq!(response_header(&s, "x-ratelimit-limit"), None);
+    context.metadata.change("limit-count", None).put_in_force();
+    assert_eq!(ask(&plugin, &[]).1[1].as_deref(), Some("0"));
+    assert!(
+        factory
+            .read_metadata(&json!({"limit_header": "a b", "remaining_header": "b", "reset_header": "c"}))
+            .is_err()
+    );
+}

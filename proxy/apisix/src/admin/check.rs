@@ -122,6 +122,7 @@ fn key(subject: &Subject<'_>, conf: &Value) -> Key {
     let id = id.unwrap_or_default();
     match (subject.kind, subject.parent) {
         (Kind::Credential, Some(consumer)) => Key::of_credential(consumer, id),
+        (Kind::Secret, Some(manager)) => Key::new(Kind::Secret, format!("{manager}/{id}").as_str()),
         (kind, _) => Key::new(kind, id),
     }
 }

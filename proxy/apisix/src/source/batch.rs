@@ -121,7 +121,7 @@ impl<'a> Batch<'a> {
         };
         let all = |error: ConfigError| error.into_all().into_iter().map(placed);
         let before = self.state.resources.get(key).map(|held| &*held.record);
-        match reader.read(key.kind, node) {
+        match reader.read(key, node) {
             Ok(parsed) => {
                 let warnings = parsed.warnings.iter().cloned();
                 let warnings = warnings.map(|error| Fault { about: key.clone(), error });

@@ -70,6 +70,7 @@ impl Candidate {
         linker.global(certificates.as_ref().unwrap_or(&state.certificates));
         linker.clusters();
         let roll = linker.consumers();
+        linker.metadata();
         let (routes, table) = linker.routes();
         let listening = linker.listeners(certificates.as_ref())?;
         let Linker { global, diff, .. } = linker;
@@ -225,6 +226,30 @@ impl<'a> Linker<'a, '_> {
             let come = new.iter().filter(|new| !old.iter().any(|old| Arc::ptr_eq(old, new)));
             let come = come.map(|new| (new.name.clone(), Some(new.cluster.clone())));
             self.diff.clusters.extend(gone.map(|old| (old.name.clone(), None)).chain(come));
+        }
+    }
+
+    /// What plugins are told for the whole gateway, as far as it changes.
+    fn metadata(&mut self) {
+        let place = &self.batch.builder.context.compile.build.metadata;
+        for (key, pending) in self.batch.pending.iter().filter(|(key, _)| key.kind == Kind::PluginMetadata) {
+            let of = |record: &Arc<Record>| match &record.body {
+                Built::Metadata(plugin, prepared) => Some((*plugin, prepared.clone())),
+                _ => None,
+            };
+            let next = pending.record();
+            if next.zip(self.before(key)).is_some_and(|(next, before)| Arc::ptr_eq(next, before)) {
+                continue;
+            }
+            match next.map(of) {
+                Some(told) => {
+                    self.diff.metadata.extend(told.map(|(plugin, next)| place.change(plugin, next)))
+                }
+                None => {
+                    let gone = self.before(key).and_then(of);
+                    self.diff.metadata.extend(gone.map(|(plugin, _)| place.change(plugin, None)));
+                }
+            }
         }
     }
 

@@ -9,6 +9,8 @@ use sixfold_core::error::{ConfigContext, ConfigError, Faults, Place, collect};
 use sixfold_core::plugin::{BroughtUpstream, brought_name};
 use xxhash_rust::xxh64::xxh64;
 
+use sixfold_core::plugin::Prepared;
+
 use super::SourceContext;
 use crate::config::Config;
 use crate::item::{Body, Parsed, Reference, fault};
@@ -53,7 +55,9 @@ pub(super) enum Built {
     Server(Arc<ServerCertificate>),
     /// Shown to upstreams.
     Client(Arc<ClientCertificate>),
-    /// An ssl that is switched off.
+    /// Of this plugin.
+    Metadata(&'static str, Option<Prepared>),
+    /// An ssl that is switched off, and what nothing here has a use for.
     Off,
 }
 
@@ -170,6 +174,8 @@ impl Builder<'_> {
                 let (labels, credentials) = (consumer.labels.unwrap_or_default(), credentials.into());
                 (None, Built::Consumer(Box::new(ConsumerParts { labels, credentials })))
             }
+            Body::Unused => (None, Built::Off),
+            Body::Metadata(plugin, prepared) => (None, Built::Metadata(plugin, prepared)),
             Body::Credential => (None, Built::Credential(credentials.into())),
             Body::Upstream(upstream) => (Some(*upstream), Built::Upstream),
             Body::Service(service) => {

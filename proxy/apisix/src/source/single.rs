@@ -49,7 +49,7 @@ impl Checker {
         let reader = Reader { catalog: &self.catalog, environment, hints: false };
         let shared = SharedParts::default();
         let builder = Builder { config: &self.config, context: &self.context, shared: &shared };
-        match reader.read(key.kind, &Node::from_json(value.clone())) {
+        match reader.read(key, &Node::from_json(value.clone())) {
             Ok(parsed) => {
                 let built = builder.build(key, 0, parsed, None);
                 built.err().map(ConfigError::into_all).unwrap_or_default()

@@ -2,6 +2,7 @@
 
 mod consumers;
 mod faults;
+mod metadata;
 mod properties;
 
 use std::time::Duration;

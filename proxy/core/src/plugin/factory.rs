@@ -1,10 +1,11 @@
 //! What makes plugins: one kind of factory for APISIX's, one for Envoy's filters.
 
-use super::{BuildContext, Credential, Plugin};
+use super::{BuildContext, Credential, Plugin, Prepared};
 use crate::error::ConfigError;
 use crate::listener::ConnectionFilter;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::any::Any;
 use std::sync::Arc;
 
 /// What building a plugin comes to. The error's field is a path inside the plugin's configuration.
@@ -27,6 +28,8 @@ pub struct BroughtUpstream {
 }
 
 type Upstreams = fn(&Value) -> Vec<BroughtUpstream>;
+
+type ReadMetadata = Box<dyn Fn(&Value) -> Result<Prepared, ConfigError> + Send + Sync>;
 
 type BuildApisix = Box<dyn Fn(&Value, &BuildContext) -> Built + Send + Sync>;
 
@@ -52,6 +55,7 @@ pub struct ApisixFactory {
     agreement: Option<Agreement>,
     upstreams: Option<Upstreams>,
     credential: Option<ReadCredential>,
+    read_metadata: Option<ReadMetadata>,
     build: BuildApisix,
 }
 
@@ -96,6 +100,7 @@ impl ApisixFactory {
             agreement: None,
             upstreams: None,
             credential: None,
+            read_metadata: None,
             build: Box::new(build),
         }
     }
@@ -127,11 +132,35 @@ impl ApisixFactory {
         }
     }
 
-    /// Lets it be configured by `plugin_metadata` of this schema too.
+    /// Has `plugin_metadata` of this schema be right, for a plugin that has no use for any.
     #[must_use]
     pub fn metadata(mut self, schema: &'static str) -> ApisixFactory {
         self.metadata_schema = Some(schema);
         self
+    }
+
+    /// Lets it be configured by `plugin_metadata` of this schema too. What `read` makes of one that the schema has accepted
+    /// is what instances see in [`BuildContext::metadata`].
+    #[must_use]
+    pub fn reads_metadata<C: DeserializeOwned + 'static, T: Any + Send + Sync>(
+        mut self,
+        schema: &'static str,
+        read: fn(C) -> Result<T, ConfigError>,
+    ) -> ApisixFactory {
+        self.metadata_schema = Some(schema);
+        self.read_metadata = Some(Box::new(move |metadata| {
+            let metadata = C::deserialize(metadata).map_err(|error| ConfigError::new(error.to_string()))?;
+            Ok(Arc::new(read(metadata)?))
+        }));
+        self
+    }
+
+    /// What the plugin makes of metadata that its schema has accepted; `None` if it has no use for any.
+    ///
+    /// # Errors
+    /// What is wrong beyond the schema.
+    pub fn read_metadata(&self, metadata: &Value) -> Result<Option<Prepared>, ConfigError> {
+        self.read_metadata.as_ref().map(|read| read(metadata)).transpose()
     }
 
     /// Keeps the one of a global rule from running where the route has its own.

@@ -1,6 +1,6 @@
 //! The plugins this binary has.
 
-use super::{ApisixFactory, Callout, Consumers, FilterFactory, NetworkFilterFactory};
+use super::{ApisixFactory, Callout, Consumers, FilterFactory, NetworkFilterFactory, PluginMetadata};
 use crate::cluster::{ClusterCell, Clusters};
 use crate::export::{self, Background};
 use crate::metrics;
@@ -52,6 +52,8 @@ pub struct BuildContext {
     pub filter: Arc<str>,
     /// Whether this proxy is to fail checks of its health (`POST /healthcheck/fail`).
     pub failing_checks: Arc<AtomicBool>,
+    /// What plugins of APISIX are told for the whole gateway.
+    pub metadata: Arc<PluginMetadata>,
     /// The consumers that plugins of APISIX find by credentials.
     pub consumers: Arc<Consumers>,
     /// The cluster of this proxy and those like it (`cluster_manager.local_cluster_name`).
@@ -80,6 +82,7 @@ impl BuildContext {
             secrets: Arc::new(NoSecrets),
             filter: "".into(),
             failing_checks: Arc::default(),
+            metadata: Arc::default(),
             consumers: Arc::default(),
             peers: None,
             tls_ports: Arc::default(),

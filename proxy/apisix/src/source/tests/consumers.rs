@@ -26,13 +26,13 @@ consumer_groups:
 ";
 
 /// A source whose changes are in force at once.
-struct Served {
-    source: TextSource,
+pub(super) struct Served {
+    pub(super) source: TextSource,
     model: sixfold_core::model::Model,
 }
 
 impl Served {
-    fn new(text: &str) -> Served {
+    pub(super) fn new(text: &str) -> Served {
         let model = sixfold_core::model::Model::default();
         let mut served = Served { source: TextSource::new("", testing::context_of(&model)), model };
         served.change(text);
@@ -40,7 +40,7 @@ impl Served {
     }
 
     /// The warnings and the faults.
-    fn change(&mut self, text: &str) -> Vec<String> {
+    pub(super) fn change(&mut self, text: &str) -> Vec<String> {
         let Update { mut diff, refused, warnings } = self.source.update(resources(text)).unwrap();
         diff.listeners.clear();
         assert!(self.model.apply_detached(diff).is_empty());
