@@ -605,18 +605,20 @@ mod tests {
             failure,
             offer,
             version,
+            destination,
             wanted,
             server,
         } = upstream;
         let held =
             (virtual_host.is_some(), route.is_some(), cluster.is_some(), member.is_some(), link.is_some());
+        let destination = destination.is_some();
         let counts = (tried.len(), flags.is_empty());
         [
             format!("{} {random} {start_time:?} {timing:?} {request:?} {request_trailers:?}", connection.id),
             format!(
                 "{original_target:?} {request_body:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
-            format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {offer:?} {version:?} {wanted:?} {server:?}"),
+            format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {offer:?} {version:?} {destination} {wanted:?} {server:?}"),
             format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {answered_plainly} {ends_with_head} {head_held} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
         ]
         .join("\n")
@@ -662,6 +664,7 @@ mod tests {
             failure: Some("refused".into()),
             offer: Some(AlpnList::new([&b"h2"[..]])),
             version: Some(crate::message::Version::Http2),
+            destination: Some(crate::cluster::Clusters::default().cell("d")),
             wanted: Some(Box::new(WantedHost { address: None, strict: Some(503) })),
             server: b"s".to_vec(),
         };
