@@ -78,10 +78,8 @@ impl Identities {
     /// Whether these are the ones it has.
     fn has(&self, next: &ByKey) -> bool {
         let now = self.by_key.load();
-        let is_known = |(key, next): (&Box<[u8]>, &Arc<Identity>)| {
-            now.get(key).is_some_and(|identity| Arc::ptr_eq(identity, next))
-        };
-        now.len() == next.len() && next.iter().all(is_known)
+        let is_known = |key: &[u8], next| now.get(key).is_some_and(|identity| Arc::ptr_eq(identity, next));
+        now.len() == next.len() && next.iter().all(|(key, identity)| is_known(key, identity))
     }
 }
 
