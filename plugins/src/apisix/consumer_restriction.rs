@@ -119,11 +119,11 @@ mod tests {
     use serde_json::{Value, json};
 
     /// What becomes of a request of a method by whoever has this key.
-    fn of(config: Value, method: &str, key: &str) -> Option<(u16, String)> {
+    fn of(config: &Value, method: &str, key: &str) -> Option<(u16, String)> {
         let jack = json!({"key": "jack"});
         let context =
             known(context(), "key-auth", &[("jack", jack, None), ("ann", json!({"key": "ann"}), None)]);
-        let plugins = [("key-auth", &json!({})), ("consumer-restriction", &config)];
+        let plugins = [("key-auth", &json!({})), ("consumer-restriction", config)];
         let chain = chain_of(if key.is_empty() { &plugins[1..] } else { &plugins }, &context);
         let mut s = stream("/", &[("apikey", key)]);
         s.request.method = method.parse().unwrap();
@@ -137,21 +137,24 @@ mod tests {
     #[test]
     fn lists_admit_and_refuse() {
         let white = || json!({"whitelist": ["jack"]});
-        assert_eq!((of(white(), "GET", "jack"), of(white(), "GET", "ann")), (None, forbidden()));
+        assert_eq!((of(&white(), "GET", "jack"), of(&white(), "GET", "ann")), (None, forbidden()));
         let black = || json!({"blacklist": ["jack"], "rejected_code": 401, "rejected_msg": "no"});
-        assert_eq!((of(black(), "GET", "ann"), of(black(), "GET", "jack")), (None, Some((401, "no".into()))));
+        assert_eq!(
+            (of(&black(), "GET", "ann"), of(&black(), "GET", "jack")),
+            (None, Some((401, "no".into())))
+        );
         let both = || json!({"blacklist": ["jack"], "whitelist": ["jack"]});
-        assert_eq!((of(both(), "GET", "jack"), of(both(), "GET", "ann")), (forbidden(), forbidden()));
+        assert_eq!((of(&both(), "GET", "jack"), of(&both(), "GET", "ann")), (forbidden(), forbidden()));
     }
 
     #[test]
     fn methods_are_those_of_the_user() {
         let methods = || json!({"allowed_by_methods": [{"user": "jack", "methods": ["GET", "POST"]}]});
-        assert_eq!((of(methods(), "GET", "jack"), of(methods(), "PUT", "jack")), (None, forbidden()));
-        assert_eq!(of(methods(), "PUT", "ann"), None, "who is not listed passes");
+        assert_eq!((of(&methods(), "GET", "jack"), of(&methods(), "PUT", "jack")), (None, forbidden()));
+        assert_eq!(of(&methods(), "PUT", "ann"), None, "who is not listed passes");
         let mut white = methods();
         white["whitelist"] = json!(["jack"]);
-        assert_eq!(of(white, "PUT", "jack"), None, "who is admitted is not asked for the method");
+        assert_eq!(of(&white, "PUT", "jack"), None, "who is admitted is not asked for the method");
     }
 
     #[test]
@@ -159,7 +162,7 @@ mod tests {
         for kind in ["consumer_name", "service_id", "route_id", "consumer_group_id"] {
             let message = format!("The request is rejected, please check the {kind} for this request");
             let config = json!({"type": kind, "whitelist": ["jack"]});
-            assert_eq!(of(config, "GET", ""), Some((401, message)));
+            assert_eq!(of(&config, "GET", ""), Some((401, message)));
         }
     }
 }

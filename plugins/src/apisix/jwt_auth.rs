@@ -133,6 +133,9 @@ enum Source {
 const INVALID: &str = "JWT token invalid";
 const NOT_VERIFIED: &str = "failed to verify jwt";
 
+/// A token as a client shows it, or why that is none.
+type Shown<'r> = Result<std::borrow::Cow<'r, [u8]>, &'static str>;
+
 impl JwtAuth {
     fn build(config: Config, context: &BuildContext) -> Built {
         let authentication =
@@ -164,10 +167,7 @@ impl JwtAuth {
     }
 
     /// The token and where it stands: the header goes before the query, and both before the cookie.
-    fn token<'r>(
-        &self,
-        request: &'r RequestHead,
-    ) -> Option<(Result<std::borrow::Cow<'r, [u8]>, &'static str>, Source)> {
+    fn token<'r>(&self, request: &'r RequestHead) -> Option<(Shown<'r>, Source)> {
         if let Some(value) = request.headers.get(&self.header) {
             let token = value.strip_prefix(b"Bearer ").or_else(|| value.strip_prefix(b"bearer "));
             return Some((Ok(token.unwrap_or(value).into()), Source::Header));

@@ -86,6 +86,8 @@ fn build_knock(_: Value, context: &BuildContext) -> Built {
     Ok(Plugin::of(Knock(context.consumers.of("knock"))).rewrite(Knock::rewrite).build())
 }
 
+// What `ApisixFactory::auth` takes.
+#[allow(clippy::needless_pass_by_value)]
 fn credential(said: Value) -> Result<Credential, ConfigError> {
     match said["word"].as_str() {
         Some("") | None => Err(ConfigError::field("word", "must not be empty")),

@@ -21,9 +21,9 @@ fn chain(config: &Value, context: &BuildContext) -> Arc<Chain> {
 }
 
 /// What a client is refused with, or whom it is taken for.
-fn answer(config: Value, target: &str, headers: &[(&str, &str)]) -> Result<String, String> {
+fn answer(config: &Value, target: &str, headers: &[(&str, &str)]) -> Result<String, String> {
     let mut s = stream(target, headers);
-    let chain = chain(&config, &consumers());
+    let chain = chain(config, &consumers());
     match pass(&chain, &mut s) {
         Some(reply) => Err(message_of(&reply)),
         None => Ok(request_header(&s, "x-consumer-username").unwrap().to_owned()),
@@ -34,19 +34,19 @@ fn answer(config: Value, target: &str, headers: &[(&str, &str)]) -> Result<Strin
 fn keys_are_in_the_header_or_in_the_query() {
     let plain = || json!({});
     let jack = Ok("jack".to_owned());
-    assert_eq!(answer(plain(), "/", &[("apikey", "auth-one")]), jack);
-    assert_eq!(answer(plain(), "/?apikey=auth-one", &[]), jack);
-    assert_eq!(answer(plain(), "/?apikey=a+b%2Bc", &[]), Ok("ann".to_owned()));
+    assert_eq!(answer(&plain(), "/", &[("apikey", "auth-one")]), jack);
+    assert_eq!(answer(&plain(), "/?apikey=auth-one", &[]), jack);
+    assert_eq!(answer(&plain(), "/?apikey=a+b%2Bc", &[]), Ok("ann".to_owned()));
     let named = json!({"header": "X-Key", "query": "k"});
-    assert_eq!(answer(named.clone(), "/?k=auth-one", &[]), jack);
-    assert_eq!(answer(named, "/", &[("x-key", "auth-one")]), jack);
+    assert_eq!(answer(&named, "/?k=auth-one", &[]), jack);
+    assert_eq!(answer(&named, "/", &[("x-key", "auth-one")]), jack);
     let missing = Err("Missing API key in request".to_owned());
     let invalid = Err("Invalid API key in request".to_owned());
-    assert_eq!(answer(plain(), "/", &[]), missing);
+    assert_eq!(answer(&plain(), "/", &[]), missing);
     // A header that is there is the one that counts.
-    assert_eq!(answer(plain(), "/?apikey=auth-one", &[("apikey", "x")]), invalid);
+    assert_eq!(answer(&plain(), "/?apikey=auth-one", &[("apikey", "x")]), invalid);
     for query in ["/?apikey", "/?apikey=", "/?apikey=auth-one&apikey=auth-one", "/?apikey=AUTH-ONE"] {
-        assert_eq!(answer(plain(), query, &[]), invalid, "{query}");
+        assert_eq!(answer(&plain(), query, &[]), invalid, "{query}");
     }
 }
 
@@ -96,7 +96,7 @@ fn credentials_can_be_hidden() {
     let (good, hide) = ([("apikey", "auth-one")], json!({"hide_credentials": true}));
     assert_eq!(left(json!({}), "/?a=1", &good), (Some("auth-one".into()), "/?a=1".into()));
     assert_eq!(left(hide.clone(), "/?apikey=x", &good), (None, "/?apikey=x".into()));
-    assert_eq!(left(hide.clone(), "/?a=1&apikey=auth-one&b", &[]), (None, "/?a=1&b".into()));
+    assert_eq!(left(hide, "/?a=1&apikey=auth-one&b", &[]), (None, "/?a=1&b".into()));
     let anonymous = json!({"hide_credentials": true, "anonymous_consumer": "nobody"});
     assert_eq!(left(anonymous, "/?apikey=x&a", &[("apikey", "y")]), (None, "/?a".into()));
 }
@@ -105,9 +105,9 @@ fn credentials_can_be_hidden() {
 fn who_has_not_authenticated_is_the_anonymous_consumer() {
     let anonymous = json!({"anonymous_consumer": "nobody"});
     for headers in [&[][..], &[("apikey", "bad")]] {
-        assert_eq!(answer(anonymous.clone(), "/", headers), Ok("nobody".to_owned()));
+        assert_eq!(answer(&anonymous, "/", headers), Ok("nobody".to_owned()));
     }
-    assert_eq!(answer(anonymous, "/", &[("apikey", "auth-one")]), Ok("jack".to_owned()));
+    assert_eq!(answer(&anonymous, "/", &[("apikey", "auth-one")]), Ok("jack".to_owned()));
     let gone = json!({"anonymous_consumer": "gone"});
-    assert_eq!(answer(gone, "/", &[]), Err("Invalid user authorization".to_owned()));
+    assert_eq!(answer(&gone, "/", &[]), Err("Invalid user authorization".to_owned()));
 }

@@ -43,10 +43,13 @@ pub(super) struct Options {
 struct Node<R> {
     children: HashMap<Vec<u8>, Node<R>>,
     /// By verb and method; `None` where several have it.
-    rules: Vec<(Vec<u8>, Vec<u8>, Option<Entry<R>>)>,
+    rules: Vec<ByMethod<R>>,
     /// It is that of `**`.
     is_wildcard: bool,
 }
+
+/// Verb, method, and what they lead to.
+type ByMethod<R> = (Vec<u8>, Vec<u8>, Option<Entry<R>>);
 
 struct Entry<R> {
     rule: R,

@@ -84,7 +84,7 @@ impl Catalog {
         }
         let credential = entry.factory.credential(&config).map_err(|error| {
             let path = error.field.iter().map(|field| Step::Key(field.to_string())).collect();
-            all(vec![Violation::new(path, error.reason.to_string())])
+            all(vec![Violation::new(path, error.reason)])
         })?;
         said.credentials.push(CredentialConfig { plugin: entry.factory.name, credential });
         Ok(())

@@ -30,12 +30,15 @@ struct Member {
     by_name: Arc<Identity>,
 }
 
+/// The plugin, what it finds the consumer by, and the consumer.
+type ByPlugin = (&'static str, Box<[u8]>, Arc<Identity>);
+
 /// What a resource says of how its consumer authenticates, and whose it is.
 #[derive(Clone)]
 struct Shown {
     record: Arc<Record>,
     consumer: Arc<Consumer>,
-    identities: Arc<[(&'static str, Box<[u8]>, Arc<Identity>)]>,
+    identities: Arc<[ByPlugin]>,
 }
 
 impl Roll {
