@@ -196,7 +196,7 @@ impl Encoder {
                 field.name()
             ))),
             Json::Array(items) if field.is_list() && !(is_json(&kind) && items.is_empty()) => {
-                self.items(field, &kind, items, weave, out, at, &mut 0)
+                self.items(field, &kind, items, out, at, &mut 0)
             }
             Json::Array(_) if !is_json(&kind) => {
                 Err(Fault::invalid(format!("{at}: Proto field is not repeating, cannot start list.")))
@@ -211,7 +211,6 @@ impl Encoder {
         field: &FieldDescriptor,
         kind: &Kind,
         items: &[Json],
-        weave: &mut Weave,
         out: &mut Vec<u8>,
         at: At<'_>,
         index: &mut usize,
@@ -221,7 +220,7 @@ impl Encoder {
                 Json::Null if !takes_null(kind) => continue,
                 // A list within the list stands for its elements.
                 Json::Array(nested) if !is_json(kind) => {
-                    self.items(field, kind, nested, weave, out, at, index)?;
+                    self.items(field, kind, nested, out, at, index)?;
                     continue;
                 }
                 item => self.single(field, item, &mut Weave::default(), out, at, Some(*index))?,
