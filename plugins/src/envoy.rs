@@ -8,6 +8,8 @@ mod api_key_auth;
 mod authz;
 mod bandwidth_limit;
 mod basic_auth;
+#[cfg(test)]
+mod body_readers;
 mod buffer;
 mod compressor;
 mod cors;

@@ -159,7 +159,7 @@ impl ExtProc {
             Ok(running) => running,
             Err(failure) => return settings.failed_step(&failure),
         };
-        let has_body = stream.timing.request_complete.is_none();
+        let has_body = stream.has_request_body();
         let mut failed = None;
         if settings.mode.headers[Direction::Request as usize] {
             let head = HttpHeaders {

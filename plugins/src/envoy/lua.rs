@@ -264,7 +264,9 @@ impl Script {
             (Given::Piece(bytes), Some(Wait::Body), _) => Body::Whole(Bytes::copy_from_slice(bytes)),
             (Given::Nothing, Some(Wait::Body), _) if running.side == Side::Response => Body::None,
             (_, _, Some(body)) if running.side == Side::Request && head_is_here => Body::of(body),
-            (_, _, None) if running.side == Side::Request && head_is_here && has_ended(stream) => Body::None,
+            (_, _, None) if running.side == Side::Request && head_is_here && !stream.has_request_body() => {
+                Body::None
+            }
             _ if running.side == Side::Response && head_is_here && stream.ends_with_head => Body::None,
             _ => Body::Unknown,
         };
@@ -407,11 +409,6 @@ impl Script {
     fn response_trailers(&self, stream: &mut Stream, slot: Slot) -> TrailersStep {
         self.trailers(stream, slot)
     }
-}
-
-/// Whether the request is known to have no body: it has ended with its head.
-fn has_ended(stream: &Stream) -> bool {
-    stream.timing.request_complete.is_some() && stream.request_body.is_none()
 }
 
 fn has_trailers(stream: &Stream, side: Side) -> bool {

@@ -400,6 +400,12 @@ impl Stream {
         self.start_time = SystemTime::now();
     }
 
+    /// Whether the request has a body, however much of it has come, been read or been replaced: it did not end with its head,
+    /// or a plugin has given it one.
+    pub fn has_request_body(&self) -> bool {
+        self.request_body.is_some() || self.timing.request_complete.is_none()
+    }
+
     /// Whether this is the context of a request, and not of a connection of TCP.
     pub fn is_request(&self) -> bool {
         crate::format::has_request(self)

@@ -32,7 +32,7 @@ impl Transcoder {
                 return Step::Respond(fault.reply(status, EARLY));
             }
         };
-        let has_body = stream.timing.request_complete.is_none() || stream.request_body.is_some();
+        let has_body = stream.has_request_body();
         let call = match Call::new(config, opened, &stream.request, has_body) {
             Ok(call) => call,
             Err(fault) => return Step::Respond(fault.reply(400, FAILED)),
