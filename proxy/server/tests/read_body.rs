@@ -4,10 +4,14 @@
 mod common;
 
 use common::*;
-use sixfold_core::plugin::{ChainBuilder, LocalReply, Overflow, Plugin, ReadBody, Slot, Step};
+use sixfold_core::headers::Known;
+use sixfold_core::plugin::{
+    BodyPiece, BodyStep, ChainBuilder, LocalReply, Overflow, Plugin, ReadBody, Slot, Step,
+};
 use sixfold_core::stream::Stream;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Asks for the body of every request but those to `/free`, and tells the upstream what it has seen of it.
 struct Reader(ReadBody);
@@ -100,6 +104,150 @@ async fn a_limit_holds_for_what_another_plugin_has_had_read() {
         let answer = ask(proxy, &post("/", "0123456789")).await;
         assert!(answer.ends_with("whole 10, 10 came"), "{answer}");
     }
+}
+
+/// Wraps each piece, after a moment; the letter tells who did it.
+struct Wraps(char);
+
+impl Wraps {
+    fn access(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
+        stream.request.headers.remove(Known::CONTENT_LENGTH);
+        Step::Continue
+    }
+
+    fn piece(&self, _: &mut Stream, _: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+        let text = String::from_utf8_lossy(piece.data).into_owned();
+        let letter = self.0;
+        let wrapped = if text.is_empty() { text } else { format!("{letter}{text}{letter}") };
+        BodyStep::Wait(Box::pin(async move {
+            tokio::task::yield_now().await;
+            match wrapped.contains("evil") {
+                true => BodyStep::Respond(Box::new(LocalReply::new(403, "evil", "judged"))),
+                false => BodyStep::Replace(wrapped.into()),
+            }
+        }))
+    }
+}
+
+fn wraps(letter: char) -> Plugin {
+    Plugin::of(Wraps(letter)).access(Wraps::access).request_body(Wraps::piece).build()
+}
+
+/// Notes the body it is shown, then is as good as the next plugin.
+struct Notes(ReadBody);
+
+impl Notes {
+    fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
+        if let Some(step) = self.0.ask(stream, slot) {
+            return step;
+        }
+        let seen = stream.request_body.as_ref().or(stream.read_ahead.as_deref()).cloned().unwrap_or_default();
+        stream.request.headers.append("x-seen", &seen);
+        Step::Continue
+    }
+}
+
+fn notes(limit: usize, on_overflow: Overflow) -> Plugin {
+    Plugin::of(Notes(ReadBody { limit, on_overflow })).access(Notes::access).build()
+}
+
+/// What the readers saw, and what came.
+async fn serve_seeing(plugins: impl IntoIterator<Item = Plugin>) -> SocketAddr {
+    let up = upstream(|n, request| {
+        let (head, body) = request.split_once("\r\n\r\n").unwrap();
+        let seen: Vec<_> = head.lines().filter_map(|line| line.strip_prefix("x-seen: ")).collect();
+        // Of a chunked body the lines between those that tell lengths.
+        let pieces: Vec<_> = match head.contains("transfer-encoding: chunked") {
+            true => body.lines().skip(1).step_by(2).collect(),
+            false => vec![body],
+        };
+        match n % 2 {
+            0 => status(500),
+            _ => ok(&format!("{} {}", seen.join(" "), pieces.concat())),
+        }
+    })
+    .await;
+    let mut builder = ChainBuilder::new();
+    plugins.into_iter().for_each(|plugin| builder.add("p", plugin));
+    let mut setup = Setup::new();
+    setup.chain = Arc::new(builder.build());
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |forward| forward.retry = retry("5xx", 2));
+    setup.serve().await.0
+}
+
+/// A reader was shown the bytes of the client, past the plugins in front of it: what it let pass went on as what they made
+/// of it.
+#[tokio::test]
+async fn a_body_is_read_as_the_plugins_before_have_made_it() {
+    let whole = || notes(100, Overflow::Refuse);
+    let some = || notes(100, Overflow::Pass);
+    for (plugins, expected) in [
+        (vec![wraps('a'), whole()], "ahia ahia"),
+        (vec![whole(), wraps('a')], "hi ahia"),
+        (vec![wraps('a'), whole(), wraps('b'), some(), wraps('c')], "ahia bahiab cbahiabc"),
+        (vec![wraps('a'), some(), wraps('b'), whole()], "ahia bahiab bahiab"),
+        (vec![wraps('a'), wraps('b'), some(), whole()], "bahiab bahiab bahiab"),
+    ] {
+        let proxy = serve_seeing(plugins).await;
+        let chunked = "POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
+        for post in [post("/", "hi"), chunked.to_owned()] {
+            let answer = ask(proxy, &post).await;
+            assert!(answer.ends_with(&format!("\r\n\r\n{expected}")), "{expected}: {answer}");
+        }
+    }
+}
+
+/// Of a body of which the beginning was read the rest takes the same way, behind it.
+#[tokio::test]
+async fn the_rest_of_a_body_passes_what_its_beginning_has_passed() {
+    let some = |limit| notes(limit, Overflow::Pass);
+    let proxy = serve_seeing([wraps('a'), some(3), wraps('b'), some(8), wraps('c')]).await;
+    let mut client = tokio::net::TcpStream::connect(proxy).await.unwrap();
+    let head = "POST / HTTP/1.1\r\nHost: t\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+    client.write_all(head.as_bytes()).await.unwrap();
+    for piece in ["12", "34", "56", "78"] {
+        client.write_all(format!("2\r\n{piece}\r\n").as_bytes()).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    client.write_all(b"0\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    // The first was content with one piece, the second with two.
+    let expected = "a12a ba12abba34ab cba12abba34abccba56abccba78abc";
+    assert!(answer.ends_with(expected), "{answer}");
+}
+
+#[tokio::test]
+async fn limits_and_answers_hold_for_what_the_plugins_before_make_of_a_body() {
+    let proxy = serve_seeing([wraps('a'), notes(5, Overflow::Refuse)]).await;
+    assert!(ask(proxy, &post("/", "123")).await.ends_with("a123a a123a"));
+    assert!(ask(proxy, &post("/", "1234")).await.starts_with("HTTP/1.1 413 "));
+    let readers = || [notes(100, Overflow::Refuse), wraps('a'), notes(5, Overflow::Refuse)];
+    let proxy = serve_seeing(readers()).await;
+    assert!(ask(proxy, &post("/", "123")).await.ends_with("123 a123a a123a"));
+    assert!(ask(proxy, &post("/", "1234")).await.starts_with("HTTP/1.1 413 "));
+    for plugins in [vec![wraps('a'), notes(100, Overflow::Refuse)], readers().into()] {
+        let answer = ask(serve_seeing(plugins).await, &post("/", "evil")).await;
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    }
+}
+
+/// Nothing is read, and nothing is made up, of a request without a body.
+#[tokio::test]
+async fn a_request_without_a_body_stays_one() {
+    struct Tells;
+    impl Tells {
+        fn access(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
+            let has_body = stream.has_request_body().to_string();
+            stream.request.headers.append("x-seen", has_body.as_bytes());
+            Step::Continue
+        }
+    }
+    let tells = || Plugin::of(Tells).access(Tells::access).build();
+    let proxy = serve_seeing([tells(), notes(100, Overflow::Refuse), tells()]).await;
+    assert!(ask(proxy, &get("/")).await.ends_with("false  false "));
+    assert!(ask(proxy, &post("/", "hi")).await.ends_with("true hi true hi"));
 }
 
 struct Deny;

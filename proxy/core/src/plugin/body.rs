@@ -3,11 +3,12 @@
 //! Each filter of a direction has a state of its own: what one holds back, or has given up on, changes nothing
 //! for the others. What passes all of them untouched is never copied.
 
-use super::{Chain, Direction, LocalReply};
+use super::{Chain, Direction, LocalReply, Position};
 use crate::headers::Headers;
 use crate::stream::Stream;
 use bytes::Bytes;
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -101,11 +102,13 @@ pub enum Filtered {
 /// same chain.
 pub struct BodyFilters {
     direction: Direction,
+    /// Of the chain's filters of this direction, those that are meant.
+    part: Range<usize>,
     /// By index among the chain's filters of this direction.
     kept: Vec<(usize, Kept)>,
     waiting: Option<Waiting>,
-    /// Handlers of trailers that have run.
-    trailers: usize,
+    /// Of the handlers of trailers, those that are left.
+    trailers: Range<usize>,
     trailers_wait: Option<TrailersFuture>,
 }
 
@@ -161,7 +164,25 @@ impl Piece<'_> {
 impl BodyFilters {
     /// The filters of one direction, before the first piece.
     pub fn new(direction: Direction) -> BodyFilters {
-        BodyFilters { direction, kept: Vec::new(), waiting: None, trailers: 0, trailers_wait: None }
+        let all = 0..usize::MAX;
+        BodyFilters {
+            direction,
+            part: all.clone(),
+            kept: Vec::new(),
+            waiting: None,
+            trailers: all,
+            trailers_wait: None,
+        }
+    }
+
+    /// Those of the request that stand at `from` or behind it, and before `until`, each where it is given; `None` where the chain has none
+    /// there.
+    pub fn of_request(chain: &Chain, from: Option<Position>, until: Option<Position>) -> Option<BodyFilters> {
+        let bodies = chain.body(Direction::Request).iter().map(|placed| placed.position);
+        let trailers = chain.trailers(Direction::Request).iter().map(|placed| placed.position);
+        let (part, trailers) = (part_of(bodies, from, until), part_of(trailers, from, until));
+        let filters = BodyFilters { part, trailers, ..BodyFilters::new(Direction::Request) };
+        (!filters.part.is_empty() || !filters.trailers.is_empty()).then_some(filters)
     }
 
     /// Whether a handler waits.
@@ -180,7 +201,7 @@ impl BodyFilters {
 
     /// Runs the filters on a piece.
     pub fn push(&mut self, chain: &Chain, stream: &mut Stream, data: &[u8], last: bool) -> Filtered {
-        self.run(chain, stream, 0, Piece::Given(data), last)
+        self.run(chain, stream, self.part.start, Piece::Given(data), last)
     }
 
     /// Goes on with the piece that a handler waits for. Ready at once when none does.
@@ -211,7 +232,7 @@ impl BodyFilters {
         loop {
             let step = match &mut self.trailers_wait {
                 Some(future) => ready!(future.as_mut().poll(cx)),
-                None => match handlers.get(self.trailers) {
+                None => match handlers.get(self.trailers.start).filter(|_| !self.trailers.is_empty()) {
                     Some(handler) if !trailers(stream, self.direction).is_empty() => {
                         handler.on.call(stream, handler.position.slot())
                     }
@@ -220,10 +241,10 @@ impl BodyFilters {
             };
             self.trailers_wait = None;
             match step {
-                TrailersStep::Continue => self.trailers += 1,
+                TrailersStep::Continue => self.trailers.start += 1,
                 TrailersStep::Replace(headers) => {
                     *trailers(stream, self.direction) = headers;
-                    self.trailers += 1;
+                    self.trailers.start += 1;
                 }
                 TrailersStep::Wait(future) => self.trailers_wait = Some(future),
                 TrailersStep::Respond(reply) => return Poll::Ready(Some(reply)),
@@ -240,7 +261,7 @@ impl BodyFilters {
         last: bool,
     ) -> Filtered {
         let filters = chain.body(self.direction);
-        while let Some(filter) = filters.get(at) {
+        while let Some(filter) = filters.get(at).filter(|_| at < self.part.end) {
             if piece.as_slice().is_empty() && !last {
                 return Filtered::Data(Bytes::new());
             }
@@ -310,6 +331,17 @@ enum Settled<'p> {
     Next(Piece<'p>),
     /// No further filter.
     End(Filtered),
+}
+
+/// Of positions in their order, the part at `from` and behind it, and before `until`.
+fn part_of(
+    positions: impl Iterator<Item = Position> + Clone,
+    from: Option<Position>,
+    until: Option<Position>,
+) -> Range<usize> {
+    let before = |bound: Position| positions.clone().take_while(|position| *position < bound).count();
+    let start = from.map_or(0, before);
+    start..until.map_or(positions.clone().count(), before).max(start)
 }
 
 fn trailers(stream: &mut Stream, direction: Direction) -> &mut Headers {

@@ -114,7 +114,8 @@ pub enum Step<'a> {
     /// something in `rewrite` and `access` only.
     Identify(Arc<Consumer>),
     /// To be asked again once the request's body is there: whole in [`Stream::request_body`](crate::stream::Stream::request_body), or its beginning in
-    /// [`Stream::read_ahead`](crate::stream::Stream::read_ahead). The body of an upgrade is never read, and the handler is asked again all the same. Means
+    /// [`Stream::read_ahead`](crate::stream::Stream::read_ahead), as the plugins before this one have made it. Of a request without a
+    /// body nothing is there, the body of an upgrade is never read, and the handler is asked again all the same. Means
     /// something in `rewrite` and `access` only.
     ReadBody(ReadBody),
     /// To have another request answer the client in the place of this response (Envoy's `recreateStream`). Where it has no

@@ -141,6 +141,11 @@ impl RequestPhases {
         }
     }
 
+    /// Where the plugin stands that has asked for the body.
+    pub fn asker(&self) -> Option<Position> {
+        self.after.filter(|_| self.again)
+    }
+
     /// Whether the plugin with its first handler there has not run yet, and so has said nothing yet.
     fn is_to_begin(&self, begins: HeadPhase, position: Position, brought: Option<&[Position]>) -> bool {
         let is_left = self.after.is_none_or(|after| position > after);

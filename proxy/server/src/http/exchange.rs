@@ -9,16 +9,14 @@ use super::admit::{self, Head};
 use super::clock::{Clock, Expired};
 use super::downstream::{Downstream, DownstreamError};
 use super::edge;
-use super::filtered::FilteredBody;
 use super::follow::Next;
 use super::local_reply;
-use super::outgoing::poll_request_body;
+use super::request_body::RequestBody;
 use super::stall::Waits;
 use super::timeouts;
-use crate::budget::{Buffered, Reservation};
+use crate::budget::Reservation;
 use crate::deadline::{Timed, within};
 use crate::upstream::UpstreamError;
-use crate::wire::body::BodyEvent;
 use bytes::Bytes;
 use sixfold_core::cluster::OutcomeKind;
 use sixfold_core::flags::Flag;
@@ -27,9 +25,7 @@ use sixfold_core::headers::Known;
 use sixfold_core::internal_redirect::Followed;
 use sixfold_core::metrics::GaugeGuard;
 use sixfold_core::overload::{Act, Timer};
-use sixfold_core::plugin::{
-    Chain, Direction, HeadPhase, LocalReply, Outcome, Overflow, Passed, ReadBody, RequestPhases,
-};
+use sixfold_core::plugin::{Chain, HeadPhase, LocalReply, Outcome, Passed, RequestPhases};
 use sixfold_core::redirect;
 use sixfold_core::route::{Action, Forward};
 use sixfold_core::router::{RouteTable, TableOptions};
@@ -95,7 +91,7 @@ pub(super) struct Exchange<'a, D: Downstream> {
     /// Most often it is the connection manager's: that counts nothing.
     pub(super) chain: Cow<'a, Arc<Chain>>,
     /// The request body behind the plugins, once it is being forwarded.
-    pub(super) request_body: FilteredBody,
+    pub(super) request_body: RequestBody,
     /// The response's head has been handed to the client's connection.
     pub(super) head_sent: bool,
     /// The connection must end with this response.
@@ -169,7 +165,7 @@ impl<'a, D: Downstream> Exchange<'a, D> {
             env,
             table_options: None,
             chain: Cow::Borrowed(&env.hcm.chain),
-            request_body: FilteredBody::unfiltered(Direction::Request),
+            request_body: RequestBody::unfiltered(),
             head_sent: false,
             close: false,
             waited: false,
@@ -431,7 +427,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 Passed::Identified => {}
                 Passed::ReadBody(wanted) => {
                     keep(&mut table);
-                    self.read_ahead(wanted).await?;
+                    self.read_ahead(wanted, phases.asker()).await?;
                 }
             }
         }
@@ -451,68 +447,6 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Whether the client has sent all of the request, and all of that has gone on or is there as a whole.
     pub(super) fn request_ended(&self) -> bool {
         self.down.request_ended() && self.stream.read_ahead.is_none()
-    }
-
-    /// Reads of the request body what a plugin wants of it. What comes through a tunnel is none.
-    async fn read_ahead(&mut self, wanted: ReadBody) -> Result<(), Interrupt> {
-        let ReadBody { limit, on_overflow } = wanted;
-        let refuses = on_overflow == Overflow::Refuse;
-        if let Some(whole) = &self.stream.request_body {
-            // It is there for another plugin, which allows more of it.
-            return if refuses && whole.len() > limit { Err(Interrupt::TooLarge) } else { Ok(()) };
-        }
-        match self.down.upgrade() {
-            Some(_) => Ok(()),
-            None => self.read_body(limit, refuses).await,
-        }
-    }
-
-    /// Reads the request body to its end. A longer one is refused, or more than `limit` bytes are enough.
-    async fn read_body(&mut self, limit: usize, refuses: bool) -> Result<(), Interrupt> {
-        let max = self.env.hcm.max_body;
-        let mut body = Buffered::new(&self.env.worker.shared.bodies);
-        self.answer_expect();
-        let (down, clock, stream) = (&mut *self.down, &mut *self.clock, &mut *self.stream);
-        let ended = within(clock, |clock, cx| {
-            loop {
-                // One more says whether there is more.
-                if !refuses && body.as_slice().len() > limit && !down.request_ended() {
-                    return Poll::Ready(Ok(false));
-                }
-                match poll_request_body(down, stream, max, cx) {
-                    Poll::Pending => {
-                        let _ = down.poll_flush(cx);
-                        clock.watch(Waits {
-                            client_body: Some(stream.bytes.request_body),
-                            client_write: down.backlog(),
-                            ..Waits::default()
-                        });
-                        return Poll::Pending;
-                    }
-                    Poll::Ready(Err(interrupt)) => return Poll::Ready(Err(interrupt)),
-                    Poll::Ready(Ok(BodyEvent::End)) => return Poll::Ready(Ok(true)),
-                    Poll::Ready(Ok(BodyEvent::Data(piece))) => {
-                        if refuses && body.as_slice().len() + piece.as_slice().len() > limit {
-                            return Poll::Ready(Err(Interrupt::TooLarge));
-                        }
-                        if !body.push(piece.as_slice()) {
-                            return Poll::Ready(Err(Interrupt::OverBudget));
-                        }
-                        clock.touch();
-                    }
-                }
-            }
-        })
-        .await??;
-        let (body, held) = body.finish();
-        self.held = Some(held);
-        if ended {
-            self.request_complete();
-            self.stream.request_body = Some(body);
-        } else {
-            self.stream.read_ahead = (!body.is_empty()).then(|| Box::new(body));
-        }
-        Ok(())
     }
 
     /// Notes that the request has been read to its end.

@@ -1,14 +1,11 @@
 //! Bodies on their way through the plugins of the chain, between the codecs of both sides.
 
-use super::downstream::Downstream;
 use super::exchange::Interrupt;
-use super::outgoing::poll_request_body;
 use crate::budget::Reservation;
-use crate::deadline::Timed;
 use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
 use sixfold_core::budget::ByteBudget;
-use sixfold_core::plugin::{BodyFilters, Chain, Direction, Filtered, LocalReply};
+use sixfold_core::plugin::{BodyFilters, Chain, Direction, Filtered, LocalReply, Position};
 use sixfold_core::stream::Stream;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -59,9 +56,31 @@ impl FilteredBody {
         stream: &Stream,
         bodies: &Arc<ByteBudget>,
     ) -> FilteredBody {
-        let plugins = chain.filters_of(direction, stream).then(|| {
-            let (filters, held) = (BodyFilters::new(direction), Reservation::empty(bodies));
-            Box::new(Plugins { chain: chain.clone(), filters, held })
+        let filters = chain.filters_of(direction, stream).then(|| BodyFilters::new(direction));
+        FilteredBody::by(filters, direction, chain, bodies)
+    }
+
+    /// The same of a request, with those plugins alone that stand at `from` or behind it, and before `until`.
+    pub(super) fn of_request(
+        chain: &Arc<Chain>,
+        stream: &Stream,
+        bodies: &Arc<ByteBudget>,
+        from: Option<Position>,
+        until: Option<Position>,
+    ) -> FilteredBody {
+        let looked_at = chain.filters_of(Direction::Request, stream);
+        let filters = if looked_at { BodyFilters::of_request(chain, from, until) } else { None };
+        FilteredBody::by(filters, Direction::Request, chain, bodies)
+    }
+
+    fn by(
+        filters: Option<BodyFilters>,
+        direction: Direction,
+        chain: &Arc<Chain>,
+        bodies: &Arc<ByteBudget>,
+    ) -> FilteredBody {
+        let plugins = filters.map(|filters| {
+            Box::new(Plugins { chain: chain.clone(), filters, held: Reservation::empty(bodies) })
         });
         FilteredBody { plugins, ..FilteredBody::unfiltered(direction) }
     }
@@ -79,6 +98,11 @@ impl FilteredBody {
     /// Whether something of the body may be in the filters still.
     pub(super) fn is_under_way(&self) -> bool {
         self.plugins.is_some() && !matches!(self.stage, Stage::Before | Stage::Over)
+    }
+
+    /// Whether all of it has passed the filters.
+    pub(super) fn is_over(&self) -> bool {
+        self.stage == Stage::Over
     }
 
     /// Whether it is a plugin that is waited for.
@@ -165,31 +189,6 @@ impl FilteredBody {
     fn passed(&mut self) {
         if self.stage == Stage::End {
             self.stage = Stage::Trailers;
-        }
-    }
-}
-
-/// The next piece of the request body behind the plugins. Bytes of the client beyond `max` end the request.
-pub(super) fn poll_filtered_request<'d, D: Downstream>(
-    filtered: &mut FilteredBody,
-    down: &'d mut D,
-    stream: &mut Stream,
-    max: Option<u64>,
-    cx: &mut Timed<'_>,
-) -> Poll<Result<BodyEvent<'d>, Interrupt>> {
-    if !filtered.is_filtered() {
-        return poll_request_body(down, stream, max, cx);
-    }
-    loop {
-        if let Some(event) = ready!(filtered.poll(stream, cx))? {
-            return Poll::Ready(Ok(event));
-        }
-        let (piece, last) = match ready!(poll_request_body(down, stream, max, cx))? {
-            BodyEvent::Data(piece) => (piece.into_bytes(), false),
-            BodyEvent::End => (Bytes::new(), true),
-        };
-        if let Some(piece) = filtered.push(stream, Piece::Shared(piece), last)? {
-            return Poll::Ready(Ok(BodyEvent::Data(piece)));
         }
     }
 }

@@ -5,8 +5,7 @@ use super::attempt::note_traffic;
 use super::charge;
 use super::downstream::Downstream;
 use super::edge;
-use super::exchange::{Exchange, Interrupt, chain_of, guard};
-use super::filtered::FilteredBody;
+use super::exchange::{Exchange, Interrupt, chain_of};
 use super::local_reply;
 use super::outgoing::{Outgoing, Replay};
 use super::respond::tell_attempts;
@@ -14,19 +13,15 @@ use super::retry::RetryState;
 use super::shed;
 use super::timeouts::RequestTimeouts;
 use crate::upstream::{choose_cluster, destination};
-use crate::wire::body::{BodyEvent, Piece};
-use bytes::BytesMut;
 use sixfold_core::cluster::{Choice, Cluster, InFlight, OutcomeKind};
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::message::Version;
-use sixfold_core::plugin::{Direction, HeadPhase, LocalReply, Outcome};
+use sixfold_core::plugin::{HeadPhase, LocalReply, Outcome};
 use sixfold_core::route::{Action, Forward, Route, Timeouts, WeightedCluster};
 use sixfold_core::stream::ResponseSource;
 use sixfold_core::{hash, rewrite};
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::Arc;
 
 /// What shares of requests are counted by.
@@ -217,35 +212,6 @@ impl<D: Downstream> Exchange<'_, D> {
             reply.headers.set(header, b"true");
         }
         Some(reply)
-    }
-
-    /// Puts the plugins that look at the request body before it; one that was read whole goes through them at
-    /// once, and so the same to every attempt.
-    async fn filter_request(&mut self) -> Result<(), Interrupt> {
-        if !self.chain.filters_of(Direction::Request, self.stream) || self.down.upgrade().is_some() {
-            return Ok(());
-        }
-        self.request_body =
-            FilteredBody::new(Direction::Request, &self.chain, self.stream, &self.env.worker.shared.bodies);
-        let Some(body) = self.stream.request_body.take() else { return Ok(()) };
-        let mut out = BytesMut::new();
-        if let Some(piece) = self.request_body.push(self.stream, Piece::Shared(body), true)? {
-            out.extend_from_slice(piece.as_slice());
-        }
-        loop {
-            let (stream, filtered) = (&mut *self.stream, &mut self.request_body);
-            let next = pin!(poll_fn(|cx| filtered.poll(stream, cx)));
-            match guard(self.down, self.clock, next).await?? {
-                Some(BodyEvent::Data(piece)) => out.extend_from_slice(piece.as_slice()),
-                Some(BodyEvent::End) | None => break,
-            }
-        }
-        self.stream.request_body = Some(out.freeze());
-        let announced = self.announced_length();
-        if announced.is_some() || self.env.hcm.profile == Profile::Apisix {
-            self.frame_request(announced);
-        }
-        Ok(())
     }
 
     /// Answers `Expect: 100-continue`, unless it is forwarded (`proxy_100_continue`). Envoy does so for every request

@@ -23,6 +23,7 @@ mod local_reply;
 mod mirror;
 mod outgoing;
 mod pump;
+mod request_body;
 mod respond;
 mod retry;
 mod shed;

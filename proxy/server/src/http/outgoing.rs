@@ -2,8 +2,8 @@
 
 use super::downstream::{Downstream, DownstreamError};
 use super::exchange::Interrupt;
-use super::filtered::{FilteredBody, poll_filtered_request};
 use super::mirror::Mirrors;
+use super::request_body::RequestBody;
 use super::stall::Waits;
 use crate::budget::{Buffered, Reservation};
 use crate::deadline::Timed;
@@ -144,7 +144,7 @@ impl Outgoing {
         up: &mut UpstreamStream,
         stream: &mut Stream,
         replay: &mut Replay,
-        filtered: &mut FilteredBody,
+        filtered: &mut RequestBody,
         cx: &mut Timed<'_>,
     ) -> Poll<Result<bool, SendError>> {
         self.starved = false;
@@ -168,7 +168,7 @@ impl Outgoing {
         // Over HTTP/1 the end of the connection is how a client leaves; over HTTP/2 it ends its side alone, and leaves by
         // a reset.
         let leaves = self.phase == Upgrading::Done && !down.is_http2();
-        let next = poll_filtered_request(filtered, down, stream, self.max, cx);
+        let next = filtered.poll(down, stream, self.max, cx);
         self.starved = next.is_pending() && !filtered.is_waiting();
         match ready!(next).map_err(SendError::Downstream)? {
             BodyEvent::Data(piece) => {

@@ -6,6 +6,7 @@ use super::downstream::{Downstream, DownstreamError};
 use super::exchange::{Exchange, Interrupt};
 use super::filtered::FilteredBody;
 use super::outgoing::{Outgoing, Replay, SendError};
+use super::request_body::RequestBody;
 use super::stall::Waits;
 use crate::budget::Buffered;
 use crate::deadline::{Timed, within};
@@ -24,7 +25,7 @@ struct Pump<'p, D> {
     /// What is left of the request, what of it is in memory, and its filters.
     body: &'p mut Outgoing,
     replay: &'p mut Replay,
-    request: &'p mut FilteredBody,
+    request: &'p mut RequestBody,
     response: FilteredBody,
     held: Held,
     /// The response has been handed over to its end.
