@@ -89,10 +89,11 @@ impl Writer {
         let mut answers = Vec::with_capacity(jobs.len());
         match self.transact(&mut jobs, &mut answers) {
             Ok(changed) => {
-                answers.into_iter().for_each(|answer| answer(Ok(())));
+                // First, so that whoever looks after an answer finds what was written among the changes.
                 if !changed.is_empty() {
                     self.shared.tell(changed);
                 }
+                answers.into_iter().for_each(|answer| answer(Ok(())));
             }
             Err(error) => {
                 tracing::error!(%error, "the store was not written");
