@@ -27,7 +27,7 @@ fn member(cluster: &Cluster, port: u16) -> Arc<Member> {
 #[test]
 fn what_there_is_many_of_is_small() {
     let sizes = [size_of::<Cluster>(), size_of::<Member>(), size_of::<Host>()];
-    assert!(sizes.iter().zip([288, 56, 192]).all(|(size, most)| *size <= most), "{sizes:?}");
+    assert!(sizes.iter().zip([304, 56, 192]).all(|(size, most)| *size <= most), "{sizes:?}");
 }
 
 /// Ports of 40 requests, each under way until the last has been chosen.
