@@ -5,6 +5,8 @@ pub(crate) mod authenticator;
 
 pub(crate) mod grpc;
 
+mod guard;
+
 use parking_lot::Mutex;
 use prost::{Message, Name};
 use serde_json::Value;
@@ -18,6 +20,7 @@ use sixfold_core::plugin::{
     FilterConfig, FilterFactory, Filtered, HeadPhase, Identity, LocalReply, Outcome, Passed, Plugin,
     RequestPhases, SharedState,
 };
+use sixfold_core::route::{Action, PathMatch, Route};
 use sixfold_core::secret::{SecretSource, SecretText};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::message_from_node;
@@ -60,6 +63,28 @@ impl Callout for Service {
     fn open(&self, _: CalloutRequest) -> CalloutStreamFuture {
         Box::pin(async { Err(CalloutError::Timeout) })
     }
+}
+
+/// A service that answers each request.
+pub(crate) struct Answering<F>(pub(crate) F);
+
+impl<F: Fn(&CalloutRequest) -> CalloutResponse + Send + Sync> Callout for Answering<F> {
+    fn send(&self, request: CalloutRequest) -> CalloutFuture {
+        let answer = (self.0)(&request);
+        Box::pin(async { Ok(answer) })
+    }
+
+    fn open(&self, _: CalloutRequest) -> CalloutStreamFuture {
+        Box::pin(async { Err(CalloutError::Timeout) })
+    }
+}
+
+/// A request that has a route.
+pub(crate) fn routed(target: &str, headers: &[(&str, &str)]) -> Stream {
+    let mut stream = stream(target, headers);
+    let path = PathMatch::Prefix(b"/"[..].into(), false);
+    stream.route = Some(Arc::new(Route::new(path, Action::NonForwarding)));
+    stream
 }
 
 /// A context whose callouts get `answer` once, then time out.

@@ -7,7 +7,7 @@ mod tests;
 
 use crate::envoy;
 use crate::shared::counters::Counters;
-use limiter::{Buckets, Told, Verdict};
+use limiter::{Buckets, Kept, Verdict};
 use sixfold_core::cluster::ClusterCell;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::flags::Flag;
@@ -28,7 +28,7 @@ use sixfold_xds_api::{header_ops, rate_limit as compiled};
 use smallvec::SmallVec;
 use std::any::Any;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// `google.rpc.Code.RESOURCE_EXHAUSTED`
 const RESOURCE_EXHAUSTED: u32 = 8;
@@ -92,8 +92,19 @@ struct LocalRateLimit {
 /// Of most requests one or none.
 type Descriptors<'s> = SmallVec<[Descriptor<'s>; 2]>;
 
+/// What is to become of a request.
+struct Judged {
+    allowed: bool,
+    /// What would limit it only counts.
+    shadow: bool,
+    /// What the response tells of the bucket.
+    shown: Option<Kept>,
+    /// How long one that is limited has to wait, where that is told.
+    wait: Option<Duration>,
+}
+
 /// What the response tells.
-struct Shown(Told);
+struct Shown(Kept);
 
 impl LocalRateLimit {
     fn new(config: &Config, context: &BuildContext) -> Result<LocalRateLimit, ConfigError> {
@@ -204,15 +215,23 @@ impl LocalRateLimit {
         descriptors
     }
 
-    fn judge(&self, stream: &Stream, now: Instant) -> Verdict {
+    fn judge(&self, stream: &Stream, now: Instant) -> Judged {
         let descriptors = self.descriptors(stream);
-        if !self.per_connection {
-            return self.buckets.judge(&descriptors, self.share(), now);
-        }
-        let fresh = || Arc::new(self.buckets.anew(now)) as Arc<dyn Any + Send + Sync>;
-        match stream.connection.kept.limiter.get_or_init(fresh).downcast_ref::<Buckets>() {
+        let buckets = self.per_connection.then(|| {
+            let fresh = || Arc::new(self.buckets.anew(now)) as Arc<dyn Any + Send + Sync>;
+            stream.connection.kept.limiter.get_or_init(fresh).downcast_ref::<Buckets>()
+        });
+        let verdict = match buckets.flatten() {
             Some(buckets) => buckets.judge(&descriptors, 1.0, now),
-            None => self.buckets.judge(&descriptors, 1.0, now),
+            None => self.buckets.judge(&descriptors, self.share(), now),
+        };
+        let Verdict { allowed, told, shadow, x_ratelimit } = verdict;
+        let told_wait = told.as_ref().filter(|_| !allowed && self.retry_after && self.status == 429);
+        Judged {
+            allowed,
+            shadow,
+            wait: told_wait.map(|told| told.next_token(now)),
+            shown: told.filter(|_| x_ratelimit.unwrap_or(self.shows_headers)).map(limiter::Told::keep),
         }
     }
 
@@ -221,11 +240,9 @@ impl LocalRateLimit {
             return Step::Continue;
         }
         self.stats.enabled().inc();
-        let now = Instant::now();
-        let Verdict { allowed, told, shadow, x_ratelimit } = self.judge(stream, now);
-        let wait = told.as_ref().map(|told| told.numbers(now).2);
-        if let Some(told) = told.filter(|_| x_ratelimit.unwrap_or(self.shows_headers)) {
-            stream.set_state(slot, Shown(told));
+        let Judged { allowed, shadow, shown, wait } = self.judge(stream, Instant::now());
+        if let Some(shown) = shown {
+            stream.set_state(slot, Shown(shown));
         }
         if allowed {
             self.stats.ok().inc();
@@ -247,7 +264,7 @@ impl LocalRateLimit {
         std::mem::swap(&mut stream.response.headers, &mut reply.headers);
         self.response_headers.apply(stream, Side::Response);
         std::mem::swap(&mut stream.response.headers, &mut reply.headers);
-        if let Some(wait) = wait.filter(|_| self.retry_after && self.status == 429) {
+        if let Some(wait) = wait {
             let seconds = wait.as_secs_f64().ceil().max(1.0) as u64;
             reply.headers.set_if_absent(Known::RETRY_AFTER, seconds.to_string().as_bytes());
         }

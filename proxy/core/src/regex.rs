@@ -50,12 +50,15 @@ pub(crate) trait Late {
 
 impl Late for Regex {
     fn cost(&self) -> usize {
-        let is_ready = self.shape.steps.is_some() || self.compiled.get().is_some();
-        if is_ready { 0 } else { work::cost_of_compiling(self.states.into()) }
+        if self.is_reduced() || self.compiled.get().is_some() {
+            0
+        } else {
+            work::cost_of_compiling(self.states.into())
+        }
     }
 
     fn prepare(&self) {
-        if self.shape.steps.is_none() {
+        if !self.is_reduced() {
             self.compiled();
         }
     }
@@ -120,6 +123,11 @@ impl Regex {
         self.compiled.get_or_init(build).as_deref()
     }
 
+    /// Whether it is matched without an automaton.
+    fn is_reduced(&self) -> bool {
+        self.shape.steps.is_some() || self.shape.is_within
+    }
+
     /// Whether the text matches: the whole of it for [`Regex::full`].
     pub fn is_match(&self, text: &[u8]) -> bool {
         work::charge_literal(text);
@@ -129,6 +137,9 @@ impl Regex {
         let required = &self.shape.required;
         if !required.is_empty() && memchr::memmem::find(text, required).is_none() {
             return false;
+        }
+        if self.shape.is_within {
+            return memchr::memchr(b'\n', text).is_none();
         }
         work::charge_automaton(text);
         self.compiled().is_some_and(|r| r.is_match(text))
@@ -337,12 +348,17 @@ mod tests {
             "(/a)?",
             r"/a\n?",
             "/[^/]*/[^/]*",
+            ".*/a.*",
+            "^.*ab.*$",
+            ".*a\\n.*",
+            "(?s).*a.*",
+            ".*a.+",
         ];
         let mut random = fastrand::Rng::with_seed(3);
         let mut reduced = 0;
         for source in sources {
             let regex = Regex::full(source).unwrap();
-            reduced += usize::from(regex.shape.steps.is_some());
+            reduced += usize::from(regex.is_reduced());
             for _ in 0..3000 {
                 let len = random.usize(0..9);
                 let text: Vec<u8> = (0..len).map(|_| b"/ab1Bc\n"[random.usize(0..7)]).collect();
@@ -351,8 +367,9 @@ mod tests {
                 assert!(!want || text.starts_with(regex.literal_prefix()), "{source}");
             }
         }
-        assert!(reduced >= 16, "{reduced}");
-        assert!(Regex::full("/svc/3000/.*").unwrap().shape.steps.is_some());
+        assert!(reduced >= 18, "{reduced}");
+        assert!(Regex::full("/svc/3000/.*").unwrap().is_reduced());
+        assert!(Regex::full(".*/ns/shop/.*").unwrap().is_reduced());
     }
 
     #[test]

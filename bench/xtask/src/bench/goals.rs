@@ -64,6 +64,20 @@ const ENDPOINT_LIVE: f64 = 5.0;
 /// The most that our CPU a request from one sidecar to another may be of Envoy's.
 const SIDECARS: f64 = 0.40;
 
+/// A filter, and the most nanoseconds that it may add to a request.
+const FILTERS: &[(&str, f64)] = &[
+    ("rbac-paths", 1_000.0),
+    ("rbac-principals", 1_000.0),
+    ("rbac-one-path", 1_000.0),
+    ("rbac-namespaces", 1_000.0),
+    ("rbac-addresses", 1_000.0),
+    ("jwt", 15_000.0),
+    ("jwt-cache", 15_000.0),
+    ("limit", 300.0),
+    ("limit-descriptors", 300.0),
+    ("limit-values", 300.0),
+];
+
 /// A table of all goals that the run says something about; empty when it says nothing.
 pub(super) fn section(report: &Report) -> String {
     let mut lines = String::new();
@@ -94,6 +108,11 @@ pub(super) fn section(report: &Report) -> String {
 
 fn of_mesh(report: &Report) -> String {
     let mut lines = String::new();
+    for (name, most) in FILTERS {
+        if let Some(cost) = report.filters.iter().find(|cost| cost.name == *name) {
+            lines += &line(&format!("us a request, {}", cost.title), most / 1e3, cost.nanoseconds / 1e3, 2);
+        }
+    }
     let theirs = report.sidecars.iter().find(|row| row.peer == Peer::Envoy);
     if let Some(theirs) = theirs.filter(|row| !row.ratio.median.is_nan()) {
         lines += &line("CPU a request, `sidecar`, ours / Envoy", SIDECARS, theirs.ratio.median, 3);

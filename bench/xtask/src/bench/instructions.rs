@@ -122,7 +122,7 @@ fn newest_dump(dir: &Path, name: &str) -> Result<PathBuf> {
 }
 
 /// The number behind `totals:` (or `summary:`) in a callgrind dump.
-fn total(text: &str) -> Result<f64> {
+pub(super) fn total(text: &str) -> Result<f64> {
     let line =
         text.lines().rev().find_map(|line| line.strip_prefix("totals:").or(line.strip_prefix("summary:")));
     match line {

@@ -8,6 +8,7 @@ mod cases;
 mod change;
 mod client;
 mod envoy;
+mod filters;
 mod goals;
 mod instructions;
 mod load;
@@ -47,7 +48,7 @@ pub struct Options {
     #[command(subcommand)]
     other: Option<Other>,
     /// Only these cases; `memory`, `upstreams`, `keys`, `change`, `storm`, `scale`,
-    /// `sidecar` and `k6` are cases too
+    /// `sidecar`, `filters` and `k6` are cases too
     #[arg(long = "case")]
     cases: Vec<String>,
     /// Only these peers
@@ -71,14 +72,23 @@ pub struct Options {
 enum Other {
     /// Instructions of a route lookup and of a whole request, counted by callgrind
     RouterInstructions,
+    /// Instructions that the filters of a mesh's sidecars add to a request, counted by callgrind
+    FilterInstructions,
 }
 
 /// # Errors
 /// A program is missing, does not start, or a request fails.
 pub fn run(options: &Options) -> Result<()> {
-    if let Some(Other::RouterInstructions) = options.other {
-        ensure(&[VALGRIND, NGINX, H2LOAD, OPENSSL, TASKSET])?;
-        return instructions::run();
+    match options.other {
+        Some(Other::RouterInstructions) => {
+            ensure(&[VALGRIND, NGINX, H2LOAD, OPENSSL, TASKSET])?;
+            return instructions::run();
+        }
+        Some(Other::FilterInstructions) => {
+            ensure(&[VALGRIND])?;
+            return filters::instructions();
+        }
+        None => {}
     }
     ensure(&[NGINX, HAPROXY, WRK, H2LOAD, OPENSSL, PYTHON, TASKSET])?;
     peers::two_cores()?;
@@ -147,6 +157,10 @@ fn measure_all(bench: &Bench<'_>, options: &Options) -> Result<Report> {
     if wanted("scale") {
         report.scale = scale::measure(bench, &peers)?;
         report.scale.iter().for_each(|row| println!("{}", row.one_line()));
+    }
+    if wanted("filters") && peers.contains(&Peer::Sixfold) {
+        report.filters = filters::measure()?;
+        report.filters.iter().for_each(|cost| println!("{}", cost.one_line()));
     }
     if peers.contains(&Peer::Sixfold) {
         measure_gateway(bench, &mut report, wanted)?;

@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use super::cases::Case;
 use super::change::{Change, Storm};
+use super::filters::{self, Cost};
 use super::goals;
 use super::load::Latency;
 use super::measure::{CaseResult, Effort, Row};
@@ -27,6 +28,7 @@ pub(super) struct Report {
     pub storm: Option<Storm>,
     pub scale: Vec<Scale>,
     pub sidecars: Vec<Sidecars>,
+    pub filters: Vec<Cost>,
     effort: Effort,
     versions: Vec<(Peer, String)>,
     machine: String,
@@ -48,6 +50,7 @@ impl Report {
             storm: None,
             scale: Vec::new(),
             sidecars: Vec::new(),
+            filters: Vec::new(),
             effort,
             versions,
             machine,
@@ -69,6 +72,7 @@ impl Report {
         }
         text += &self.k6_section();
         text += &self.memory_section();
+        text += &filters::section(&self.filters);
         text += &sidecar::section(&self.sidecars);
         text += &scale::section(&self.scale);
         text += &memory::section(&self.resident);

@@ -5,9 +5,10 @@ use bytes::Bytes;
 use prost::Message;
 use serde_json::{Map, Value};
 use sixfold_core::flags::Flag;
-use sixfold_core::headers::{Headers, is_clean, is_token};
+use sixfold_core::header_ops::AppendAction;
+use sixfold_core::headers::{HeaderName, Headers, is_clean, is_token};
 use sixfold_core::message::RequestHead;
-use sixfold_core::plugin::LocalReply;
+use sixfold_core::plugin::{LocalReply, OwnedHeaders};
 use sixfold_xds_api::any::struct_to_json;
 use sixfold_xds_api::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use sixfold_xds_api::pb::envoy::service::auth::v3::check_response::HttpResponse;
@@ -144,8 +145,12 @@ impl Answer {
             || !self.query_remove.is_empty()
     }
 
-    /// Changes the request.
+    /// Changes the request. What the service tells the upstream in a header's place it alone tells: a client's header whose name servers
+    /// take for the same leaves the request.
     pub(super) fn apply(&self, head: &mut RequestHead) {
+        let told = self.request.iter().filter(|change| change.action == AppendAction::OverwriteIfExistsOrAdd);
+        let told = told.filter_map(|change| HeaderName::new(&change.name).ok()).collect();
+        OwnedHeaders::new(told).strip(&mut head.headers);
         self.request.iter().for_each(|change| change.apply_to_request(head));
         self.remove.iter().for_each(|name| mutations::remove(&mut head.headers, name));
         if !self.query_set.is_empty() || !self.query_remove.is_empty() {

@@ -1,11 +1,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, deprecated)]
 use super::*;
 use crate::testing::grpc::{GrpcService, Reply};
-use crate::testing::{self, Alone, finish, now, request_header, stream};
+use crate::testing::{self, Alone, finish, now, request_header, routed, stream};
 use serde_json::json;
 use sixfold_core::headers::Headers;
 use sixfold_core::plugin::{CalloutResponse, HeadPhase, Outcome, Passed, RequestPhases};
-use sixfold_core::route::{Action, PathMatch, Route};
 use sixfold_xds_api::any::json_to_struct;
 use sixfold_xds_api::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
 use sixfold_xds_api::pb::envoy::config::core::v3::http_uri::HttpUpstreamType;
@@ -62,14 +61,6 @@ fn filter(
 ) -> Result<Alone, String> {
     let overrides: Vec<Vec<u8>> = overrides.iter().map(Message::encode_to_vec).collect();
     testing::filter_in(&factory(), &config.encode_to_vec(), &overrides, context)
-}
-
-/// A request that has a route.
-fn routed(target: &str, headers: &[(&str, &str)]) -> Stream {
-    let mut stream = stream(target, headers);
-    let path = PathMatch::Prefix(b"/"[..].into(), false);
-    stream.route = Some(Arc::new(Route::new(path, Action::NonForwarding)));
-    stream
 }
 
 fn option(key: &str, value: &str) -> HeaderValueOption {
@@ -154,14 +145,23 @@ async fn a_denial_is_what_the_service_makes_of_it() {
 }
 
 /// Whatever the service does but answer, the request does not pass, unless the configuration says so.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn no_answer_lets_nobody_pass() {
     for broken in [
         || Reply::Status(14),
+        || Reply::Silence,
         || Reply::Cut,
         || Reply::Message(b"\xff\xff garbage".to_vec()),
         || Reply::Message(vec![0; 10 << 20]),
-    ] as [fn() -> Reply; 4]
+        || {
+            // One that would let it pass, were it shorter.
+            let long = OkHttpResponse {
+                headers: vec![option("x-long", &"a".repeat(10 << 20))],
+                ..Default::default()
+            };
+            Reply::Message(response(0, HttpResponse::OkResponse(long)))
+        },
+    ] as [fn() -> Reply; 6]
     {
         let service = GrpcService::new(move |_| broken());
         let context = service.context();

@@ -32,7 +32,7 @@ use std::time::Duration;
 const NAME: &str = "envoy.filters.http.jwt_authn";
 /// Envoy's `kClockSkewInSecond`.
 const SKEW_SECONDS: u64 = 60;
-/// Entries and bytes of a token where `jwt_cache_config` leaves them out.
+/// Entries and bytes of a token where `jwt_cache_config` leaves them out, or is missing.
 const CACHED_TOKENS: usize = 100;
 const CACHED_BYTES: usize = 4096;
 /// The most entries that a worker keeps for a provider.
@@ -45,7 +45,7 @@ pub(super) struct Provider {
     subjects: Option<StringMatcher>,
     lifetime: Lifetime,
     keys: Keys,
-    cache: Option<TokenCache>,
+    cache: TokenCache,
     skew: u64,
     /// The token goes on to the upstream.
     forward: bool,
@@ -90,10 +90,13 @@ pub(super) type Verified = (Arc<Token>, Arc<KeySet>);
 /// Verified tokens by their texts.
 type Tokens = Cache<Box<[u8]>, Verified>;
 
-/// Tokens that were verified, with the keys of which they were: by others they are verified again.
+/// Tokens that were verified, with the keys of which they were: by others they are verified again. All else is judged of each request,
+/// so that nobody sees of it but in the time of a signature; so there is one whether the configuration asks for it or not.
 struct TokenCache {
     tokens: Arc<PerThread<Tokens>>,
     max_bytes: usize,
+    /// The configuration asks for it, and statistics tell what it finds.
+    is_told: bool,
 }
 
 /// Audiences of which a token must name one, without scheme and final slash; none asks for none.
@@ -163,7 +166,7 @@ impl Provider {
             claims.map(|(index, claim)| told_claim(claim).in_index(index).in_key("claim_to_headers"));
         let claims: Box<[(ClaimPath, HeaderName)]> = claims.collect::<Result<_, _>>()?;
         let owned = payload_header.iter().chain(claims.iter().map(|(_, header)| header)).cloned().collect();
-        let cache = jwt_cache_config.as_ref().map(|config| TokenCache::new(config, value, context));
+        let cache = TokenCache::new(jwt_cache_config.as_ref(), value, context);
         let lifetime = match optional_duration(max_lifetime, "max_lifetime")? {
             Some(longest) => Lifetime::AtMost(longest),
             None if *require_expiration => Lifetime::Some,
@@ -211,21 +214,24 @@ impl Provider {
 
     /// A token that was verified with these keys, or others that are not known any more, of those in the cache.
     pub(super) fn cached(&self, text: &[u8]) -> Option<Verified> {
-        self.cache.as_ref()?.tokens.with(|tokens| tokens.get(text).cloned())?
+        self.cache.tokens.with(|tokens| tokens.get(text).cloned())?
+    }
+
+    /// Whether statistics are to tell what the cache finds; in those of other providers nothing is ever found, as in Envoy.
+    pub(super) fn tells_of_cache(&self) -> bool {
+        self.cache.is_told
     }
 
     /// Keeps a token that was verified.
     pub(super) fn keep(&self, text: &[u8], token: &Arc<Token>, keys: &Arc<KeySet>) {
-        if let Some(cache) = self.cache.as_ref().filter(|cache| text.len() <= cache.max_bytes) {
-            cache.tokens.with(|tokens| tokens.insert(text.into(), (token.clone(), keys.clone())));
+        if text.len() <= self.cache.max_bytes {
+            self.cache.tokens.with(|tokens| tokens.insert(text.into(), (token.clone(), keys.clone())));
         }
     }
 
     /// Forgets a token that has ended.
     pub(super) fn forget(&self, text: &[u8]) {
-        if let Some(cache) = &self.cache {
-            cache.tokens.with(|tokens| tokens.remove(text));
-        }
+        self.cache.tokens.with(|tokens| tokens.remove(text));
     }
 
     /// Whether what the token says of itself fits the provider, at `now` in seconds since 1970; its signature is another
@@ -401,12 +407,13 @@ impl Keys {
 }
 
 impl TokenCache {
-    fn new(config: &JwtCacheConfig, provider: &JwtProvider, context: &BuildContext) -> TokenCache {
-        let JwtCacheConfig { jwt_cache_size, jwt_max_token_size } = config;
+    fn new(config: Option<&JwtCacheConfig>, provider: &JwtProvider, context: &BuildContext) -> TokenCache {
+        let is_told = config.is_some();
+        let JwtCacheConfig { jwt_cache_size, jwt_max_token_size } = config.copied().unwrap_or_default();
         let or = |given: u32, default: usize| if given == 0 { default } else { given as usize };
-        let size = or(*jwt_cache_size, CACHED_TOKENS).min(MOST_CACHED_TOKENS);
+        let size = or(jwt_cache_size, CACHED_TOKENS).min(MOST_CACHED_TOKENS);
         let key = shared_key("tokens of jwt_authn", &provider.encode_to_vec(), context);
         let tokens = context.shared.get_or_insert(&key, || PerThread::new(move || Cache::new(size)));
-        TokenCache { tokens, max_bytes: or(*jwt_max_token_size, CACHED_BYTES) }
+        TokenCache { tokens, max_bytes: or(jwt_max_token_size, CACHED_BYTES), is_told }
     }
 }

@@ -349,9 +349,9 @@ impl<'p: 'r, 'r> Judgement<'p, 'r> {
             matches!(provider.keys(), Ready::Keys(current) if Arc::ptr_eq(&current, keys))
         });
         if self.answers.is_empty() {
-            match known {
-                Some(_) => self.stats.jwt_cache_hit().inc(),
-                None => self.stats.jwt_cache_miss().inc(),
+            match known.is_some() && provider.tells_of_cache() {
+                true => self.stats.jwt_cache_hit().inc(),
+                false => self.stats.jwt_cache_miss().inc(),
             }
         }
         let token = match known {

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value, clippy::panic)]
 use super::*;
+use crate::shared::jwt::Token;
 use crate::shared::jwt::tests::{Signer, set_of};
 use crate::testing::{self, Alone, context_with, finish, now, request_header, stream};
 use bytes::Bytes;
@@ -482,6 +483,35 @@ fn places_are_told_apart_by_name_and_prefix() {
     for (name, value) in [("x-a", format!("b{token}")), ("x-ab", token)] {
         assert!(now(filter.access(&mut stream("/", &[(name, &value)]))).is_none(), "{name}");
     }
+}
+
+/// Where the configuration asks for no cache, statistics tell of none.
+#[test]
+fn verified_tokens_are_kept_whether_that_is_asked_for_or_not() {
+    let signer = Signer::new("ES256");
+    let token = signer.token(&claims(json!({})));
+    let bearer = bearer(&token);
+    let found = |cache: Value| {
+        let context = BuildContext { scope: "http.h.".into(), ..testing::context() };
+        let providers = json!({"p": {
+            "issuer": "i", "local_jwks": {"inline_string": set_of(&[signer.jwk()])}, "jwt_cache_config": cache}});
+        let rules = json!([{"match": {"prefix": "/"}, "requires": {"provider_name": "p"}}]);
+        let config = config(json!({"providers": providers, "rules": rules}), "");
+        let filter = testing::filter_in(&factory(), &config, &[], &context).unwrap();
+        for _ in 0..3 {
+            assert!(now(filter.access(&mut stream("/", &[("authorization", &bearer)]))).is_none());
+        }
+        ["jwt_cache_hit", "jwt_cache_miss"].map(|name| context.metrics.sum("http.h.jwt_authn.", name))
+    };
+    assert_eq!((found(json!({})), found(Value::Null)), ([2, 1], [0, 3]));
+
+    let value = json!({"issuer": "i", "local_jwks": {"inline_string": set_of(&[signer.jwk()])}});
+    let (value, context) = (testing::message(value), testing::context());
+    let provider = Provider::new("p", &value, &context, &JwtStats::new(&context.metrics, "s.")).unwrap();
+    assert!(provider.cached(token.as_bytes()).is_none());
+    let provider::Ready::Keys(keys) = provider.keys() else { panic!("the keys are there") };
+    provider.keep(token.as_bytes(), &Arc::new(Token::parse(token.as_bytes()).unwrap()), &keys);
+    assert!(provider.cached(token.as_bytes()).is_some());
 }
 
 /// A key that its issuer has withdrawn verified tokens that were in the cache until they ended.

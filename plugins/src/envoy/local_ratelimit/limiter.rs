@@ -3,13 +3,13 @@
 use crate::shared::counters::{Counter, Counters, Key};
 use crate::shared::token_bucket::{Rate, TokenBucket};
 use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::fast_hash::FastMap;
 use sixfold_core::rate_limit::Descriptor;
 use sixfold_xds_api::pb::envoy::extensions::common::ratelimit::v3::LocalRateLimitDescriptor;
 use sixfold_xds_api::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
 use sixfold_xds_api::pb::envoy::r#type::v3::TokenBucket as ProtoBucket;
 use sixfold_xds_api::values::required;
 use smallvec::SmallVec;
-use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -22,7 +22,7 @@ pub(super) struct Buckets {
     consume_default: bool,
     listed: Box<[Listed]>,
     /// Places among those listed without wildcards, by the hash of their entries.
-    index: HashMap<u64, SmallVec<[usize; 1]>>,
+    index: FastMap<u64, SmallVec<[usize; 1]>>,
     hasher: RandomState,
     counters: Arc<Counters>,
     /// Tells the counters of these buckets from those of others.
@@ -50,10 +50,10 @@ struct Listed {
 }
 
 /// What the buckets say.
-pub(super) struct Verdict {
+pub(super) struct Verdict<'b> {
     pub(super) allowed: bool,
     /// The bucket that decided.
-    pub(super) told: Option<Told>,
+    pub(super) told: Option<Told<'b>>,
     /// It only counts.
     pub(super) shadow: bool,
     /// What the descriptor says of headers about the limit.
@@ -61,8 +61,8 @@ pub(super) struct Verdict {
 }
 
 /// What the response may tell of a bucket.
-pub(super) enum Told {
-    Bucket(Arc<TokenBucket>),
+pub(super) enum Told<'b> {
+    Bucket(&'b Arc<TokenBucket>),
     /// Of one value of a wildcard, when the request came.
     Value {
         max: u64,
@@ -71,18 +71,42 @@ pub(super) enum Told {
     },
 }
 
-impl Told {
+/// The same until the response comes.
+pub(super) enum Kept {
+    Bucket(Arc<TokenBucket>),
+    Value { max: u64, left: u64, next_token: Duration },
+}
+
+impl Told<'_> {
+    /// How long it takes until there is a token.
+    pub(super) fn next_token(&self, now: Instant) -> Duration {
+        match self {
+            Told::Bucket(bucket) => bucket.next_token(now),
+            Told::Value { next_token, .. } => *next_token,
+        }
+    }
+
+    /// Keeps it for the response.
+    pub(super) fn keep(self) -> Kept {
+        match self {
+            Told::Bucket(bucket) => Kept::Bucket(bucket.clone()),
+            Told::Value { max, left, next_token } => Kept::Value { max, left, next_token },
+        }
+    }
+}
+
+impl Kept {
     /// The most tokens, those left, and how long it takes until there is one.
     pub(super) fn numbers(&self, now: Instant) -> (u64, u64, Duration) {
         match self {
-            Told::Bucket(bucket) => (bucket.max() as u64, bucket.left(now) as u64, bucket.next_token(now)),
-            Told::Value { max, left, next_token } => (*max, *left, *next_token),
+            Kept::Bucket(bucket) => (bucket.max() as u64, bucket.left(now) as u64, bucket.next_token(now)),
+            Kept::Value { max, left, next_token } => (*max, *left, *next_token),
         }
     }
 }
 
 /// Takes tokens of the bucket that a counter stands for: it keeps when the bucket was empty.
-fn take_of(rate: Rate, counter: &mut Counter, tokens: f64, now: u64) -> (bool, Told) {
+fn take_of(rate: Rate, counter: &mut Counter, tokens: f64, now: u64) -> (bool, Told<'static>) {
     let (now, full, token) = (now as f64, f64::from(rate.max), rate.token());
     let empty_at = if counter.until == 0 { now - full * token } else { f64::from_bits(counter.before) };
     let there = ((now - empty_at) / token).clamp(0.0, full);
@@ -158,7 +182,7 @@ impl Buckets {
         counters: Arc<Counters>,
     ) -> Buckets {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let (hasher, mut index) = (RandomState::new(), HashMap::<_, SmallVec<[usize; 1]>>::new());
+        let (hasher, mut index) = (RandomState::new(), FastMap::<_, SmallVec<[usize; 1]>>::default());
         for (place, one) in listed.iter().enumerate().filter(|(_, one)| one.bucket.is_some()) {
             let entries = one.entries.iter().map(|(key, value)| (&**key, &**value));
             index.entry(hash(&hasher, entries)).or_default().push(place);
@@ -200,9 +224,9 @@ impl Buckets {
     }
 
     /// Takes tokens for a request, of which this process has a `share`.
-    pub(super) fn judge(&self, descriptors: &[Descriptor<'_>], share: f64, now: Instant) -> Verdict {
-        type Matched<'a, 'd> = SmallVec<[(usize, &'a Listed, &'a Descriptor<'d>); 4]>;
-        let mut matched: Matched<'_, '_> = descriptors
+    pub(super) fn judge(&self, descriptors: &[Descriptor<'_>], share: f64, now: Instant) -> Verdict<'_> {
+        type Matched<'a, 'd, 'e> = SmallVec<[(usize, &'a Listed, &'d Descriptor<'e>); 4]>;
+        let mut matched: Matched<'_, '_, '_> = descriptors
             .iter()
             .filter_map(|descriptor| {
                 let place = self.find(descriptor)?;
@@ -233,25 +257,25 @@ impl Buckets {
             Fallback::Never => Verdict { allowed: false, ..ALLOWED },
             Fallback::Bucket(_, bucket) => {
                 let allowed = bucket.take(1.0 / share, now);
-                let own = Verdict { allowed, told: Some(Told::Bucket(bucket.clone())), ..ALLOWED };
+                let own = Verdict { allowed, told: Some(Told::Bucket(bucket)), ..ALLOWED };
                 if allowed { first.unwrap_or(own) } else { own }
             }
         }
     }
 
-    fn take(
+    fn take<'b>(
         &self,
         place: usize,
-        one: &Listed,
+        one: &'b Listed,
         descriptor: &Descriptor<'_>,
         share: f64,
         now: Instant,
-    ) -> (bool, Told) {
+    ) -> (bool, Told<'b>) {
         let hits = descriptor.hits.unwrap_or(1) as f64;
         // What is given back costs less than nothing.
         let tokens = if descriptor.is_negative { -hits } else { hits / share };
         match &one.bucket {
-            Some(bucket) => (bucket.take(tokens, now), Told::Bucket(bucket.clone())),
+            Some(bucket) => (bucket.take(tokens, now), Told::Bucket(bucket)),
             None => {
                 let key = self.key(place, descriptor);
                 let time = self.counters.time(now);
@@ -266,7 +290,7 @@ impl Buckets {
 }
 
 /// Nothing decided.
-const ALLOWED: Verdict = Verdict { allowed: true, told: None, shadow: false, x_ratelimit: None };
+const ALLOWED: Verdict<'static> = Verdict { allowed: true, told: None, shadow: false, x_ratelimit: None };
 
 fn hash<'a>(hasher: &RandomState, entries: impl Iterator<Item = (&'a str, &'a str)>) -> u64 {
     let mut state = hasher.build_hasher();

@@ -218,9 +218,51 @@ fn what_tells_more_policies_apart_is_looked_for() {
     assert_eq!(candidates(&|i| both(&format!("/p{i}"), "n7")), [7]);
 }
 
+/// A hundred policies for one path, each for a namespace or a range of addresses, were all asked of each request.
+#[test]
+fn namespaces_and_addresses_tell_policies_apart() {
+    let of = |principals: Condition| {
+        let permissions = Condition::Path(StringMatcher::exact("/p"));
+        Policy { permissions, principals, condition: None }
+    };
+    let uri_sans = vec!["spiffe://cluster.local/ns/n7/sa/a7".into()];
+    let mut subject =
+        Stream::new(Arc::new(connection(Some(Certificate { uri_sans, ..Certificate::default() }))));
+    subject.request.target.set(b"/p");
+    subject.remote = "10.7.0.1:1".parse().unwrap();
+    let candidates = |principals: &dyn Fn(usize) -> Condition| {
+        let policies: Vec<Policy> = (0..100).map(|i| of(principals(i))).collect();
+        Index::new(policies.iter()).unwrap().candidates(&subject).to_vec()
+    };
+    let name = |test| Condition::Authenticated(Some(test));
+    let regex = |text: String| StringMatcher::Regex(crate::regex::Regex::full(&text).unwrap());
+    let text = |text: String| text.into_bytes().into();
+    assert_eq!(candidates(&|i| name(regex(format!(".*/ns/n{i}/.*")))), [7]);
+    assert_eq!(candidates(&|i| name(regex(format!("spiffe://.+/ns/n{i}/(.+/|)sa/beta(/.+)?")))), [7]);
+    assert_eq!(candidates(&|i| name(StringMatcher::Suffix(text(format!("/sa/a{i}")), false))), [7]);
+    let prefix = |i| StringMatcher::Prefix(text(format!("spiffe://cluster.local/ns/n{i}/")), false);
+    assert_eq!(candidates(&|i| name(prefix(i))), [7]);
+    assert_eq!(candidates(&|i| Condition::Remote(range(&format!("10.{i}.0.0/16")))), [7]);
+    assert_eq!(candidates(&|i| Condition::DirectRemote(range(&format!("10.{}.9.1/16", i + 2)))), [7]);
+}
+
 mod indexed {
     use super::*;
     use proptest::prelude::*;
+
+    fn part_of_name() -> &'static str {
+        "/?[ab]?/?[ab]?/?"
+    }
+
+    fn name_test(text: &str, kind: usize) -> StringMatcher {
+        let bytes = || text.as_bytes().into();
+        match kind {
+            0 => StringMatcher::Prefix(bytes(), false),
+            1 => StringMatcher::Suffix(bytes(), false),
+            2 => StringMatcher::Contains(bytes(), false),
+            _ => StringMatcher::Regex(crate::regex::Regex::full(&format!(".*{text}.*")).unwrap()),
+        }
+    }
 
     fn any_condition() -> impl Strategy<Value = Condition> {
         let text = "/?[ab]{0,2}";
@@ -235,6 +277,15 @@ mod indexed {
                 true
             ))),
             "[ab]{0,1}".prop_map(|text: String| Condition::Authenticated(Some(StringMatcher::exact(&text)))),
+            (part_of_name(), 0..4)
+                .prop_map(|(text, kind)| Condition::Authenticated(Some(name_test(&text, kind)))),
+            ("10\\.[01]\\.0\\.[01]/(0|15|16|32)", 0..3).prop_map(|(net, side)| {
+                let net = range(&net);
+                [Condition::Source(net), Condition::DirectRemote(net), Condition::Remote(net)]
+                    .into_iter()
+                    .nth(side)
+                    .unwrap()
+            }),
             any::<bool>().prop_map(|always| match always {
                 true => Condition::Always,
                 false => Condition::Authenticated(None),
@@ -256,10 +307,13 @@ mod indexed {
         fn policies_are_found_as_by_asking_all(
             policies in prop::collection::vec((any_condition(), any_condition()), 2..12),
             path in prop::option::of("/?[ab]{0,3}"),
-            names in prop::option::of(prop::collection::vec("[ab]{0,1}", 0..3)),
+            names in prop::option::of(prop::collection::vec("/?[ab]?/?[ab]?/?[ab]?", 0..3)),
+            addresses in prop::array::uniform3("10\\.[01]\\.0\\.[01]:1"),
         ) {
             let peer = names.map(|uri_sans| Certificate { uri_sans, ..Certificate::default() });
-            let mut stream = Stream::new(Arc::new(connection(peer)));
+            let [remote, direct_remote, forwarded] = addresses.map(|address| address.parse().unwrap());
+            let mut stream = Stream::new(Arc::new(Connection { remote, direct_remote, ..connection(peer) }));
+            stream.remote = forwarded;
             stream.request.target.set(path.unwrap_or_default().as_bytes());
             let policies: BTreeMap<Arc<str>, Policy> = policies.into_iter().enumerate().map(|(at, (permissions, principals))| {
                 (format!("{at:02}").into(), Policy { permissions, principals, condition: None })

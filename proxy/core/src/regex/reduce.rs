@@ -40,24 +40,38 @@ pub(super) struct Shape {
     pub(super) prefix: Box<[u8]>,
     /// What every match holds somewhere.
     pub(super) required: Box<[u8]>,
+    /// The whole expression is `.*LITERAL.*`, anchored at both ends; the literal is what is required.
+    pub(super) is_within: bool,
 }
 
 impl Shape {
     /// `full` expressions are anchored at both ends.
     pub(super) fn of(hir: &Hir, full: bool) -> Shape {
         let mut steps = Vec::new();
-        if full && flatten(hir, true, true, &mut steps).is_some() && is_deterministic(&steps) {
+        let is_flat = full && flatten(hir, true, true, &mut steps).is_some();
+        if let ([Step::Line { min: 0 }, Step::Literal(text), Step::Line { min: 0 }], true) =
+            (&*steps, is_flat)
+            && !text.contains(&b'\n')
+        {
+            return Shape { required: text.clone(), is_within: true, ..Shape::default() };
+        }
+        if is_flat && is_deterministic(&steps) {
             let prefix = match steps.first() {
                 Some(Step::Literal(text)) => text.clone(),
                 _ => Box::default(),
             };
-            return Shape { steps: Some(steps.into()), prefix, required: required(hir).into() };
+            return Shape {
+                steps: Some(steps.into()),
+                prefix,
+                required: required(hir).into(),
+                is_within: false,
+            };
         }
         let mut prefix = Vec::new();
         if full {
             leading(hir, &mut prefix);
         }
-        Shape { steps: None, prefix: prefix.into(), required: required(hir).into() }
+        Shape { steps: None, prefix: prefix.into(), required: required(hir).into(), is_within: false }
     }
 }
 
