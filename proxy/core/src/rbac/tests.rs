@@ -277,9 +277,9 @@ mod indexed {
                 true
             ))),
             "[ab]{0,1}".prop_map(|text: String| Condition::Authenticated(Some(StringMatcher::exact(&text)))),
-            (part_of_name(), 0..4)
+            (part_of_name(), 0..4usize)
                 .prop_map(|(text, kind)| Condition::Authenticated(Some(name_test(&text, kind)))),
-            ("10\\.[01]\\.0\\.[01]/(0|15|16|32)", 0..3).prop_map(|(net, side)| {
+            ("10\\.[01]\\.0\\.[01]/(0|15|16|32)", 0..3usize).prop_map(|(net, side)| {
                 let net = range(&net);
                 [Condition::Source(net), Condition::DirectRemote(net), Condition::Remote(net)]
                     .into_iter()
