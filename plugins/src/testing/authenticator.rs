@@ -1,17 +1,23 @@
 //! What every authenticator must withstand, whoever it is: a new one enters by a line in [`AUTHENTICATORS`].
 
-use super::{chain_of, known, pass_waiting, stream};
+use super::grpc::{GrpcService, Reply};
+use super::{Answering, chain_of, known, pass_waiting, routed};
 use crate::shared::jwt::tests::{ALGORITHMS, Signer, set_of};
 use crate::shared::jwt::{from_base64url, to_base64url};
 use aws_lc_rs::hmac;
 use prost::Message;
 use serde_json::{Value, json};
-use sixfold_core::plugin::{BuildContext, Chain};
+use sixfold_core::headers::Headers;
+use sixfold_core::plugin::{BuildContext, CalloutRequest, CalloutResponse, Chain};
 use sixfold_core::stream::Stream;
+use sixfold_xds_api::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use sixfold_xds_api::pb::envoy::extensions::filters::http::{
-    api_key_auth::v3::ApiKeyAuth, basic_auth::v3::BasicAuth, jwt_authn::v3::JwtAuthentication,
-    oauth2::v3::OAuth2,
+    api_key_auth::v3::ApiKeyAuth, basic_auth::v3::BasicAuth, ext_authz::v3::ExtAuthz,
+    jwt_authn::v3::JwtAuthentication, oauth2::v3::OAuth2,
 };
+use sixfold_xds_api::pb::envoy::service::auth::v3::check_response::HttpResponse;
+use sixfold_xds_api::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse, OkHttpResponse};
+use sixfold_xds_api::pb::google::rpc::Status;
 use std::sync::Arc;
 
 /// An authenticator that takes jack for who he is, and nobody else.
@@ -32,7 +38,7 @@ pub(crate) struct Authenticator {
 type Make = fn() -> Authenticator;
 
 /// All of them.
-const AUTHENTICATORS: [(&str, Make); 7] = [
+const AUTHENTICATORS: [(&str, Make); 9] = [
     ("jwt_authn", jwt_authn),
     ("basic_auth", basic_auth),
     ("api_key_auth", api_key_auth),
@@ -40,13 +46,18 @@ const AUTHENTICATORS: [(&str, Make); 7] = [
     ("key-auth", key_auth),
     ("basic-auth", apisix_basic_auth),
     ("jwt-auth", apisix_jwt_auth),
+    ("ext_authz", ext_authz),
+    ("ext_authz by HTTP", ext_authz_by_http),
 ];
 
-fn filter<M: Message + Default + prost::Name>(config: Value) -> Arc<Chain> {
+pub(super) fn filter<M: Message + Default + prost::Name>(config: Value) -> Arc<Chain> {
     filter_in::<M>(config, &super::context())
 }
 
-fn filter_in<M: Message + Default + prost::Name>(config: Value, context: &BuildContext) -> Arc<Chain> {
+pub(super) fn filter_in<M: Message + Default + prost::Name>(
+    config: Value,
+    context: &BuildContext,
+) -> Arc<Chain> {
     let registry = crate::registry();
     let factory = registry.filter(&M::full_name()).unwrap();
     let config = super::message::<M>(config).encode_to_vec();
@@ -301,12 +312,77 @@ fn apisix_jwt_auth() -> Authenticator {
     }
 }
 
+/// What a credential of a header alone is not.
+fn forged_texts() -> Vec<(String, String)> {
+    [
+        "jack",
+        "JACK-S-KEY",
+        "jack-s-key ",
+        " jack-s-key",
+        "jack-s-key,jack-s-key",
+        "jack-s-key;",
+        "jack-s-key\t",
+    ]
+    .map(|text| (text.to_owned(), text.to_owned()))
+    .to_vec()
+}
+
+/// A service that is told of the request and knows jack's key.
+fn ext_authz() -> Authenticator {
+    let service = GrpcService::new(|message| {
+        let told = CheckRequest::decode(message).unwrap().attributes.unwrap().request.unwrap().http.unwrap();
+        let is_jack = told.headers.get("x-key").is_some_and(|key| key == "jack-s-key");
+        let status = Status { code: if is_jack { 0 } else { 7 }, ..Status::default() };
+        let header = HeaderValue { key: "X-User".into(), value: "jack".into(), ..HeaderValue::default() };
+        let header = HeaderValueOption { header: Some(header), ..HeaderValueOption::default() };
+        let ok = OkHttpResponse { headers: vec![header], ..OkHttpResponse::default() };
+        let http_response = is_jack.then_some(HttpResponse::OkResponse(ok));
+        let answer = CheckResponse { status: Some(status), http_response, ..CheckResponse::default() };
+        Reply::Message(answer.encode_to_vec())
+    });
+    let config =
+        json!({"grpc_service": {"envoy_grpc": {"cluster_name": "authz"}}, "transport_api_version": "V3"});
+    by_service(filter_in::<ExtAuthz>(config, &service.context()))
+}
+
+/// The same by HTTP.
+fn ext_authz_by_http() -> Authenticator {
+    let answer = |request: &CalloutRequest| {
+        let mut keys = request.headers.get_all("x-key");
+        let is_jack = keys.next().is_some_and(|key| key == b"jack-s-key") && keys.next().is_none();
+        let mut headers = Headers::new();
+        if is_jack {
+            headers.push(b"x-user", b"jack");
+        }
+        CalloutResponse { status: if is_jack { 200 } else { 401 }, headers, body: bytes::Bytes::new() }
+    };
+    let context = BuildContext { callout: Arc::new(Answering(answer)), ..super::context() };
+    let config = json!({
+        "http_service": {
+            "server_uri": {"uri": "http://authz.test", "cluster": "authz", "timeout": "1s"},
+            "authorization_response": {"allowed_upstream_headers": {"patterns": [{"exact": "x-user"}]}}},
+        "allowed_headers": {"patterns": [{"exact": "x-key"}]}, "transport_api_version": "V3",
+    });
+    by_service(filter_in::<ExtAuthz>(config, &context))
+}
+
+fn by_service(chain: Arc<Chain>) -> Authenticator {
+    Authenticator {
+        chain,
+        header: "x-key",
+        prefix: "",
+        credential: "jack-s-key".to_owned(),
+        identity: "x-user",
+        forged: forged_texts(),
+    }
+}
+
 impl Authenticator {
     /// Whether a request with these values of the header passes, and whom the upstream takes it for.
     async fn tries(&self, values: &[&str], more: &[(&str, &str)]) -> (bool, Vec<String>) {
         let mut headers: Vec<(&str, &str)> = values.iter().map(|value| (self.header, *value)).collect();
         headers.extend(more);
-        let mut s = stream("/", &headers);
+        let mut s = routed("/", &headers);
         let refused = pass_waiting(&self.chain, &mut s).await;
         assert!(refused.as_ref().is_none_or(|reply| matches!(reply.status, 401 | 403)));
         (refused.is_none(), self.identities(&s))

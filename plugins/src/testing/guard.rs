@@ -3,13 +3,13 @@
 
 use super::authenticator::{filter, filter_in};
 use super::grpc::{GrpcService, Reply};
-use super::{Alone, Answering, finish, routed};
+use super::{Answering, pass_waiting, routed};
 use prost::Message;
 use serde_json::json;
 use sixfold_core::hcm::{EscapedSlashes, PathOptions};
 use sixfold_core::headers::Headers;
 use sixfold_core::path::{Prepared, prepare};
-use sixfold_core::plugin::{BuildContext, CalloutRequest, CalloutResponse};
+use sixfold_core::plugin::{BuildContext, CalloutRequest, CalloutResponse, Chain};
 use sixfold_xds_api::pb::envoy::extensions::filters::http::{
     ext_authz::v3::ExtAuthz, jwt_authn::v3::JwtAuthentication, rbac::v3::Rbac,
 };
@@ -17,7 +17,7 @@ use sixfold_xds_api::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse}
 use sixfold_xds_api::pb::google::rpc::Status;
 use std::sync::Arc;
 
-type Make = fn() -> Alone;
+type Make = fn() -> Arc<Chain>;
 
 /// Each lets requests pass for whatever is not below `/admin`, and those for `/public`.
 const GUARDS: [(&str, Make); 6] = [
@@ -30,7 +30,7 @@ const GUARDS: [(&str, Make); 6] = [
 ];
 
 /// The only policy is about these permissions.
-fn rbac(action: &str, permission: serde_json::Value) -> Alone {
+fn rbac(action: &str, permission: serde_json::Value) -> Arc<Chain> {
     filter::<Rbac>(json!({"rules": {"action": action, "policies": {"p": {
         "permissions": [permission], "principals": [{"any": true}]}}}}))
 }
@@ -40,20 +40,20 @@ fn below(path: &str) -> serde_json::Value {
     json!({"or_rules": {"rules": [is(json!({"exact": path})), is(json!({"prefix": format!("{path}/")})), is(json!({"prefix": format!("{path};")}))]}})
 }
 
-fn rbac_that_denies() -> Alone {
+fn rbac_that_denies() -> Arc<Chain> {
     rbac("DENY", below("/admin"))
 }
 
-fn rbac_that_allows() -> Alone {
+fn rbac_that_allows() -> Arc<Chain> {
     rbac("ALLOW", below("/public"))
 }
 
-fn rbac_that_allows_others() -> Alone {
+fn rbac_that_allows_others() -> Arc<Chain> {
     rbac("ALLOW", json!({"not_rule": below("/admin")}))
 }
 
 /// Below `/admin` a token is wanted, and none is there.
-fn jwt_authn() -> Alone {
+fn jwt_authn() -> Arc<Chain> {
     filter::<JwtAuthentication>(json!({
         "providers": {"p": {"issuer": "i", "local_jwks": {"inline_string": r#"{"keys": [{"kty": "oct", "k": "AAAA"}]}"#}}},
         "rules": [{"match": {"path": "/admin"}, "requires": {"provider_name": "p"}},
@@ -68,7 +68,7 @@ fn is_admin(path: &str) -> bool {
     path == "/admin" || path.starts_with("/admin/") || path.starts_with("/admin;")
 }
 
-fn ext_authz() -> Alone {
+fn ext_authz() -> Arc<Chain> {
     let service = GrpcService::new(|message| {
         let told = CheckRequest::decode(message).unwrap().attributes.unwrap().request.unwrap().http.unwrap();
         assert_eq!(told.headers[":path"], told.path);
@@ -80,7 +80,7 @@ fn ext_authz() -> Alone {
     filter_in::<ExtAuthz>(config, &service.context())
 }
 
-fn ext_authz_by_http() -> Alone {
+fn ext_authz_by_http() -> Arc<Chain> {
     let answer = |request: &CalloutRequest| {
         let path = request.uri.strip_prefix("http://ext-authz/check").unwrap();
         let status = if is_admin(path) { 403 } else { 200 };
@@ -189,7 +189,7 @@ async fn every_guard_sees_the_path_that_the_upstream_sees() {
                 continue;
             }
             let seen = s.request.target.full().to_vec();
-            let passes = finish(guard.access(&mut s)).await.is_none();
+            let passes = pass_waiting(&guard, &mut s).await.is_none();
             let forwarded = taken_for(s.request.target.path());
             assert_eq!(s.request.target.full(), seen, "{name}: {path} is sent on as it was judged");
             if passes {
@@ -202,7 +202,7 @@ async fn every_guard_sees_the_path_that_the_upstream_sees() {
         }
         assert!(passed > 100 && refused > 100, "{name}: {passed} passed, {refused} were refused");
         for open in ["/public", "/public/a%20b?x=/admin", "/public;a=b"] {
-            assert!(finish(guard.access(&mut routed(open, &[]))).await.is_none(), "{name}: {open}");
+            assert!(pass_waiting(&guard, &mut routed(open, &[])).await.is_none(), "{name}: {open}");
         }
     }
 }
@@ -216,7 +216,7 @@ async fn every_guard_leaves_paths_as_they_are() {
             ["/admin", "/admin/", "/admin/../admin/x", "/admin//x", "/admin/%2e%2e/public", "/admin?public"]
         {
             let mut s = routed(path, &[]);
-            assert!(finish(guard.access(&mut s)).await.is_some(), "{name}: {path}");
+            assert!(pass_waiting(&guard, &mut s).await.is_some(), "{name}: {path}");
             assert_eq!(s.request.target.full(), path.as_bytes(), "{name}");
         }
     }

@@ -189,6 +189,8 @@ fn parts_needed(name: &StringMatcher) -> SmallVec<[&[u8]; 8]> {
     if !reaches_end {
         parts.pop();
     }
+    // Of `spiffe://` there is one that all names have.
+    parts.retain(|part| !part.is_empty());
     parts
 }
 

@@ -238,7 +238,6 @@ fn namespaces_and_addresses_tell_policies_apart() {
     let regex = |text: String| StringMatcher::Regex(crate::regex::Regex::full(&text).unwrap());
     let text = |text: String| text.into_bytes().into();
     assert_eq!(candidates(&|i| name(regex(format!(".*/ns/n{i}/.*")))), [7]);
-    assert_eq!(candidates(&|i| name(regex(format!("spiffe://.+/ns/n{i}/(.+/|)sa/beta(/.+)?")))), [7]);
     assert_eq!(candidates(&|i| name(StringMatcher::Suffix(text(format!("/sa/a{i}")), false))), [7]);
     let prefix = |i| StringMatcher::Prefix(text(format!("spiffe://cluster.local/ns/n{i}/")), false);
     assert_eq!(candidates(&|i| name(prefix(i))), [7]);
