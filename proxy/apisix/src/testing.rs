@@ -75,6 +75,7 @@ impl Knock {
 }
 
 /// The text is what instances see.
+#[allow(clippy::needless_pass_by_value)]
 fn metadata(said: Value) -> Result<String, ConfigError> {
     match said["text"].as_str() {
         Some("bad") | None => Err(ConfigError::field("text", "is bad")),

@@ -180,7 +180,7 @@ impl BodyFilters {
     pub fn of_request(chain: &Chain, from: Option<Position>, until: Option<Position>) -> Option<BodyFilters> {
         let bodies = chain.body(Direction::Request).iter().map(|placed| placed.position);
         let trailers = chain.trailers(Direction::Request).iter().map(|placed| placed.position);
-        let (part, trailers) = (part_of(bodies, from, until), part_of(trailers, from, until));
+        let (part, trailers) = (part_of(&bodies, from, until), part_of(&trailers, from, until));
         let filters = BodyFilters { part, trailers, ..BodyFilters::new(Direction::Request) };
         (!filters.part.is_empty() || !filters.trailers.is_empty()).then_some(filters)
     }
@@ -335,7 +335,7 @@ enum Settled<'p> {
 
 /// Of positions in their order, the part at `from` and behind it, and before `until`.
 fn part_of(
-    positions: impl Iterator<Item = Position> + Clone,
+    positions: &(impl Iterator<Item = Position> + Clone),
     from: Option<Position>,
     until: Option<Position>,
 ) -> Range<usize> {
