@@ -179,11 +179,78 @@ fn no_script_holds_its_worker() {
         "string.rep('x', 1000000):gsub('x', string.rep('y', 1000000))",
         "string.rep('(', 1000000):find('%b()')",
         "local s = string.rep('a', 1000000) while true do s:find('b', 1, true) end",
+        "while true do string.rep('ab', 4000000) end",
+        "while true do pcall(string.rep, 'ab', 1000000000) end",
+        "local s = string.rep('ab', 2000000) while true do s:upper() s:lower() s:reverse() end",
+        "local s, i = string.rep('a', 4000000), 0 while true do i = i + 1 s:sub(1 + i % 7, -2) end",
+        "local s = string.rep('a', 4000) while true do s:byte(1, 4000) end",
+        "local s = string.rep('a', 1000000) while true do string.format('%q', s) end",
+        "local s = string.rep('a', 4000000) local a, b = s .. 'b', s .. 'c' while true do local _ = a < b end",
+        "local s = string.rep('a', 4000000) while true do local _ = s .. 'b' end",
+        "local t = {} for i = 1, 100000 do t[i] = 'abcdefgh' end while true do table.concat(t) end",
+        "local t = {} while true do table.insert(t, 1, 1) end",
+        "local t = {} for i = 1, 100000 do t[i] = i end while true do table.remove(t, 1) t[#t + 1] = 1 end",
+        "local t = {} for i = 1, 100000 do t[i] = i * 7919 % 100003 end while true do table.sort(t) t[1] = 1e9 end",
+        "local s = string.rep('a', 1000000) local t = {} for i = 1, 50000 do t[i] = i % 2 == 0 and s or s .. 'b' end \
+         table.sort(t)",
+        "local s = '--' .. string.rep('a', 4000000) while true do loadstring(s) end",
+        "local t = {} for i = 1, 500000 do t[i] = {} end while true do collectgarbage() end",
+        "local s = string.rep('a', 1000000) while true do h:base64Escape(s) end",
+        "local s = string.rep('a', 60000) while true do h:headers():replace('x-a', s) end",
+        "local s = string.rep('a', 60000) h:headers():replace('x-a', s) while true do h:headers():get('x-a') end",
+        "local i = 0 while true do i = i + 1 h:headers():add('x-a' .. i, 'v') end",
+        "local i = 0 while true do i = i + 1 h:streamInfo():dynamicMetadata():set('a', 'b' .. i, 'c') end",
+        "local s = string.rep('a', 100000) while true do h:logTrace(s) end",
     ] {
         let filter = filter(&format!("function envoy_on_request(h) {script} end"));
+        let begun = std::time::Instant::now();
         filter.request(&mut stream());
+        let took = begun.elapsed();
         assert_eq!(filter.errors(), 1, "{script}");
+        // Twice and a half of its time: other work has the machine too.
+        assert!(took.as_millis() < 2_500, "{took:?}: {script}");
     }
+}
+
+/// What is counted does what it does in LuaJIT.
+#[test]
+fn functions_that_are_counted_do_the_same() {
+    for (expression, expected) in [
+        ("('ab'):rep(2, '-') .. ('ab'):rep(-1) .. ('x'):rep('2')", "ab-abxx"),
+        ("('abc'):sub(2) .. ('abc'):sub(-2, -2) .. ('a'):rep(300):sub(299)", "bcbaa"),
+        ("('aB'):upper() .. ('aB'):lower() .. ('ab'):reverse() .. string.upper(5)", "ABabba5"),
+        ("table.concat({('abc'):byte(1, -1)}, ' ') .. #{('a'):rep(40):byte(1, 40)}", "97 98 9940"),
+        ("string.format('%s-%d', 'a', 3)", "a-3"),
+        (
+            "(function() local t = {1, 2} table.insert(t, 1, 0) table.insert(t, 9) t[9] = table.remove(t, 1) \
+          table.remove(t) return table.concat(t, ',') end)()",
+            "1,2",
+        ),
+        (
+            "(function() local t = {3, 1, 2} table.sort(t) local s = table.concat(t) \
+          table.sort(t, function(a, b) return a > b end) return s .. table.concat(t) end)()",
+            "123321",
+        ),
+        ("loadstring('return 7')()", "7"),
+        (
+            "select(2, pcall(function() local _ = ('x'):rep({}) end)):match('bad argument.*')",
+            "bad argument #1 to 'rep' (number expected, got table)",
+        ),
+    ] {
+        assert_eq!(told(expression), expected, "{expression}");
+    }
+}
+
+/// A script that catches its errors sees where they are said to be.
+#[test]
+fn errors_name_the_script_as_in_envoy() {
+    let text = "\nfunction envoy_on_request(h)\n local _, why = pcall(error, 'x', 0)\n \
+                _, why = pcall(function() error('no') end) h:headers():add('x-told', why)\nend";
+    let filter = filter(text);
+    let mut stream = stream();
+    filter.request(&mut stream);
+    assert_eq!(header(&stream, "x-told"), "[string \"...\"]:4: no");
+    assert!(Vm::new("error('at load')").err().unwrap().starts_with("[string \"error('at load')\"]:1: "));
 }
 
 /// LuaJIT's own functions, and those in their place, of many texts and patterns.

@@ -13,8 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// Bytes that the objects of all scripts of one machine may take.
 pub(super) const MEMORY: usize = 64 << 20;
 
-/// Instructions between two looks at what is left of the budget of a script.
-const STRIDE: u32 = 10_000;
+/// Instructions between two looks at what is left of the budget of a script: as few as there may be that each join texts of
+/// megabytes.
+const STRIDE: u32 = 250;
+
+/// Instructions that one call of the host takes the time of.
+const CALL: u64 = 50;
 
 /// What a service has answered.
 pub(super) struct Answer {
@@ -104,13 +108,22 @@ impl Vm {
         let counted = budget.clone();
         let spent = lua.create_function(move |_, ()| Ok(counted.is_spent()))?;
         strings::bound(&lua, &budget)?;
-        let log = lua.create_function(|_, (level, text): (u8, LuaString)| {
+        let counted = budget.clone();
+        let take = lua.create_function(move |_, count: f64| Ok(!counted.take(count as u64)))?;
+        lua.load(include_str!("bulk.lua")).set_name("=bulk").call::<()>((take, MEMORY as f64))?;
+        let counted = budget.clone();
+        let log = lua.create_function(move |_, (level, text): (u8, LuaString)| {
+            if !counted.take(CALL) || !counted.take_bytes(text.as_bytes().len()) {
+                return Err(mlua::Error::runtime(SPENT));
+            }
             host::log(level, &text.to_string_lossy());
             Ok(())
         })?;
         let prelude = lua.load(include_str!("prelude.lua")).set_name("=prelude");
         let api: Table = prelude.call((host::operations(&lua)?, spent, log))?;
-        lua.load(source).set_name("=script").exec()?;
+        // Errors name a script by its first line, as in Envoy: `[string "..."]:2: ...`.
+        let named = source.split('\0').next().unwrap_or_default();
+        lua.load(source).set_name(named).exec()?;
         let function = |name: &str| lua.globals().get::<Option<Function>>(name);
         let (on_request, on_response) = (function("envoy_on_request")?, function("envoy_on_response")?);
         let (enter, handle) = (api.get("enter")?, api.get("handle")?);
@@ -169,12 +182,28 @@ impl Vm {
         };
         self.lua.scope(move |scope| {
             let call = scope.create_function_mut(move |lua, (op, arguments): (u8, MultiValue)| {
-                host.call(lua, op, arguments)
+                if !self.budget.take(CALL) || !self.budget.take_bytes(length(&arguments)) {
+                    return Err(mlua::Error::runtime(SPENT));
+                }
+                let given = host.call(lua, op, arguments)?;
+                // What ends by this ends with the next look at the budget.
+                self.budget.take_bytes(length(&given));
+                Ok(given)
             })?;
             self.enter.call::<()>((call, number))?;
             thread.resume::<MultiValue>(arguments).map(drop)
         })
     }
+}
+
+/// Bytes of values that go to the host or come from it; those of a list are not looked at.
+fn length(values: &MultiValue) -> usize {
+    let of = |value: &mlua::Value| match value {
+        mlua::Value::String(text) => text.as_bytes().len(),
+        mlua::Value::Table(list) => list.raw_len() * 16,
+        _ => 0,
+    };
+    values.iter().map(of).sum()
 }
 
 /// An error in one line, as Envoy's log has it.
