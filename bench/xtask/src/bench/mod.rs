@@ -26,6 +26,7 @@ mod upstream;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
@@ -37,7 +38,7 @@ use self::memory::Held;
 use self::peers::{Peer, Programs};
 use self::report::Report;
 use self::upstream::Upstream;
-use crate::process::{root, target};
+use crate::process::{output, root, target};
 use crate::tools::{H2LOAD, HAPROXY, NGINX, OPENSSL, PYTHON, TASKSET, VALGRIND, WRK, ensure};
 
 /// Arrival rate of the k6 case: k6 itself takes most of a core at 12,000 requests a second.
@@ -123,11 +124,22 @@ fn build(binary: Option<&Path>) -> Result<PathBuf> {
     crate::tools::build_proxy("release")
 }
 
+/// Which code is measured: the commit, `-dirty` if files of it were changed.
+fn code(binary: Option<&Path>) -> String {
+    if let Some(binary) = binary {
+        return format!("that of `{}`", binary.display());
+    }
+    let mut describe = Command::new("git");
+    describe.current_dir(root()).args(["describe", "--always", "--dirty", "--exclude=*"]);
+    output(&mut describe)
+        .map_or_else(|_| "unknown".to_owned(), |commit| format!("commit `{}`", commit.trim()))
+}
+
 fn measure_all(bench: &Bench<'_>, options: &Options) -> Result<Report> {
     let wanted = |name: &str| options.cases.is_empty() || options.cases.iter().any(|case| case == name);
     let peers = [Peer::Sixfold, Peer::Envoy, Peer::Nginx, Peer::Haproxy, Peer::TcpForward];
     let peers = if options.peers.is_empty() { peers.to_vec() } else { options.peers.clone() };
-    let mut report = Report::begin(bench.effort, bench.programs.versions())?;
+    let mut report = Report::begin(bench.effort, bench.programs.versions(), code(options.binary.as_deref()))?;
     for case in CASES.iter().filter(|case| wanted(case.name)) {
         println!("{}", case.title);
         let result = bench.case(case, &peers)?;

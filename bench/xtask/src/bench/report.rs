@@ -32,13 +32,15 @@ pub(super) struct Report {
     effort: Effort,
     versions: Vec<(Peer, String)>,
     machine: String,
+    /// Which code was measured
+    code: String,
     load_average: (f64, f64),
 }
 
 impl Report {
     /// # Errors
     /// There is no /proc.
-    pub(super) fn begin(effort: Effort, versions: Vec<(Peer, String)>) -> Result<Self> {
+    pub(super) fn begin(effort: Effort, versions: Vec<(Peer, String)>, code: String) -> Result<Self> {
         let load = procfs::load_average()?;
         let machine = procfs::machine()?;
         Ok(Self {
@@ -54,6 +56,7 @@ impl Report {
             effort,
             versions,
             machine,
+            code,
             load_average: (load, load),
         })
     }
@@ -87,6 +90,7 @@ impl Report {
         let mut text = format!(
             "# Load tests\n\n\
              Made by `cargo xtask {}`. Every figure is of this one run.\n\n\
+             - Code: {}.\n\
              - Machine: {}.\n\
              - sixfold and the programs of our own beside it are built with the `release` profile (fat LTO, one codegen unit).\n\
              - One worker each, on a core of its own; the load generator and the upstream (nginx) share the other core.\n\
@@ -102,6 +106,7 @@ impl Report {
              - Load average of the machine: {:.2} when the run began, {:.2} when it ended; at the end of each case it\n\
                \x20 stands under the table. The tests themselves keep two cores busy.\n\n",
             command.join(" "),
+            self.code,
             self.machine,
             self.load_average.0,
             self.load_average.1
@@ -189,4 +194,16 @@ pub(super) fn one_line(row: &Row) -> String {
         row.idle,
         row.after
     )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_report_says_which_code_was_measured() {
+        let report = Report::begin(Effort::quick(), Vec::new(), "commit `308b822`".to_owned()).unwrap();
+        assert!(report.markdown().contains("\n- Code: commit `308b822`.\n"));
+    }
 }
