@@ -1,15 +1,15 @@
-//! Messages of OpenTelemetry's protocol (opentelemetry-proto, versions 1 of logs, traces and their collectors), as far as they are sent.
+//! Messages of OpenTelemetry's protocol (opentelemetry-proto, versions 1 of logs, metrics, traces and their collectors), as far as they are sent.
 
 use prost::{Enumeration, Message};
 use sixfold_core::error::ConfigContext;
-use sixfold_core::export::Batch;
-use sixfold_xds_api::pb::envoy::config::core::v3::TypedExtensionConfig;
+use sixfold_xds_api::pb::envoy::config::core::v3::{GrpcService, HttpService, TypedExtensionConfig};
 use sixfold_xds_api::pb::opentelemetry::proto::common::v1::any_value::Value;
 use sixfold_xds_api::pb::opentelemetry::proto::common::v1::{AnyValue, InstrumentationScope, KeyValue};
 use sixfold_xds_api::values::{Result, required};
 use sixfold_xds_api::{any, refuse};
 
-use crate::collector::{Grpc, Http};
+use crate::collector::{self, Grpc, Http};
+use crate::context::Context;
 
 const ENVIRONMENT: &str =
     "envoy.extensions.tracers.opentelemetry.resource_detectors.v3.EnvironmentResourceDetectorConfig";
@@ -30,6 +30,16 @@ pub(crate) enum Collector {
 }
 
 impl Collector {
+    /// The one that a field `grpc_service` names.
+    pub(crate) fn grpc(context: &Context, service: &GrpcService) -> Result<Collector> {
+        collector::grpc(context, service).map(Collector::Grpc).in_key("grpc_service")
+    }
+
+    /// The one that a field `http_service` names.
+    pub(crate) fn http(context: &Context, service: &HttpService) -> Result<Collector> {
+        collector::http(context, service).map(Collector::Http).in_key("http_service")
+    }
+
     /// Sends a message to one of the services above; whether it was taken.
     pub(crate) async fn export(&self, method: &str, message: Vec<u8>) -> bool {
         match self {
@@ -39,7 +49,8 @@ impl Collector {
     }
 }
 
-/// `ExportLogsServiceRequest` and `ExportTraceServiceRequest`, which have one form, with records that are encoded already.
+/// `ExportLogsServiceRequest`, `ExportMetricsServiceRequest` and `ExportTraceServiceRequest`, which have one form, with records that are
+/// encoded already.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Export {
     #[prost(message, repeated, tag = "1")]
@@ -70,10 +81,15 @@ struct OfScope {
 }
 
 impl Export {
-    /// A batch of encoded records.
-    pub(crate) fn new(resource: &Resource, scope: Option<InstrumentationScope>, batch: &Batch) -> Export {
-        let scope = OfScope { scope, records: batch.records().map(<[u8]>::to_vec).collect() };
-        Export { resources: vec![OfResource { resource: Some(resource.clone()), scopes: vec![scope] }] }
+    /// A batch of encoded records, encoded.
+    pub(crate) fn encoded(
+        resource: &Resource,
+        scope: Option<InstrumentationScope>,
+        records: impl Iterator<Item = Vec<u8>>,
+    ) -> Vec<u8> {
+        let scopes = vec![OfScope { scope, records: records.collect() }];
+        let resources = vec![OfResource { resource: Some(resource.clone()), scopes }];
+        Export { resources }.encode_to_vec()
     }
 }
 

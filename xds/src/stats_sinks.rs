@@ -77,9 +77,7 @@ fn sink(context: &Context, value: &StatsSink) -> Result<Sink> {
 fn statsd(context: &Context, value: &StatsdSink) -> Result<Sink> {
     let StatsdSink { prefix, statsd_specifier } = value;
     let to = match one_of::<StatsdSink, _>(statsd_specifier, "statsd_specifier")? {
-        StatsdSpecifier::Address(value) => {
-            Target::Datagrams { to: address(value).in_key("address")?, bytes: 0 }
-        }
+        StatsdSpecifier::Address(to) => datagrams(to, &None)?,
         StatsdSpecifier::TcpClusterName(name) => {
             let name = not_empty(name, "tcp_cluster_name")?;
             if !context.bootstrap_clusters.contains(name) {
@@ -96,7 +94,7 @@ fn dog_statsd(value: &DogStatsdSink) -> Result<Sink> {
     let DogStatsdSink { prefix, max_bytes_per_datagram, dog_statsd_specifier } = value;
     let DogStatsdSpecifier::Address(to) =
         one_of::<DogStatsdSink, _>(dog_statsd_specifier, "dog_statsd_specifier")?;
-    let to = Target::Datagrams { to: address(to).in_key("address")?, bytes: bytes(max_bytes_per_datagram) };
+    let to = datagrams(to, max_bytes_per_datagram)?;
     Ok(Sink::Statsd { lines: lines(prefix, Tags::DogStatsd), to })
 }
 
@@ -104,7 +102,7 @@ fn graphite(value: &GraphiteStatsdSink) -> Result<Sink> {
     let GraphiteStatsdSink { prefix, max_bytes_per_datagram, statsd_specifier } = value;
     let GraphiteSpecifier::Address(to) =
         one_of::<GraphiteStatsdSink, _>(statsd_specifier, "statsd_specifier")?;
-    let to = Target::Datagrams { to: address(to).in_key("address")?, bytes: bytes(max_bytes_per_datagram) };
+    let to = datagrams(to, max_bytes_per_datagram)?;
     Ok(Sink::Statsd { lines: lines(prefix, Tags::Graphite), to })
 }
 
@@ -113,9 +111,10 @@ fn lines(prefix: &str, tags: Tags) -> Lines {
     Lines { prefix: prefix.to_owned(), tags }
 }
 
-/// Datagrams are as long as their lines where it is not said.
-fn bytes(value: &Option<UInt64Value>) -> usize {
-    value.as_ref().map_or(0, |value| usize::try_from(value.value).unwrap_or(usize::MAX))
+/// Datagrams to a field `address`: as long as their lines where `bytes` does not say.
+fn datagrams(to: &ProtoAddress, bytes: &Option<UInt64Value>) -> Result<Target> {
+    let bytes = bytes.as_ref().map_or(0, |bytes| usize::try_from(bytes.value).unwrap_or(usize::MAX));
+    Ok(Target::Datagrams { to: address(to).in_key("address")?, bytes })
 }
 
 /// Datagrams go out by UDP, whatever the address says of its protocol.

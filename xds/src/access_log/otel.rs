@@ -64,16 +64,9 @@ pub(super) fn log(
     } = &common;
     refuse::unset(grpc_stream_retry_policy, "grpc_stream_retry_policy").in_key("common_config")?;
     let collector = match (http_service, grpc_service, common_service) {
-        (Some(service), None, None) => {
-            Collector::Http(collector::http(context, service).in_key("http_service")?)
-        }
-        (None, Some(service), None) => {
-            Collector::Grpc(collector::grpc(context, service).in_key("grpc_service")?)
-        }
-        (None, None, Some(service)) => {
-            let service = collector::grpc(context, service).in_key("grpc_service");
-            Collector::Grpc(service.in_key("common_config")?)
-        }
+        (Some(service), None, None) => Collector::http(context, service)?,
+        (None, Some(service), None) => Collector::grpc(context, service)?,
+        (None, None, Some(service)) => Collector::grpc(context, service).in_key("common_config")?,
         (None, None, None) => return Err(ConfigError::field("grpc_service", "is missing")),
         _ => {
             let reason = "only one of http_service, grpc_service and common_config.grpc_service may be given";
@@ -205,7 +198,7 @@ struct Records {
 
 impl Ship for Records {
     fn ship<'a>(&'a mut self, batch: Batch) -> Pin<Box<dyn Future<Output = Shipped> + Send + 'a>> {
-        let message = Export::new(&self.resource, None, &batch).encode_to_vec();
+        let message = Export::encoded(&self.resource, None, batch.records().map(<[u8]>::to_vec));
         Box::pin(async move {
             let taken = self.collector.export(otlp::LOGS, message).await;
             if taken { Shipped::Taken } else { Shipped::Lost }

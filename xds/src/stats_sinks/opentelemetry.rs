@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prost::{Message, Oneof};
-use sixfold_core::error::ConfigContext;
 use sixfold_core::metrics::flush::{Change, Flush, Point, StatsSink};
 use sixfold_core::metrics::{BUCKETS, Distribution, Tagged};
 use sixfold_xds_api::pb::envoy::extensions::stat_sinks::open_telemetry::v3::SinkConfig;
@@ -14,9 +13,8 @@ use sixfold_xds_api::pb::opentelemetry::proto::common::v1::KeyValue;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, bool_or, one_of};
 
-use crate::collector;
 use crate::context::Context;
-use crate::otlp::{self, Collector, Resource};
+use crate::otlp::{self, Collector, Export, Resource};
 
 /// Values since the last time.
 const DELTA: i32 = 1;
@@ -57,12 +55,8 @@ pub(super) fn sink(context: &Context, value: &SinkConfig) -> Result<Metrics> {
     } = value;
     refuse!(custom_metric_conversions);
     let collector = match one_of::<SinkConfig, _>(protocol_specifier, "protocol_specifier")? {
-        ProtocolSpecifier::GrpcService(service) => {
-            Collector::Grpc(collector::grpc(context, service).in_key("grpc_service")?)
-        }
-        ProtocolSpecifier::HttpService(service) => {
-            Collector::Http(collector::http(context, service).in_key("http_service")?)
-        }
+        ProtocolSpecifier::GrpcService(service) => Collector::grpc(context, service)?,
+        ProtocolSpecifier::HttpService(service) => Collector::http(context, service)?,
     };
     let mut resource = Resource { attributes: Vec::new() };
     resource.add_sdk();
@@ -82,10 +76,8 @@ impl StatsSink for Metrics {
         let batch = if self.batch == 0 { usize::MAX } else { self.batch };
         Box::pin(async move {
             for points in flush.points.chunks(batch.min(flush.points.len()).max(1)) {
-                let metrics = points.iter().map(|point| self.form.metric(flush, point)).collect();
-                let scope = OfScope { metrics };
-                let resource = OfResource { resource: Some(self.resource.clone()), scopes: vec![scope] };
-                let message = Export { resources: vec![resource] }.encode_to_vec();
+                let metrics = points.iter().map(|point| self.form.metric(flush, point).encode_to_vec());
+                let message = Export::encoded(&self.resource, None, metrics);
                 if !self.collector.export(otlp::METRICS, message).await {
                     return tracing::debug!("a collector has not taken statistics");
                 }
@@ -102,22 +94,21 @@ impl Form {
         let attributes = tags.into_iter().map(|(tag, value)| otlp::text(&tag, value)).collect();
         let began = |deltas| nanos(if deltas { flush.since } else { flush.start });
         let temporality = |deltas| if deltas { DELTA } else { CUMULATIVE };
-        let number = |start, value: u64| NumberDataPoint {
+        let number = |start, value: u64, attributes| NumberDataPoint {
             start_time_unix_nano: start,
             time_unix_nano: nanos(flush.at),
             as_int: Some(value as i64),
-            attributes: Vec::new(),
+            attributes,
         };
         let data = match &point.change {
             Change::Gauge(value) => {
-                let number = number(nanos(flush.since), *value);
-                Data::Gauge(Gauge { data_points: vec![NumberDataPoint { attributes, ..number }] })
+                Data::Gauge(Gauge { data_points: vec![number(nanos(flush.since), *value, attributes)] })
             }
             Change::Counter { total, delta } => {
                 let deltas = self.counters_as_deltas;
-                let number = number(began(deltas), if deltas { *delta } else { *total });
+                let value = if deltas { *delta } else { *total };
                 Data::Sum(Sum {
-                    data_points: vec![NumberDataPoint { attributes, ..number }],
+                    data_points: vec![number(began(deltas), value, attributes)],
                     aggregation_temporality: temporality(deltas),
                     is_monotonic: true,
                 })
@@ -141,41 +132,18 @@ fn nanos(moment: SystemTime) -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// `ExportMetricsServiceRequest`
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct Export {
-    #[prost(message, repeated, tag = "1")]
-    pub(super) resources: Vec<OfResource>,
-}
-
-/// `ResourceMetrics`
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct OfResource {
-    #[prost(message, optional, tag = "1")]
-    pub(super) resource: Option<Resource>,
-    #[prost(message, repeated, tag = "2")]
-    pub(super) scopes: Vec<OfScope>,
-}
-
-/// `ScopeMetrics`
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct OfScope {
-    #[prost(message, repeated, tag = "2")]
-    pub(super) metrics: Vec<Metric>,
-}
-
 /// `Metric`
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Metric {
+struct Metric {
     #[prost(string, tag = "1")]
-    pub(super) name: String,
+    name: String,
     #[prost(oneof = "Data", tags = "5, 7, 9")]
-    pub(super) data: Option<Data>,
+    data: Option<Data>,
 }
 
 /// Its values.
 #[derive(Clone, PartialEq, Oneof)]
-pub(super) enum Data {
+enum Data {
     #[prost(message, tag = "5")]
     Gauge(Gauge),
     #[prost(message, tag = "7")]
@@ -186,62 +154,62 @@ pub(super) enum Data {
 
 /// `Gauge`
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Gauge {
+struct Gauge {
     #[prost(message, repeated, tag = "1")]
-    pub(super) data_points: Vec<NumberDataPoint>,
+    data_points: Vec<NumberDataPoint>,
 }
 
 /// `Sum`
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Sum {
+struct Sum {
     #[prost(message, repeated, tag = "1")]
-    pub(super) data_points: Vec<NumberDataPoint>,
+    data_points: Vec<NumberDataPoint>,
     #[prost(int32, tag = "2")]
-    pub(super) aggregation_temporality: i32,
+    aggregation_temporality: i32,
     #[prost(bool, tag = "3")]
-    pub(super) is_monotonic: bool,
+    is_monotonic: bool,
 }
 
 /// `NumberDataPoint`
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct NumberDataPoint {
+struct NumberDataPoint {
     #[prost(fixed64, tag = "2")]
-    pub(super) start_time_unix_nano: u64,
+    start_time_unix_nano: u64,
     #[prost(fixed64, tag = "3")]
-    pub(super) time_unix_nano: u64,
+    time_unix_nano: u64,
     /// A member of a `oneof`, which is there though it be 0.
     #[prost(sfixed64, optional, tag = "6")]
-    pub(super) as_int: Option<i64>,
+    as_int: Option<i64>,
     #[prost(message, repeated, tag = "7")]
-    pub(super) attributes: Vec<KeyValue>,
+    attributes: Vec<KeyValue>,
 }
 
 /// `Histogram`
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Histogram {
+struct Histogram {
     #[prost(message, repeated, tag = "1")]
-    pub(super) data_points: Vec<HistogramDataPoint>,
+    data_points: Vec<HistogramDataPoint>,
     #[prost(int32, tag = "2")]
-    pub(super) aggregation_temporality: i32,
+    aggregation_temporality: i32,
 }
 
 /// `HistogramDataPoint`
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct HistogramDataPoint {
+struct HistogramDataPoint {
     #[prost(fixed64, tag = "2")]
-    pub(super) start_time_unix_nano: u64,
+    start_time_unix_nano: u64,
     #[prost(fixed64, tag = "3")]
-    pub(super) time_unix_nano: u64,
+    time_unix_nano: u64,
     #[prost(fixed64, tag = "4")]
-    pub(super) count: u64,
+    count: u64,
     #[prost(double, optional, tag = "5")]
-    pub(super) sum: Option<f64>,
+    sum: Option<f64>,
     #[prost(fixed64, repeated, tag = "6")]
-    pub(super) bucket_counts: Vec<u64>,
+    bucket_counts: Vec<u64>,
     #[prost(double, repeated, tag = "7")]
-    pub(super) explicit_bounds: Vec<f64>,
+    explicit_bounds: Vec<f64>,
     #[prost(message, repeated, tag = "9")]
-    pub(super) attributes: Vec<KeyValue>,
+    attributes: Vec<KeyValue>,
 }
 
 impl HistogramDataPoint {

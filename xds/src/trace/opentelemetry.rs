@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::time::{Duration, UNIX_EPOCH};
 
 use prost::Message;
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::ConfigError;
 use sixfold_core::export::{Batch, Ship, Shipped};
 use sixfold_core::hcm::SpanKind;
 use sixfold_core::stream::Stream;
@@ -15,7 +15,6 @@ use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::Result;
 
 use super::Made;
-use crate::collector;
 use crate::context::Context;
 use crate::otlp::{self, Collector, Export, Resource, SpanStatus};
 
@@ -38,8 +37,8 @@ pub(super) fn tracer(context: &Context, value: &OpenTelemetryConfig) -> Result<M
     } = value;
     refuse!(exporter, sampler);
     let collector = match (grpc_service, http_service) {
-        (Some(service), None) => Collector::Grpc(collector::grpc(context, service).in_key("grpc_service")?),
-        (None, Some(service)) => Collector::Http(collector::http(context, service).in_key("http_service")?),
+        (Some(service), None) => Collector::grpc(context, service)?,
+        (None, Some(service)) => Collector::http(context, service)?,
         (None, None) => return Err(ConfigError::field("grpc_service", "is missing")),
         (Some(_), Some(_)) => {
             let reason = "must not be given together with grpc_service";
@@ -113,7 +112,7 @@ struct Spans {
 impl Ship for Spans {
     fn ship<'a>(&'a mut self, batch: Batch) -> Pin<Box<dyn Future<Output = Shipped> + Send + 'a>> {
         let scope = self.scoped.then(otlp::scope);
-        let message = Export::new(&self.resource, scope, &batch).encode_to_vec();
+        let message = Export::encoded(&self.resource, scope, batch.records().map(<[u8]>::to_vec));
         Box::pin(async move {
             let taken = self.collector.export(otlp::TRACES, message).await;
             if taken { Shipped::Taken } else { Shipped::Lost }
