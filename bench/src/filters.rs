@@ -39,48 +39,28 @@ pub struct Case {
 
 /// All of them, in the order of the report.
 pub const CASES: [Case; 13] = [
-    Case { name: "rbac-paths", title: "rbac, 100 policies, each of a path", make: policies::of_paths },
-    Case {
-        name: "rbac-principals",
-        title: "rbac, 100 policies, each of a service account",
-        make: policies::of_principals,
-    },
-    Case {
-        name: "rbac-one-path",
-        title: "rbac, 100 policies of one path, each of a service account",
-        make: policies::of_one_path,
-    },
-    Case {
-        name: "rbac-namespaces",
-        title: "rbac, 100 policies of one path, each of a namespace",
-        make: policies::of_namespaces,
-    },
-    Case {
-        name: "rbac-addresses",
-        title: "rbac, 100 policies of one path, each of a range of addresses",
-        make: policies::of_addresses,
-    },
-    Case {
-        name: "jwt",
-        title: "jwt_authn, RS256, a token that is verified with a key at hand",
-        make: tokens::verified,
-    },
-    Case { name: "jwt-cache", title: "jwt_authn, RS256, a token that came before", make: tokens::cached },
-    Case { name: "limit", title: "local_ratelimit, one bucket", make: limits::one_bucket },
-    Case {
-        name: "limit-descriptors",
-        title: "local_ratelimit, 100 descriptors of a header's value",
-        make: limits::descriptors,
-    },
-    Case {
-        name: "limit-values",
-        title: "local_ratelimit, a descriptor of any value of a header",
-        make: limits::values,
-    },
-    Case { name: "metadata", title: "istio.metadata_exchange, inbound", make: mesh::metadata },
-    Case { name: "stats", title: "istio.stats, inbound", make: mesh::stats_of_called },
-    Case { name: "stats-caller", title: "istio.stats, outbound", make: mesh::stats_of_caller },
+    case("rbac-paths", "rbac, 100 policies, each of a path", policies::of_paths),
+    case("rbac-principals", "rbac, 100 policies, each of a service account", policies::of_principals),
+    case("rbac-one-path", "rbac, 100 policies of one path, each of a service account", policies::of_one_path),
+    case("rbac-namespaces", "rbac, 100 policies of one path, each of a namespace", policies::of_namespaces),
+    case(
+        "rbac-addresses",
+        "rbac, 100 policies of one path, each of a range of addresses",
+        policies::of_addresses,
+    ),
+    case("jwt", "jwt_authn, RS256, a token that is verified with a key at hand", tokens::verified),
+    case("jwt-cache", "jwt_authn, RS256, a token that came before", tokens::cached),
+    case("limit", "local_ratelimit, one bucket", limits::one_bucket),
+    case("limit-descriptors", "local_ratelimit, 100 descriptors of a header's value", limits::descriptors),
+    case("limit-values", "local_ratelimit, a descriptor of any value of a header", limits::values),
+    case("metadata", "istio.metadata_exchange, inbound", mesh::metadata),
+    case("stats", "istio.stats, inbound", mesh::stats_of_called),
+    case("stats-caller", "istio.stats, outbound", mesh::stats_of_caller),
 ];
+
+const fn case(name: &'static str, title: &'static str, make: fn() -> Result<Ready>) -> Case {
+    Case { name, title, make }
+}
 
 /// A chain that was built, and what makes requests that it lets pass.
 pub struct Ready {
