@@ -64,10 +64,12 @@ pub enum Least {
 
 impl Least {
     fn of(self, time: Duration) -> Duration {
-        match self {
-            Least::Time(least) => least.min(time),
+        let least = match self {
+            Least::Time(least) => least,
             Least::Share(share) => time.mul_f64(share.clamp(0.0, 1.0)),
-        }
+        };
+        // The share of a time that a float can't say exactly may be rounded beyond it.
+        least.min(time)
     }
 }
 
@@ -367,6 +369,11 @@ mod tests {
         );
         assert_eq!(now(900, Timer::StreamIdle), Some(1.0));
         assert_eq!(now(900, Timer::Handshake), None);
+        // Of a time that a float can't say exactly all is the time itself.
+        let whole = Settings { timers: [Some(Least::Share(1.0)), None, None], ..Settings::default() };
+        let time = Duration::new(4_000_000_000, 300);
+        let left = Overload::new(whole, &Registry::new()).shortened(Timer::ConnectionIdle, time);
+        assert_eq!(left.map(|left| (left.now, left.least)), Some((time, time)));
         let short = overload.shortened(Timer::ConnectionIdle, Duration::from_secs(1));
         assert_eq!(
             short.map(|time| (time.now, time.least)),
