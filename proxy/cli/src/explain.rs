@@ -103,19 +103,33 @@ fn choose_listener(known: &Known, asked: &Asked, options: &ExplainOptions) -> Re
         let mut ports = listener.addresses.iter().filter_map(|address| address.ip());
         ports.any(|address| address.port() == asked.port)
     };
-    let mut of_port = known.listeners.iter().filter(has_port);
-    if let (Some(found), None) = (of_port.next(), of_port.next()) {
-        return Ok(found.clone());
+    let speaks = |listener: &&Arc<Listener>| listener.tls().next().is_some() == asked.is_https();
+    let all: Vec<_> = known.listeners.iter().collect();
+    let mut fitting: Vec<_> = all.iter().copied().filter(has_port).collect();
+    if fitting.is_empty() {
+        fitting = all.iter().copied().filter(speaks).collect();
     }
-    let mut all = known.listeners.iter();
-    match (all.next(), all.next()) {
-        (None, _) => Err(Failure::new("the configuration has no listener")),
-        (Some(only), None) => Ok(only.clone()),
-        _ => Err(Failure::new(format!(
+    match only(&fitting).or_else(|| only(&all)) {
+        Some(found) => Ok(found.clone()),
+        None if all.is_empty() => Err(Failure::new("the configuration has no listener")),
+        None => Err(Failure::new(format!(
             "which listener? None or several are on port {}: name one with --listener, or say --destination; there are: {}",
             asked.port,
             names()
         ))),
+    }
+}
+
+/// The only one there is, or the only one for IPv4: APISIX listens on each of its ports for both families.
+fn only<'l>(listeners: &[&'l Arc<Listener>]) -> Option<&'l Arc<Listener>> {
+    let is_v4 = |listener: &Listener| {
+        let mut addresses = listener.addresses.iter().filter_map(|address| address.ip());
+        addresses.any(|address| address.is_ipv4())
+    };
+    let mut of_v4 = listeners.iter().filter(|listener| is_v4(listener));
+    match (listeners, of_v4.next(), of_v4.next()) {
+        ([only], ..) | (_, Some(only), None) => Some(*only),
+        _ => None,
     }
 }
 

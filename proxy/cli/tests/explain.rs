@@ -273,6 +273,21 @@ fn apisix_s_routes_are_explained() {
     let other = explain(&["GET", "http://127.0.0.1:9080/hello?a=2", "-c", &file]);
     assert_eq!(other["route"]["name"], "rest");
     assert_eq!(other["passed_over"][1]["reason"], "vars");
+    // Each port has a listener for IPv4 and one for IPv6; a URL need not name the port at all.
+    for (url, listener) in [
+        ("http://shop.test:9080/hello?a=1", "http/0.0.0.0:9080"),
+        ("http://shop.test/hello?a=1", "http/0.0.0.0:9080"),
+        ("/hello?a=1", "http/0.0.0.0:9080"),
+        ("https://shop.test:9443/hello?a=1", "https/0.0.0.0:9443"),
+        ("https://shop.test/hello?a=1", "https/0.0.0.0:9443"),
+    ] {
+        let story = explain(&["GET", url, "-c", &file]);
+        assert_eq!(
+            (&story["listener"]["name"], &story["route"]["name"]),
+            (&json!(listener), &json!("get")),
+            "{url}"
+        );
+    }
 }
 
 #[test]

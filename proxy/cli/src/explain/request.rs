@@ -27,6 +27,11 @@ pub(super) struct Asked {
 }
 
 impl Asked {
+    /// Whether the URL asks for TLS.
+    pub(super) fn is_https(&self) -> bool {
+        self.scheme == Scheme::Https
+    }
+
     pub(super) fn of(options: &ExplainOptions) -> Result<Asked, Failure> {
         let method = Method::from_bytes(options.method.as_bytes());
         let method = method.map_err(|_| Failure::new(format!("\"{}\" is no method", options.method)))?;
