@@ -186,10 +186,7 @@ impl JwtAuth {
             Source::Header => {
                 request.headers.remove(&self.header);
             }
-            Source::Query => {
-                let target = query::without(request.target.full(), self.query.as_bytes());
-                request.target.set(&target);
-            }
+            Source::Query => query::remove_argument(&mut request.target, self.query.as_bytes()),
             Source::Cookie => cookies::clear(&mut request.headers, self.cookie.as_bytes()),
         }
     }

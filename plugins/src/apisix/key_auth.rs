@@ -95,10 +95,7 @@ impl KeyAuth {
             Source::Header => {
                 request.headers.remove(&self.header);
             }
-            Source::Query => {
-                let target = query::without(request.target.full(), self.query.as_bytes());
-                request.target.set(&target);
-            }
+            Source::Query => query::remove_argument(&mut request.target, self.query.as_bytes()),
         }
     }
 

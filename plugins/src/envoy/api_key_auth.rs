@@ -146,10 +146,7 @@ impl Source {
             Source::Header(name) => {
                 request.headers.remove(name);
             }
-            Source::Query(name) => {
-                let target = query::without(request.target.full(), name.as_bytes());
-                request.target.set(&target);
-            }
+            Source::Query(name) => query::remove_parameter(&mut request.target, name.as_bytes()),
             Source::Cookie(name) => cookies::clear(&mut request.headers, name.as_bytes()),
         }
     }

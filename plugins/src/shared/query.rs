@@ -1,6 +1,7 @@
 //! Parameters of a query as authenticators read them: Envoy's, which leave `+` as it is, and APISIX's.
 
 use percent_encoding::percent_decode;
+use sixfold_core::message::Target;
 use std::borrow::Cow;
 
 /// The parts of a query: name and value as they are written.
@@ -56,14 +57,25 @@ fn form_decoded(text: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(decoded(&blanks).into_owned())
 }
 
-/// A target without a parameter, however often it is there; the others stay as they are written.
-pub(crate) fn without(target: &[u8], name: &[u8]) -> Vec<u8> {
+/// Takes a parameter out of a target, however often it is there; the others stay as they are written.
+pub(crate) fn remove_parameter(target: &mut Target, name: &[u8]) {
+    let rest = without(target.full(), |key| *decoded(key) == *name);
+    target.set(&rest);
+}
+
+/// Takes what [`argument`] finds by this name out of a target, as [`remove_parameter`] does.
+pub(crate) fn remove_argument(target: &mut Target, name: &[u8]) {
+    let rest = without(target.full(), |key| *form_decoded(key) == *name);
+    target.set(&rest);
+}
+
+fn without(target: &[u8], is_meant: impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let mut halves = target.splitn(2, |byte| *byte == b'?');
     let mut made = halves.next().unwrap_or_default().to_vec();
     let mut separator = b'?';
     for pair in halves.next().unwrap_or_default().split(|byte| *byte == b'&') {
         let key = pair.split(|byte| *byte == b'=').next().unwrap_or_default();
-        if pair.is_empty() || *decoded(key) == *name {
+        if pair.is_empty() || is_meant(key) {
             continue;
         }
         made.push(separator);
@@ -83,9 +95,19 @@ mod tests {
         assert_eq!(parameter(query, b"t").as_deref(), Some(&b"x.y"[..]));
         assert_eq!(parameter(query, b"b").as_deref(), Some(&b""[..]));
         assert_eq!(parameter(query, b"c"), None);
-        assert_eq!(without(b"/p?a=1&%74=x&t=2&b", b"t"), b"/p?a=1&b");
-        assert_eq!(without(b"/p?t=1", b"t"), b"/p");
-        assert_eq!(without(b"/p", b"t"), b"/p");
+        let without = |text: &[u8], name: &[u8], remove: fn(&mut Target, &[u8])| {
+            let mut target = Target::new(text);
+            remove(&mut target, name);
+            String::from_utf8_lossy(target.full()).into_owned()
+        };
+        for remove in [remove_parameter, remove_argument] {
+            assert_eq!(without(b"/p?a=1&%74=x&t=2&b", b"t", remove), "/p?a=1&b");
+            assert_eq!(without(b"/p?t=1", b"t", remove), "/p");
+            assert_eq!(without(b"/p", b"t", remove), "/p");
+        }
+        // What was found under a name with a blank stayed, and the upstream got to see it.
+        assert_eq!(without(b"/p?my+key=s&my%20key=t", b"my key", remove_argument), "/p");
+        assert_eq!(without(b"/p?my+key=s&my%20key=t", b"my key", remove_parameter), "/p?my+key=s");
     }
 
     #[test]

@@ -141,10 +141,7 @@ impl Place {
             Place::Header(name, _) => {
                 request.headers.remove(name);
             }
-            Place::Parameter(name) => {
-                let target = query::without(request.target.full(), name.as_bytes());
-                request.target.set(&target);
-            }
+            Place::Parameter(name) => query::remove_parameter(&mut request.target, name.as_bytes()),
             Place::Cookie(_) => {}
         }
     }
