@@ -15,13 +15,13 @@ const CUSTOM_ID: &str = "X-Consumer-Custom-ID";
 
 /// The headers by which upstreams are told who the consumer is: no client says them where somebody authenticates.
 pub(crate) fn owned() -> Arc<OwnedHeaders> {
-    static OWNED: LazyLock<Arc<OwnedHeaders>> = LazyLock::new(|| {
-        let names =
-            [USERNAME, CREDENTIAL, CUSTOM_ID].into_iter().filter_map(|name| HeaderName::new(name).ok());
-        Arc::new(OwnedHeaders::new(names.collect()))
-    });
     OWNED.clone()
 }
+
+static OWNED: LazyLock<Arc<OwnedHeaders>> = LazyLock::new(|| {
+    let names = [USERNAME, CREDENTIAL, CUSTOM_ID].into_iter().filter_map(|name| HeaderName::new(name).ok());
+    Arc::new(OwnedHeaders::new(names.collect()))
+});
 
 /// Whom a plugin knows, and what it does with those whom it does not.
 pub(crate) struct Authentication {
@@ -63,7 +63,7 @@ impl Authentication {
     pub(crate) fn accept<'a>(stream: &mut Stream, identity: &Identity) -> Step<'a> {
         let headers = &mut stream.request.headers;
         // Another authenticator may have said them before.
-        owned().strip(headers);
+        OWNED.strip(headers);
         let consumer = &identity.consumer;
         headers.set(USERNAME, consumer.name.as_bytes());
         for (name, value) in [(CREDENTIAL, &identity.credential), (CUSTOM_ID, &consumer.custom_id)] {
