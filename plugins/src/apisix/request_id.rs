@@ -5,6 +5,7 @@ mod generate;
 use crate::shared::header_names;
 use generate::Algorithm;
 use serde::Deserialize;
+use sixfold_core::error::ConfigError;
 use sixfold_core::headers::HeaderName;
 use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
@@ -13,6 +14,9 @@ pub(crate) fn factory() -> ApisixFactory {
     let schema = include_str!("../../schemas/request-id.json");
     ApisixFactory::new("request-id", 12015, schema, RequestId::build)
 }
+
+/// Letters of a name by `range_id` at most: APISIX knows no limit, and one request must not take all memory.
+const MAX_LENGTH: usize = 4096;
 
 #[derive(Deserialize)]
 struct Config {
@@ -39,6 +43,10 @@ struct Id(Vec<u8>);
 impl RequestId {
     fn build(config: Config, _: &BuildContext) -> Built {
         let RangeConfig { length, char_set } = config.range_id;
+        if length > MAX_LENGTH {
+            let reason = format!("is greater than {MAX_LENGTH}");
+            return Err(ConfigError::field("range_id.length", reason));
+        }
         let algorithm = match config.algorithm.as_str() {
             "nanoid" => Algorithm::Nanoid,
             "range_id" => Algorithm::Range { length, of: char_set.into_bytes().into() },
@@ -143,5 +151,9 @@ mod tests {
         let config = json!({"algorithm": "range_id", "range_id": {"length": 40, "char_set": "abcdef"}});
         let [id, ..] = run(&config, "X-Request-Id", "", "");
         assert!(id.len() == 40 && id.bytes().all(|b| b"abcdef".contains(&b)), "{id}");
+        // The first request with a name of that length ended the process.
+        let endless = json!({"algorithm": "range_id", "range_id": {"length": 1_000_000_000_000_000_u64}});
+        let refused = build("request-id", &endless, &context()).err().unwrap();
+        assert_eq!(refused, "range_id.length: is greater than 4096");
     }
 }
