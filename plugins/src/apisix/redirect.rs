@@ -186,12 +186,13 @@ fn parts(text: &str) -> Vec<Part> {
             '\\' => (true, rest.strip_prefix("\\$")),
             _ => (false, rest.strip_prefix('$')),
         };
-        let name = behind.map(|behind| match behind.strip_prefix('{').filter(|_| !escaped) {
-            Some(inner) => inner.split_once('}').map_or("", |(name, _)| name),
-            None => behind.split(|c| !is_name(c)).next().unwrap_or_default(),
+        let inner = behind.and_then(|behind| behind.strip_prefix('{')).filter(|_| !escaped);
+        let braced = inner.is_some();
+        let name = inner.or(behind).and_then(|text| {
+            // No further than it goes: the text may begin many of them.
+            let (name, rest) = text.split_at(text.find(|c| !is_name(c)).unwrap_or(text.len()));
+            (!name.is_empty() && (!braced || rest.starts_with('}'))).then_some(name)
         });
-        let name = name.filter(|name| !name.is_empty() && name.chars().all(is_name));
-        let braced = behind.is_some_and(|behind| behind.starts_with('{'));
         let len = match name {
             Some(name) if escaped => name.len() + 2,
             Some(name) if braced => name.len() + 3,
