@@ -2,22 +2,24 @@
 //!
 //! One thread writes (`writer`): what many ask for at the same time is one transaction, so that all of them wait for the
 //! disk once. A write that was answered is on the disk; one that was not is there whole or not at all, whenever the
-//! process ends (redb's transactions).
+//! process ends (redb's transactions). After an error of the disk the file is opened anew: redb does nothing more with
+//! one that it could not read or write.
 
 mod writer;
 
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use redb::backends::FileBackend;
-use redb::{Database, ReadTransaction, ReadableDatabase, TableDefinition};
+use redb::{Database, ReadTransaction, ReadableDatabase, StorageBackend, TableDefinition};
 use sixfold_core::error::ConfigError;
 
 use self::writer::{Job, Task, Writer};
@@ -53,9 +55,13 @@ pub struct EmbeddedStore {
 
 struct Shared {
     path: PathBuf,
-    database: Database,
+    open: Open,
+    /// `None` after an error of the disk, as long as the file can't be opened again.
+    database: RwLock<Option<Database>>,
     changed: Mutex<Changed>,
 }
+
+type Open = Box<dyn Fn(&Path) -> Result<Database, String> + Send + Sync>;
 
 /// What nobody has looked at yet.
 #[derive(Default)]
@@ -78,10 +84,20 @@ impl EmbeddedStore {
     /// Opens the file at `path`, or makes it, with its folder, for this user alone.
     ///
     /// # Errors
-    /// Why that can't be, as a phrase: another process has it open, or the operating system refuses.
+    /// Why that can't be, as a phrase: another process has it open, it is damaged, or the operating system refuses.
     pub fn open(path: &Path) -> Result<EmbeddedStore, String> {
+        EmbeddedStore::open_over(path, |file| file)
+    }
+
+    /// Opens it with something between it and the file.
+    pub(super) fn open_over<B: StorageBackend>(
+        path: &Path,
+        over: impl Fn(FileBackend) -> B + Send + Sync + 'static,
+    ) -> Result<EmbeddedStore, String> {
+        let open: Open = Box::new(move |path| database(path, &over));
         let shared = Arc::new(Shared {
-            database: database(path)?,
+            database: RwLock::new(Some(open(path)?)),
+            open,
             path: path.to_owned(),
             changed: Mutex::new(Changed { everything: true, ..Changed::default() }),
         });
@@ -111,7 +127,7 @@ impl Drop for EmbeddedStore {
     }
 }
 
-fn database(path: &Path) -> Result<Database, String> {
+fn database<B: StorageBackend>(path: &Path, over: &impl Fn(FileBackend) -> B) -> Result<Database, String> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.exists()) {
         // Private keys and credentials are in it.
@@ -125,20 +141,24 @@ fn database(path: &Path) -> Result<Database, String> {
     if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
         return Err(format!("can't open {}: it is no regular file", path.display()));
     }
-    let backend = FileBackend::new(file).map_err(|error| match error {
-        redb::DatabaseError::DatabaseAlreadyOpen => {
-            format!("can't open {}: another process has it open", path.display())
-        }
+    let refused = |error| match error {
+        redb::DatabaseError::DatabaseAlreadyOpen => told(&"another process has it open"),
         other => told(&other),
-    })?;
+    };
+    let backend = over(FileBackend::new(file).map_err(refused)?);
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES);
-    builder.create_with_backend(backend).map_err(|error| match error {
-        redb::DatabaseError::DatabaseAlreadyOpen => {
-            format!("can't open {}: another process has it open", path.display())
-        }
-        other => told(&other),
-    })
+    // At pages that it has not written like that the storage panics, and later too if none is looked at now.
+    let opened = catch_unwind(AssertUnwindSafe(|| {
+        let mut database = builder.create_with_backend(backend)?;
+        let is_whole = database.check_integrity()?;
+        Ok((database, is_whole))
+    }));
+    let (database, is_whole) = opened.map_err(|_| told(&"it is damaged"))?.map_err(refused)?;
+    if !is_whole {
+        tracing::error!(file = %path.display(), "it was damaged, and what was written last may be lost");
+    }
+    Ok(database)
 }
 
 /// What a resource is called in the file.
@@ -181,7 +201,29 @@ fn unavailable(error: impl Into<redb::Error>) -> StoreError {
 
 impl Shared {
     fn read(&self) -> Result<ReadTransaction, StoreError> {
-        self.database.begin_read().map_err(unavailable)
+        self.with(|database| database.begin_read().map_err(unavailable))
+    }
+
+    fn with<T>(&self, begin: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        match &*self.database.read() {
+            Some(database) => begin(database),
+            None => Err(StoreError::Unavailable(format!("can't open {}", self.path.display()))),
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.database.read().is_some()
+    }
+
+    /// Opens the file anew.
+    fn reopen(&self) {
+        let mut database = self.database.write();
+        // Its lock goes with it.
+        *database = None;
+        match (self.open)(&self.path) {
+            Ok(opened) => *database = Some(opened),
+            Err(reason) => tracing::error!("{reason}"),
+        }
     }
 
     /// All values whose names begin like this.

@@ -38,18 +38,17 @@ pub(super) struct Writer {
 type Answer = Box<dyn FnOnce(Result<(), StoreError>)>;
 
 /// The tables within a transaction.
-struct Tables<'t> {
+struct Tables<'t, 'c> {
     values: Table<'t, &'static str, &'static [u8]>,
     ends: Table<'t, (u64, &'static str), ()>,
     revision: u64,
-    changed: Vec<Key>,
+    changed: &'c mut Vec<Key>,
 }
 
 impl Writer {
     /// Makes the tables that are not there yet, and looks at where the file is.
     pub(super) fn new(shared: Arc<Shared>, queue: Receiver<Job>) -> Result<Writer, StoreError> {
-        let transaction = shared.database.begin_write().map_err(unavailable)?;
-        let (revision, first_end);
+        let transaction = shared.with(|database| database.begin_write().map_err(unavailable))?;
         {
             let mut numbers = transaction.open_table(NUMBERS).map_err(unavailable)?;
             let format = numbers.get(FORMAT_KEY).map_err(unavailable)?.map(|format| format.value());
@@ -58,12 +57,11 @@ impl Writer {
                 return Err(StoreError::Unavailable(format!("{path} was written by another version")));
             }
             numbers.insert(FORMAT_KEY, FORMAT).map_err(unavailable)?;
-            revision = numbers.get(REVISION_KEY).map_err(unavailable)?.map_or(0, |revision| revision.value());
             transaction.open_table(VALUES).map_err(unavailable)?;
-            let ends = transaction.open_table(ENDS).map_err(unavailable)?;
-            first_end = ends.first().map_err(unavailable)?.map(|(end, _)| end.value().0);
+            transaction.open_table(ENDS).map_err(unavailable)?;
         }
         transaction.commit().map_err(unavailable)?;
+        let (revision, first_end) = look(&shared)?;
         Ok(Writer { shared, queue, revision, first_end })
     }
 
@@ -73,7 +71,7 @@ impl Writer {
             let until = self.first_end.map(|end| Duration::from_millis(end.saturating_sub(now())));
             let jobs = match self.queue.recv_timeout(until.unwrap_or(LOOK).min(LOOK)) {
                 Ok(job) => std::iter::once(job).chain(self.queue.try_iter()).take(BATCH).collect(),
-                Err(RecvTimeoutError::Timeout) if self.is_due() => Vec::new(),
+                Err(RecvTimeoutError::Timeout) if self.is_due() || !self.shared.is_open() => Vec::new(),
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
@@ -86,31 +84,56 @@ impl Writer {
     }
 
     fn write(&mut self, mut jobs: Vec<Job>) {
-        let mut answers = Vec::with_capacity(jobs.len());
-        match self.transact(&mut jobs, &mut answers) {
-            Ok(changed) => {
-                // First, so that whoever looks after an answer finds what was written among the changes.
-                if !changed.is_empty() {
-                    self.shared.tell(changed);
-                }
-                answers.into_iter().for_each(|answer| answer(Ok(())));
+        if !self.shared.is_open() {
+            self.reopen();
+        }
+        let (mut answers, mut changed) = (Vec::with_capacity(jobs.len()), Vec::new());
+        let written = self.transact(&mut jobs, &mut answers, &mut changed);
+        if let Err(error) = &written {
+            tracing::error!(%error, "the store was not written");
+            self.reopen();
+        }
+        // First, so that whoever looks after an answer finds what was written among the changes. What failed may be on the
+        // disk all the same.
+        if !changed.is_empty() {
+            self.shared.tell(changed);
+        }
+        answers.into_iter().for_each(|answer| answer(written.clone()));
+        if let Err(error) = written {
+            jobs.into_iter().for_each(|job| job.refuse(error.clone()));
+        }
+    }
+
+    /// Opens the file anew, and looks at where it is.
+    fn reopen(&mut self) {
+        self.shared.reopen();
+        match look(&self.shared) {
+            Ok(found) => {
+                (self.revision, self.first_end) = found;
+                // For those who could not look meanwhile.
+                self.shared.tell([]);
             }
             Err(error) => {
-                tracing::error!(%error, "the store was not written");
-                answers.into_iter().for_each(|answer| answer(Err(error.clone())));
-                jobs.into_iter().for_each(|job| job.refuse(error.clone()));
+                tracing::error!(%error, "the store is not read");
+                *self.shared.database.write() = None;
             }
         }
     }
 
-    /// Does all jobs in one transaction; those that were done are in `answers` even if that fails.
-    fn transact(&mut self, jobs: &mut Vec<Job>, answers: &mut Vec<Answer>) -> Result<Vec<Key>, StoreError> {
-        let transaction = self.shared.database.begin_write().map_err(unavailable)?;
-        let (revision, first_end, changed);
+    /// Does all jobs in one transaction; those that were done are in `answers` even if that fails, and what they change in
+    /// `changed`.
+    fn transact(
+        &mut self,
+        jobs: &mut Vec<Job>,
+        answers: &mut Vec<Answer>,
+        changed: &mut Vec<Key>,
+    ) -> Result<(), StoreError> {
+        let transaction = self.shared.with(|database| database.begin_write().map_err(unavailable))?;
+        let (revision, first_end);
         {
             let values = transaction.open_table(VALUES).map_err(unavailable)?;
             let ends = transaction.open_table(ENDS).map_err(unavailable)?;
-            let mut tables = Tables { values, ends, revision: self.revision, changed: Vec::new() };
+            let mut tables = Tables { values, ends, revision: self.revision, changed };
             tables.expire()?;
             let mut failed = None;
             for Job(task) in jobs.drain(..) {
@@ -135,12 +158,21 @@ impl Writer {
             first_end = tables.ends.first().map_err(unavailable)?.map(|(end, _)| end.value().0);
             let mut numbers = transaction.open_table(NUMBERS).map_err(unavailable)?;
             numbers.insert(REVISION_KEY, tables.revision).map_err(unavailable)?;
-            (revision, changed) = (tables.revision, tables.changed);
+            revision = tables.revision;
         }
         transaction.commit().map_err(unavailable)?;
         (self.revision, self.first_end) = (revision, first_end);
-        Ok(changed)
+        Ok(())
     }
+}
+
+/// The revision of the last transaction, and when the first value is over.
+fn look(shared: &Shared) -> Result<(u64, Option<u64>), StoreError> {
+    let transaction = shared.read()?;
+    let numbers = transaction.open_table(NUMBERS).map_err(unavailable)?;
+    let revision = numbers.get(REVISION_KEY).map_err(unavailable)?.map_or(0, |revision| revision.value());
+    let ends = transaction.open_table(ENDS).map_err(unavailable)?;
+    Ok((revision, ends.first().map_err(unavailable)?.map(|(end, _)| end.value().0)))
 }
 
 impl Job {
@@ -152,7 +184,7 @@ impl Job {
     }
 }
 
-impl Tables<'_> {
+impl Tables<'_, '_> {
     /// Does all of `writes` or none.
     fn commit(&mut self, writes: Vec<Write>) -> Result<Committed, StoreError> {
         for Write { key, expected, .. } in &writes {
