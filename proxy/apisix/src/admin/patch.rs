@@ -2,6 +2,9 @@
 
 use serde_json::{Map, Value};
 
+/// Objects and lists within each other at most: deeper ones are not read again.
+const MAX_LEVELS: usize = 100;
+
 /// Objects merge, arrays and empty objects replace, null removes.
 pub(super) fn merge(old: &mut Map<String, Value>, patch: Map<String, Value>) {
     for (key, value) in patch {
@@ -24,8 +27,11 @@ pub(super) fn merge(old: &mut Map<String, Value>, patch: Map<String, Value>) {
 /// Puts `value` at a path, whose objects are made where they are missing. An empty last name replaces everything.
 ///
 /// # Errors
-/// The path to what is no object, in APISIX's words.
+/// The path to what is no object, in APISIX's words, or that the value would lie too deep.
 pub(super) fn at(root: &mut Value, path: &[&str], value: Value) -> Result<(), String> {
+    if MAX_LEVELS.checked_sub(path.len()).is_none_or(|levels| !fits(&value, levels)) {
+        return Err(format!("invalid sub-path: values are nested deeper than {MAX_LEVELS}"));
+    }
     let Some((last, parents)) = path.split_last() else {
         *root = value;
         return Ok(());
@@ -45,6 +51,16 @@ pub(super) fn at(root: &mut Value, path: &[&str], value: Value) -> Result<(), St
     let place = child(below, last).ok_or_else(|| format!("invalid sub-path: /{}", path.join("/")))?;
     *place = value;
     Ok(())
+}
+
+/// Whether a value has no more levels than these.
+fn fits(value: &Value, levels: usize) -> bool {
+    let below = |value: &Value| levels.checked_sub(1).is_some_and(|levels| fits(value, levels));
+    match value {
+        Value::Object(object) => levels > 0 && object.values().all(below),
+        Value::Array(items) => levels > 0 && items.iter().all(below),
+        _ => true,
+    }
 }
 
 /// What has a name in an object, made if it is missing, or a position in an array.

@@ -422,6 +422,16 @@ fn parts_are_patched() {
     let got = api.ask("PATCH", "/routes/1", r#"{"desc":"d"}"#);
     assert!(timeless(&got.body).contains(r#""create_time":5,"update_time":T"#), "{got:?}");
     assert_eq!(api.error("PATCH", "/routes/1", r#"{"id":"2"}"#), (400, "wrong route id".to_owned()));
+    // Paths of thousands of names took the stack of the thread, and what lay deeper than readers go was never read again.
+    let deep = |names: usize, value: &str| {
+        api.error("PATCH", &format!("/routes/1/plugins/other/p{names}{}", "/a".repeat(names)), value)
+    };
+    let too_deep = (400, "invalid sub-path: values are nested deeper than 100".to_owned());
+    for (names, value) in [(30_000, "1"), (98, "1"), (96, "[[1]]")] {
+        assert_eq!(deep(names, value), too_deep, "{names}");
+    }
+    assert_eq!(api.ask("PATCH", &format!("/routes/1/plugins/other{}", "/a".repeat(96)), "[[1]]").status, 200);
+    assert_eq!(nodes(&api), serde_json::json!({"127.0.0.1:9": 1}));
 }
 
 #[test]
