@@ -169,6 +169,12 @@ impl Catalog {
         })
     }
 
+    /// What a plugin with this configuration must have in common with that of others, if it is right and there is such a
+    /// thing.
+    pub(crate) fn agreement(&self, name: &str, config: &Value, environment: &EnvVars) -> Option<Agreement> {
+        self.check_one(name, config, environment).ok()?.agreement()
+    }
+
     /// Checks the metadata of a plugin; answers what the plugin has made of it, nothing if it has no use for any.
     pub(crate) fn check_metadata(
         &self,
@@ -194,10 +200,14 @@ impl Catalog {
     }
 }
 
+/// What is wrong with a plugin's configuration, in APISIX's words.
+pub(crate) fn words(plugin: &str, reason: &str) -> String {
+    format!("failed to check the configuration of plugin {plugin} err: {reason}")
+}
+
 /// A fault of a plugin's configuration as APISIX words it.
 fn reworded(name: &str, violation: Violation) -> Violation {
-    let message = format!("failed to check the configuration of plugin {name} err: {}", violation.message);
-    Violation { message, ..violation }
+    Violation { message: words(name, &violation.message), ..violation }
 }
 
 /// A fault one step deeper.

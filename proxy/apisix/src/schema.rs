@@ -20,6 +20,7 @@ use sixfold_core::error::MAX_FAULTS;
 
 pub use self::resources::{plugin_meta, plugins_list, resource, secret};
 use self::rules::Check;
+pub(crate) use self::validate::lua_type;
 
 /// A compiled schema.
 #[derive(Debug, Clone)]

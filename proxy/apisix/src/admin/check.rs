@@ -6,7 +6,7 @@ use serde_json::Value;
 use sixfold_core::error::ConfigError;
 use sixfold_core::plugin::Consumers;
 
-use super::references;
+use super::{references, target};
 use crate::item::exclusive;
 use crate::resource::Kind;
 use crate::schema::{self, Schema};
@@ -56,7 +56,8 @@ pub(super) fn check(
     {
         return Err("wrong username".to_owned());
     }
-    let mut faults = checker.faults(&key(subject, conf), conf);
+    let key = key(subject, conf);
+    let mut faults = checker.faults(&key, conf);
     faults.sort_by_key(|fault| rank(kind, fault));
     let first = |faults: &[ConfigError], ranks: std::ops::Range<u8>| {
         let found = faults.iter().find(|fault| ranks.contains(&rank(kind, fault)));
@@ -69,6 +70,11 @@ pub(super) fn check(
         references::targets(others.store, kind, subject.id, conf)?;
     }
     first(&faults, PLUGINS..u8::MAX)?;
+    if let Some(others) = others
+        && let Some(fault) = references::disagreement(checker, others.store, &key, conf)?
+    {
+        return Err(reason(kind, &fault));
+    }
     match others {
         Some(others) if kind == Kind::GlobalRule => {
             references::other_global_rules(others.store, subject.id, conf)
@@ -119,12 +125,7 @@ fn key(subject: &Subject<'_>, conf: &Value) -> Key {
         Kind::Consumer => conf.get("username").and_then(Value::as_str),
         _ => subject.id,
     };
-    let id = id.unwrap_or_default();
-    match (subject.kind, subject.parent) {
-        (Kind::Credential, Some(consumer)) => Key::of_credential(consumer, id),
-        (Kind::Secret, Some(manager)) => Key::new(Kind::Secret, format!("{manager}/{id}").as_str()),
-        (kind, _) => Key::new(kind, id),
-    }
+    target::key(subject.kind, subject.parent, id.unwrap_or_default())
 }
 
 fn schema_of<'a>(checker: &Checker, subject: &Subject<'a>) -> Result<std::borrow::Cow<'a, Schema>, String> {

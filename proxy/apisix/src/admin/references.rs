@@ -1,13 +1,15 @@
 //! What resources refer to, and who refers to them.
 
 use serde_json::Value;
+use sixfold_core::error::ConfigError;
 use sixfold_core::plugin::{Consumers, Registry};
 
 use super::check::Subject;
 use super::list;
 use super::resource::id_text;
-use crate::plugin::duplicate_key;
+use crate::plugin::{Agreement, duplicate_key, words};
 use crate::resource::Kind;
+use crate::source::Checker;
 use crate::store::{Key, Store, StoreError};
 
 /// Why what a resource refers to can't be that.
@@ -85,6 +87,37 @@ pub(super) fn other_global_rules(store: &dyn Store, id: Option<&str>, conf: &Val
         }
     }
     Ok(())
+}
+
+/// What a plugin must have in common with that of another resource, and has not.
+pub(super) fn disagreement(
+    checker: &Checker,
+    store: &dyn Store,
+    key: &Key,
+    conf: &Value,
+) -> Result<Option<ConfigError>, String> {
+    let of_plugins = |value: &Value| value.get("plugins").and_then(Value::as_object).cloned();
+    let own: Vec<(String, Agreement)> = of_plugins(conf)
+        .into_iter()
+        .flatten()
+        .filter_map(|(plugin, config)| Some((plugin.clone(), checker.agreement(&plugin, &config)?)))
+        .collect();
+    if own.is_empty() {
+        return Ok(None);
+    }
+    for kind in Kind::ALL {
+        for (other, kept) in store.list(kind).map_err(|error| error.to_string())? {
+            let Some(plugins) = of_plugins(&list::value(&kept)).filter(|_| other != *key) else { continue };
+            let differs = own.iter().find(|(plugin, own)| {
+                let theirs = plugins.get(plugin).and_then(|config| checker.agreement(plugin, config));
+                theirs.is_some_and(|theirs| theirs.name == own.name && theirs.print != own.print)
+            });
+            if let Some((plugin, own)) = differs {
+                return Ok(Some(ConfigError::field(&own.field, words(plugin, own.reason))));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Another consumer in force whose requests would be told by the same.

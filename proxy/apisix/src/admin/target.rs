@@ -46,10 +46,15 @@ impl<'a> Target<'a> {
 
     /// What one with this id is kept under.
     pub(super) fn key(&self, id: &str) -> Key {
-        match (self.kind, self.parent) {
-            (Kind::Credential, Some(consumer)) => Key::of_credential(consumer, id),
-            (Kind::Secret, Some(manager)) => Key::new(Kind::Secret, format!("{manager}/{id}").as_str()),
-            (kind, _) => Key::new(kind, id),
-        }
+        key(self.kind, self.parent, id)
+    }
+}
+
+/// What a resource of this id is kept under, below its consumer or manager if it has one.
+pub(super) fn key(kind: Kind, parent: Option<&str>, id: &str) -> Key {
+    match (kind, parent) {
+        (Kind::Credential, Some(consumer)) => Key::of_credential(consumer, id),
+        (Kind::Secret, Some(manager)) => Key::new(Kind::Secret, format!("{manager}/{id}").as_str()),
+        (kind, _) => Key::new(kind, id),
     }
 }

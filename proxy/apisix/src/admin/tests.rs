@@ -434,6 +434,27 @@ fn parts_are_patched() {
     assert_eq!(nodes(&api), serde_json::json!({"127.0.0.1:9": 1}));
 }
 
+/// A write was answered with 201 that never came into force.
+#[test]
+fn members_of_a_group_agree_when_they_are_written() {
+    let api = Api::new("");
+    let route = |count: u32, group: &str| {
+        format!(r#"{{"uri":"/a","plugins":{{"agree":{{"count":{count},"group":"{group}"}}}}}}"#)
+    };
+    let differs =
+        (400, "failed to check the configuration of plugin agree err: group conf mismatched".to_owned());
+    assert_eq!(api.ask("PUT", "/routes/1", &route(1, "g")).status, 201);
+    assert_eq!(api.ask("PUT", "/routes/1", &route(2, "g")).status, 200, "it is alone in its group");
+    assert_eq!(api.error("PUT", "/routes/2", &route(1, "g")), differs);
+    assert_eq!(api.error("POST", "/services", &route(1, "g").replace("\"uri\":\"/a\",", "")), differs);
+    assert_eq!(api.ask("PUT", "/routes/2", &route(1, "other")).status, 201);
+    assert_eq!(api.ask("PUT", "/routes/3", &route(2, "g")).status, 201);
+    assert_eq!(api.error("PATCH", "/routes/3/plugins/agree/count", "3"), differs);
+    let jack = r#"{"username":"jack","plugins":{"agree":{"count":1,"group":"g"}}}"#;
+    let of_consumer = (400, format!("invalid plugins configuration: {}", differs.1));
+    assert_eq!(api.error("PUT", "/consumers", jack), of_consumer);
+}
+
 #[test]
 fn consumers_have_credentials_and_groups() {
     let api = Api::new("");

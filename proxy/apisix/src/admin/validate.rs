@@ -9,6 +9,7 @@ use super::check::{self, Subject};
 use super::message::{AdminReply, AdminRequest, read_json};
 use super::resource::id_text;
 use crate::resource::Kind;
+use crate::schema::lua_type;
 use crate::source::Checker;
 
 /// The lists of a configuration.
@@ -152,14 +153,4 @@ fn duplicate(section: &str, item: &Value, ids: &mut HashSet<String>) -> Option<S
     let reason = again.then(|| format!("found duplicate {what} {id} in {section}"));
     ids.insert(id);
     reason
-}
-
-fn lua_type(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "userdata",
-        Value::Bool(_) => "boolean",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) | Value::Object(_) => "table",
-    }
 }

@@ -8,7 +8,7 @@ use sixfold_core::plugin::{
     BuildContext, Chain, ChainBuilder, Member as ChainMember, Part, Plugin, Position, RunPolicy, Scope,
 };
 
-use super::PluginConfig;
+use super::{PluginConfig, words};
 
 /// The plugins of one resource, built.
 #[derive(Clone, Default)]
@@ -134,8 +134,7 @@ impl PluginSet {
 }
 
 fn refused(plugin: &str, error: ConfigError) -> ConfigError {
-    let words = |reason: &str| format!("failed to check the configuration of plugin {plugin} err: {reason}");
-    error.reworded(words).in_key(plugin)
+    error.reworded(|reason: &str| words(plugin, reason)).in_key(plugin)
 }
 
 /// The plugins of a route: its own, then those of the plugin config that it lacks, then those of the service.

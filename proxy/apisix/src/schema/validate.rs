@@ -12,6 +12,7 @@ use std::fmt;
 use serde_json::Value;
 use sixfold_core::error::nearest;
 
+pub(crate) use self::values::lua_type;
 use self::values::{same, shown_alternatives};
 use super::rules::{Any, Check, Condition, Rules, Type};
 use super::{Step, is_secret_reference};

@@ -12,7 +12,7 @@ use super::SourceContext;
 use super::record::Builder;
 use crate::config::{Config, EnvVars};
 use crate::item::{Reader, Refusal};
-use crate::plugin::Catalog;
+use crate::plugin::{Agreement, Catalog};
 use crate::shared::SharedParts;
 use crate::store::Key;
 
@@ -41,6 +41,11 @@ impl Checker {
     /// Every plugin there is, enabled or not.
     pub(crate) fn registry(&self) -> &Registry {
         &self.context.compile.plugins
+    }
+
+    /// What a plugin of a resource must have in common with that of others, if there is such a thing.
+    pub(crate) fn agreement(&self, plugin: &str, config: &Value) -> Option<Agreement> {
+        self.catalog.agreement(plugin, config, &self.context.environment)
     }
 
     /// All that is wrong with a value by itself, in APISIX's words alone.

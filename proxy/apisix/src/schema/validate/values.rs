@@ -103,7 +103,7 @@ fn is_multiple(number: f64, of: f64) -> bool {
 }
 
 /// The type of a JSON value as Lua names it.
-fn lua_type(value: &Value) -> &'static str {
+pub(crate) fn lua_type(value: &Value) -> &'static str {
     match value {
         Value::Null => "userdata",
         Value::Bool(_) => "boolean",
