@@ -2,7 +2,7 @@
 //!
 //! A [`Source`] keeps of every resource what others need of it, compiled, and which others hang on it. A change
 //! is read, held against everything else, and compiled with what hangs on it: what it costs follows what it
-//! touches. What is wrong is refused by itself and keeps its last good value; the rest is taken.
+//! touches, but for consumers, whose tables are made anew. What is wrong is refused by itself and keeps its last good value; the rest is taken.
 
 mod batch;
 mod candidate;
