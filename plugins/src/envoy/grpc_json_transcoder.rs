@@ -121,16 +121,22 @@ impl Kept {
         Kept { stats, request: 0, response: 0 }
     }
 
-    fn set(&mut self, request: usize, response: usize) {
-        let change = |now: usize, before: usize| now as i64 - before as i64;
-        self.stats.transcoder_request_buffer_bytes().add(change(request, self.request));
-        self.stats.transcoder_response_buffer_bytes().add(change(response, self.response));
-        (self.request, self.response) = (request, response);
+    /// Of the request there are so many now.
+    fn of_request(&mut self, bytes: usize) {
+        self.stats.transcoder_request_buffer_bytes().add(bytes as i64 - self.request as i64);
+        self.request = bytes;
+    }
+
+    /// Of the response there are so many now.
+    fn of_response(&mut self, bytes: usize) {
+        self.stats.transcoder_response_buffer_bytes().add(bytes as i64 - self.response as i64);
+        self.response = bytes;
     }
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.set(0, 0);
+        self.of_request(0);
+        self.of_response(0);
     }
 }

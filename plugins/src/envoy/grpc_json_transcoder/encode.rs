@@ -151,8 +151,9 @@ impl Encoder {
         out: &mut Vec<u8>,
         at: At<'_>,
     ) -> Result<(), Fault> {
-        while let Some(met) = weave.values.iter().position(|(field, _)| field.name() == name) {
-            let (field, bound) = weave.values.remove(met);
+        // One pass: a query may bind a field thousands of times.
+        let met = weave.values.extract_if(.., |(field, _)| field.name() == name);
+        for (field, bound) in met {
             if field.is_list() {
                 self.single(&field, &Json::String(bound), &mut Weave::default(), out, at, None)?;
             } else if self.rejects_collisions && !agree(&field, &bound, value) {
@@ -297,7 +298,10 @@ impl Encoder {
         }
         let upper = || name.to_ascii_uppercase().replace('-', "_");
         let known = self.any_case.then(upper).and_then(|upper| of.get_value_by_name(&upper));
-        known.map(|known| known.number()).or_else(|| name.parse().ok())
+        // A number that is a text is to be one of the enum's.
+        known
+            .map(|known| known.number())
+            .or_else(|| of.get_value(name.parse().ok()?).map(|known| known.number()))
     }
 }
 
@@ -366,6 +370,8 @@ pub(super) fn scalar(kind: &Kind, number: u32, value: &Json, out: &mut Vec<u8>) 
         Kind::String => text(number, value.as_str()?.as_bytes(), out),
         Kind::Bytes => {
             let standard = value.as_str()?.replace('-', "+").replace('_', "/");
+            // Padding is whole or not there.
+            (!standard.ends_with('=') || standard.len().is_multiple_of(4)).then_some(())?;
             text(number, &BASE64.decode(standard).ok()?, out);
         }
         Kind::Message(_) | Kind::Enum(_) => return None,

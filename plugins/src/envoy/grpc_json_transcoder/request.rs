@@ -56,11 +56,21 @@ impl Transcoder {
             return too_long();
         }
         if !streams && !piece.last {
+            call.kept.of_request(piece.data.len());
             return BodyStep::Hold(Hold { limit, on_overflow: Overflow::Refuse });
         }
-        if streams || call.rule.method.request_body().is_some() {
-            let made = call.messages(piece);
-            return if call.elements.kept() > limit { too_long() } else { sent(made, details) };
+        if !streams {
+            call.kept.of_request(0);
+        }
+        if let Some(path) = call.rule.method.request_body() {
+            let is_message = !piece.data.is_empty() || (piece.last && !call.sent);
+            return sent(
+                Ok(if is_message { call.http_body(&path, piece.data) } else { Vec::new() }),
+                details,
+            );
+        }
+        if streams {
+            return call.messages(piece, details);
         }
         let (config, rule) = (call.config.clone(), call.rule.clone());
         let weave = std::mem::take(&mut call.weave);
@@ -68,11 +78,19 @@ impl Transcoder {
             return sent(framed(&config, &rule, weave, piece.data), details);
         }
         let body = piece.data.to_vec();
-        BodyStep::Wait(Box::pin(async move {
-            let made = offload::run(Lane::of(body.len()), move || framed(&config, &rule, weave, &body)).await;
-            sent(made.unwrap_or_else(|| Err(Fault::internal("the body was not transcoded"))), details)
-        }))
+        beside(Lane::of(body.len()), move || framed(&config, &rule, weave, &body), details)
     }
+}
+
+fn beside(
+    lane: Lane,
+    work: impl FnOnce() -> Result<Vec<u8>, Fault> + Send + 'static,
+    details: &'static str,
+) -> BodyStep {
+    BodyStep::Wait(Box::pin(async move {
+        let made = offload::run(lane, work).await;
+        sent(made.unwrap_or_else(|| Err(Fault::internal("the body was not transcoded"))), details)
+    }))
 }
 
 fn sent(made: Result<Vec<u8>, Fault>, details: &str) -> BodyStep {
@@ -132,21 +150,32 @@ impl Call {
         })
     }
 
-    /// The messages that end in a piece, of a stream or an HttpBody.
-    fn messages(&mut self, piece: &BodyPiece<'_>) -> Result<Vec<u8>, Fault> {
-        if let Some(path) = self.rule.method.request_body() {
-            let is_message = !piece.data.is_empty() || (piece.last && !self.sent);
-            return Ok(if is_message { self.http_body(&path, piece.data) } else { Vec::new() });
+    /// The messages of a stream that end in a piece.
+    fn messages(&mut self, piece: &BodyPiece<'_>, details: &'static str) -> BodyStep {
+        let elements = match self.elements.push(piece.data) {
+            Ok(elements) => elements,
+            Err(fault) => return sent(Err(fault), details),
+        };
+        self.kept.of_request(self.elements.kept());
+        if self.elements.kept() > self.config.max_request {
+            return too_long();
         }
-        let mut made = Vec::new();
-        for element in self.elements.push(piece.data)? {
-            made.extend(framed(&self.config, &self.rule, std::mem::take(&mut self.weave), &element)?);
+        let end = if piece.last { self.elements.finish() } else { Ok(()) };
+        if elements.is_empty() {
+            return sent(end.map(|()| Vec::new()), details);
         }
-        self.kept.set(self.elements.kept(), 0);
-        if piece.last {
-            self.elements.finish()?;
-        }
-        Ok(made)
+        let (config, rule, mut weave) =
+            (self.config.clone(), self.rule.clone(), std::mem::take(&mut self.weave));
+        let length = elements.iter().map(Vec::len).sum();
+        let work = move || {
+            let mut made = Vec::new();
+            for element in &elements {
+                // The first message has what is bound.
+                made.extend(framed(&config, &rule, std::mem::take(&mut weave), element)?);
+            }
+            end.map(|()| made)
+        };
+        if length > AT_ONCE { beside(Lane::of(length), work, details) } else { sent(work(), details) }
     }
 
     /// A message with an HttpBody.

@@ -156,8 +156,10 @@ impl Call {
             return too_long();
         }
         if !piece.last {
+            self.kept.of_response(piece.data.len());
             return BodyStep::Hold(Hold { limit, on_overflow: Overflow::Refuse });
         }
+        self.kept.of_response(0);
         let message = match first_message(piece.data) {
             Ok(message) => message,
             Err(fault) => return failed(fault),
@@ -208,7 +210,7 @@ impl Call {
             Err(fault) => return failed(fault),
         };
         *rest = data.split_off(whole);
-        self.kept.set(0, rest.len());
+        self.kept.of_response(rest.len());
         if piece.last && !rest.is_empty() {
             return failed(incomplete(rest));
         }

@@ -3,9 +3,11 @@ use super::*;
 use crate::testing::{self, Alone, context, request_header, response_header, stream};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use prost::Message as _;
 use sixfold_core::plugin::{BodyFilters, Direction, Filtered, HeadPhase, Outcome};
 use sixfold_core::stream::Stream;
 use std::future::poll_fn;
+use std::time::{Duration, Instant};
 
 /// protos/shop.proto of the conformance kit.
 const SHOP: &[u8] = include_bytes!("../../../../proxy/conformance/protos/shop.pb");
@@ -144,6 +146,62 @@ async fn elements_of_an_array_are_messages_of_a_stream() {
     assert_eq!(made.unwrap_err().status, 413);
 }
 
+/// A query may bind one field as often as it has room for.
+#[tokio::test]
+async fn weaving_takes_time_by_the_length_of_the_query() {
+    let filter = filter("");
+    let mut took = [Duration::MAX; 2];
+    for _ in 0..3 {
+        for (took, times) in took.iter_mut().zip([20_000, 40_000]) {
+            let target = format!("/v1/items/1?{}", "id=1&".repeat(times));
+            let begun = Instant::now();
+            let (_, made) = called(&filter, "PATCH", &target, r#"{"id":1}"#).await;
+            *took = begun.elapsed().min(*took);
+            assert!(!made.unwrap().is_empty());
+        }
+    }
+    assert!(took[1] < took[0] * 3, "{took:?}");
+}
+
+/// Elements that are long together wait for a thread, and those after them for these.
+#[tokio::test]
+async fn long_elements_are_transcoded_beside_the_worker() {
+    let filter = filter("");
+    let name = "x".repeat(100);
+    let element = format!("{{\"id\":1,\"name\":\"{name}\"}}");
+    let body = format!("[{}]", vec![element.as_str(); 3 * AT_ONCE / 100].join(","));
+    let mut stream = request("POST", "/v1/put/n", b"{");
+    assert!(matches!(filter.chain.run(HeadPhase::Access, &mut stream).await, Outcome::Done));
+    let mut filters = BodyFilters::new(Direction::Request);
+    let first = filters.push(&filter.chain, &mut stream, body.as_bytes(), false);
+    assert!(matches!(first, Filtered::Waiting), "{first:?}");
+    let Filtered::Data(made) = poll_fn(|cx| filters.poll(&filter.chain, &mut stream, cx)).await else {
+        panic!("nothing was made")
+    };
+    assert!(made.len() > 2 * AT_ONCE);
+}
+
+#[tokio::test]
+async fn values_are_taken_as_envoy_takes_them() {
+    let filter = filter("");
+    for (target, body, told) in [
+        (
+            "/v1/items/1?size=9",
+            "{}",
+            Some("size: invalid value \"9\" for type type.googleapis.com/shop.Size"),
+        ),
+        ("/v1/items/1?size=1", "{}", None),
+        ("/v1/items/1", r#"{"data":"AA="}"#, Some("data: invalid value \"AA=\" for type TYPE_BYTES")),
+        ("/v1/items/1", r#"{"data":"AA=="}"#, None),
+        ("/v1/items/1", r#"{"data":"AA"}"#, None),
+        ("/v1/items/1", r#"{"note":5}"#, Some("note.value: invalid value 5 for type TYPE_STRING")),
+    ] {
+        let (_, made) = called(&filter, "PATCH", target, body).await;
+        let fault = made.err().map(|reply| String::from_utf8_lossy(&reply.body).into_owned());
+        assert_eq!(fault.as_deref(), told, "{target} {body}");
+    }
+}
+
 #[tokio::test]
 async fn a_long_body_is_transcoded_beside_the_worker() {
     let filter = filter("");
@@ -241,8 +299,9 @@ fn configurations_are_looked_at() {
 fn bytes_that_wait_are_told() {
     let context = sixfold_core::plugin::BuildContext { scope: "http.h.".into(), ..context() };
     let mut kept = Kept::new(TranscoderStats::new(&context.metrics, &context.scope));
-    kept.set(3, 4);
-    kept.set(1, 4);
+    kept.of_request(3);
+    kept.of_response(4);
+    kept.of_request(1);
     let shown = |name: &str| {
         let gauge = match name {
             "request" => kept.stats.transcoder_request_buffer_bytes(),
@@ -254,4 +313,25 @@ fn bytes_that_wait_are_told() {
     let stats = kept.stats.clone();
     drop(kept);
     assert_eq!(stats.transcoder_response_buffer_bytes().get(), 0);
+}
+
+/// Those of one message too, which wait for its end.
+#[tokio::test]
+async fn bytes_that_are_held_are_told() {
+    let context = sixfold_core::plugin::BuildContext { scope: "http.h.".into(), ..context() };
+    let set = STANDARD.encode(SHOP);
+    let settings = format!(
+        "{{proto_descriptor_bin: \"{set}\", services: [shop.Shop], match_incoming_request_route: true}}"
+    );
+    let config = testing::read::<GrpcJsonTranscoder>(&settings).encode_to_vec();
+    let filter = testing::filter_in(&factory(), &config, &[], &context).unwrap();
+    let mut stream = request("PATCH", "/v1/items/1", b"{");
+    assert!(matches!(filter.chain.run(HeadPhase::Access, &mut stream).await, Outcome::Done));
+    let mut filters = BodyFilters::new(Direction::Request);
+    let mut told = Vec::new();
+    for (piece, last) in [("{\"id\"", false), (":1", false), ("}", true)] {
+        filters.push(&filter.chain, &mut stream, piece.as_bytes(), last);
+        told.push(context.metrics.sum("http.h.", "transcoder_request_buffer_bytes"));
+    }
+    assert_eq!(told, [5, 7, 0]);
 }

@@ -1,7 +1,7 @@
 //! Messages of google.protobuf whose JSON form is not that of their fields, from that form.
 
 use super::Fault;
-use super::encode::{At, Encoder, Weave, invalid, scalar, text};
+use super::encode::{At, Encoder, Weave, invalid, text};
 use super::print::{has_own_form, held_message};
 use prost::encoding;
 use prost_reflect::MessageDescriptor;
@@ -52,9 +52,8 @@ pub(super) fn encode(
             Err(invalid(at, value, &kind))
         }
         (_, value) => {
-            let held = message.get_field(1).map(|field| field.kind());
-            let written = held.and_then(|held| scalar(&held, 1, value, out));
-            written.ok_or_else(|| invalid(at, value, &kind))
+            let held = message.get_field(1).ok_or_else(|| invalid(at, value, &kind))?;
+            encoder.single(&held, value, &mut Weave::default(), out, at, None)
         }
     }
 }
