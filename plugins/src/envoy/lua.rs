@@ -35,6 +35,9 @@ use vm::{Answer, Given, Run, Turn, Vm};
 /// Bytes of a body that a script may ask for as a whole: what Envoy buffers by default.
 const LONGEST_BODY: usize = 1 << 20;
 
+/// Bytes of dynamic metadata and filter state that the script of one message may set.
+const MOST_KEPT: usize = 1 << 20;
+
 sixfold_core::stat_block! {
     /// Statistics under `http.PREFIX.lua.` and the filter's own prefix.
     pub struct LuaStats { counters: [errors, executions], gauges: [], histograms: [] }
@@ -147,6 +150,8 @@ struct Running {
     clear_route: bool,
     /// The head of its response waits for the rest of it, and may be changed until then.
     holds_head: bool,
+    /// Bytes of dynamic metadata and filter state that it may still set.
+    may_keep: usize,
 }
 
 /// What follows a turn of a script.
@@ -244,7 +249,15 @@ impl Script {
         let vm = self.vm()?;
         self.stats.executions().inc();
         match vm.begin(side) {
-            Ok(run) => Some(Running { run: run?, vm, side, on: None, clear_route: false, holds_head: false }),
+            Ok(run) => Some(Running {
+                run: run?,
+                vm,
+                side,
+                on: None,
+                clear_route: false,
+                holds_head: false,
+                may_keep: MOST_KEPT,
+            }),
             Err(error) => {
                 self.failed(&error);
                 None
@@ -280,6 +293,7 @@ impl Script {
             new_body: None,
             clear_route: false,
             wait: None,
+            may_keep: &mut running.may_keep,
         };
         let turn = running.vm.go_on(&mut running.run, &mut host, &given);
         let (new_body, clear_route) = (host.new_body.take(), host.clear_route);

@@ -107,17 +107,17 @@ function table.sort(list, before)
   return sort(list, function(a, b) return before(a, b) end)
 end
 
--- To read a script takes longer than to copy it.
+-- To read a script takes longer than to copy it. Compiled ones are not taken.
 for _, name in ipairs({ "load", "loadstring" }) do
   local own = _G[name]
-  _G[name] = own and function(text, ...)
+  _G[name] = own and function(text, chunk, _, env)
     if type(text) == "string" then spend(#text) end
-    if type(text) ~= "function" then return own(text, ...) end
+    if type(text) ~= "function" then return own(text, chunk, "t", env) end
     return own(function()
       local piece = text()
       if type(piece) == "string" then spend(#piece) end
       return piece
-    end, ...)
+    end, chunk, "t", env)
   end
 end
 

@@ -159,6 +159,8 @@ pub(super) struct Host<'a> {
     pub(super) new_body: Option<Bytes>,
     pub(super) clear_route: bool,
     pub(super) wait: Option<Wait>,
+    /// Bytes of dynamic metadata and filter state that it may still set.
+    pub(super) may_keep: &'a mut usize,
 }
 
 impl Host<'_> {

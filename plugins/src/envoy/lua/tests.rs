@@ -295,6 +295,41 @@ fn metadata_is_of_its_namespace() {
     assert_eq!((header(&stream, "x-told"), filter.errors()), ("3 2 0", 0));
 }
 
+/// Nor is there room for more by another wait, or in the filter state.
+#[test]
+fn what_is_kept_beside_a_message_is_bounded() {
+    for set in [
+        "h:streamInfo():dynamicMetadata():set('a', 'k' .. i, text)",
+        "h:streamInfo():filterState():set('f', 'k' .. i, text)",
+    ] {
+        let filter = filter(&format!(
+            "function envoy_on_request(h)
+               local text, i = ('x'):rep(100000), 0
+               while i < 100 and pcall(function() {set} end) do i = i + 1 end
+               h:headers():add('x-told', i)
+             end"
+        ));
+        let mut stream = stream();
+        filter.request(&mut stream);
+        assert_eq!((header(&stream, "x-told"), filter.errors()), ("10", 0), "{set}");
+    }
+}
+
+/// Nobody looks whether it is sound.
+#[test]
+fn compiled_code_is_not_taken() {
+    for (expression, expected) in [
+        ("tostring(string.dump)", "nil"),
+        ("(select(2, load('\\27LJ\\2')))", "attempt to load chunk with wrong mode"),
+        ("(select(2, loadstring('\\27LJ\\2', 'n', 'b')))", "attempt to load chunk with wrong mode"),
+        ("(select(2, load(function() return '\\27LJ\\2' end)))", "attempt to load chunk with wrong mode"),
+        ("load('return x', 'n', 't', {x = 5})()", "5"),
+    ] {
+        assert_eq!(told(expression), expected, "{expression}");
+    }
+    assert_eq!(Vm::new("\u{1b}LJ\u{2}").err().unwrap(), "attempt to load a binary chunk (mode is 't')");
+}
+
 #[test]
 fn files_and_processes_are_out_of_reach() {
     for name in [
@@ -463,8 +498,12 @@ fn routes_have_scripts_and_contexts_of_their_own() {
 fn values_become_lua_s_and_json_again() {
     let lua = mlua::Lua::new();
     let value = serde_json::json!({"a": [1, 2.5, "x"], "b": {"c": true, "d": null}, "e": -7});
-    let back = values::of_lua(&values::to_lua(&lua, &value).unwrap(), 0).unwrap();
+    let mut left = 8 * size_of::<serde_json::Value>() + "abcex".len();
+    let back = values::of_lua(&values::to_lua(&lua, &value).unwrap(), &mut left).unwrap();
     assert_eq!(back, serde_json::json!({"a": [1, 2.5, "x"], "b": {"c": true}, "e": -7}));
     let circle: mlua::Value = lua.load("local t = {} t.t = t return t").eval().unwrap();
-    assert!(values::of_lua(&circle, 0).is_err());
+    assert!(values::of_lua(&circle, &mut usize::MAX.clone()).is_err());
+    let twice: mlua::Value =
+        lua.load("local t = {'x'} for _ = 1, 40 do t = {t, t} end return t").eval().unwrap();
+    assert!(values::of_lua(&twice, &mut 1_000_000).is_err());
 }

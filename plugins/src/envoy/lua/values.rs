@@ -38,19 +38,34 @@ pub(super) fn table(lua: &Lua, value: Option<&Json>) -> mlua::Result<Value> {
     }
 }
 
-/// A value of a script. A table with a first element is a list.
-pub(super) fn of_lua(value: &Value, depth: usize) -> mlua::Result<Json> {
+/// Takes bytes of what a script may still keep beside its message.
+pub(super) fn keep(left: &mut usize, bytes: usize) -> mlua::Result<()> {
+    let too_much = || Error::runtime("too much dynamic metadata and filter state");
+    *left = left.checked_sub(bytes).ok_or_else(too_much)?;
+    Ok(())
+}
+
+/// A value of a script, which takes its bytes of those that are left. A table with a first element is a list.
+pub(super) fn of_lua(value: &Value, left: &mut usize) -> mlua::Result<Json> {
+    within(value, 0, left)
+}
+
+fn within(value: &Value, depth: usize, left: &mut usize) -> mlua::Result<Json> {
     if depth > DEEPEST {
         return Err(Error::runtime("the value is nested too deeply"));
     }
+    keep(left, size_of::<Json>())?;
     Ok(match value {
         Value::Nil => Json::Null,
         Value::Boolean(value) => Json::Bool(*value),
         Value::Integer(number) => Json::Number((*number).into()),
         Value::Number(number) => number_of(*number),
-        Value::String(text) => Json::String(text.to_string_lossy()),
-        Value::Table(table) if table.raw_len() > 0 => list(table, depth)?,
-        Value::Table(table) => object(table, depth)?,
+        Value::String(text) => {
+            keep(left, text.as_bytes().len())?;
+            Json::String(text.to_string_lossy())
+        }
+        Value::Table(table) if table.raw_len() > 0 => list(table, depth, left)?,
+        Value::Table(table) => object(table, depth, left)?,
         _ => {
             return Err(Error::runtime(format!(
                 "unexpected type '{}' in dynamicMetadata",
@@ -68,15 +83,16 @@ fn number_of(number: f64) -> Json {
     Number::from_f64(number).map_or(Json::Null, Json::Number)
 }
 
-fn list(table: &Table, depth: usize) -> mlua::Result<Json> {
-    table.sequence_values::<Value>().map(|item| of_lua(&item?, depth + 1)).collect()
+fn list(table: &Table, depth: usize, left: &mut usize) -> mlua::Result<Json> {
+    table.sequence_values::<Value>().map(|item| within(&item?, depth + 1, left)).collect()
 }
 
-fn object(table: &Table, depth: usize) -> mlua::Result<Json> {
+fn object(table: &Table, depth: usize, left: &mut usize) -> mlua::Result<Json> {
     let mut fields = Map::new();
     for pair in table.pairs::<String, Value>() {
         let (name, value) = pair?;
-        fields.insert(name, of_lua(&value, depth + 1)?);
+        keep(left, name.len())?;
+        fields.insert(name, within(&value, depth + 1, left)?);
     }
     Ok(Json::Object(fields))
 }

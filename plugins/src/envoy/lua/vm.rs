@@ -4,6 +4,7 @@ use super::budget::{Budget, SPENT};
 use super::host::{self, Host, Wait};
 use super::strings;
 use bytes::Bytes;
+use mlua::chunk::ChunkMode;
 use mlua::{Function, HookTriggers, Lua, LuaOptions, LuaString, MultiValue, StdLib, Table, Thread, VmState};
 use sixfold_core::headers::Headers;
 use sixfold_core::plugin::{CalloutError, CalloutResponse};
@@ -94,6 +95,8 @@ impl Vm {
         // Compiled traces ask no hook. What of `os` touches files or the process is not for workers.
         lua.load("jit.off() jit = nil os = {time = os.time, clock = os.clock, date = os.date, difftime = os.difftime}")
             .exec()?;
+        // Nobody looks whether compiled code is sound: it could do anything to the process.
+        lua.load("string.dump = nil").exec()?;
         lua.globals().set("dofile", mlua::Nil)?;
         lua.globals().set("loadfile", mlua::Nil)?;
         lua.set_memory_limit(MEMORY)?;
@@ -123,7 +126,7 @@ impl Vm {
         let api: Table = prelude.call((host::operations(&lua)?, spent, log))?;
         // Errors name a script by its first line, as in Envoy: `[string "..."]:2: ...`.
         let named = source.split('\0').next().unwrap_or_default();
-        lua.load(source).set_name(named).exec()?;
+        lua.load(source).set_name(named).set_mode(ChunkMode::Text).exec()?;
         let function = |name: &str| lua.globals().get::<Option<Function>>(name);
         let (on_request, on_response) = (function("envoy_on_request")?, function("envoy_on_response")?);
         let (enter, handle) = (api.get("enter")?, api.get("handle")?);

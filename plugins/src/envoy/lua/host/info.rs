@@ -37,7 +37,8 @@ impl Host<'_> {
             }
             Op::DynamicSet => {
                 let (namespace, key): (String, String) = (args.next()?, args.next()?);
-                let value = values::of_lua(&args.next()?, 0)?;
+                values::keep(self.may_keep, namespace.len() + key.len())?;
+                let value = values::of_lua(&args.next()?, self.may_keep)?;
                 self.stream.metadata.push((namespace.into(), key.into(), value));
                 Ok(Value::Nil)
             }
@@ -53,7 +54,9 @@ impl Host<'_> {
             }
             Op::FilterStateSet => {
                 let (_, key, value): (String, String, LuaString) = (args.next()?, args.next()?, args.next()?);
-                let value = value.as_bytes().to_vec().into();
+                let value = value.as_bytes();
+                values::keep(self.may_keep, size_of::<FilterObject>() + key.len() + value.len())?;
+                let value = value.to_vec().into();
                 let object = FilterObject { key: key.into(), value, hashable: false, read_only: false };
                 self.stream.set_filter_state(object);
                 Ok(Value::Nil)
