@@ -16,11 +16,12 @@ mod tests;
 mod well_known;
 
 use crate::envoy;
+use crate::shared::offload::{self, Lane};
 use config::{Config, Rule, TranscoderStats};
 use elements::Elements;
 use encode::Weave;
 use response::Answer;
-use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin};
+use sixfold_core::plugin::{BodyStep, BuildContext, Built, FilterFactory, LocalReply, Plugin};
 use sixfold_xds_api::pb::envoy::extensions::filters::http::grpc_json_transcoder::v3::GrpcJsonTranscoder;
 use std::sync::Arc;
 
@@ -75,6 +76,18 @@ struct Call {
     sent: bool,
     kept: Kept,
     answer: Answer,
+}
+
+/// Does long work beside the worker, and then with what it has made.
+fn beside(
+    lane: Lane,
+    work: impl FnOnce() -> Result<Vec<u8>, Fault> + Send + 'static,
+    then: impl FnOnce(Result<Vec<u8>, Fault>) -> BodyStep + Send + 'static,
+) -> BodyStep {
+    BodyStep::Wait(Box::pin(async move {
+        let made = offload::run(lane, work).await;
+        then(made.unwrap_or_else(|| Err(Fault::internal("the body was not transcoded"))))
+    }))
 }
 
 /// Why something is not transcoded: a status of gRPC, and what is said of it.

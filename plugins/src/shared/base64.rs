@@ -1,5 +1,5 @@
-//! Base64 as nginx's Lua reads it (`ngx.decode_base64`): padding may be missing, and bits that stand for nothing are not
-//! looked at.
+//! Base64 as nginx's Lua (`ngx.decode_base64`) and absl read it: padding may be missing, and bits that stand for nothing are
+//! not looked at.
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;

@@ -1,84 +1,175 @@
-//! JSON from clients that must not have two readings.
+//! JSON from clients, with every member that it has.
 
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use std::fmt;
 
+/// How deep a value may be by serde_json, which reads it.
+const DEEPEST: usize = 128;
+
+/// A value. Members stand in the order of the text, and a name may stand twice.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Json {
+    Null,
+    Bool(bool),
+    Number(Number),
+    String(String),
+    Array(Vec<Json>),
+    Object(Vec<(String, Json)>),
+}
+
+impl Json {
+    /// Reads a text in which at most so many arrays and objects are in each other.
+    pub(crate) fn read(text: &[u8], deepest: usize) -> Result<Json, serde_json::Error> {
+        let mut deserializer = serde_json::Deserializer::from_slice(text);
+        let json = Reader { left: deepest, key: None }.deserialize(&mut deserializer)?;
+        deserializer.end()?;
+        Ok(json)
+    }
+
+    /// The text of a string.
+    pub(crate) fn as_str(&self) -> Option<&str> {
+        match self {
+            Json::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The value in which, at any depth, no name stands twice.
+    fn unique(self) -> Option<Value> {
+        Some(match self {
+            Json::Null => Value::Null,
+            Json::Bool(value) => Value::Bool(value),
+            Json::Number(number) => Value::Number(number),
+            Json::String(text) => Value::String(text),
+            Json::Array(items) => Value::Array(items.into_iter().map(Json::unique).collect::<Option<_>>()?),
+            Json::Object(entries) => {
+                let mut members = Map::new();
+                for (name, value) in entries {
+                    if members.insert(name, value.unique()?).is_some() {
+                        return None;
+                    }
+                }
+                Value::Object(members)
+            }
+        })
+    }
+}
+
+/// As JSON, without spaces.
+impl fmt::Display for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let comma = |at: usize| if at == 0 { "" } else { "," };
+        match self {
+            Json::Null => f.write_str("null"),
+            Json::Bool(value) => value.fmt(f),
+            Json::Number(number) => number.fmt(f),
+            Json::String(text) => Value::from(text.as_str()).fmt(f),
+            Json::Array(items) => {
+                f.write_str("[")?;
+                items.iter().enumerate().try_for_each(|(at, item)| write!(f, "{}{item}", comma(at)))?;
+                f.write_str("]")
+            }
+            Json::Object(members) => {
+                f.write_str("{")?;
+                members.iter().enumerate().try_for_each(|(at, (name, value))| {
+                    write!(f, "{}{}:{value}", comma(at), Value::from(name.as_str()))
+                })?;
+                f.write_str("}")
+            }
+        }
+    }
+}
+
 /// The members of an object in which, at any depth, no name stands twice: of two values readers take different
-/// ones. Depth is bounded by serde_json, at 128.
+/// ones.
 pub(crate) fn object(text: &[u8]) -> Option<Map<String, Value>> {
-    match serde_json::from_slice(text) {
-        Ok(Unique(Value::Object(members))) => Some(members),
+    match Json::read(text, DEEPEST).ok()?.unique() {
+        Some(Value::Object(members)) => Some(members),
         _ => None,
     }
 }
 
-/// A value without repeated names.
-struct Unique(Value);
+/// Reads one value.
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    /// Arrays and objects that may be in each other.
+    left: usize,
+    /// The name of the member that it is of; without one it is an element.
+    key: Option<&'a str>,
+}
 
-impl<'de> Deserialize<'de> for Unique {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Unique, D::Error> {
-        deserializer.deserialize_any(UniqueVisitor)
+impl<'a> Reader<'a> {
+    /// Reads what is in an array or object.
+    fn below<E: Error>(self) -> Result<Reader<'a>, E> {
+        let left = self.left.checked_sub(1).ok_or_else(|| {
+            let place = self.key.map_or_else(|| "in array".to_owned(), |key| format!("for key '{key}'"));
+            E::custom(format!("Message too deep. Max recursion depth reached {place}"))
+        })?;
+        Ok(Reader { left, key: None })
     }
 }
 
-struct UniqueVisitor;
+impl<'de> DeserializeSeed<'de> for Reader<'_> {
+    type Value = Json;
 
-impl<'de> Visitor<'de> for UniqueVisitor {
-    type Value = Unique;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Reader<'_> {
+    type Value = Json;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON value")
     }
 
-    fn visit_unit<E>(self) -> Result<Unique, E> {
-        Ok(Unique(Value::Null))
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json::Null)
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Unique, E> {
-        Ok(Unique(value.into()))
+    fn visit_bool<E>(self, value: bool) -> Result<Json, E> {
+        Ok(Json::Bool(value))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Unique, E> {
-        Ok(Unique(value.into()))
+    fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
+        Ok(Json::Number(value.into()))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Unique, E> {
-        Ok(Unique(value.into()))
+    fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
+        Ok(Json::Number(value.into()))
     }
 
-    fn visit_f64<E: Error>(self, value: f64) -> Result<Unique, E> {
-        let number = Number::from_f64(value).ok_or_else(|| E::custom("no finite number"))?;
-        Ok(Unique(Value::Number(number)))
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Json, E> {
+        Number::from_f64(value).map(Json::Number).ok_or_else(|| E::custom("no finite number"))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Unique, E> {
-        Ok(Unique(value.into()))
+    fn visit_str<E>(self, value: &str) -> Result<Json, E> {
+        Ok(Json::String(value.to_owned()))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Unique, A::Error> {
-        let mut array = Vec::new();
-        while let Some(Unique(item)) = items.next_element()? {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Json, A::Error> {
+        let (mut array, below) = (Vec::new(), self.below()?);
+        while let Some(item) = items.next_element_seed(below)? {
             array.push(item);
         }
-        Ok(Unique(Value::Array(array)))
+        Ok(Json::Array(array))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Unique, A::Error> {
-        let mut members = Map::new();
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Json, A::Error> {
+        let (mut members, below) = (Vec::new(), self.below()?);
         while let Some(name) = entries.next_key::<String>()? {
-            let Unique(value) = entries.next_value()?;
-            if members.contains_key(&name) {
-                return Err(A::Error::custom("a name stands twice"));
-            }
-            members.insert(name, value);
+            let value = entries.next_value_seed(Reader { key: Some(&name), ..below })?;
+            members.push((name, value));
         }
-        Ok(Unique(Value::Object(members)))
+        Ok(Json::Object(members))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use serde_json::json;
 
@@ -103,5 +194,23 @@ mod tests {
             assert_eq!(object(bad.as_bytes()), None, "{bad}");
         }
         assert_eq!(object(b"{\"a\": \"\xff\"}"), None);
+    }
+
+    #[test]
+    fn every_member_is_read_and_shown() {
+        let text = r#"{"a":[1,-2.5,"x\n"],"a":{"b":null,"b":true},"":{}}"#;
+        assert_eq!(Json::read(text.as_bytes(), 3).unwrap().to_string(), text);
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        for (text, place) in [(r#"{"a":[1,{"b":[]}]}"#, "for key 'b'"), (r#"{"a":[[[]]]}"#, "in array")] {
+            assert!(Json::read(text.as_bytes(), 4).is_ok());
+            let error = Json::read(text.as_bytes(), 3).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("Message too deep. Max recursion depth reached {place} at")),
+                "{error}"
+            );
+        }
     }
 }

@@ -4,24 +4,16 @@
 use super::Fault;
 use super::print::has_own_form;
 use super::well_known;
-use base64::Engine as _;
-use base64::alphabet;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use crate::shared::base64;
+use crate::shared::json::Json;
 use prost::encoding::{self, WireType};
 use prost_reflect::{EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor};
-use serde_json::{Map, Value as Json};
 use sixfold_xds_api::wire::put_delimited;
+use std::collections::HashSet;
 use std::fmt;
 
 /// What is said of an object where a value belongs.
 const OBJECT: &str = "invalid value Starting an object on a scalar field for type";
-
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new()
-        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
-        .with_decode_allow_trailing_bits(true),
-);
 
 /// Values of fields that path and query have bound.
 #[derive(Debug, Default, Clone)]
@@ -109,10 +101,7 @@ impl Encoder {
         out: &mut Vec<u8>,
     ) -> Result<(), Fault> {
         if has_own_form(message) {
-            let mut parts = Vec::new();
-            well_known::encode(self, message, json, &mut parts, At::default())?;
-            out.extend_from_slice(&parts);
-            return self.rest(weave, out, At::default());
+            return self.own_form(message, json, weave, out, At::default());
         }
         match json {
             Json::Object(members) => self.members(message, members, weave, out, At::default()),
@@ -124,7 +113,7 @@ impl Encoder {
     pub(super) fn members(
         self,
         message: &MessageDescriptor,
-        members: &Map<String, Json>,
+        members: &[(String, Json)],
         weave: &mut Weave,
         out: &mut Vec<u8>,
         at: At<'_>,
@@ -173,10 +162,34 @@ impl Encoder {
         for (field, mut below) in std::mem::take(&mut weave.messages) {
             if !below.is_empty() {
                 let at = at.below(&field, None);
-                put_delimited(field.number(), out, |out| self.rest(&mut below, out, at))?;
+                put_delimited(field.number(), out, |out| match field.kind() {
+                    Kind::Message(any) if any.full_name() == "google.protobuf.Any" => {
+                        self.own_form(&any, &Json::Null, &mut below, out, at)
+                    }
+                    _ => self.rest(&mut below, out, at),
+                })?;
             }
         }
         Ok(())
+    }
+
+    /// A message whose JSON form is not that of its fields. What is bound of an `Any` stands among its members.
+    fn own_form(
+        self,
+        message: &MessageDescriptor,
+        value: &Json,
+        weave: &mut Weave,
+        out: &mut Vec<u8>,
+        at: At<'_>,
+    ) -> Result<(), Fault> {
+        if message.name() != "Any" || weave.is_empty() {
+            well_known::encode(self, message, value, out, at)?;
+            return self.rest(weave, out, at);
+        }
+        let mut members = if let Json::Object(members) = value { members.clone() } else { Vec::new() };
+        let bound = std::mem::take(&mut weave.values).into_iter();
+        members.extend(bound.map(|(field, bound)| (field.name().to_owned(), Json::String(bound))));
+        well_known::encode(self, message, &Json::Object(members), out, at)
     }
 
     /// A field with all its elements.
@@ -207,7 +220,7 @@ impl Encoder {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn items(
+    pub(super) fn items(
         self,
         field: &FieldDescriptor,
         kind: &Kind,
@@ -231,17 +244,22 @@ impl Encoder {
         Ok(())
     }
 
-    fn map(
+    pub(super) fn map(
         self,
         field: &FieldDescriptor,
         kind: &Kind,
-        members: &Map<String, Json>,
+        members: &[(String, Json)],
         out: &mut Vec<u8>,
         at: At<'_>,
     ) -> Result<(), Fault> {
         let Kind::Message(entry) = kind else { return Ok(()) };
         let (key_field, value_field) = (entry.map_entry_key_field(), entry.map_entry_value_field());
+        let mut keys = HashSet::with_capacity(members.len());
         for (index, (key, value)) in members.iter().enumerate() {
+            if !keys.insert(key) {
+                let at = at.below(field, index.checked_sub(1));
+                return Err(Fault::invalid(format!("{at}: Repeated map key: '{key}' is already set.")));
+            }
             let at = at.below(field, Some(index));
             let key = Json::String(key.clone());
             put_delimited(field.number(), out, |out| {
@@ -264,17 +282,18 @@ impl Encoder {
     ) -> Result<(), Fault> {
         let at = parent.below(field, index);
         match field.kind() {
-            Kind::Message(message) if has_own_form(&message) => put_delimited(field.number(), out, |out| {
-                well_known::encode(self, &message, value, out, at)?;
-                self.rest(weave, out, at)
-            }),
+            Kind::Message(message) if has_own_form(&message) => {
+                put_delimited(field.number(), out, |out| self.own_form(&message, value, weave, out, at))
+            }
             Kind::Message(message) => match value {
                 Json::Object(members) if !field.is_map() => {
                     put_delimited(field.number(), out, |out| self.members(&message, members, weave, out, at))
                 }
                 value => Err(invalid(at, value, &format!("type.googleapis.com/{}", message.full_name()))),
             },
-            _ if value.is_object() => Err(Fault::invalid(format!("{parent}: {OBJECT} {}", field.name()))),
+            _ if matches!(value, Json::Object(_)) => {
+                Err(Fault::invalid(format!("{parent}: {OBJECT} {}", field.name())))
+            }
             Kind::Enum(of) => match self.enumerated(&of, value) {
                 Some(number) => {
                     encoding::int32::encode(field.number(), &number, out);
@@ -291,7 +310,7 @@ impl Encoder {
 
     fn enumerated(self, of: &EnumDescriptor, value: &Json) -> Option<i32> {
         let Json::String(name) = value else {
-            return if value.is_null() { Some(0) } else { i32::try_from(integer(value)?).ok() };
+            return if *value == Json::Null { Some(0) } else { i32::try_from(integer(value)?).ok() };
         };
         if let Some(known) = of.get_value_by_name(name) {
             return Some(known.number());
@@ -368,15 +387,21 @@ pub(super) fn scalar(kind: &Kind, number: u32, value: &Json, out: &mut Vec<u8>) 
         }
         Kind::Bool => encoding::bool::encode(number, &boolean(value)?, out),
         Kind::String => text(number, value.as_str()?.as_bytes(), out),
-        Kind::Bytes => {
-            let standard = value.as_str()?.replace('-', "+").replace('_', "/");
-            // Padding is whole or not there.
-            (!standard.ends_with('=') || standard.len().is_multiple_of(4)).then_some(())?;
-            text(number, &BASE64.decode(standard).ok()?, out);
-        }
+        Kind::Bytes => text(number, &bytes_of(value.as_str()?)?, out),
         Kind::Message(_) | Kind::Enum(_) => return None,
     }
     Some(())
+}
+
+/// What base64 stands for: of one of its two alphabets, with padding that is whole or not there, and spaces anywhere.
+fn bytes_of(text: &str) -> Option<Vec<u8>> {
+    let mut plain: String = text.chars().filter(|letter| !matches!(letter, ' ' | '\t'..='\r')).collect();
+    if plain.contains(['-', '_']) {
+        (!plain.contains(['+', '/'])).then_some(())?;
+        plain = plain.replace('-', "+").replace('_', "/");
+    }
+    (!plain.ends_with('=') || plain.len().is_multiple_of(4)).then_some(())?;
+    base64::decode(plain)
 }
 
 /// Writes a string or bytes.
@@ -414,7 +439,10 @@ fn float(value: &Json) -> Option<f64> {
 
 /// absl's `SimpleAtob`.
 fn boolean(value: &Json) -> Option<bool> {
-    let Json::String(text) = value else { return value.as_bool() };
+    let text = match value {
+        Json::Bool(value) => return Some(*value),
+        value => value.as_str()?,
+    };
     let is_one_of = |words: [&str; 5]| words.iter().any(|word| word.eq_ignore_ascii_case(text));
     match text {
         _ if is_one_of(["true", "t", "yes", "y", "1"]) => Some(true),

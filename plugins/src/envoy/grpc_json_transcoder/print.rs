@@ -7,8 +7,8 @@ use prost_reflect::{DescriptorPool, FieldDescriptor, Kind, MessageDescriptor};
 use sixfold_xds_api::json::print::{Pretty, duration, timestamp};
 use sixfold_xds_api::wire::{Fields, Value};
 
-/// How deep messages may be in each other.
-const MAX_DEPTH: usize = 100;
+/// How deep messages may be in each other, and arrays and objects of a body.
+pub(super) const MAX_DEPTH: usize = 100;
 
 /// `PrintOptions`, without what is about streams.
 #[derive(Debug, Clone, Copy, Default)]

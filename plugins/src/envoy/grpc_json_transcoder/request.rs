@@ -3,11 +3,12 @@
 use super::config::{Config, Opened, Rule, Unopened};
 use super::elements::Elements;
 use super::encode::Weave;
+use super::print::MAX_DEPTH;
 use super::response::Answer;
-use super::{AT_ONCE, Call, EARLY, FAILED, FRAME_HEAD, Fault, Kept, Transcoder, http_body};
-use crate::shared::offload::{self, Lane};
+use super::{AT_ONCE, Call, EARLY, FAILED, FRAME_HEAD, Fault, Kept, Transcoder, beside, http_body};
+use crate::shared::json::Json;
+use crate::shared::offload::Lane;
 use bytes::Bytes;
-use serde_json::{Map, Value as Json};
 use sixfold_core::headers::Known;
 use sixfold_core::message::{Method, RequestHead};
 use sixfold_core::plugin::{BodyPiece, BodyStep, Hold, LocalReply, Overflow, Slot, Step};
@@ -77,20 +78,10 @@ impl Transcoder {
         if piece.data.len() <= AT_ONCE {
             return sent(framed(&config, &rule, weave, piece.data), details);
         }
-        let body = piece.data.to_vec();
-        beside(Lane::of(body.len()), move || framed(&config, &rule, weave, &body), details)
+        let (body, lane) = (piece.data.to_vec(), Lane::of(piece.data.len()));
+        let work = move || framed(&config, &rule, weave, &body);
+        beside(lane, work, move |made| sent(made, details))
     }
-}
-
-fn beside(
-    lane: Lane,
-    work: impl FnOnce() -> Result<Vec<u8>, Fault> + Send + 'static,
-    details: &'static str,
-) -> BodyStep {
-    BodyStep::Wait(Box::pin(async move {
-        let made = offload::run(lane, work).await;
-        sent(made.unwrap_or_else(|| Err(Fault::internal("the body was not transcoded"))), details)
-    }))
 }
 
 fn sent(made: Result<Vec<u8>, Fault>, details: &str) -> BodyStep {
@@ -126,7 +117,7 @@ impl Call {
         let Opened { rule, mut weave, unknown } = opened;
         let (mut initial, mut content_type) = (Vec::new(), Vec::new());
         if rule.method.request_body().is_some() {
-            let nothing = Json::Object(Map::new());
+            let nothing = Json::Object(Vec::new());
             config.encoder.message(
                 rule.method.input(),
                 &within(&rule.body, nothing),
@@ -175,7 +166,11 @@ impl Call {
             }
             end.map(|()| made)
         };
-        if length > AT_ONCE { beside(Lane::of(length), work, details) } else { sent(work(), details) }
+        if length > AT_ONCE {
+            beside(Lane::of(length), work, move |made| sent(made, details))
+        } else {
+            sent(work(), details)
+        }
     }
 
     /// A message with an HttpBody.
@@ -193,8 +188,9 @@ impl Call {
 /// The message that a body stands for, in a frame; an empty body is an empty object.
 fn framed(config: &Config, rule: &Rule, mut weave: Weave, body: &[u8]) -> Result<Vec<u8>, Fault> {
     let json = match body {
-        b"" => Json::Object(Map::new()),
-        body => serde_json::from_slice(body)
+        b"" => Json::Object(Vec::new()),
+        // The array that it is an element of is one more.
+        body => Json::read(body, MAX_DEPTH - usize::from(rule.method.client_streaming))
             .map_err(|error| Fault::invalid(format!("The body is no JSON: {error}")))?,
     };
     let mut out = vec![0; FRAME_HEAD];
@@ -204,7 +200,7 @@ fn framed(config: &Config, rule: &Rule, mut weave: Weave, body: &[u8]) -> Result
 
 /// A value as that of a field of a field.
 fn within(names: &[String], json: Json) -> Json {
-    names.iter().rev().fold(json, |json, name| Json::Object(Map::from_iter([(name.clone(), json)])))
+    names.iter().rev().fold(json, |json, name| Json::Object(vec![(name.clone(), json)]))
 }
 
 /// Writes the length of a message into the head that is before it.

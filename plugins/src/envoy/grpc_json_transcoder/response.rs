@@ -2,8 +2,8 @@
 
 use super::config::{Framing, Method};
 use super::print::{self, Status};
-use super::{AT_ONCE, Call, FAILED, FRAME_HEAD, Fault, Transcoder, http_body};
-use crate::shared::offload::{self, Lane};
+use super::{AT_ONCE, Call, FAILED, FRAME_HEAD, Fault, Transcoder, beside, http_body};
+use crate::shared::offload::Lane;
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -191,7 +191,7 @@ impl Call {
                 // How long it becomes is not known yet.
                 tell_status(stream, false);
                 let (message, print, lane) = (message.to_vec(), self.config.print, Lane::of(message.len()));
-                beside(lane, move || print::json(&method.output, &message, print))
+                beside(lane, move || print::json(&method.output, &message, print), made)
             }
         }
     }
@@ -238,7 +238,7 @@ impl Call {
             out.extend_from_slice(tail);
             Ok(out)
         };
-        if whole > AT_ONCE { beside(lane, work) } else { made(Some(work())) }
+        if whole > AT_ONCE { beside(lane, work, made) } else { made(work()) }
     }
 
     /// What a stream without messages becomes.
@@ -292,16 +292,10 @@ fn write_message(
     Ok(())
 }
 
-/// Does long work beside the worker.
-fn beside(lane: Lane, work: impl FnOnce() -> Result<Vec<u8>, Fault> + Send + 'static) -> BodyStep {
-    BodyStep::Wait(Box::pin(async move { made(offload::run(lane, work).await) }))
-}
-
-fn made(made: Option<Result<Vec<u8>, Fault>>) -> BodyStep {
+fn made(made: Result<Vec<u8>, Fault>) -> BodyStep {
     match made {
-        Some(Ok(made)) => BodyStep::Replace(made.into()),
-        Some(Err(fault)) => failed(fault),
-        None => failed(Fault::internal("the response was not transcoded")),
+        Ok(made) => BodyStep::Replace(made.into()),
+        Err(fault) => failed(fault),
     }
 }
 

@@ -4,6 +4,7 @@ use crate::testing::{self, Alone, context, request_header, response_header, stre
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use prost::Message as _;
+use prost_reflect::{DescriptorPool, DynamicMessage};
 use sixfold_core::plugin::{BodyFilters, Direction, Filtered, HeadPhase, Outcome};
 use sixfold_core::stream::Stream;
 use std::future::poll_fn;
@@ -115,6 +116,11 @@ async fn what_is_wrong_is_told_where_it_is() {
             r#"{"parts":[{},{"level":true}]}"#,
             "parts[1].level: invalid value true for type TYPE_INT32",
         ),
+        (
+            "/v1/items/1",
+            r#"{"any":{"@type":"type.googleapis.com/shop.Part","level":"x"}}"#,
+            "level: invalid value \"x\" for type TYPE_INT32",
+        ),
         ("/v1/items/1", "[]", ": Root element must be a message."),
         ("/v1/items/%ff", "{}", "id: the value is not UTF-8"),
     ] {
@@ -194,11 +200,94 @@ async fn values_are_taken_as_envoy_takes_them() {
         ("/v1/items/1", r#"{"data":"AA="}"#, Some("data: invalid value \"AA=\" for type TYPE_BYTES")),
         ("/v1/items/1", r#"{"data":"AA=="}"#, None),
         ("/v1/items/1", r#"{"data":"AA"}"#, None),
+        ("/v1/items/1", r#"{"data":" A A = =\n"}"#, None),
+        ("/v1/items/1", r#"{"data":"-_-_"}"#, None),
+        ("/v1/items/1", r#"{"data":"-_+/"}"#, Some("data: invalid value \"-_+/\" for type TYPE_BYTES")),
         ("/v1/items/1", r#"{"note":5}"#, Some("note.value: invalid value 5 for type TYPE_STRING")),
     ] {
         let (_, made) = called(&filter, "PATCH", target, body).await;
         let fault = made.err().map(|reply| String::from_utf8_lossy(&reply.body).into_owned());
         assert_eq!(fault.as_deref(), told, "{target} {body}");
+    }
+}
+
+/// The message of a frame as its reader has it, written anew.
+fn item(framed: &[u8]) -> Vec<u8> {
+    let item = DescriptorPool::decode(SHOP).unwrap().get_message_by_name("shop.Item").unwrap();
+    DynamicMessage::decode(item, &framed[FRAME_HEAD..]).unwrap().encode_to_vec()
+}
+
+/// What a name stands for twice is written twice, which readers of messages join; but the keys of a map are its own.
+#[tokio::test]
+async fn members_may_stand_twice() {
+    let filter = filter("");
+    let twice = |body: &'static str, once: &'static str| {
+        let filter = &filter;
+        async move {
+            let (_, made) = called(filter, "PATCH", "/v1/items/1", body).await;
+            let (_, expected) = called(filter, "PATCH", "/v1/items/1", once).await;
+            assert_eq!(item(&made.unwrap()), item(&expected.unwrap()), "{body}");
+        }
+    };
+    twice(r#"{"tags":["a"],"tags":"b"}"#, r#"{"tags":["a","b"]}"#).await;
+    twice(r#"{"mainPart":{"text":"a"},"main_part":{"level":2}}"#, r#"{"mainPart":{"text":"a","level":2}}"#)
+        .await;
+    twice(r#"{"name":"a","name":"b"}"#, r#"{"name":"b"}"#).await;
+    twice(r#"{"counts":{"a":1},"counts":{"a":2}}"#, r#"{"counts":{"a":2}}"#).await;
+    for (body, place) in [
+        (r#"{"counts":{"a":1,"b":2,"a":3}}"#, "counts[1]: Repeated map key: 'a'"),
+        (r#"{"extra":{"a":1,"a":3}}"#, "extra.fields[0]: Repeated map key: 'a'"),
+        (
+            r#"{"extra":{"a":[{"b":1},{"b":1,"b":2}]}}"#,
+            "extra.fields[0].value.list_value.values[1].struct_value.fields[0]: Repeated map key: 'b'",
+        ),
+    ] {
+        let (_, made) = called(&filter, "PATCH", "/v1/items/1", body).await;
+        let told = String::from_utf8(made.unwrap_err().body.to_vec()).unwrap();
+        assert_eq!(told, format!("{place} is already set."));
+    }
+}
+
+/// The bounds are Envoy's; the array that has the messages of a stream counts too.
+#[tokio::test]
+async fn depth_of_bodies_is_bounded() {
+    let filter = filter("");
+    for (method, target, least) in [("PATCH", "/v1/items/1", 99), ("POST", "/v1/put/n", 98)] {
+        for (deep, fits) in [(least, true), (least + 1, false)] {
+            let body = format!("{{\"nope\":{}{}}}", "[".repeat(deep), "]".repeat(deep));
+            let body = if method == "POST" { format!("[{body}]") } else { body };
+            let (_, made) = called(&filter, method, target, &body).await;
+            assert_eq!(made.map_err(|reply| reply.status).is_ok(), fits, "{method} {deep}");
+        }
+    }
+}
+
+/// What path and query bind of an `Any` is looked at as members of the body are.
+#[tokio::test]
+async fn an_any_has_a_type_that_is_known() {
+    let filter = filter("");
+    let missing = "any: invalid value Missing @type for any field in shop.Item for type Any";
+    let part = r#"{"any":{"@type":"type.googleapis.com/shop.Part","text":"a"}}"#;
+    let duration = r#"{"any":{"@type":"type.googleapis.com/google.protobuf.Duration"}}"#;
+    for (query, body, expected) in [
+        ("any.type_url=x", "{}", Err(missing)),
+        ("any.type_url=x", r#"{"any":null}"#, Err(missing)),
+        ("any.type_url=x", r#"{"any":{}}"#, Err(missing)),
+        ("any.type_url=x", part, Ok(part)),
+        (
+            "any.value=1s",
+            duration,
+            Ok(r#"{"any":{"@type":"type.googleapis.com/google.protobuf.Duration","value":"1s"}}"#),
+        ),
+    ] {
+        let (_, made) = called(&filter, "PATCH", &format!("/v1/items/1?{query}"), body).await;
+        match expected {
+            Ok(as_body) => {
+                let (_, alone) = called(&filter, "PATCH", "/v1/items/1", as_body).await;
+                assert_eq!(made.unwrap(), alone.unwrap(), "{query} {body}");
+            }
+            Err(told) => assert_eq!(made.unwrap_err().body, told, "{query} {body}"),
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 use super::Fault;
 use super::encode::{At, Encoder, Weave, invalid, text};
 use super::print::{has_own_form, held_message};
+use crate::shared::json::Json;
 use prost::encoding;
-use prost_reflect::MessageDescriptor;
-use serde_json::{Map, Value as Json};
+use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 use sixfold_xds_api::json::{parse_duration, parse_timestamp};
 use sixfold_xds_api::wire::put_delimited;
 
@@ -22,11 +22,12 @@ pub(super) fn encode(
         // Their fields are taken too.
         return encoder.members(message, members, &mut Weave::default(), out, at);
     }
-    let kind = format!("type.googleapis.com/{}", message.full_name());
+    let kind = || format!("type.googleapis.com/{}", message.full_name());
     let illegal = |what: &str| {
         let reason = format!("Field '{}', Illegal {what}", at.name());
-        Fault::invalid(format!("{at}: invalid value {reason} for type {kind}"))
+        Fault::invalid(format!("{at}: invalid value {reason} for type {}", kind()))
     };
+    let wrong = || invalid(at, value, &kind());
     match (name, value) {
         ("Any", Json::Object(members)) => any(encoder, message, members, out, at),
         ("Timestamp", Json::String(time)) => {
@@ -45,14 +46,32 @@ pub(super) fn encode(
             }
             Ok(())
         }
-        ("Struct", Json::Object(members)) => structure(members, out),
-        ("ListValue", Json::Array(items)) => list(items, out),
-        ("Value", value) => any_value(value, out),
-        ("Any" | "Timestamp" | "Duration" | "FieldMask" | "Struct" | "ListValue", value) => {
-            Err(invalid(at, value, &kind))
+        ("Struct", Json::Object(members)) => {
+            let fields = message.get_field(1).filter(FieldDescriptor::is_map).ok_or_else(wrong)?;
+            encoder.map(&fields, &fields.kind(), members, out, at)
         }
-        (_, value) => {
-            let held = message.get_field(1).ok_or_else(|| invalid(at, value, &kind))?;
+        ("ListValue", Json::Array(items)) => {
+            let values = message.get_field(1).ok_or_else(wrong)?;
+            encoder.items(&values, &values.kind(), items, out, at, &mut 0)
+        }
+        ("Any" | "Timestamp" | "Duration" | "FieldMask" | "Struct" | "ListValue", _) => Err(wrong()),
+        (name, value) => {
+            // Which of the fields of a Value; a wrapper has one.
+            let (number, of) = match value {
+                _ if name != "Value" => (1, None),
+                Json::Null => (1, None),
+                Json::Number(_) => (2, None),
+                Json::String(_) => (3, None),
+                Json::Bool(_) => (4, None),
+                Json::Object(_) => (5, Some("google.protobuf.Struct")),
+                Json::Array(_) => (6, Some("google.protobuf.ListValue")),
+            };
+            // Definitions that are not google's may hold themselves.
+            let is_right = |field: &FieldDescriptor| match field.kind() {
+                Kind::Message(held) => of == Some(held.full_name()),
+                _ => of.is_none(),
+            };
+            let held = message.get_field(number).filter(is_right).ok_or_else(wrong)?;
             encoder.single(&held, value, &mut Weave::default(), out, at, None)
         }
     }
@@ -63,14 +82,15 @@ pub(super) fn encode(
 fn any(
     encoder: Encoder,
     message: &MessageDescriptor,
-    members: &Map<String, Json>,
+    members: &[(String, Json)],
     out: &mut Vec<u8>,
     at: At<'_>,
 ) -> Result<(), Fault> {
     if members.is_empty() {
         return Ok(());
     }
-    let Some(Json::String(url)) = members.get("@type") else {
+    let member = |wanted: &str| members.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
+    let Some(Json::String(url)) = member("@type") else {
         let within = at.within();
         return Err(Fault::invalid(format!(
             "{at}: invalid value Missing @type for any field in {within} for type Any"
@@ -79,8 +99,10 @@ fn any(
     let held = held_message(message.parent_pool(), url)
         .map_err(|fault| Fault::invalid(format!("{at}: invalid value {} for type Any", fault.message)))?;
     text(1, url.as_bytes(), out);
+    // Where something is in it is told from it.
+    let at = At::default();
     put_delimited(2, out, |out| match has_own_form(&held) {
-        true => members.get("value").map_or(Ok(()), |value| encode(encoder, &held, value, out, at)),
+        true => member("value").map_or(Ok(()), |value| encode(encoder, &held, value, out, at)),
         false => encoder.members(&held, members, &mut Weave::default(), out, at),
     })
 }
@@ -88,33 +110,6 @@ fn any(
 fn time_of((seconds, nanos): (i64, i32), out: &mut Vec<u8>) {
     encoding::int64::encode(1, &seconds, out);
     encoding::int32::encode(2, &nanos, out);
-}
-
-fn structure(members: &Map<String, Json>, out: &mut Vec<u8>) -> Result<(), Fault> {
-    for (name, value) in members {
-        put_delimited(1, out, |out| {
-            text(1, name.as_bytes(), out);
-            put_delimited(2, out, |out| any_value(value, out))
-        })?;
-    }
-    Ok(())
-}
-
-fn list(items: &[Json], out: &mut Vec<u8>) -> Result<(), Fault> {
-    items.iter().try_for_each(|item| put_delimited(1, out, |out| any_value(item, out)))
-}
-
-/// google.protobuf.Value: any JSON.
-fn any_value(value: &Json, out: &mut Vec<u8>) -> Result<(), Fault> {
-    match value {
-        Json::Null => encoding::int32::encode(1, &0, out),
-        Json::Number(number) => encoding::double::encode(2, &number.as_f64().unwrap_or_default(), out),
-        Json::String(value) => text(3, value.as_bytes(), out),
-        Json::Bool(value) => encoding::bool::encode(4, value, out),
-        Json::Object(members) => return put_delimited(5, out, |out| structure(members, out)),
-        Json::Array(items) => return put_delimited(6, out, |out| list(items, out)),
-    }
-    Ok(())
 }
 
 /// `fooBar.baz` as `foo_bar.baz`.
