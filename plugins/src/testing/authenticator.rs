@@ -148,28 +148,14 @@ fn basic_auth() -> Authenticator {
         "users": {"inline_string": "jack:{SHA}qUqP5cyxm6YcTAhz05Hph5gvu9M=\nann:{SHA}nU4eI71bcnBGqeO0t9tXvY1u5oQ="},
         "forward_username_header": "x-user",
     });
-    let of = |pair: &str| {
-        (pair.to_owned(), base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pair))
-    };
     Authenticator {
         chain: filter::<BasicAuth>(config),
         header: "authorization",
         prefix: "Basic ",
-        credential: of("jack:test").1,
+        credential: basic("jack:test"),
         identity: "x-user",
-        forged: [
-            "jack:",
-            "jack",
-            ":test",
-            "jack:Test",
-            "jack:test\0",
-            "jack:test ",
-            "ann:test",
-            "eve:test",
-            "jack::test",
-        ]
-        .map(of)
-        .to_vec(),
+        // APISIX leaves spaces out.
+        forged: [forged_pairs(), vec![("jack:test ".to_owned(), basic("jack:test "))]].concat(),
     }
 }
 
@@ -258,28 +244,26 @@ fn apisix_basic_auth() -> Authenticator {
     let said = |user: &str, password: &str| json!({"username": user, "password": password});
     let consumers = [("jack", said("jack", "test"), None), ("ann", said("ann", "secret"), None)];
     let context = known(super::context(), "basic-auth", &consumers);
-    let encode = |pair: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pair);
-    let of = |pair: &str| (pair.to_owned(), encode(pair));
     Authenticator {
         chain: chain_of(&[("basic-auth", &json!({}))], &context),
         header: "authorization",
         prefix: "Basic ",
-        credential: encode("jack:test"),
+        credential: basic("jack:test"),
         identity: "x-consumer-username",
-        forged: [
-            "jack:",
-            "jack",
-            ":test",
-            "jack:Test",
-            "jack:test\0",
-            "ann:test",
-            "eve:test",
-            "jack::test",
-            "eve:",
-        ]
-        .map(of)
-        .to_vec(),
+        forged: forged_pairs(),
     }
+}
+
+/// A name and a password as `Basic` has them.
+fn basic(pair: &str) -> String {
+    base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pair)
+}
+
+/// Pairs that are nearly those of jack or ann, or of nobody.
+fn forged_pairs() -> Vec<(String, String)> {
+    ["jack:", "jack", ":test", "jack:Test", "jack:test\0", "ann:test", "eve:test", "jack::test", "eve:"]
+        .map(|pair| (pair.to_owned(), basic(pair)))
+        .to_vec()
 }
 
 fn apisix_jwt_auth() -> Authenticator {
