@@ -29,8 +29,8 @@ pub(super) struct Redirect {
 #[derive(Debug)]
 enum To {
     Uri(Location),
-    /// To where a redirect of these elements would lead.
-    Elements(Box<Elements>),
+    /// To where a redirect of these elements would lead, of this route.
+    Elements(Box<(Elements, Route)>),
 }
 
 /// What the request was made for.
@@ -59,7 +59,9 @@ impl Redirect {
             }
             RedirectActionSpecifier::RedirectAction(action) => {
                 let elements = redirect::redirect(action).and_then(elements).in_key("redirect_action")?;
-                To::Elements(Box::new(elements))
+                // The path that a route matched is of no interest: no prefix of it is replaced.
+                let route = Route::new(PathMatch::Prefix(b"/"[..].into(), false), Action::NonForwarding);
+                To::Elements(Box::new((elements, route)))
             }
         };
         let additions = |add: &[_], field: &str| {
@@ -80,11 +82,7 @@ impl Redirect {
     pub(super) fn ask(self: &Arc<Self>, stream: &mut Stream) -> Option<Recreated> {
         let to = match &self.to {
             To::Uri(to) => to.clone(),
-            To::Elements(elements) => {
-                // The path that a route matched is of no interest: no prefix of it is replaced.
-                let route = Route::new(PathMatch::Prefix(b"/"[..].into(), false), Action::NonForwarding);
-                Location::parse(&location(elements, &route, stream))?
-            }
+            To::Elements(to) => Location::parse(&location(&to.0, &to.1, stream))?,
         };
         let mut head = stream.request.clone();
         (head.scheme, head.authority, head.method) = (to.scheme, to.authority, Method::GET);
