@@ -5,7 +5,7 @@ use super::descriptors::{self, Descriptors};
 use super::encode::{Encoder, Weave, field_of};
 use super::http_body;
 use super::paths::{Options, Paths, Unescape, unescaped};
-use super::print::PrintOptions;
+use super::print::{MAX_DEPTH, PrintOptions};
 use prost_reflect::{DescriptorPool, FieldDescriptor, Kind, MessageDescriptor};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::message::RequestHead;
@@ -225,6 +225,10 @@ impl Config {
                 Err(_) if self.unknown == Unknown::Ignored => continue,
                 Err(fault) => return Err(unless(self.rejects_parameters, fault)),
             };
+            // A message may hold itself, and a query say so as often as it has room for.
+            if path.len() > MAX_DEPTH {
+                return Err(Unopened::Refused(Fault::invalid("Message too deep")));
+            }
             // What is in the HttpBody is the body's.
             let is_inside = rule.method.request_body.as_ref().is_some_and(|body| path.starts_with(body));
             if !is_inside {

@@ -260,6 +260,24 @@ async fn depth_of_bodies_is_bounded() {
             assert_eq!(made.map_err(|reply| reply.status).is_ok(), fits, "{method} {deep}");
         }
     }
+    // What is known is written as deep as it may be read.
+    for (open, close) in [("{\"a\":", "}"), ("[", "]")] {
+        let body = format!("{{\"extra\":{{\"a\":{}1{}}}}}", open.repeat(98), close.repeat(98));
+        let (_, made) = called(&filter, "PATCH", "/v1/items/1", &body).await;
+        assert!(made.is_ok());
+    }
+}
+
+/// A message may hold itself: a query that said so a thousand times ended the process.
+#[tokio::test]
+async fn depth_of_what_is_bound_is_bounded() {
+    let filter = filter("");
+    for (times, status) in [(32, None), (33, Some(400)), (10_000, Some(400))] {
+        let within = "fields.value.struct_value.".repeat(times);
+        let target = format!("/v1/items/1?extra.{within}fields.value.string_value=x");
+        let (_, made) = called(&filter, "PATCH", &target, "{}").await;
+        assert_eq!(made.err().map(|reply| reply.status), status, "{times}");
+    }
 }
 
 /// What path and query bind of an `Any` is looked at as members of the body are.
