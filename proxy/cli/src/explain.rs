@@ -17,6 +17,7 @@ use sixfold_core::hcm::HttpConnectionManager;
 use sixfold_core::headers::Known as KnownHeader;
 use sixfold_core::listener::{FilterChain, Listener, MatchInput, NetworkFilter};
 use sixfold_core::plugin::LocalReply;
+use sixfold_core::redirect;
 use sixfold_core::stream::Stream;
 use sixfold_server::explain;
 use source::Known;
@@ -175,14 +176,15 @@ fn http(story: &mut Story, known: &Known, hcm: &HttpConnectionManager, stream: &
         story.insert("outcome".into(), "no virtual host has the request's host: 404".into());
         return;
     };
-    stream.virtual_host = Some(found.virtual_host.clone());
-    stream.route = found.route.clone();
-    if let Some(location) = sixfold_core::redirect::require_tls(stream) {
-        let location = String::from_utf8_lossy(&location).into_owned();
+    if redirect::is_for_tls(&found.virtual_host, stream) {
+        filters::add(story, hcm, &hcm.chain);
+        let location = String::from_utf8_lossy(&redirect::to_tls(&stream.request)).into_owned();
         story.insert("action".into(), json!({"kind": "redirect", "status": 301, "location": location}));
         story.insert("outcome".into(), "the virtual host wants TLS (require_tls)".into());
         return;
     }
+    stream.virtual_host = Some(found.virtual_host.clone());
+    stream.route = found.route.clone();
     let Some(route) = found.route else {
         filters::add(story, hcm, found.virtual_host.options.chain.as_ref().unwrap_or(&hcm.chain));
         if found.cut_short {

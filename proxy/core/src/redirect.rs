@@ -1,9 +1,10 @@
 //! Locations of redirects (common/http/utility.cc `newUri`, common/router/config_impl.cc).
 
 use crate::headers::Known;
-use crate::message::{Scheme, Target, strip_port};
+use crate::message::{RequestHead, Scheme, Target, strip_port};
 use crate::rewrite::{replace, replace_prefix};
 use crate::route::{Redirect, RedirectPath, RequireTls, Route};
+use crate::router::VirtualHost;
 use crate::stream::Stream;
 use std::borrow::Cow;
 
@@ -91,18 +92,19 @@ fn rewritten<'a>(path: &'a RedirectPath, route: &Route, target: &'a Target) -> C
     }
 }
 
-/// The location of the 301 that a virtual host's `require_tls` asks for, if the request came without TLS.
-pub fn require_tls(stream: &Stream) -> Option<Vec<u8>> {
-    let wanted = match stream.virtual_host.as_ref()?.options.require_tls {
+/// Whether a virtual host wants the request to come by TLS (`require_tls`), and it did not.
+pub fn is_for_tls(host: &VirtualHost, stream: &Stream) -> bool {
+    let wanted = match host.options.require_tls {
         RequireTls::None => false,
         RequireTls::ExternalOnly => !stream.internal,
         RequireTls::All => true,
     };
-    let proto = stream.request.headers.get(Known::X_FORWARDED_PROTO);
-    if !wanted || proto == Some(Scheme::Https.as_str().as_bytes()) {
-        return None;
-    }
-    Some([b"https://", stream.request.authority.as_slice(), stream.request.target.full()].concat())
+    wanted && stream.request.headers.get(Known::X_FORWARDED_PROTO) != Some(Scheme::Https.as_str().as_bytes())
+}
+
+/// The location of the 301 that such a request is answered with.
+pub fn to_tls(request: &RequestHead) -> Vec<u8> {
+    [b"https://", request.authority.as_slice(), request.target.full()].concat()
 }
 
 #[cfg(test)]
@@ -111,7 +113,7 @@ mod tests {
     use super::*;
     use crate::regex::{Regex, Rewrite};
     use crate::route::fixture;
-    use crate::router::{PathMatch, VirtualHost, VirtualHostOptions};
+    use crate::router::{PathMatch, VirtualHostOptions};
     use crate::stream::fixture::stream;
 
     #[track_caller]
@@ -189,20 +191,17 @@ mod tests {
     fn plain_text_is_sent_to_tls_where_it_is_required() {
         let host = |require_tls| {
             let options = VirtualHostOptions { require_tls, ..VirtualHostOptions::default() };
-            Some(VirtualHost::new("v", options))
+            VirtualHost::new("v", options)
         };
         let mut s = stream("/x?y=z", &[("x-forwarded-proto", "http")]);
         s.request.authority = b"port.test:80".to_vec();
-        assert_eq!(require_tls(&s), None);
-        s.virtual_host = host(RequireTls::None);
-        assert_eq!(require_tls(&s), None);
-        s.virtual_host = host(RequireTls::ExternalOnly);
-        assert_eq!(require_tls(&s).as_deref(), Some(&b"https://port.test:80/x?y=z"[..]));
+        assert!(!is_for_tls(&host(RequireTls::None), &s));
+        assert!(is_for_tls(&host(RequireTls::ExternalOnly), &s));
+        assert_eq!(to_tls(&s.request), b"https://port.test:80/x?y=z");
         s.internal = true;
-        assert_eq!(require_tls(&s), None);
-        s.virtual_host = host(RequireTls::All);
-        assert!(require_tls(&s).is_some());
+        assert!(!is_for_tls(&host(RequireTls::ExternalOnly), &s));
+        assert!(is_for_tls(&host(RequireTls::All), &s));
         s.request.headers.set(Known::X_FORWARDED_PROTO, b"https");
-        assert_eq!(require_tls(&s), None);
+        assert!(!is_for_tls(&host(RequireTls::All), &s));
     }
 }

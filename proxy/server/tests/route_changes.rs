@@ -124,7 +124,7 @@ impl Secure {
     }
 }
 
-/// The virtual host that a filter leads to was reached without TLS.
+/// The virtual host that a filter leads to was reached without TLS, and none was led away from one that wants it.
 #[tokio::test]
 async fn a_host_that_is_chosen_again_wants_its_tls() {
     let up = upstream(|_, _| ok("reached")).await;
@@ -135,13 +135,14 @@ async fn a_host_that_is_chosen_again_wants_its_tls() {
     setup.cluster("a", &[up.address], |_| {});
     let (to, cell) = (setup.clusters.cell("a"), setup.table.clone());
     let (proxy, _) = setup.serve().await;
-    for (require_tls, expected) in [(RequireTls::All, "301 "), (RequireTls::None, "200 ")] {
+    let (all, none) = (RequireTls::All, RequireTls::None);
+    for (from, require_tls, expected) in [(none, all, "301 "), (none, none, "200 "), (all, none, "200 ")] {
         let host = |name: &str, require_tls| {
             let options = VirtualHostOptions { require_tls, ..VirtualHostOptions::default() };
             let routes = vec![Arc::new(route("/", Action::Forward(forward(to.clone()))))];
             (vec![name.to_owned()], HostRoutes::new(name, options, routes))
         };
-        let hosts = vec![host("*", RequireTls::None), host("secure", require_tls)];
+        let hosts = vec![host("*", from), host("secure", require_tls)];
         cell.swap(Some(Arc::new(RouteTable::new("t", TableOptions::default(), hosts).unwrap())));
         let answer = ask(proxy, &get("/path")).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {expected}")), "{answer}");

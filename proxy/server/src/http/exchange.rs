@@ -100,13 +100,24 @@ pub(super) struct Exchange<'a, D: Downstream> {
     pub(super) waited: bool,
     /// Nothing is left to be done.
     pub(super) complete: bool,
-    /// Routes were not looked through to the end, so that nobody knows which one the request is for.
-    unsearched: bool,
+    /// Why the stream has no route, where it has none.
+    unrouted: Unrouted,
     /// The redirects that were followed up to this request: what follows one does not come from the client.
     pub(super) followed: Option<Box<Followed>>,
     /// The place of the request's body among those that the process holds.
     pub(super) held: Option<Reservation>,
     _active: GaugeGuard<'a>,
+}
+
+/// Why there is no route.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unrouted {
+    NotFound,
+    /// Routes were not looked through to the end, so that nobody knows which one the request is for.
+    Unsearched,
+    /// The virtual host is for TLS alone. Envoy has another route in its place (`SslRedirectRoute`), which changes no
+    /// headers and has no settings for filters.
+    ForTls,
 }
 
 /// A chain in the place of the connection manager's, if it is another one.
@@ -170,7 +181,7 @@ impl<'a, D: Downstream> Exchange<'a, D> {
             close: false,
             waited: false,
             complete: false,
-            unsearched: false,
+            unrouted: Unrouted::NotFound,
             followed: None,
             held: None,
             _active: stats.downstream_rq_active().raise(),
@@ -189,7 +200,7 @@ impl<D: Downstream> Exchange<'_, D> {
             None => self.enter(table.as_deref()),
             refusal => refusal,
         };
-        let refusal = refusal.or_else(|| self.require_tls()).or_else(|| self.refuse_upgrade());
+        let refusal = refusal.or_else(|| self.refuse_upgrade());
         if let Some(reply) = refusal {
             drop(table);
             return self.respond(reply).await;
@@ -293,10 +304,16 @@ impl<D: Downstream> Exchange<'_, D> {
     fn find_route(&mut self, table: Option<&RouteTable>) {
         self.stream.virtual_host = None;
         self.stream.route = None;
+        self.unrouted = Unrouted::NotFound;
+        self.chain = Cow::Borrowed(&self.env.hcm.chain);
         let found = table.and_then(|table| table.find(self.stream));
         let Some(found) = found else { return };
-        self.unsearched = found.cut_short;
+        if redirect::is_for_tls(&found.virtual_host, self.stream) {
+            self.unrouted = Unrouted::ForTls;
+            return;
+        }
         if found.cut_short {
+            self.unrouted = Unrouted::Unsearched;
             let length = self.stream.request.target.path().len();
             tracing::warn!(
                 path_length = length,
@@ -307,8 +324,9 @@ impl<D: Downstream> Exchange<'_, D> {
             Some(route) => route.chain.as_ref(),
             None => found.virtual_host.options.chain.as_ref(),
         };
-        let chain = chain.unwrap_or(&self.env.hcm.chain);
-        self.chain = chain_of(&self.env.hcm.chain, chain);
+        if let Some(chain) = chain {
+            self.chain = chain_of(&self.env.hcm.chain, chain);
+        }
         self.stream.virtual_host = Some(found.virtual_host);
         self.stream.route = found.route;
         if let Some(route) = &self.stream.route
@@ -326,23 +344,12 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
-    fn require_tls(&mut self) -> Option<LocalReply> {
-        let to = redirect::require_tls(self.stream)?;
-        let mut reply = LocalReply::new(301, "", "direct_response");
-        reply.headers.append(Known::LOCATION, &to);
-        // Envoy has another route in its place (`SslRedirectRoute`), which changes no headers and counts as others do.
-        self.env.hcm.stats.rq_total().inc();
-        self.env.hcm.stats.rq_direct_response().inc();
-        (self.stream.route, self.stream.virtual_host) = (None, None);
-        Some(reply)
-    }
-
     /// An upgrade must be enabled by the route or the connection manager.
     fn refuse_upgrade(&mut self) -> Option<LocalReply> {
         let wanted = self.down.upgrade()?;
-        let action = &self.stream.route.as_ref()?.action;
-        let of_route = match action {
-            Action::Forward(f) => f.upgrades.iter().find(|(name, _)| **name == *wanted),
+        let of_route = match self.stream.route.as_ref().map(|route| &route.action) {
+            Some(Action::Forward(f)) => f.upgrades.iter().find(|(name, _)| **name == *wanted),
+            None if self.unrouted != Unrouted::ForTls => return None,
             _ => None,
         };
         let setting = of_route.or_else(|| self.env.hcm.upgrades.iter().find(|(name, _)| **name == *wanted));
@@ -400,7 +407,6 @@ impl<D: Downstream> Exchange<'_, D> {
     /// the table that the first one came from, though that be replaced meanwhile (Envoy's `snapped_route_config_`).
     async fn request_phases(&mut self, mut table: Table) -> Result<Option<LocalReply>, Interrupt> {
         let mut phases = RequestPhases::default();
-        let mut chosen_again = false;
         loop {
             let passed = {
                 let waited = &mut self.waited;
@@ -416,14 +422,9 @@ impl<D: Downstream> Exchange<'_, D> {
                 guard(self.down, self.clock, running).await?
             };
             match passed {
-                // Another virtual host has a say of its own, behind the filters as any route.
-                Passed::Done if chosen_again => return Ok(self.require_tls()),
                 Passed::Done => return Ok(None),
                 Passed::Respond(reply) => return Ok(Some(reply)),
-                Passed::ClearRoute => {
-                    chosen_again = true;
-                    self.find_route(table.as_deref());
-                }
+                Passed::ClearRoute => self.find_route(table.as_deref()),
                 Passed::Identified => {}
                 Passed::ReadBody(wanted) => {
                     keep(&mut table);
@@ -457,8 +458,15 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     async fn no_route(&mut self) -> Result<(), Interrupt> {
-        if self.unsearched {
-            return self.respond(unsearched()).await;
+        match self.unrouted {
+            Unrouted::NotFound => {}
+            Unrouted::Unsearched => return self.respond(unsearched()).await,
+            Unrouted::ForTls => {
+                self.env.hcm.stats.rq_direct_response().inc();
+                let mut reply = LocalReply::new(301, "", "direct_response");
+                reply.headers.append(Known::LOCATION, &redirect::to_tls(&self.stream.request));
+                return self.respond(reply).await;
+            }
         }
         self.env.hcm.stats.no_route().inc();
         let mut reply = LocalReply::new(404, "", "route_not_found");
