@@ -287,7 +287,7 @@ impl ExtProc {
         }
         if running.mode.body[at] == BodyMode::Buffered && !no_body && !running.session.is_over() {
             // What becomes of the body decides whether there is a response at all.
-            stream.hold_response_head();
+            stream.hold_response_head(0);
         }
         stream.set_state(slot, running);
         Step::Continue

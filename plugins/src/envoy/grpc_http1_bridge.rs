@@ -90,7 +90,7 @@ impl Bridge {
             stream.response.headers.remove(Known::CONTENT_LENGTH);
         }
         if !ends_at_once {
-            stream.hold_response_head();
+            stream.hold_response_head(0);
         }
         Step::Continue
     }

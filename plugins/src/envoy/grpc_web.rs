@@ -118,7 +118,7 @@ impl GrpcWeb {
         }
         headers.set(Known::CONTENT_TYPE, kind);
         if holds {
-            stream.hold_response_head();
+            stream.hold_response_head(0);
         }
         Step::Continue
     }

@@ -344,7 +344,7 @@ impl Script {
                 let (wants_body, side) = (matches!(running.on, Some(Wait::Body)), running.side);
                 running.holds_head = wants_body && side == Side::Response;
                 if running.holds_head {
-                    stream.hold_response_head();
+                    stream.hold_response_head(0);
                 }
                 stream.set_state(slot, running);
                 if wants_body && side == Side::Request {

@@ -81,8 +81,8 @@ pub struct Stream {
     pub answered_plainly: bool,
     /// Whether neither body nor trailers follow the head of the response: known where `header_filter` runs.
     pub ends_with_head: bool,
-    /// Whether the head of the response waits for the end of its body.
-    head_held: bool,
+    /// Plugins that have the head of the response wait for the end of its body.
+    head_held: u8,
     /// Dynamic metadata of Envoy: namespace, key, value.
     pub metadata: Vec<(Arc<str>, Arc<str>, serde_json::Value)>,
     /// Filter state of Envoy, if a filter has left any.
@@ -112,11 +112,13 @@ pub struct FilterObject {
     pub read_only: bool,
 }
 
-/// Objects of one request, each key once. Most requests have none.
+/// Objects of one request, each key once, and what else few requests have.
 #[derive(Clone, Debug, Default)]
 struct FilterState {
     objects: Vec<FilterObject>,
     answers_for: Option<AnswersFor>,
+    /// The most bytes of body that a plugin has the head of the response wait for.
+    head_limit: usize,
 }
 
 /// What a plugin has had the request made for.
@@ -291,7 +293,7 @@ impl Stream {
             operation_told: false,
             answered_plainly: false,
             ends_with_head: false,
-            head_held: false,
+            head_held: 0,
             metadata: Vec::new(),
             filter_state: None,
             trace: None,
@@ -369,7 +371,7 @@ impl Stream {
         *operation_told = false;
         *answered_plainly = false;
         *ends_with_head = false;
-        *head_held = false;
+        *head_held = 0;
         metadata.clear();
         *filter_state = None;
         *trace = None;
@@ -442,15 +444,33 @@ impl Stream {
     }
 
     /// Has the head of the response wait until the whole body and the trailers are there and have passed the plugins, which
-    /// may change the head until then: for a plugin's `header_filter`. A body longer than the connection may buffer ends the
-    /// exchange with 500.
-    pub fn hold_response_head(&mut self) {
-        self.head_held = true;
+    /// may change the head until then: for a plugin's `header_filter`. A body longer than `limit` bytes, and than the connection
+    /// may buffer, ends the exchange with 500.
+    pub fn hold_response_head(&mut self, limit: usize) {
+        self.head_held = self.head_held.saturating_add(1);
+        if limit > 0 {
+            let state = self.filter_state.get_or_insert_default();
+            state.head_limit = state.head_limit.max(limit);
+        }
     }
 
-    /// Whether the head waits; it no longer does.
-    pub fn release_response_head(&mut self) -> bool {
-        std::mem::take(&mut self.head_held)
+    /// Takes back what a plugin has asked for: the head goes with what is there, unless another plugin has it wait.
+    pub fn release_response_head(&mut self) {
+        self.head_held = self.head_held.saturating_sub(1);
+    }
+
+    /// The most bytes that a plugin has the head of the response wait for; `None` where it does not wait.
+    pub fn response_head_held(&self) -> Option<usize> {
+        let limit = || self.filter_state.as_ref().map_or(0, |state| state.head_limit);
+        (self.head_held > 0).then(limit)
+    }
+
+    /// Forgets which plugins had the head of a response wait: there is another one.
+    pub fn begin_response_head(&mut self) {
+        self.head_held = 0;
+        if let Some(state) = &mut self.filter_state {
+            state.head_limit = 0;
+        }
     }
 
     /// Puts an object into the filter state; one that is to stay as it is stays.
@@ -654,7 +674,7 @@ mod tests {
         used.virtual_cluster = Some(3);
         used.answered_plainly = true;
         used.ends_with_head = true;
-        used.hold_response_head();
+        used.hold_response_head(7);
         used.virtual_host = Some(VirtualHost::new("v", VirtualHostOptions::default()));
         let path = crate::route::PathMatch::Prefix(b"/"[..].into(), false);
         used.route = Some(Arc::new(Route::new(path, Action::NonForwarding)));

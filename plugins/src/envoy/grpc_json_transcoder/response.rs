@@ -67,9 +67,9 @@ impl Transcoder {
             true => Answer::Many { begun: false, rest: Vec::new() },
             false => Answer::One,
         };
-        // The type of an HttpBody is in its first message.
+        // The type of an HttpBody is in its first message, for which a stream of them waits.
         if !method.server_streaming || method.response_body.is_some() {
-            stream.hold_response_head();
+            stream.hold_response_head(call.config.max_response);
         }
         stream.set_state(slot, *call);
         Step::Continue
@@ -219,7 +219,12 @@ impl Call {
         if let Some(path) = &method.response_body {
             return match pages(path, &data, before, stream) {
                 Ok(_) if piece.last && !had_any => self.without_messages(stream),
-                Ok(made) => BodyStep::Replace(made.into()),
+                Ok(made) => {
+                    if had_any && !before {
+                        stream.release_response_head();
+                    }
+                    BodyStep::Replace(made.into())
+                }
                 Err(fault) => failed(fault),
             };
         }

@@ -339,9 +339,9 @@ async fn answered(
 async fn a_message_becomes_json_with_the_status_of_the_call() {
     let filter = filter("print_options: {always_print_primitive_fields: false}");
     let message = frame(b"\x08\x07\x12\x05seven");
-    let (mut stream, body) =
+    let (stream, body) =
         answered(&filter, "/v1/items/1", &[&message[..3], &message[3..]], &[("grpc-status", "5")]).await;
-    assert!(stream.release_response_head(), "the head waits");
+    assert_eq!(stream.response_head_held(), Some(1 << 20), "the head waits");
     assert_eq!((body.as_str(), stream.response.status), (r#"{"id":"7","name":"seven"}"#, 404));
     for (name, value) in
         [("content-type", "application/json"), ("content-length", "25"), ("grpc-status", "5")]
@@ -368,10 +368,33 @@ async fn messages_of_a_stream_come_as_soon_as_they_are_whole() {
         let both = [&one[..], &one].concat();
         for at in 0..both.len() {
             let pieces = [&both[..at], &both[at..]];
-            let (mut stream, body) = answered(&filter, "/v1/find", &pieces, &[("grpc-status", "0")]).await;
+            let (stream, body) = answered(&filter, "/v1/find", &pieces, &[("grpc-status", "0")]).await;
             assert_eq!(body, expected);
-            assert!(!stream.release_response_head(), "the head does not wait");
+            assert_eq!(stream.response_head_held(), None, "the head does not wait");
         }
+    }
+}
+
+/// Its head came with its end.
+#[tokio::test]
+async fn a_stream_of_bodies_waits_for_the_type_that_is_in_the_first_of_them() {
+    let filter = filter("");
+    let one = frame(b"\x0a\x08text/css\x12\x02{}");
+    for (pieces, waits) in
+        [([&one[..9], b""], true), ([&one[..9], &one[9..]], false), ([&one[..], &one[..3]], false)]
+    {
+        let (mut stream, made) = called(&filter, "GET", "/v1/pages/1", "").await;
+        made.unwrap();
+        stream.response.status = 200;
+        stream.response.headers.set("content-type", b"application/grpc");
+        assert!(filter.header_filter(&mut stream).await.is_none());
+        let mut filters = BodyFilters::new(Direction::Response);
+        for piece in pieces {
+            filters.push(&filter.chain, &mut stream, piece, false);
+        }
+        assert_eq!(stream.response_head_held().is_some(), waits);
+        let is_known = response_header(&stream, "content-type") == Some("text/css");
+        assert_eq!(is_known, !waits);
     }
 }
 

@@ -37,7 +37,7 @@ async fn calls_become_grpc_and_trailers_a_frame() {
     stream.response_trailers.push(b"Grpc-Status", b"0");
     let body = filter.response_bytes(&mut stream, &[b"\0\0\0\0\x01a"]);
     assert_eq!(body, b"\0\0\0\0\x01a\x80\0\0\0\x0fgrpc-status:0\r\n");
-    assert!(stream.response_trailers.is_empty() && !stream.release_response_head());
+    assert!(stream.response_trailers.is_empty() && !stream.response_head_held().is_some());
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn other_answers_become_a_status_with_a_message() {
     let filter = filter();
     let mut stream = called(&filter, "application/grpc-web", "").await;
     answered(&filter, &mut stream, 503, "text/plain").await;
-    assert!(stream.release_response_head(), "the head waits for the message");
+    assert!(stream.response_head_held().is_some(), "the head waits for the message");
     assert_eq!(filter.response_bytes(&mut stream, &[b"50% \n", b"down"]), b"");
     assert_eq!(response_header(&stream, "grpc-status"), Some("14"));
     assert_eq!(response_header(&stream, "grpc-message"), Some("50%25 %0Adown"));

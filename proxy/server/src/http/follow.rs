@@ -99,6 +99,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Runs `header_filter`; answers what a plugin puts in the place of the response.
     pub(super) async fn header_filters(&mut self) -> Result<Option<LocalReply>, Interrupt> {
         let chain = Arc::clone(&self.chain);
+        self.stream.begin_response_head();
         let mut from = 0;
         loop {
             let outcome = {

@@ -26,12 +26,18 @@ struct Pump<'p, D> {
     body: &'p mut Outgoing,
     replay: &'p mut Replay,
     request: &'p mut RequestBody,
-    response: FilteredBody,
-    held: Held,
-    /// The response has been handed over to its end.
-    ended: bool,
+    response: &'p mut Response,
     /// The last look found nothing new from the upstream: it is its turn.
     owed: bool,
+}
+
+/// How far the response is.
+struct Response {
+    filters: FilteredBody,
+    /// `None` once the head has gone out.
+    held: Option<Held>,
+    /// It has been handed over to its end.
+    ended: bool,
 }
 
 impl<D: Downstream> Exchange<'_, D> {
@@ -48,21 +54,24 @@ impl<D: Downstream> Exchange<'_, D> {
         let bodiless = !tunnel && self.has_no_body();
         let end = end || bodiless;
         // What goes through a tunnel is no body, and no plugin looks at it.
-        let response = match tunnel || bodiless {
+        let filters = match tunnel || bodiless {
             true => FilteredBody::unfiltered(Direction::Response),
             false => {
                 let bodies = &self.env.worker.shared.bodies;
                 FilteredBody::new(Direction::Response, &self.chain, self.stream, bodies)
             }
         };
-        let holds = self.stream.release_response_head();
-        if end && response.is_filtered() && !holds {
+        let limit = self.stream.response_head_held();
+        if end && filters.is_filtered() && limit.is_none() {
             self.write_head(false)?;
             self.write_body(Bytes::new()).await?;
             return self.flush().await;
         }
-        let holds = holds && response.is_filtered() && !end;
-        if !holds {
+        let held = limit.filter(|_| filters.is_filtered() && !end).map(|limit| Held {
+            pieces: Buffered::new(&self.env.worker.shared.bodies),
+            limit: limit.max(self.env.hcm.buffer_limit),
+        });
+        if held.is_none() {
             self.write_head(end)?;
         }
         if tunnel {
@@ -71,38 +80,43 @@ impl<D: Downstream> Exchange<'_, D> {
         if end {
             return self.flush().await;
         }
-        let held = Held {
-            pieces: holds.then(|| Buffered::new(&self.env.worker.shared.bodies)),
-            limit: self.env.hcm.buffer_limit,
-        };
-        let mut pump = Pump {
-            down: &mut *self.down,
-            up,
-            stream: &mut *self.stream,
-            body,
-            replay,
-            request: &mut self.request_body,
-            response,
-            held,
-            ended: false,
-            owed: false,
-        };
-        within(self.clock, |clock, cx| pump.poll(clock, cx)).await??;
-        match pump.held.pieces.take() {
-            Some(pieces) => self.write_whole(pieces).await,
-            None => Ok(()),
+        let mut response = Response { filters, held, ended: false };
+        loop {
+            let mut pump = Pump {
+                down: &mut *self.down,
+                up,
+                stream: &mut *self.stream,
+                body,
+                replay,
+                request: &mut self.request_body,
+                response: &mut response,
+                owed: false,
+            };
+            within(self.clock, |clock, cx| pump.poll(clock, cx)).await??;
+            match response.held.take() {
+                None => return Ok(()),
+                Some(held) if response.ended => return self.write_whole(held.pieces).await,
+                Some(held) => self.write_begun(held.pieces).await?,
+            }
         }
+    }
+
+    /// Writes the head and what has come of the body.
+    async fn write_begun(&mut self, begun: Buffered) -> Result<(), Interrupt> {
+        let (begun, _held) = begun.finish();
+        self.write_head(false)?;
+        if begun.is_empty() { Ok(()) } else { self.write_piece(Piece::Shared(begun)).await }
     }
 }
 
-/// What of a response waits for the rest of it, behind its head: nothing, where the head has gone out.
+/// What of a response waits for the rest of it, behind its head.
 struct Held {
-    pieces: Option<Buffered>,
+    pieces: Buffered,
     /// Bytes, at most.
     limit: usize,
 }
 
-impl Held {
+impl Response {
     /// Keeps a piece, or hands it to the client's connection.
     fn pass<D: Downstream>(
         &mut self,
@@ -111,8 +125,10 @@ impl Held {
         cx: &mut Timed<'_>,
         piece: Piece<'_>,
     ) -> Result<(), Interrupt> {
-        let Some(pieces) = &mut self.pieces else { return Ok(write_piece(down, stream, cx, piece)?) };
-        if pieces.as_slice().len() + piece.as_slice().len() > self.limit {
+        let Some(Held { pieces, limit }) = &mut self.held else {
+            return Ok(write_piece(down, stream, cx, piece)?);
+        };
+        if pieces.as_slice().len() + piece.as_slice().len() > *limit {
             let reply = LocalReply::new(500, "", "response_payload_too_large");
             return Err(Interrupt::Refused(Box::new(reply)));
         }
@@ -130,6 +146,7 @@ enum Received {
 }
 
 impl<D: Downstream> Pump<'_, D> {
+    /// Ready with the end of the response, or when a head that was held may go.
     fn poll(&mut self, clock: &mut Clock, cx: &mut Timed<'_>) -> Poll<Result<(), Interrupt>> {
         // One look at the clock for all that comes at once.
         let mut moved = false;
@@ -140,6 +157,9 @@ impl<D: Downstream> Pump<'_, D> {
                     let flushed = self.down.poll_flush(cx);
                     clock.watch(Waits { client_write: self.down.backlog(), ..Waits::default() });
                     return flushed.map_err(Interrupt::Downstream);
+                }
+                _ if self.response.held.is_some() && self.stream.response_head_held().is_none() => {
+                    return Poll::Ready(Ok(()));
                 }
                 Received::Nothing if !sent => {}
                 _ => {
@@ -197,13 +217,13 @@ impl<D: Downstream> Pump<'_, D> {
     /// Passes more of the response on, or its end.
     fn receive(&mut self, clock: &mut Clock, cx: &mut Timed<'_>) -> Result<Received, Interrupt> {
         self.owed = false;
-        if self.ended {
+        if self.response.ended {
             return Ok(Received::End);
         }
         if self.down.poll_writable(cx)?.is_pending() {
             return Ok(Received::Nothing);
         }
-        if self.response.is_under_way() {
+        if self.response.filters.is_under_way() {
             match self.drain(cx)? {
                 Poll::Pending => return Ok(Received::Nothing),
                 Poll::Ready(Received::Nothing) => {}
@@ -217,11 +237,11 @@ impl<D: Downstream> Pump<'_, D> {
             }
             Poll::Ready(Ok(BodyEvent::Data(piece))) => {
                 self.stream.bytes.upstream_received += piece.as_slice().len() as u64;
-                if let Some(piece) = self.response.push(self.stream, piece, false)? {
-                    self.held.pass(self.down, self.stream, cx, piece)?;
+                if let Some(piece) = self.response.filters.push(self.stream, piece, false)? {
+                    self.response.pass(self.down, self.stream, cx, piece)?;
                 }
                 // Most bodies end with their last piece, and filters have their turn before.
-                match self.response.is_filtered() || !self.up.has_all() {
+                match self.response.filters.is_filtered() || !self.up.has_all() {
                     true => Ok(Received::Some),
                     false => self.end(clock, cx),
                 }
@@ -238,10 +258,10 @@ impl<D: Downstream> Pump<'_, D> {
     /// Nothing more comes from the upstream.
     fn end(&mut self, clock: &mut Clock, cx: &mut Timed<'_>) -> Result<Received, Interrupt> {
         // Plugins may have taken their time with what came before.
-        let now = if self.response.is_filtered() { clock.touch() } else { clock.touch_if_waited() };
+        let now = if self.response.filters.is_filtered() { clock.touch() } else { clock.touch_if_waited() };
         self.stream.timing.upstream_rx_end = Some(now.into_std());
-        if let Some(piece) = self.response.push(self.stream, Piece::Borrowed(&[]), true)? {
-            self.held.pass(self.down, self.stream, cx, piece)?;
+        if let Some(piece) = self.response.filters.push(self.stream, Piece::Borrowed(&[]), true)? {
+            self.response.pass(self.down, self.stream, cx, piece)?;
         }
         match self.drain(cx)? {
             Poll::Ready(received) => Ok(received),
@@ -253,18 +273,18 @@ impl<D: Downstream> Pump<'_, D> {
     fn drain(&mut self, cx: &mut Timed<'_>) -> Result<Poll<Received>, Interrupt> {
         let mut received = Received::Nothing;
         loop {
-            match self.response.poll(self.stream, cx)? {
+            match self.response.filters.poll(self.stream, cx)? {
                 Poll::Pending if received == Received::Nothing => return Ok(Poll::Pending),
                 Poll::Pending | Poll::Ready(None) => return Ok(Poll::Ready(received)),
                 Poll::Ready(Some(BodyEvent::Data(piece))) => {
-                    self.held.pass(self.down, self.stream, cx, piece)?;
+                    self.response.pass(self.down, self.stream, cx, piece)?;
                     received = Received::Some;
                 }
                 Poll::Ready(Some(BodyEvent::End)) => {
-                    if self.held.pieces.is_none() {
+                    if self.response.held.is_none() {
                         self.down.finish(&self.stream.response_trailers)?;
                     }
-                    self.ended = true;
+                    self.response.ended = true;
                     return Ok(Poll::Ready(Received::End));
                 }
             }

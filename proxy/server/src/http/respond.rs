@@ -138,7 +138,7 @@ impl<D: Downstream> Exchange<'_, D> {
             body = Bytes::new();
         }
         self.close |= bad_request;
-        if self.stream.release_response_head() && !body.is_empty() {
+        if self.stream.response_head_held().is_some() && !body.is_empty() {
             return self.write_held(body).await;
         }
         self.write_head(body.is_empty())?;
@@ -255,7 +255,7 @@ impl<D: Downstream> Exchange<'_, D> {
         self.flush().await
     }
 
-    async fn write_piece(&mut self, piece: Piece<'_>) -> Result<(), Interrupt> {
+    pub(super) async fn write_piece(&mut self, piece: Piece<'_>) -> Result<(), Interrupt> {
         let (down, stream, mut piece) = (&mut *self.down, &mut *self.stream, Some(piece));
         let write = |_: &mut Clock, cx: &mut Timed<'_>| {
             Poll::Ready(piece.take().map_or(Ok(()), |piece| write_piece(down, stream, cx, piece)))
