@@ -1,11 +1,12 @@
 //! Envoy's buffer filter (source/extensions/filters/http/buffer/buffer_filter.cc): has the whole request read before it
-//! goes on to the next filter, and refuses one that is too long with 413.
+//! goes on to the next filter, announces its length, and refuses one that is too long with 413.
 
 #[cfg(test)]
 mod tests;
 
 use crate::envoy;
 use sixfold_core::error::ConfigError;
+use sixfold_core::headers::Known;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, Plugin, ReadBody, Slot, Step};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::buffer::v3::buffer_per_route::Override;
@@ -43,6 +44,15 @@ struct RequestBuffer {
 
 impl RequestBuffer {
     fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
-        ReadBody::whole(self.limit).ask(stream, slot).unwrap_or(Step::Continue)
+        if let Some(step) = ReadBody::whole(self.limit).ask(stream, slot) {
+            return step;
+        }
+        let headers = &mut stream.request.headers;
+        if let Some(body) = &stream.request_body
+            && !headers.contains(Known::CONTENT_LENGTH)
+        {
+            headers.set(Known::CONTENT_LENGTH, itoa::Buffer::new().format(body.len()).as_bytes());
+        }
+        Step::Continue
     }
 }

@@ -184,7 +184,11 @@ impl ExtProc {
             if has_body && !running.session.is_over() { running.mode.body[at] } else { BodyMode::None };
         let on_overflow = match mode {
             BodyMode::Buffered => Some(Overflow::Refuse),
-            BodyMode::BufferedPartial => Some(Overflow::Pass),
+            BodyMode::BufferedPartial => {
+                // Envoy has it chunked, whether all of it is told at once or not.
+                stream.request.headers.remove(Known::CONTENT_LENGTH);
+                Some(Overflow::Pass)
+            }
             BodyMode::Streamed | BodyMode::FullDuplex => {
                 running.left[at] = length(&stream.request.headers);
                 if !settings.observes {

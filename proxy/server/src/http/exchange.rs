@@ -373,17 +373,17 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Sees that the request announces the body it has. A plugin may have read it whole, and may have copied
-    /// a Content-Length that belongs to another message. One that a filter of Envoy has taken off stays away: the body is
-    /// then chunked.
+    /// a Content-Length that belongs to another message. Of Envoy's filters those announce one that say so; without it the body
+    /// is chunked.
     pub(super) fn frame_request(&mut self, announced: Option<u64>) {
+        let says = self.env.hcm.profile == Profile::Envoy;
         let length = match &self.stream.request_body {
-            Some(body) if body.is_empty() && announced.is_none() => None,
+            Some(body) if !says && body.is_empty() && announced.is_none() => None,
             Some(body) => Some(body.len() as u64),
             None => announced,
         };
         let headers = &mut self.stream.request.headers;
-        let taken_off = announced.is_some() && self.env.hcm.profile == Profile::Envoy;
-        if (taken_off || self.stream.request_body.is_none()) && !headers.contains(Known::CONTENT_LENGTH) {
+        if (says || self.stream.request_body.is_none()) && !headers.contains(Known::CONTENT_LENGTH) {
             return;
         }
         let mut digits = itoa::Buffer::new();

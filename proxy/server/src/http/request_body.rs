@@ -12,7 +12,6 @@ use crate::budget::Buffered;
 use crate::deadline::{Timed, within};
 use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
-use sixfold_core::hcm::Profile;
 use sixfold_core::plugin::{Direction, Overflow, Position, ReadBody};
 use sixfold_core::stream::Stream;
 use std::future::poll_fn;
@@ -154,10 +153,7 @@ impl<D: Downstream> Exchange<'_, D> {
             return Ok(());
         }
         self.pass_whole(usize::MAX, false).await?;
-        let announced = self.announced_length();
-        if announced.is_some() || self.env.hcm.profile == Profile::Apisix {
-            self.frame_request(announced);
-        }
+        self.frame_request(self.announced_length());
         Ok(())
     }
 
