@@ -14,6 +14,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// A limit that passes in a test.
 const SHORT: Duration = Duration::from_millis(250);
+/// One that passes only where nothing goes on.
+const LONG: Duration = Duration::from_secs(20);
 /// More than any buffer on the way holds.
 const LARGE: usize = 32 << 20;
 
@@ -119,14 +121,16 @@ async fn a_slow_client_is_not_charged_to_the_upstream() {
         tokio::time::sleep(SHORT * 2).await;
         socket.write_all(b"x").await.unwrap();
     }
-    let response = read_message(&mut socket).await.unwrap();
+    let response = tokio::time::timeout(LONG, read_message(&mut socket)).await.unwrap().unwrap();
     assert!(response.starts_with("HTTP/1.1 200 OK"), "{response}");
     let mut reader = stalled(proxy, &get("/large")).await;
     tokio::time::sleep(SHORT * 4).await;
+    // From here on it is quick: through so small a window the kernel's probes, which wait longer each time, may take minutes.
+    socket2::SockRef::from(&reader).set_recv_buffer_size(4 << 20).unwrap();
     let mut left = LARGE;
     let mut piece = vec![0; 1 << 16];
     while left > 0 {
-        let n = reader.read(&mut piece).await.unwrap();
+        let n = tokio::time::timeout(LONG, reader.read(&mut piece)).await.unwrap().unwrap();
         assert!(n > 0, "cut {left} bytes before the end");
         left = left.saturating_sub(n);
     }
