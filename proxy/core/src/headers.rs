@@ -404,19 +404,20 @@ impl Headers {
     #[inline]
     fn reserve(&mut self, more: usize) {
         if self.buf.capacity() - self.buf.len() < more {
-            self.make_room(more);
+            self.make_room(more, self.fields.len());
         }
     }
 
     /// Squeezes dead bytes out if they are worth the copy, else grows by half: what is dead was written once
-    /// and is at least a quarter of what is copied, so that all copies together cost a constant a byte.
+    /// and is at least a quarter of what is copied, so that all copies together cost a constant a byte. Fields behind the
+    /// first `there` have no bytes yet.
     #[cold]
-    fn make_room(&mut self, more: usize) {
+    fn make_room(&mut self, more: usize, there: usize) {
         if self.dead as usize <= self.live() / 4 {
             return grow(&mut self.buf, self.dead, more);
         }
         let mut fresh = Vec::with_capacity(capacity(self.live() + more));
-        for field in &mut self.fields {
+        for field in self.fields.iter_mut().take(there) {
             let at = fresh.len();
             put(&mut fresh, &self.buf[field.at as usize..field.value_at()]);
             put(&mut fresh, field.value(&self.buf));
@@ -434,7 +435,6 @@ fn capacity(wanted: usize) -> usize {
 }
 
 /// Makes room for `more` bytes behind those that are there, of which some are dead.
-#[cold]
 fn grow(buf: &mut Vec<u8>, dead: u32, more: usize) {
     let live = buf.len() - dead as usize;
     buf.reserve_exact(capacity(live + more).saturating_sub(live));

@@ -136,18 +136,18 @@ impl Lines<'_> {
     /// Takes the lines that were added, which are `wire`; with `lower` their names are stored in lower case.
     #[inline]
     pub fn finish(mut self, wire: &[u8], lower: bool) {
-        let Headers { buf, fields, dead, .. } = &mut *self.headers;
-        let own = fields.get_mut(self.before..).unwrap_or_default();
+        let own = self.headers.fields.get(self.before..).unwrap_or_default();
         // Where one is not in it, all of them are left out.
         if own.last().is_none_or(|last| last.place().end > wire.len()) {
             return;
         }
-        if buf.capacity() - buf.len() < wire.len() {
-            super::grow(buf, *dead, wire.len());
+        if self.headers.buf.capacity() - self.headers.buf.len() < wire.len() {
+            self.headers.make_room(wire.len(), self.before);
         }
+        let Headers { buf, fields, .. } = &mut *self.headers;
         let base = buf.len();
         put(buf, wire);
-        for field in own {
+        for field in fields.get_mut(self.before..).unwrap_or_default() {
             field.at += base as u32;
             if lower && field.flags & UPPER != 0 {
                 field.flags &= !UPPER;
@@ -271,6 +271,24 @@ mod tests {
             assert_eq!(headers.wire(), one_by_one.wire());
             assert_eq!(headers.get(Known::HOST), Some(&b"a"[..]));
         }
+    }
+
+    /// What was dead stayed where lines were taken in one piece, and the arena grew by each of them.
+    #[test]
+    fn lines_that_come_and_go_leave_no_bytes() {
+        let wire = b"X-Tenant: 0123456789012345678901234567890123456789\r\n";
+        let line = PlainLine::find(&[&wire[..], b"Content-Length: 0\r\n"].concat()).unwrap();
+        let mut headers = Headers::new();
+        headers.append("first", b"1");
+        for _ in 0..100 {
+            headers.remove("x-tenant");
+            let mut lines = headers.begin_lines();
+            lines.add(&line, 0);
+            lines.finish(wire, true);
+        }
+        let fields: [(&[u8], &[u8]); 2] = [(b"first", b"1"), (b"x-tenant", &wire[10..50])];
+        assert!(headers.iter().eq(fields), "{headers:?}");
+        assert!(headers.buf.capacity() <= super::super::FIRST, "{}", headers.buf.capacity());
     }
 
     /// The places of lines that are not taken are those of nothing.
