@@ -37,7 +37,7 @@ async fn calls_become_grpc_and_trailers_a_frame() {
     stream.response_trailers.push(b"Grpc-Status", b"0");
     let body = filter.response_bytes(&mut stream, &[b"\0\0\0\0\x01a"]);
     assert_eq!(body, b"\0\0\0\0\x01a\x80\0\0\0\x0fgrpc-status:0\r\n");
-    assert!(stream.response_trailers.is_empty() && !stream.response_head_held().is_some());
+    assert!(stream.response_trailers.is_empty() && stream.response_head_held().is_none());
 }
 
 #[tokio::test]
