@@ -11,6 +11,7 @@ mod keys;
 mod merge;
 mod ports;
 mod read;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod variables;
@@ -35,6 +36,7 @@ use crate::file;
 pub use self::admin::{AdminConfig, AdminKey, AdminTls, Role as AdminRole};
 pub use self::environment::{EnvVars, Places, Replaced, substitute_text};
 pub(crate) use self::environment::{UNSET, holds_unset, is_of_unset, substitute_file};
+pub use self::stream::{ProxyMode, StreamListen, StreamProxy};
 
 /// The static configuration of a gateway.
 #[derive(Debug, Clone)]
@@ -43,10 +45,14 @@ pub struct Config {
     pub deployment: Deployment,
     /// `apisix.id`.
     pub instance_id: Option<String>,
-    /// Addresses for plain HTTP.
+    /// Addresses for plain HTTP; none where `apisix.proxy_mode` has none.
     pub http_listeners: Vec<ListenAddress>,
     /// Addresses for TLS; empty when `apisix.ssl.enable` is off.
     pub https_listeners: Vec<ListenAddress>,
+    /// `apisix.proxy_mode`.
+    pub proxy_mode: ProxyMode,
+    /// `apisix.stream_proxy`: addresses for TCP and UDP.
+    pub stream_proxy: StreamProxy,
     /// Whether listeners speak HTTP/2 too, in plain text by prior knowledge.
     pub enable_http2: bool,
     /// TLS towards clients.
@@ -93,6 +99,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// Enabled plugins; `None` for all that the gateway has.
     pub plugins: Option<Vec<String>>,
+    /// Enabled plugins of streams (`stream_plugins`); `None` for all that the gateway has.
+    pub stream_plugins: Option<Vec<String>>,
     /// Where the page of metrics is served; `None` when `plugin_attr.prometheus.enable_export_server` is off.
     pub metrics: Option<MetricsPage>,
     /// `plugin_attr`: settings of plugins for the whole process.
@@ -205,6 +213,8 @@ pub struct HttpConfig {
     pub underscores_in_headers: bool,
     /// Whether the upstream's name is sent in TLS.
     pub proxy_ssl_server_name: bool,
+    /// What `Content-Type` of texts names where it names none (`charset`), utf-8 by default; `None` for `off`.
+    pub charset: Option<Box<str>>,
     /// The access log.
     pub access_log: Option<AccessLog>,
     /// What upstreams without a `keepalive_pool` have.

@@ -184,6 +184,7 @@ fn manager(
         buffer_limit: 1 << 20,
         max_body: config.http.client_max_body_size,
         show_upstream_status: config.show_upstream_status,
+        charset: config.http.charset.clone(),
         tracing: None,
     })
 }

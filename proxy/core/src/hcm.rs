@@ -71,6 +71,8 @@ pub struct HttpConnectionManager {
     pub max_body: Option<u64>,
     /// Shows the list of upstream statuses even when the last is no 5xx (APISIX).
     pub show_upstream_status: bool,
+    /// The charset that texts have whose `Content-Type` names none (nginx's `charset`).
+    pub charset: Option<Box<str>>,
     /// Which requests are traced, and who is told; `None` without `tracing`.
     pub tracing: Option<Box<Tracing>>,
 }

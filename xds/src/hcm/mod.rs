@@ -101,6 +101,7 @@ pub(crate) fn compile(context: &Context, encoded: &[u8], place: ChainPlace) -> R
         buffer_limit: place.buffer_limit,
         max_body: None,
         show_upstream_status: false,
+        charset: None,
         tracing: tracing.map(Box::new),
     })
 }

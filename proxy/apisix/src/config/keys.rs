@@ -16,8 +16,8 @@ enum Rule {
 
 use Rule::{Read, Refuse, Report};
 
-const LUA: &str = "Lua is not run";
-const STREAM: &str = "TCP and UDP proxying from APISIX's configuration is not supported";
+const LUA: &str = "Lua is not run; plugins that are written in it are refused where they are used";
+const STREAM_LOG: &str = "streams have no access log";
 const SNIPPET: &str = "nginx's configuration language is not read";
 const NGINX: &str = "it tunes nginx's own memory or processes and has no meaning here";
 const ETCD: &str = "etcd is not used, resources are read from a file";
@@ -37,12 +37,12 @@ const KEYS: &[(&str, Rule)] = &[
     ("apisix.enable_http2", Read),
     ("apisix.proxy_protocol.listen_http_port", Read),
     ("apisix.proxy_protocol.listen_https_port", Read),
-    ("apisix.proxy_protocol.enable_tcp_pp", Refuse(STREAM)),
-    ("apisix.proxy_protocol.enable_tcp_pp_to_upstream", Refuse(STREAM)),
+    ("apisix.proxy_protocol.enable_tcp_pp", Read),
+    ("apisix.proxy_protocol.enable_tcp_pp_to_upstream", Read),
     ("apisix.enable_server_tokens", Read),
-    ("apisix.extra_lua_path", Refuse(LUA)),
-    ("apisix.extra_lua_cpath", Refuse(LUA)),
-    ("apisix.lua_module_hook", Refuse(LUA)),
+    ("apisix.extra_lua_path", Report(LUA)),
+    ("apisix.extra_lua_cpath", Report(LUA)),
+    ("apisix.lua_module_hook", Refuse("Lua is not run")),
     ("apisix.proxy_cache", Report("no plugin that caches is part of the gateway")),
     ("apisix.delete_uri_tail_slash", Read),
     ("apisix.normalize_uri_like_servlet", Read),
@@ -50,8 +50,9 @@ const KEYS: &[(&str, Rule)] = &[
     ("apisix.max_post_args_readable_size", Report("no variable reads the body")),
     ("apisix.router.http", Read),
     ("apisix.router.ssl", Refuse("radixtree_sni is the only one")),
-    ("apisix.proxy_mode", Refuse(STREAM)),
-    ("apisix.stream_proxy", Refuse(STREAM)),
+    ("apisix.proxy_mode", Read),
+    ("apisix.stream_proxy.tcp", Read),
+    ("apisix.stream_proxy.udp", Read),
     ("apisix.dns_resolver", Read),
     ("apisix.dns_resolver_valid", Read),
     ("apisix.resolver_timeout", Read),
@@ -88,7 +89,7 @@ const KEYS: &[(&str, Rule)] = &[
     ("nginx_config.event.worker_connections", Report(NGINX)),
     ("nginx_config.envs", Report("every variable of the environment can be read")),
     ("nginx_config.meta", Report(NGINX)),
-    ("nginx_config.stream", Report(STREAM)),
+    ("nginx_config.stream", Report(STREAM_LOG)),
     ("nginx_config.main_configuration_snippet", Refuse(SNIPPET)),
     ("nginx_config.http_configuration_snippet", Refuse(SNIPPET)),
     ("nginx_config.http_server_configuration_snippet", Refuse(SNIPPET)),
@@ -114,13 +115,13 @@ const KEYS: &[(&str, Rule)] = &[
     ("nginx_config.http.upstream.keepalive", Read),
     ("nginx_config.http.upstream.keepalive_requests", Read),
     ("nginx_config.http.upstream.keepalive_timeout", Read),
-    ("nginx_config.http.charset", Refuse("utf-8 is the only one")),
+    ("nginx_config.http.charset", Read),
     ("nginx_config.http.variables_hash_max_size", Report(NGINX)),
     ("nginx_config.http.lua_shared_dict", Report(NGINX)),
     ("nginx_config.http.custom_lua_shared_dict", Report(NGINX)),
     ("graphql.max_size", Report("no plugin that reads GraphQL is part of the gateway")),
     ("plugins", Read),
-    ("stream_plugins", Report(STREAM)),
+    ("stream_plugins", Read),
     ("plugin_attr.prometheus.export_uri", Read),
     ("plugin_attr.prometheus.metric_prefix", Read),
     ("plugin_attr.prometheus.enable_export_server", Read),
@@ -148,10 +149,16 @@ const KEYS: &[(&str, Rule)] = &[
     ("plugin_attr.server-info", Report(ABSENT)),
     ("plugin_attr.skywalking", Report(ABSENT)),
     ("plugin_attr.zipkin", Report(ABSENT)),
-    ("discovery", Refuse("service discovery is not supported")),
-    ("wasm", Refuse("WASM plugins are not supported")),
-    ("xrpc", Refuse(STREAM)),
-    ("ext-plugin", Refuse("external plugin runners are not supported")),
+    ("discovery", Report("no service discovery is part of the gateway; upstreams that need it are refused")),
+    ("wasm", Report("WASM plugins are not run; they are refused where they are used")),
+    (
+        "xrpc",
+        Report("no protocol over streams is part of the gateway; stream routes that have one are refused"),
+    ),
+    (
+        "ext-plugin",
+        Report("no plugin runner is started; ext-plugin-* plugins are refused where they are used"),
+    ),
     ("deployment.role", Read),
     ("deployment.role_traditional.config_provider", Read),
     ("deployment.role_data_plane.config_provider", Read),

@@ -1,5 +1,6 @@
 //! Addresses that one config.yaml gives to several: nginx or the operating system would say so, and not where.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 
 use sixfold_core::error::ConfigError;
@@ -36,6 +37,7 @@ pub(super) fn check(config: &mut Config, reports: &mut Vec<ConfigError>, errors:
     });
     claims.extend(https.iter().map(|listen| Claim::listener(config, listen)));
     (config.http_listeners, config.https_listeners) = (http, https);
+    streams(config, &mut claims, errors);
     surfaces(config, &mut claims, reports, errors);
 }
 
@@ -74,6 +76,25 @@ fn once(
         }
     }
     kept
+}
+
+/// The addresses of streams over TCP.
+fn streams(config: &Config, claims: &mut Vec<Claim>, errors: &mut Vec<ConfigError>) {
+    let (mut seen, mut listening) = (HashSet::new(), Vec::new());
+    for listen in &config.stream_proxy.tcp {
+        let Some(address) = listen.address.ip() else { continue };
+        let (written, proxied) = (config.is_written(listen.list), listen.proxy_protocol);
+        let claim = Claim { key: listen.key(), address, written, proxied };
+        if let Some(rival) = claims.iter().find(|rival| rival.overlaps(&claim)) {
+            tell(errors, clash(config, rival, &claim, ""));
+        } else if address.port() != 0 && !seen.insert(address) {
+            let reason = format!("{address} is given twice");
+            tell(errors, config.fault(&claim.key, reason));
+        } else {
+            listening.push(claim);
+        }
+    }
+    claims.extend(listening);
 }
 
 /// The servers beside the gateway.

@@ -3,6 +3,7 @@
 mod admin;
 mod attributes;
 mod listen;
+mod stream;
 mod values;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -179,8 +180,12 @@ impl Reader<'_> {
         let root = Field { node: Some(document), path: String::new() };
         let (apisix, nginx) = (root.key("apisix"), root.key("nginx_config"));
         let deployment = self.deployment(&root.key("deployment"));
-        let (http_listeners, https_listeners) = self.listeners(&apisix);
-        let admin = self.admin(&apisix, &root.key("deployment").key("admin"), deployment.role);
+        let proxy_mode = self.proxy_mode(&apisix.key("proxy_mode"));
+        let (mut http_listeners, mut https_listeners) = self.listeners(&apisix);
+        if !proxy_mode.has_http() {
+            (http_listeners, https_listeners) = Default::default();
+        }
+        let admin = self.admin(&apisix, &root.key("deployment").key("admin"), deployment.role, proxy_mode);
         Config {
             deployment,
             admin,
@@ -191,6 +196,8 @@ impl Reader<'_> {
             }),
             http_listeners,
             https_listeners,
+            proxy_mode,
+            stream_proxy: self.stream_proxy(&apisix, proxy_mode),
             enable_http2: self.flag(&apisix.key("enable_http2")),
             ssl: self.ssl(&apisix.key("ssl")),
             router: self.router(&apisix.key("router").key("http")),
@@ -216,6 +223,7 @@ impl Reader<'_> {
             worker_shutdown_timeout: self.duration(&nginx.key("worker_shutdown_timeout")),
             http: self.http(&nginx.key("http")),
             plugins: self.texts(&root.key("plugins")),
+            stream_plugins: self.texts(&root.key("stream_plugins")),
             metrics: self.prometheus(&root.key("plugin_attr").key("prometheus")),
             plugin_attr: self.plugin_attr(&root.key("plugin_attr")),
             reports: Vec::new(),
@@ -354,6 +362,7 @@ impl Reader<'_> {
             .filter(|size| *size > 0),
             underscores_in_headers: self.flag(&http.key("underscores_in_headers")),
             proxy_ssl_server_name: self.flag(&http.key("proxy_ssl_server_name")),
+            charset: self.charset(&http.key("charset")),
             access_log: self.access_log(http),
             upstream_keepalive: UpstreamKeepalive {
                 size: self.count(&upstream.key("keepalive")),
@@ -361,6 +370,20 @@ impl Reader<'_> {
                 timeout: self.duration(&upstream.key("keepalive_timeout")),
             },
         }
+    }
+
+    /// The name of a charset, or `off`, which YAML reads as a boolean without quotes.
+    fn charset(&mut self, field: &Field<'_>) -> Option<Box<str>> {
+        let is_name = |text: &str| {
+            !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:+".contains(&b))
+        };
+        self.optional(field, "the name of a charset, or off", |value| match value {
+            Value::Bool(false) => Some(None),
+            Value::String(text) if text == "off" => Some(None),
+            Value::String(text) if is_name(text) => Some(Some(text.as_str().into())),
+            _ => None,
+        })
+        .flatten()
     }
 
     fn count(&mut self, field: &Field<'_>) -> u32 {

@@ -119,9 +119,94 @@ fn the_admin_api_has_apisixs_settings() {
 
 #[test]
 fn every_fault_is_listed_at_once() {
-    let text = "apisix: {enable_ipv6: 'yes', proxy_mode: stream, node_listen: [{port: 70000}]}\ndiscovery: {dns: {}}\n";
+    let text =
+        "apisix: {enable_ipv6: 'yes', proxy_mode: udp, node_listen: [{port: 70000}]}\ndiscovery: {dns: {}}\n";
     let errors = parse_with(text, &[]).unwrap_err();
-    assert_eq!(errors.len(), 4, "{errors:?}");
+    assert_eq!(errors.len(), 3, "{errors:?}");
+}
+
+#[test]
+fn streams_come_in_where_apisix_says() {
+    let text = "apisix:
+  proxy_mode: http&stream
+  proxy_protocol: {enable_tcp_pp: true}
+  stream_proxy:
+    tcp:
+      - 9100
+      - 127.0.0.1:9101
+      - {addr: '[::1]:9102-9103', tls: true, proxy_protocol: false, proxy_protocol_to_upstream: true}
+      - unix:/run/a.sock
+    udp: ['*:9200', 127.0.0.1:9201]
+stream_plugins: [ip-restriction]
+";
+    let config = parse(text);
+    let shown = |listens: &[StreamListen]| -> Vec<String> {
+        let flags = |l: &StreamListen| {
+            [(l.tls, " tls"), (l.proxy_protocol, " in"), (l.proxy_protocol_to_upstream, " out")]
+        };
+        let flags = |l: &StreamListen| flags(l).into_iter().filter(|f| f.0).map(|f| f.1).collect::<String>();
+        listens.iter().map(|l| format!("{} {}{}", l.key(), l.address, flags(l))).collect()
+    };
+    assert_eq!(
+        shown(&config.stream_proxy.tcp),
+        [
+            "apisix.stream_proxy.tcp[0] 0.0.0.0:9100 in",
+            "apisix.stream_proxy.tcp[1] 127.0.0.1:9101 in",
+            "apisix.stream_proxy.tcp[2] [::1]:9102 tls out",
+            "apisix.stream_proxy.tcp[2] [::1]:9103 tls out",
+            "apisix.stream_proxy.tcp[3] /run/a.sock in",
+        ]
+    );
+    assert_eq!(
+        shown(&config.stream_proxy.udp),
+        ["apisix.stream_proxy.udp[0] 0.0.0.0:9200", "apisix.stream_proxy.udp[1] 127.0.0.1:9201"]
+    );
+    assert_eq!(config.stream_plugins.as_deref(), Some(&["ip-restriction".to_owned()][..]));
+    assert!(!config.http_listeners.is_empty() && config.proxy_mode.has_streams());
+    // Of a mode without HTTP nothing listens for it; a mode without streams does not look at theirs.
+    let config = parse("apisix: {proxy_mode: stream, stream_proxy: {udp: [53]}}");
+    assert!(config.http_listeners.is_empty() && config.https_listeners.is_empty());
+    let config = parse("apisix: {stream_proxy: {tcp: [9100]}}");
+    assert!(config.stream_proxy.is_empty());
+    assert!(
+        config.reports[0]
+            .to_string()
+            .contains("apisix.stream_proxy: has no effect: apisix.proxy_mode is http")
+    );
+    let streams = "apisix:\n  proxy_mode: http&stream\n  stream_proxy:\n    ";
+    for (text, said) in [
+        ("tcp: [x]", "config.yaml:5:11: apisix.stream_proxy.tcp[0]: expected a port, a range"),
+        ("udp: [{addr: 1}]", "apisix.stream_proxy.udp[0]: expected a port, a range"),
+        ("tcp: [{adr: 1}]", "apisix.stream_proxy.tcp[0]: addr is required"),
+        ("tcp: [9110-9100]", "found \"9110-9100\""),
+        ("tcp: 9100", "apisix.stream_proxy.tcp: expected a list"),
+        (
+            "tcp: [9080]",
+            "tcp[0]: can't listen on 0.0.0.0:9080: apisix.node_listen[0] (by default) listens on",
+        ),
+        ("tcp: [9100, 9100-9101]", "tcp[1]: 0.0.0.0:9100 is given twice"),
+        (
+            "tcp: [9091]",
+            "tcp[0]: can't listen on 0.0.0.0:9091: plugin_attr.prometheus.export_addr (by default)",
+        ),
+    ] {
+        let error = only_error(&format!("{streams}{text}\n"));
+        assert!(error.contains(said), "{error}");
+    }
+    assert!(
+        only_error("apisix: {proxy_mode: tcp}")
+            .contains("expected http, stream or http&stream, found \"tcp\"")
+    );
+}
+
+#[test]
+fn the_charset_is_that_of_the_file() {
+    assert_eq!(parse("").http.charset.as_deref(), Some("utf-8"));
+    for off in ["'off'", "off", "false"] {
+        assert_eq!(parse(&format!("nginx_config: {{http: {{charset: {off}}}}}")).http.charset, None);
+    }
+    assert_eq!(parse("nginx_config: {http: {charset: koi8-r}}").http.charset.as_deref(), Some("koi8-r"));
+    assert!(only_error("nginx_config: {http: {charset: 'a b'}}").contains("the name of a charset"));
 }
 
 #[test]
@@ -195,10 +280,7 @@ fn unknown_keys_are_reported_with_the_nearest() {
 #[test]
 fn what_would_be_ignored_to_harm_is_refused() {
     for (text, key) in [
-        ("apisix: {proxy_mode: http&stream}", "apisix.proxy_mode"),
-        ("apisix: {stream_proxy: {tcp: [9100]}}", "apisix.stream_proxy"),
-        ("apisix: {extra_lua_path: /x}", "apisix.extra_lua_path"),
-        ("discovery: {dns: {servers: ['1.1.1.1']}}", "discovery"),
+        ("apisix: {lua_module_hook: x}", "apisix.lua_module_hook"),
         ("apisix: {ssl: {ssl_ciphers: AES128-SHA}}", "apisix.ssl.ssl_ciphers"),
         ("nginx_config: {http_configuration_snippet: 'x on;'}", "nginx_config.http_configuration_snippet"),
     ] {
@@ -214,10 +296,13 @@ fn what_would_be_ignored_to_harm_is_refused() {
 fn what_has_no_effect_is_reported() {
     let config = parse(
         "apisix: {data_encryption: {enable_encrypt_fields: false}, ssl: {ssl_session_tickets: true}}\n\
-         graphql: {max_size: 1}\n",
+         graphql: {max_size: 1}\ndiscovery: {dns: {servers: ['1.1.1.1']}}\n",
     );
     let fields: Vec<_> = config.reports.iter().map(|report| report.field.clone().unwrap()).collect();
-    assert_eq!(fields, ["apisix.data_encryption", "apisix.ssl.ssl_session_tickets", "graphql.max_size"]);
+    assert_eq!(
+        fields,
+        ["apisix.data_encryption", "apisix.ssl.ssl_session_tickets", "graphql.max_size", "discovery"]
+    );
 }
 
 #[test]

@@ -125,9 +125,9 @@ fn frame(response: &mut ResponseHead, body: Bytes, mapped: &Mapped) -> Bytes {
 /// Frames a body as APISIX does; an error or a redirect without one gets its runtime's page.
 fn frame_apisix(response: &mut ResponseHead, mut body: Bytes) -> Bytes {
     let status = response.status;
-    let mut content_type = "text/plain; charset=utf-8";
+    let mut content_type = "text/plain";
     if body.is_empty() && (matches!(status, 301..=303 | 307 | 308) || status >= 400 && status != 444) {
-        content_type = "text/html; charset=utf-8";
+        content_type = "text/html";
         body = error_page(status);
     }
     let headers = &mut response.headers;

@@ -147,6 +147,7 @@ impl Setup {
             buffer_limit: self.buffer_limit,
             max_body: self.max_body,
             show_upstream_status: false,
+            charset: None,
             tracing: None,
         });
         let shared = Shared::new(self.clusters, self.registry, Arc::new(Nowhere), self.options);

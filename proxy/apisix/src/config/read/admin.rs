@@ -7,14 +7,20 @@ use sixfold_core::document::Value;
 use sixfold_core::error::ConfigError;
 
 use super::{Field, Reader};
-use crate::config::{AdminConfig, AdminKey, AdminRole, AdminTls, Role};
+use crate::config::{AdminConfig, AdminKey, AdminRole, AdminTls, ProxyMode, Role};
 
 /// The key of APISIX's documentation and of thousands of installations.
 const KNOWN_KEY: &str = "edd1c9f034335f136f87ad84b625c8f1";
 
 impl Reader<'_> {
     /// `None` when it is not served: `apisix.enable_admin` is off, or the process serves traffic alone.
-    pub(super) fn admin(&mut self, apisix: &Field<'_>, admin: &Field<'_>, role: Role) -> Option<AdminConfig> {
+    pub(super) fn admin(
+        &mut self,
+        apisix: &Field<'_>,
+        admin: &Field<'_>,
+        role: Role,
+        mode: ProxyMode,
+    ) -> Option<AdminConfig> {
         if !self.flag(&apisix.key("enable_admin")) || role != Role::Traditional {
             return None;
         }
@@ -31,15 +37,11 @@ impl Reader<'_> {
             cors: self.flag_or(&admin.key("enable_admin_cors"), true),
             allow: self.networks(&admin.key("allow_admin")),
             tls: tls.then(|| self.admin_tls(admin)).flatten(),
-            stream: apisix
-                .key("proxy_mode")
-                .node
-                .and_then(|mode| mode.as_str())
-                .is_some_and(|mode| mode.contains("stream")),
+            stream: mode.has_streams(),
         })
     }
 
-    fn flag_or(&mut self, field: &Field<'_>, default: bool) -> bool {
+    pub(super) fn flag_or(&mut self, field: &Field<'_>, default: bool) -> bool {
         if field.node.is_some() { self.flag(field) } else { default }
     }
 

@@ -2,8 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use sixfold_core::document::{Node, Value};
-use sixfold_core::error::ConfigError;
+use sixfold_core::document::Value;
 
 use super::{Field, Reader};
 use crate::config::ListenAddress;
@@ -75,15 +74,7 @@ impl Reader<'_> {
     }
 
     fn listen_keys(&mut self, entry: &Field<'_>) {
-        let known = ["ip", "port", "enable_http2", "enable_http3"];
-        let object = entry.node.and_then(Node::as_object);
-        for item in object.map(|object| object.entries()).unwrap_or_default() {
-            if !known.contains(&item.key.as_str()) {
-                let error = ConfigError::unknown_key(&item.key, known)
-                    .in_key(&format!("{}.{}", entry.path, item.key));
-                self.reports.push(error.at(item.key_place));
-            }
-        }
+        self.unknown_keys(entry, &["ip", "port", "enable_http2", "enable_http3"]);
         if self.flag(&entry.key("enable_http3")) {
             self.fault(&entry.key("enable_http3"), "not supported: HTTP/3 is not part of the gateway");
         }

@@ -133,7 +133,9 @@ pub(super) fn response(hcm: &HttpConnectionManager, stream: &mut Stream) {
     }
     stream.response.headers.set(Known::SERVER, hcm.headers.server_name.as_bytes());
     upstream_status(hcm.show_upstream_status, stream);
-    charset(&mut stream.response.headers);
+    if let Some(name) = &hcm.charset {
+        charset(name, &mut stream.response.headers);
+    }
 }
 
 /// `X-APISIX-Upstream-Status`: nginx's `$upstream_status`, when its last entry is a 5xx or it is always
@@ -150,8 +152,8 @@ fn upstream_status(always: bool, stream: &mut Stream) {
     stream.response.headers.set(Known::X_APISIX_UPSTREAM_STATUS, list.join(", ").as_bytes());
 }
 
-/// nginx's `charset utf-8`, for its default `charset_types`.
-fn charset(headers: &mut Headers) {
+/// nginx's `charset`, for its default `charset_types`.
+fn charset(name: &str, headers: &mut Headers) {
     const TYPES: &[&[u8]] = &[
         b"text/html",
         b"text/xml",
@@ -164,7 +166,7 @@ fn charset(headers: &mut Headers) {
     let media = value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
     let has_charset = || value.windows(8).any(|part| part.eq_ignore_ascii_case(b"charset="));
     if TYPES.iter().any(|t| media.eq_ignore_ascii_case(t)) && !has_charset() {
-        let with = [value, b"; charset=utf-8"].concat();
+        let with = [value, b"; charset=", name.as_bytes()].concat();
         headers.set(Known::CONTENT_TYPE, &with);
     }
 }

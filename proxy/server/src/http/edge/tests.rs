@@ -36,6 +36,7 @@ pub(crate) fn hcm(client_address: ClientAddress, headers: EdgeHeaders) -> HttpCo
         buffer_limit: 1 << 20,
         max_body: None,
         show_upstream_status: false,
+        charset: Some("utf-8".into()),
         tracing: None,
     }
 }
@@ -467,4 +468,9 @@ fn apisix_names_itself_and_the_charset() {
     assert_eq!(s.response.headers.get(Known::SERVER), Some(&b"APISIX/3.18.0"[..]));
     assert_eq!(s.response.headers.get(Known::CONTENT_TYPE), Some(&b"text/plain; charset=utf-8"[..]));
     assert!(!s.response.headers.contains(Known::X_APISIX_UPSTREAM_STATUS));
+    // `charset off`.
+    let mut s = stream(&[], None);
+    s.response.headers.push(b"Content-Type", b"text/plain");
+    response(&HttpConnectionManager { charset: None, ..manager }, Instant::now(), &mut s);
+    assert_eq!(s.response.headers.get(Known::CONTENT_TYPE), Some(&b"text/plain"[..]));
 }
