@@ -145,14 +145,14 @@ impl Local {
     fn answer(&self, stream: &mut Stream) -> LocalReply {
         let details: Cow<'static, str> = match &self.details {
             Details::None => "".into(),
-            Details::Kept => stream.details.clone(),
+            Details::Kept => stream.details.clone().unwrap_or_default(),
             Details::These(text) => text.to_string().into(),
         };
         let mut reply =
             LocalReply::new(self.status.unwrap_or(stream.response.status), self.body.clone(), details);
         // Details that are none take the place of those that were there.
         if reply.details.is_empty() {
-            stream.details = "".into();
+            stream.details = Some("".into());
         }
         if let Some(format) = &self.format {
             stream.local_body = self.body.clone();

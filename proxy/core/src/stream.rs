@@ -63,8 +63,8 @@ pub struct Stream {
     pub upstream: Upstream,
     /// Envoy's response flags.
     pub flags: ResponseFlags,
-    /// Envoy's response code details; empty while unknown.
-    pub details: Cow<'static, str>,
+    /// Envoy's response code details; `None` while unknown, empty where a filter says that there are none.
+    pub details: Option<Cow<'static, str>>,
     /// Where the response came from.
     pub source: ResponseSource,
     /// Bytes of the request and response on both sides.
@@ -285,7 +285,7 @@ impl Stream {
             captures: Vec::new(),
             upstream: Upstream::default(),
             flags: ResponseFlags::empty(),
-            details: Cow::Borrowed(""),
+            details: None,
             source: ResponseSource::None,
             bytes: ByteCounts::default(),
             local_body: Bytes::new(),
@@ -363,7 +363,7 @@ impl Stream {
         captures.clear();
         upstream.clear();
         *flags = ResponseFlags::empty();
-        *details = Cow::Borrowed("");
+        *details = None;
         *source = ResponseSource::None;
         *bytes = ByteCounts::default();
         *local_body = Bytes::new();
@@ -514,7 +514,7 @@ impl Stream {
         self.swap_notes(&mut notes);
         self.vars.append(notes.vars);
         notes.flags.iter().for_each(|flag| self.flags.insert(flag));
-        if !notes.details.is_empty() {
+        if notes.details.is_some() {
             self.details = notes.details;
         }
     }
@@ -645,7 +645,7 @@ mod tests {
                 "{original_target:?} {request_body:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
             format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {offer:?} {version:?} {destination} {wanted:?} {server:?}"),
-            format!("{details} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {answered_plainly} {ends_with_head} {head_held} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
+            format!("{details:?} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {answered_plainly} {ends_with_head} {head_held} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
         ]
         .join("\n")
     }
@@ -695,7 +695,7 @@ mod tests {
             server: b"s".to_vec(),
         };
         used.flags.insert(Flag::UF);
-        used.details = "via_upstream".into();
+        used.details = Some("via_upstream".into());
         used.source = ResponseSource::Upstream;
         used.bytes = ByteCounts { request_body: 1, response_body: 2, ..ByteCounts::default() };
         used.local_body = Bytes::from_static(b"local");

@@ -110,7 +110,7 @@ fn response(extra: &Extra, stream: &Stream) -> HttpResponseProperties {
         response_body_bytes: bytes.response_body,
         response_headers: chosen(&extra.response, &response.headers),
         response_trailers: chosen(&extra.trailers, &stream.response_trailers),
-        response_code_details: stream.details.to_string(),
+        response_code_details: stream.details.as_deref().unwrap_or_default().to_owned(),
         upstream_header_bytes_received: stream.upstream.traffic().head_received,
         downstream_header_bytes_sent: bytes.traffic.head_sent,
     }

@@ -22,7 +22,7 @@ async fn answer(filter: &Alone, status: u16) -> Option<LocalReply> {
     let mut stream = stream("/", &[]);
     stream.response.status = status;
     stream.response.headers.push(b"x-kind", b"special");
-    stream.details = "via_upstream".into();
+    stream.details = Some("via_upstream".into());
     let reply = filter.header_filter(&mut stream).await;
     // It does not look at its own answer.
     assert!(reply.is_none() || filter.header_filter(&mut stream).await.is_none());

@@ -30,7 +30,7 @@ const ATTRIBUTES: [(&str, Read); 27] = [
     ("request.id", |s| header(s, Known::X_REQUEST_ID)),
     ("request.size", |s| Some(s.bytes.request_body.into())),
     ("response.code", |s| (s.response.status > 0).then(|| s.response.status.into())),
-    ("response.code_details", |s| (!s.details.is_empty()).then(|| (&*s.details).into())),
+    ("response.code_details", |s| s.details.as_deref().filter(|text| !text.is_empty()).map(Into::into)),
     ("response.size", |s| Some(s.bytes.response_body.into())),
     ("source.address", |s| Some(s.connection.remote.to_string().into())),
     ("source.port", |s| Some(s.connection.remote.port().into())),

@@ -149,7 +149,7 @@ impl Settings {
     fn close(&self, details: &'static str, stream: &mut Stream) -> FilterStep {
         self.stats.cx_closed().inc();
         stream.flags.insert(Flag::UAEX);
-        stream.details = details.into();
+        stream.details = Some(details.into());
         FilterStep::Close(Closing { reason: "ext_authz_close", ..Closing::default() })
     }
 }
@@ -225,7 +225,11 @@ mod tests {
                 FilterStep::Done => None,
                 _ => panic!("it is asked again"),
             };
-            assert_eq!((reason, connection.details.as_ref()), (closed, details), "{count}");
+            assert_eq!(
+                (reason, connection.details.as_deref().unwrap_or_default()),
+                (closed, details),
+                "{count}"
+            );
             assert_eq!(connection.flags.contains(Flag::UAEX), closed.is_some());
             let counted = |name: &str| context.metrics.sum("ext_authz.s.", name);
             assert_eq!((counted("total"), counted(count), counted("active")), (1, 1, 0), "{count}");

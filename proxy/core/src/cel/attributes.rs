@@ -128,7 +128,7 @@ static REQUEST: &[Attribute] = &[
 
 static RESPONSE: &[Attribute] = &[
     of("code", |s| (s.response.status > 0).then(|| Value::Int(s.response.status.into()))),
-    of("code_details", |s| full(s.details.as_bytes())),
+    of("code_details", |s| full(s.details.as_deref().unwrap_or_default().as_bytes())),
     of("flags", |s| int(s.flags.bits().into())),
     of("grpc_status", |s| Some(Value::Int(grpc_status(s).into()))),
     of("headers", |s| Some(Value::Map(Map::ResponseHeaders(&s.response)))),

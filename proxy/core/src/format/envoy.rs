@@ -160,9 +160,9 @@ fn with_arguments(name: &str, arguments: Option<&str>) -> Result<Option<Operator
             filter_state(needed()?)?;
             Operator::Missing
         }
-        "RESPONSE_CODE_DETAILS" if given == "ALLOW_WHITESPACES" => Operator::Read(Read::Text(|stream| {
-            Some(stream.details.as_bytes()).filter(|text| !text.is_empty())
-        })),
+        "RESPONSE_CODE_DETAILS" if given == "ALLOW_WHITESPACES" => {
+            Operator::Read(Read::Text(|stream| stream.details.as_ref().map(|text| text.as_bytes())))
+        }
         // Envoy passes over what else is asked for.
         "RESPONSE_CODE_DETAILS" => return Ok(fixed::find(name).flatten().map(Operator::Read)),
         "REQUESTED_SERVER_NAME" => server_name(given)?,

@@ -77,7 +77,7 @@ const OPERATORS: &[(&str, Read)] = &[
     ("PROTOCOL", Read::Text(protocol)),
     ("UPSTREAM_PROTOCOL", Read::Text(|s| Some(s.upstream.version?.as_str().as_bytes()))),
     ("RESPONSE_CODE", Read::Number(|s| Some(s.response.status.into()))),
-    ("RESPONSE_CODE_DETAILS", Read::Make(|s, out| text_underscored(out, &s.details))),
+    ("RESPONSE_CODE_DETAILS", Read::Make(|s, out| text_underscored(out, s.details.as_deref()))),
     ("RESPONSE_FLAGS", Read::Make(|s, out| flags(s, out, false))),
     ("RESPONSE_FLAGS_LONG", Read::Make(|s, out| flags(s, out, true))),
     ("DOWNSTREAM_LOCAL_CLOSE_REASON", Read::Text(|s| s.var("downstream_local_close_reason"))),
@@ -149,7 +149,7 @@ const OPERATORS: &[(&str, Read)] = &[
     ("UPSTREAM_REQUEST_ATTEMPT_COUNT", Read::Number(|s| Some(s.upstream.attempts.into()))),
     (
         "UPSTREAM_TRANSPORT_FAILURE_REASON",
-        Read::Make(|s, out| text_underscored(out, s.upstream.failure.as_deref().unwrap_or_default())),
+        Read::Make(|s, out| text_underscored(out, s.upstream.failure.as_deref())),
     ),
     ("ROUTE_NAME", Read::Text(|s| some(s.route.as_ref()?.name.as_bytes()))),
     ("VIRTUAL_CLUSTER_NAME", Read::Text(virtual_cluster)),
@@ -187,9 +187,9 @@ fn log_type(stream: &Stream) -> &'static str {
     if protocol(stream).is_some() { "DownstreamEnd" } else { "TcpConnectionEnd" }
 }
 
-fn text_underscored(out: &mut Vec<u8>, text: &str) -> bool {
-    underscored(out, text);
-    !text.is_empty()
+fn text_underscored(out: &mut Vec<u8>, text: Option<&str>) -> bool {
+    underscored(out, text.unwrap_or_default());
+    text.is_some()
 }
 
 /// The flags; Envoy prints `-` for none in every output, JSON and headers included.

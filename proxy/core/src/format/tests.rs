@@ -50,7 +50,7 @@ pub(crate) fn stream() -> Stream {
     s.response.status = 200;
     s.response.headers.push(b"x-r", b"r");
     s.remote = "1.2.3.4:5678".parse().unwrap();
-    s.details = "via upstream".into();
+    s.details = Some("via upstream".into());
     s.bytes.request_body = 5;
     s.bytes.response_body = 1234;
     let config = HostConfig::new(Address::Ip("127.0.0.1:9000".parse().unwrap()));
@@ -252,7 +252,7 @@ fn expressions_are_printed() {
 #[test]
 fn newer_names_of_envoys_operators() {
     let mut s = stream();
-    s.details = "via upstream".into();
+    s.details = Some("via upstream".into());
     s.request.headers.push(b"x-new", b"1");
     assert_eq!(
         log("%REQUEST_HEADER(x-none?x-new):5%|%RESPONSE_HEADER(x-none)%|%RESPONSE_TRAILER(x-none)%", &s),

@@ -52,7 +52,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 if let Some(flag) = local_reply::flag(which) {
                     self.stream.flags.insert(flag);
                 }
-                self.stream.details = local_reply::details(which).into();
+                self.stream.details = Some(local_reply::details(which).into());
                 self.reset();
             }
             Interrupt::Downstream(
@@ -112,7 +112,8 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Cuts a response whose upstream has.
     fn cut_by_upstream(&mut self, error: &UpstreamError) {
         self.stream.flags.insert(error.flag());
-        self.stream.details = format!("upstream_reset_after_response_started{{{}}}", error.details()).into();
+        let details = format!("upstream_reset_after_response_started{{{}}}", error.details());
+        self.stream.details = Some(details.into());
         // As in Envoy, of the answers whose success is told at their end.
         if self.stream.request.is_grpc() {
             self.env.hcm.stats.rq_reset_after_downstream_response_started().inc();
@@ -148,7 +149,7 @@ impl<D: Downstream> Exchange<'_, D> {
         if let Some(flag) = reply.flag {
             self.stream.flags.insert(flag);
         }
-        self.stream.details = reply.details;
+        self.stream.details = Some(reply.details);
         self.reset();
     }
 
@@ -192,7 +193,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Nobody is left to answer. What an earlier attempt answered was no response to the client.
     pub(super) fn client_lost(&mut self, flag: Flag, details: &'static str, status: u16) {
         self.stream.flags.insert(flag);
-        self.stream.details = details.into();
+        self.stream.details = Some(details.into());
         if !self.head_sent {
             self.stream.response.status = status;
         }

@@ -43,7 +43,7 @@ impl<D: Downstream> Exchange<'_, D> {
             return None;
         };
         stats.upstream_internal_redirect_succeeded_total().inc();
-        self.stream.details = "internal_redirect".into();
+        self.stream.details = Some("internal_redirect".into());
         let mut next = Next { followed, body: self.stream.request_body.take(), held: self.held.take() };
         if next.body.is_none() {
             let (body, held) = plan.replay.take().unzip();
@@ -135,7 +135,7 @@ impl<D: Downstream> Exchange<'_, D> {
         (self.stream.virtual_host, self.stream.route) = (Some(found.virtual_host), found.route);
         self.stream.upstream.cluster = None;
         self.name_cluster();
-        self.stream.details = "internal_redirect".into();
+        self.stream.details = Some("internal_redirect".into());
         self.stream.answer_for(answers_for);
         self.stream.request_trailers.clear();
         let followed = self.followed.as_deref().cloned().unwrap_or_default();

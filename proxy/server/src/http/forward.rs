@@ -311,7 +311,7 @@ impl<D: Downstream> Exchange<'_, D> {
         let Response { mut checkout, end, tunnel } = response;
         let status = self.stream.response.status;
         self.stream.source = ResponseSource::Upstream;
-        self.stream.details = "via_upstream".into();
+        self.stream.details = Some("via_upstream".into());
         if self.refuses_websocket(tunnel) {
             let reply = self.refused_handshake();
             note_traffic(self.stream, &checkout.stream);

@@ -30,7 +30,7 @@ pub(crate) fn build(
         stream.flags.insert(flag);
     }
     if !reply.details.is_empty() {
-        stream.details = reply.details;
+        stream.details = Some(reply.details);
     }
     if stream.source == ResponseSource::None {
         stream.source = ResponseSource::Gateway;

@@ -72,7 +72,7 @@ pub(super) async fn refuse<D: Downstream>(
     if refusal.status.is_none() {
         reply.reset = true;
         stream.flags.insert(Flag::DPE);
-        stream.details = refusal.details.into();
+        stream.details = Some(refusal.details.into());
     }
     answer_only(down, stream, clock, env, reply).await;
 }

@@ -261,7 +261,7 @@ fn log(listener: &ActiveListener, connection: Arc<Connection>, refused: Option<(
     stream.start_time = SystemTime::now() - elapsed;
     if let Some((details, flag)) = refused {
         stream.flags.insert(flag);
-        stream.details = details.into();
+        stream.details = Some(details.into());
     }
     stream.timing.downstream_tx_end = Some(Instant::now());
     listener.config.access_logs.iter().for_each(|log| log.log(&stream));

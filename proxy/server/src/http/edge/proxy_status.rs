@@ -39,9 +39,10 @@ pub(super) fn apply(config: &ProxyStatus, stream: &mut Stream) {
     value.extend_from_slice(config.name.as_bytes());
     value.extend_from_slice(b"; error=");
     value.extend_from_slice(error.as_bytes());
-    if !config.remove_details && !stream.details.is_empty() {
+    let details = stream.details.as_deref().unwrap_or_default();
+    if !config.remove_details && !details.is_empty() {
         value.extend_from_slice(b"; details=\"");
-        for byte in stream.details.bytes() {
+        for byte in details.bytes() {
             if matches!(byte, b'"' | b'\\') {
                 value.push(b'\\');
             }

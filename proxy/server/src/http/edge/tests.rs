@@ -340,7 +340,7 @@ fn responses_carry_server_id_and_proxy_status() {
         s.response.status = if flag.is_some() { 404 } else { 200 };
         if let Some(flag) = flag {
             s.flags.insert(flag);
-            s.details = "route_not_found".into();
+            s.details = Some("route_not_found".into());
         }
         for (name, value) in upstream {
             s.response.headers.push(name.as_bytes(), value.as_bytes());

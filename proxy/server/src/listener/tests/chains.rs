@@ -49,7 +49,7 @@ async fn without_a_chain_a_connection_is_closed_and_logged() {
     let flags = lines.log(|stream| {
         let mut out = Vec::new();
         stream.flags.write_short(&mut out);
-        format!("{} {}", String::from_utf8(out).unwrap(), stream.details)
+        format!("{} {}", String::from_utf8(out).unwrap(), stream.details.as_deref().unwrap_or_default())
     });
     let listener = Listener { chains, access_logs: vec![flags], ..fixture.listener("a", says("")) };
     let stats = listener.stats.clone();
