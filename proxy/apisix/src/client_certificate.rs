@@ -61,7 +61,9 @@ impl Guard {
         if !self.asks(host) {
             return false;
         }
-        let same_name = connection.server_name().is_some_and(|name| name.eq_ignore_ascii_case(host));
+        let same_name = connection
+            .server_name()
+            .is_some_and(|name| name.strip_suffix('.').unwrap_or(name).eq_ignore_ascii_case(host));
         !(tls.peer_validated && same_name)
     }
 

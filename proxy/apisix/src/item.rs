@@ -370,6 +370,8 @@ impl Reading<'_> {
         let placed = found
             .map(|violation| prefix.iter().rev().fold(violation, |violation, name| below(name, violation)));
         self.violations.extend(placed.collect::<Vec<_>>());
+        let warning = upstream::warnings(upstream);
+        self.warnings.extend(warning.map(|warning| prefix.iter().rev().fold(warning, |it, name| below(name, it))));
         self.references.extend(client_certificate(upstream, self.node, prefix));
     }
 

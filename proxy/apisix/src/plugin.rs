@@ -16,6 +16,7 @@ use sixfold_core::plugin::{ApisixFactory, Prepared, Registry};
 
 pub use self::credential::duplicate_key;
 pub(crate) use self::credential::{CredentialConfig, OfConsumer};
+use self::meta::MetaFault;
 pub(crate) use self::meta::Meta;
 pub(crate) use self::set::{ChainCache, GlobalPlugins, PluginSet, merge};
 use crate::config::EnvVars;
@@ -154,10 +155,10 @@ impl Catalog {
             .validate_all(&mut config)
             .and_then(|()| secret::resolve_all(&mut config, environment));
         if !meta.disable {
-            violations.extend(right.err().into_iter().flatten());
+            violations.extend(right.err().into_iter().flatten().map(|fault| reworded(name, fault)));
         }
         if !violations.is_empty() {
-            return Err(violations.into_iter().map(|fault| reworded(name, fault)).collect());
+            return Err(violations);
         }
         Ok(PluginConfig {
             index: entry.index,
@@ -216,7 +217,7 @@ fn below(name: &str, mut violation: Violation) -> Violation {
     violation
 }
 
-/// A plugin's configuration, and its `_meta`.
+/// A plugin's configuration, and its `_meta` or what is wrong with that, in APISIX's words.
 type Table = (Value, Result<Meta, Vec<Violation>>);
 
 /// Takes a plugin's configuration for the object that it must be.
@@ -230,21 +231,29 @@ fn table(name: &str, config: &Value) -> Result<Table, Vec<Violation>> {
         let reason = format!("invalid plugin conf {config} for plugin [{name}]");
         return Err(vec![Violation::new(Vec::new(), reason)]);
     }
-    let meta = take_meta(&mut config);
+    let meta = take_meta(name, &mut config);
     Ok((config, meta))
 }
 
 /// Takes `_meta` out of a configuration and checks it.
-fn take_meta(config: &mut Value) -> Result<Meta, Vec<Violation>> {
+fn take_meta(name: &str, config: &mut Value) -> Result<Meta, Vec<Violation>> {
     let Some(mut meta) = config.as_object_mut().and_then(|map| map.shift_remove("_meta")) else {
         return Ok(Meta::default());
     };
-    let below = |mut violation: Violation| {
-        violation.path.insert(0, Step::Key("_meta".to_owned()));
+    let of_meta = |violation: Violation| below("_meta", violation);
+    let reworded = |violation: Violation| {
         let message = format!("property \"_meta\" validation failed: {}", violation.message);
-        Violation { message, ..violation }
+        reworded(name, Violation { message, ..violation })
     };
     let checked = schema::plugin_meta().validate_all(&mut meta);
-    checked.map_err(|violations| violations.into_iter().map(below).collect::<Vec<_>>())?;
-    Meta::read(&meta).map_err(|message| vec![below(Violation::new(Vec::new(), message))])
+    checked.map_err(|violations| violations.into_iter().map(of_meta).map(reworded).collect::<Vec<_>>())?;
+    Meta::read(&meta).map_err(|fault| {
+        let (field, message, is_whole) = match fault {
+            MetaFault::Lua => ("pre_function", "not supported: Lua is not run".to_owned(), false),
+            // APISIX says this of a resource's own `vars` too, and nothing of the plugin.
+            MetaFault::Filter(e) => ("filter", format!("failed to validate the 'vars' expression: {e}"), true),
+        };
+        let violation = of_meta(Violation::new(vec![Step::Key(field.to_owned())], message));
+        vec![if is_whole { violation } else { reworded(violation) }]
+    })
 }

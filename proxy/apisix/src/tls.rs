@@ -69,7 +69,9 @@ impl ServerCertificate {
         let client = ssl.client.as_ref().map(|client| (&client.ca, client.depth));
         let parts = (&ssl.cert, &ssl.key, &ssl.certs, &ssl.keys, client, &ssl.ssl_protocols);
         let print = xxh64(format!("{parts:?}").as_bytes(), 0);
-        let names: Box<[Box<str>]> = ssl.server_names().map(Into::into).collect();
+        // A dot at the end of a name says nothing, as in what clients ask for.
+        let names: Box<[Box<str>]> =
+            ssl.server_names().map(|name| name.strip_suffix('.').unwrap_or(name).into()).collect();
         let before = before.filter(|before| before.print == print);
         if let Some(before) = before.filter(|before| before.names == names) {
             return Ok(before.clone());

@@ -35,8 +35,16 @@ const DEFAULT_TIMEOUT: f64 = 60.0;
 pub(crate) struct Forwarding {
     pub(crate) timeouts: Timeouts,
     pub(crate) pass_host: route::PassHost,
-    /// The template of chash's key.
-    pub(crate) hash_key: Option<String>,
+    pub(crate) hash_key: Option<HashKey>,
+}
+
+/// What chash hashes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum HashKey {
+    /// The variable of this name.
+    Variable(String),
+    /// Variables in text.
+    Template(String),
 }
 
 /// Timeouts towards an upstream.
@@ -73,6 +81,8 @@ enum Balancer {
     Chash,
     LeastConn,
     Ewma,
+    /// One that APISIX does not have, which its requests find out.
+    Unknown,
 }
 
 /// Everything that is wrong with an upstream beyond its schema.
@@ -99,14 +109,22 @@ pub(crate) fn check(upstream: &Upstream) -> Vec<Violation> {
         let reason = "`upstream_host` can't be empty when `pass_host` is `rewrite`";
         violations.push(violation(&["upstream_host"], reason));
     }
-    match Balancer::named(&upstream.balancer) {
-        None => {
-            violations.push(violation(&["type"], format!("invalid balancer type: {}", upstream.balancer)))
-        }
-        Some(Balancer::Chash) => violations.extend(check_hash_key(upstream)),
-        Some(_) => {}
+    if Balancer::named(&upstream.balancer) == Balancer::Chash {
+        violations.extend(check_hash_key(upstream));
     }
     violations
+}
+
+/// What is odd about an upstream and taken all the same.
+pub(crate) fn warnings(upstream: &Upstream) -> Option<Violation> {
+    let unknown = Balancer::named(&upstream.balancer) == Balancer::Unknown;
+    unknown.then(|| {
+        let reason = format!(
+            "invalid balancer type: {}; requests are answered with 502 unless there is one node",
+            upstream.balancer
+        );
+        violation(&["type"], reason)
+    })
 }
 
 fn check_hash_key(upstream: &Upstream) -> Option<Violation> {
@@ -135,11 +153,13 @@ impl Forwarding {
         let key = upstream.key.as_deref().unwrap_or_default();
         let hash_key = match upstream.hash_on {
             _ if upstream.balancer != "chash" => None,
-            HashOn::Consumer => Some("${consumer_name}".to_owned()),
-            HashOn::Cookie => Some(format!("${{cookie_{key}}}")),
-            HashOn::Header => Some(format!("${{http_{}}}", key.to_ascii_lowercase().replace('-', "_"))),
-            HashOn::Vars => Some(format!("${{{key}}}")),
-            HashOn::VarsCombinations => Some(key.to_owned()),
+            HashOn::Consumer => Some(HashKey::Variable("consumer_name".to_owned())),
+            HashOn::Cookie => Some(HashKey::Variable(format!("cookie_{key}"))),
+            HashOn::Header => {
+                Some(HashKey::Variable(format!("http_{}", key.to_ascii_lowercase().replace('-', "_"))))
+            }
+            HashOn::Vars => Some(HashKey::Variable(key.to_owned())),
+            HashOn::VarsCombinations => Some(HashKey::Template(key.to_owned())),
         };
         let timeout = Timeout { connect: DEFAULT_TIMEOUT, send: DEFAULT_TIMEOUT, read: DEFAULT_TIMEOUT };
         Forwarding {
@@ -160,7 +180,11 @@ impl Forwarding {
     /// # Errors
     /// A template that can't be read.
     pub(crate) fn hash_policy(&self) -> Result<Option<route::HashPolicy>, String> {
-        let format = self.hash_key.as_deref().map(Format::apisix).transpose()?;
+        let format = match &self.hash_key {
+            None => None,
+            Some(HashKey::Variable(name)) => Some(Format::variable(name)),
+            Some(HashKey::Template(text)) => Some(Format::apisix(text)?),
+        };
         Ok(format.map(|format| route::HashPolicy { input: route::HashInput::Key(format), terminal: true }))
     }
 }
@@ -210,7 +234,7 @@ impl Terms {
             named: hosts.iter().any(|host| matches!(host.address, Address::Name(..))),
             protocol: protocol(upstream.scheme).unwrap_or_default(),
             scheme: if upstream.scheme.is_tls() { message::Scheme::Https } else { message::Scheme::Http },
-            balancer: Balancer::named(&upstream.balancer).unwrap_or(Balancer::RoundRobin),
+            balancer: Balancer::named(&upstream.balancer),
             connect: seconds(upstream.timeout.map_or(DEFAULT_TIMEOUT, |timeout| timeout.connect)),
             retries: clamp(retries),
             retry_timeout: upstream.retry_timeout.filter(|deadline| *deadline > 0.0).map(seconds),
@@ -274,14 +298,14 @@ impl Terms {
 }
 
 impl Balancer {
-    fn named(name: &str) -> Option<Balancer> {
-        Some(match name {
+    fn named(name: &str) -> Balancer {
+        match name {
             "roundrobin" => Balancer::RoundRobin,
             "chash" => Balancer::Chash,
             "least_conn" => Balancer::LeastConn,
             "ewma" => Balancer::Ewma,
-            _ => return None,
-        })
+            _ => Balancer::Unknown,
+        }
     }
 
     fn policy(self) -> Policy {
@@ -290,6 +314,7 @@ impl Balancer {
             Balancer::Chash => Policy::ApisixChash,
             Balancer::LeastConn => Policy::ApisixLeastConn,
             Balancer::Ewma => Policy::ApisixEwma,
+            Balancer::Unknown => Policy::ApisixUnknown,
         }
     }
 }

@@ -52,8 +52,8 @@ fn input_hash(input: &HashInput, stream: &Stream, made: &mut Option<Vec<u8>>) ->
         }
         HashInput::Key(format) => {
             let mut key = Vec::new();
-            format.write_value(stream, &mut key);
-            if key.is_empty() {
+            if format.resolve_count(stream, &mut key) == 0 {
+                key.clear();
                 key.extend_from_slice(stream.remote_ip().to_string().as_bytes());
             }
             Some(u64::from(crc32fast::hash(&key)))

@@ -71,7 +71,7 @@ impl Catalog {
         let all = |faults: Vec<Violation>| -> Vec<Violation> {
             faults.into_iter().map(|fault| reworded(name, fault)).collect()
         };
-        let meta = meta.map_err(all)?;
+        let meta = meta?;
         let schema = entry.consumer_schema.as_ref().unwrap_or(&entry.schema);
         let right = schema.validate_all(&mut config);
         if meta.disable {

@@ -20,14 +20,22 @@ pub(crate) struct Meta {
     error_response: Option<Bytes>,
 }
 
+/// What is wrong with one beyond its schema.
+pub(super) enum MetaFault {
+    /// `pre_function` is Lua.
+    Lua,
+    /// `filter` is no expression, for this reason.
+    Filter(String),
+}
+
 impl Meta {
     /// Reads a value that has passed its schema.
-    pub(super) fn read(meta: &Value) -> Result<Meta, String> {
+    pub(super) fn read(meta: &Value) -> Result<Meta, MetaFault> {
         if meta.get("pre_function").is_some() {
-            return Err("pre_function is not supported: Lua is not run".to_owned());
+            return Err(MetaFault::Lua);
         }
         let filter = meta.get("filter").map(Expr::new).transpose();
-        let filter = filter.map_err(|e| format!("failed to validate the 'filter' expression: {e}"))?;
+        let filter = filter.map_err(|e| MetaFault::Filter(e.to_string()))?;
         Ok(Meta {
             disable: meta.get("disable").and_then(Value::as_bool).unwrap_or(false),
             priority: meta.get("priority").and_then(Value::as_f64).map(|priority| priority as i64),

@@ -75,24 +75,25 @@ fn settings_reach_the_cluster() {
 }
 
 #[test]
-fn chash_keys_become_templates() {
+fn chash_keys_are_variables_whatever_their_names() {
     let key = |value: Value| Forwarding::of(&upstream(value)).hash_key;
     let chash = |on: &str, key: &str| json!({"nodes": {}, "type": "chash", "hash_on": on, "key": key});
-    assert_eq!(key(chash("vars", "arg_user")).as_deref(), Some("${arg_user}"));
-    assert_eq!(key(chash("header", "X-User")).as_deref(), Some("${http_x_user}"));
-    assert_eq!(key(chash("cookie", "sid")).as_deref(), Some("${cookie_sid}"));
-    assert_eq!(key(chash("vars_combinations", "$host$uri")).as_deref(), Some("$host$uri"));
-    assert_eq!(
-        key(json!({"nodes": {}, "type": "chash", "hash_on": "consumer"})).as_deref(),
-        Some("${consumer_name}")
-    );
+    let variable = |name: &str| Some(HashKey::Variable(name.to_owned()));
+    assert_eq!(key(chash("vars", "arg_user")), variable("arg_user"));
+    assert_eq!(key(chash("header", "X-User")), variable("http_x_user"));
+    assert_eq!(key(chash("cookie", "s-id")), variable("cookie_s-id"));
+    assert_eq!(key(chash("vars_combinations", "$host$uri")), Some(HashKey::Template("$host$uri".to_owned())));
+    let of_consumer = json!({"nodes": {}, "type": "chash", "hash_on": "consumer"});
+    assert_eq!(key(of_consumer), variable("consumer_name"));
     assert_eq!(key(json!({"nodes": {}, "key": "uri"})), None);
 }
 
 #[test]
 fn what_can_not_be_is_refused_by_name() {
     assert_eq!(faults(json!({"nodes": {"a:80": 1}})), [] as [&str; 0]);
-    assert_eq!(faults(json!({"nodes": {}, "type": "fastest"})), ["type: invalid balancer type: fastest"]);
+    assert_eq!(faults(json!({"nodes": {}, "type": "fastest"})), [] as [&str; 0]);
+    assert!(warnings(&upstream(json!({"nodes": {}, "type": "fastest"}))).is_some());
+    assert!(warnings(&upstream(json!({"nodes": {}, "type": "ewma"}))).is_none());
     assert_eq!(faults(json!({"nodes": {}, "type": "chash"})), ["key: missing key"]);
     assert!(
         faults(json!({"nodes": {}, "type": "chash", "key": "color"}))[0]

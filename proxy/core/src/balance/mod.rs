@@ -101,6 +101,7 @@ fn build_for(
         Policy::ApisixChash => frame.grouped(apisix::Chash),
         Policy::ApisixLeastConn => frame.grouped(apisix::LeastConn::default()),
         Policy::ApisixEwma => frame.grouped(apisix::Ewma),
+        Policy::ApisixUnknown => frame.grouped(apisix::Unknown),
     })
 }
 

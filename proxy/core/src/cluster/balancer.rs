@@ -210,6 +210,8 @@ pub enum Policy {
     ApisixLeastConn,
     /// APISIX's ewma: two choices by decayed response time, shared by all workers.
     ApisixEwma,
+    /// Of a name that APISIX has no balancer for: of several nodes it picks none, and a single one needs no pick.
+    ApisixUnknown,
 }
 
 impl Policy {

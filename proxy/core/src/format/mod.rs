@@ -125,6 +125,11 @@ impl Format {
         Ok(Format::of(template::parse(text, Variable::parse)))
     }
 
+    /// The value of one variable, whatever characters its name has: that of a cookie may have any.
+    pub fn variable(name: &str) -> Format {
+        Format::of(vec![Part::Variable { variable: Variable::parse(name), default: None }])
+    }
+
     /// A line of nginx's `log_format`: [`Format::apisix`], with the request as the client sent it.
     ///
     /// # Errors

@@ -71,10 +71,15 @@ fn query_and_address() {
 
 #[test]
 fn apisix_keys_are_crc32_and_fall_back_to_the_address() {
-    let key = |text: &str| [policy(HashInput::Key(Format::text(text)), false)];
+    let template = |text: &str| [policy(HashInput::Key(Format::apisix(text).unwrap()), false)];
+    let variable = |name: &str| [policy(HashInput::Key(Format::variable(name)), false)];
+    let crc = |text: &[u8]| Some(u64::from(crc32fast::hash(text)));
     // The check value of CRC-32 (ISO-HDLC).
-    assert_eq!(hash(&key("123456789"), &[], "/"), Some(0xCBF4_3926));
-    assert_eq!(hash(&key(""), &[], "/"), Some(u64::from(crc32fast::hash(b"10.0.0.1"))));
+    assert_eq!(hash(&template("$arg_a"), &[], "/?a=123456789"), Some(0xCBF4_3926));
+    assert_eq!(hash(&template("$http_a-$http_b"), &[("b", "1")], "/"), crc(b"-1"));
+    assert_eq!(hash(&template("$http_a-$http_b"), &[], "/"), crc(b"10.0.0.1"), "no variable has a value");
+    assert_eq!(hash(&variable("cookie_s-id"), &[("cookie", "s-id=x")], "/"), crc(b"x"));
+    assert_eq!(hash(&variable("cookie_s-id"), &[("cookie", "other=x")], "/"), crc(b"10.0.0.1"));
 }
 
 fn cookie_policy(ttl: Option<u64>, path: &str, attributes: &[(&str, &str)]) -> [HashPolicy; 1] {

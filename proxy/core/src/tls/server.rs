@@ -135,9 +135,10 @@ impl ServerTls {
         ContextChange::server(self.clone(), Arc::new(State::new(default, named)))
     }
 
-    /// The context for a client that asks for this name.
+    /// The context for a client that asks for this name; a dot at its end says nothing.
     pub fn context(&self, server_name: Option<&str>) -> Option<Arc<ServerContext>> {
         let state = self.state.load();
+        let server_name = server_name.map(|name| name.strip_suffix('.').unwrap_or(name));
         server_name.and_then(|name| state.named.get(name)).or(state.default.as_ref()).cloned()
     }
 }

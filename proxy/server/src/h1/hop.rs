@@ -97,6 +97,10 @@ pub fn strip_response(headers: &mut Headers, keep_upgrade: bool, profile: Profil
     if !headers.may_have(&HOP_BY_HOP) {
         return;
     }
+    if keep_upgrade && profile == Profile::Apisix && headers.contains(Known::CONNECTION) {
+        // nginx says it itself, once, whatever the upstream said.
+        headers.set(Known::CONNECTION, b"upgrade");
+    }
     headers.remove_known(|known| match known {
         Known::CONNECTION => !keep_upgrade,
         Known::UPGRADE => !keep_upgrade && profile != Profile::Apisix,

@@ -171,9 +171,8 @@ pub(crate) fn check_authority(authority: &[u8], profile: Profile) -> Result<(), 
     if ok && find(b'@', authority).is_none() { Ok(()) } else { Err(H1Error::InvalidAuthority) }
 }
 
-/// Whether no label of the host is empty.
+/// Whether there is a host, and no label of it is empty but the first (`ngx_http_validate_host`).
 fn has_labels(authority: &[u8]) -> bool {
     let host = sixfold_core::message::strip_port(authority);
-    let host = host.strip_suffix(b".").unwrap_or(host);
-    host.split(|b| *b == b'.').all(|label| !label.is_empty())
+    !matches!(host, b"" | b".") && !host.windows(2).any(|pair| pair == b"..")
 }

@@ -286,9 +286,10 @@ impl<D: Downstream> Exchange<'_, D> {
     /// The answer when there is none.
     pub(super) fn no_host(&mut self, plan: &Plan<'_>) -> LocalReply {
         plan.cluster.stats.upstream_cx_none_healthy().inc();
-        charge::response(self.stream, 503);
         let apisix = self.env.hcm.profile == Profile::Apisix;
-        let status = if apisix && plan.begun > 0 { 502 } else { 503 };
+        // APISIX tells an upstream without nodes apart from one of whose nodes none was picked.
+        let status = if apisix && (plan.begun > 0 || plan.cluster.hosts.load().total() > 0) { 502 } else { 503 };
+        charge::response(self.stream, status);
         let wanted = self.stream.upstream.wanted.as_deref().filter(|_| plan.begun == 0);
         let status = wanted.and_then(|wanted| wanted.strict).unwrap_or(status);
         let profile = self.env.hcm.profile;

@@ -66,13 +66,13 @@ impl Picker for Chash {
     }
 }
 
-/// Weights without their common divisor; all 1 when all are 0.
+/// Weights without their common divisor. When all are 0 there are no points, and no node is ever picked.
 fn units(weights: &[u32]) -> impl Iterator<Item = u64> {
     let divisor = weights.iter().copied().fold(0, gcd);
     let sum: u64 = weights.iter().map(|w| u64::from(*w / divisor.max(1))).sum();
     let scale = (sum * POINTS).div_ceil(MAX_POINTS).max(1);
     weights.iter().map(move |w| match divisor {
-        0 => 1,
+        0 => 0,
         divisor => u64::from(*w / divisor).div_ceil(scale),
     })
 }

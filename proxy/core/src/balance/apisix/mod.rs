@@ -5,11 +5,13 @@ mod chash;
 mod ewma;
 mod least_conn;
 mod round_robin;
+mod unknown;
 
 pub(super) use chash::Chash;
 pub(super) use ewma::Ewma;
 pub(super) use least_conn::LeastConn;
 pub(super) use round_robin::RoundRobin;
+pub(super) use unknown::Unknown;
 
 use super::levels::same_members;
 use crate::cluster::{Balancer, Choice, Health, Host, HostSet, Member, Outcome};

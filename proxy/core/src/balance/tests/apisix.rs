@@ -41,11 +41,26 @@ fn nodes_without_weight_get_nothing_unless_all_are() {
     assert_eq!(counts(&*balancer(Policy::ApisixRoundRobin, &hosts), 20), BTreeMap::from([(2, 20)]));
     let none = weighted(&[0, 0]);
     assert_eq!(counts(&*balancer(Policy::ApisixRoundRobin, &none), 20), BTreeMap::from([(1, 10), (2, 10)]));
+    let chash = balancer(Policy::ApisixChash, &none);
+    assert!(chash.choose(&Choice { hash: Some(7), ..request() }).is_none(), "its ring has no points");
     let single = weighted(&[0]);
-    for policy in [Policy::ApisixRoundRobin, Policy::ApisixChash, Policy::ApisixLeastConn, Policy::ApisixEwma]
-    {
+    for policy in [
+        Policy::ApisixRoundRobin,
+        Policy::ApisixChash,
+        Policy::ApisixLeastConn,
+        Policy::ApisixEwma,
+        Policy::ApisixUnknown,
+    ] {
         assert_eq!(counts(&*balancer(policy, &single), 3), BTreeMap::from([(1, 3)]));
     }
+}
+
+#[test]
+fn an_unknown_balancer_picks_none_of_several() {
+    let unknown = balancer(Policy::ApisixUnknown, &weighted(&[1, 1]));
+    assert!(unknown.choose(&request()).is_none());
+    unknown.update(&weighted(&[1]));
+    assert!(unknown.choose(&request()).is_some());
 }
 
 /// The ring as the definition says: CRC-32 over "host NUL port" and the previous point.

@@ -81,5 +81,7 @@ fn responses_lose_what_belongs_to_the_connection() {
     };
     assert_eq!(after(Profile::Envoy, false), ["x-stay: 1"]);
     assert_eq!(after(Profile::Envoy, true), ["connection: close", "upgrade: h2", "x-stay: 1"]);
+    let upgraded = ["Connection: upgrade", "Proxy-Connection: close", "Upgrade: h2", "X-Stay: 1"];
+    assert_eq!(after(Profile::Apisix, true), upgraded, "nginx says it itself");
     assert_eq!(after(Profile::Apisix, false), ["Proxy-Connection: close", "Upgrade: h2", "X-Stay: 1"]);
 }
