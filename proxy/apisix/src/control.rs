@@ -1,5 +1,7 @@
 //! The control API (`apisix/control/v1.lua`): what the gateway has, for those on its machine.
 
+mod checkers;
+
 use std::sync::Arc;
 
 use http::{Method, StatusCode};
@@ -8,16 +10,21 @@ use serde_json::{Map, Value, json};
 use crate::admin::{
     AdminReply, AdminRequest, ReloadPlugins, described_plugins, kept_value, schema_named, schema_names,
 };
-use crate::config::{Config, EnvVars};
+use crate::config::{Config, EnvVars, Provider};
 use crate::resource::Kind;
 use crate::schema;
 use crate::source::Checker;
 use crate::store::{Kept, Key, Store};
+use sixfold_core::cluster::Clusters;
 use sixfold_core::plugin::Registry;
 
 /// Answers requests of the control API.
 pub struct ControlApi {
     store: Arc<dyn Store>,
+    /// Where resources are from.
+    provider: Provider,
+    /// What upstreams have become.
+    clusters: Arc<Clusters>,
     /// Schemas of plugins, which few ask for.
     checker: Box<dyn Fn() -> Checker + Send + Sync>,
     reload_plugins: ReloadPlugins,
@@ -65,10 +72,10 @@ impl Page {
 }
 
 impl ControlApi {
-    /// Of the resources in a store.
+    /// Of the resources in a store, and of the clusters that they have become.
     pub fn new(
         config: &Config,
-        store: Arc<dyn Store>,
+        (store, clusters): (Arc<dyn Store>, Arc<Clusters>),
         registry: Registry,
         environment: EnvVars,
         reload_plugins: ReloadPlugins,
@@ -78,9 +85,10 @@ impl ControlApi {
             // They are told apart above.
             let _ = router.insert(*path, *page);
         }
+        let provider = config.deployment.provider;
         let config = config.clone();
         let checker = Box::new(move || Checker::new(config.clone(), registry.clone(), environment.clone()));
-        ControlApi { store, checker, reload_plugins, router }
+        ControlApi { store, provider, clusters, checker, reload_plugins, router }
     }
 
     /// The answer to a request. It may read files.
@@ -93,8 +101,8 @@ impl ControlApi {
         let last = path.rsplit('/').next().unwrap_or_default();
         let answered = match page {
             Page::Schema => Ok(AdminReply::json(StatusCode::OK, &self.schema())),
-            Page::Checkers => Ok(self.checkers(request)),
-            Page::Checker => self.checker_of(&path),
+            Page::Checkers => self.checkers(request),
+            Page::Checker => self.checker_of(request, &path),
             Page::All(kind) => self.all(kind),
             Page::One(kind) => self.one(kind, last),
             Page::AllMetadata => self.all_metadata(),
@@ -113,39 +121,6 @@ impl ControlApi {
             schema_names().iter().filter_map(|name| Some(((*name).to_owned(), schema_named(name)?.clone())));
         let main: Map<String, Value> = main.collect();
         json!({"main": main, "plugins": described_plugins(&(self.checker)()), "stream_plugins": {}})
-    }
-
-    /// No upstream is checked here, so that there is nothing to tell of any.
-    fn checkers(&self, request: &AdminRequest) -> AdminReply {
-        if request.header("accept").is_some_and(|accept| accept.contains("text/html")) {
-            const PAGE: &str = "<html xmlns=\"http://www.w3.org/1999/xhtml\">\n<head>\n  <title>Upstream check \
-                                status</title>\n</head>\n<body>\n<p>No upstream has checks.</p>\n</body>\n</html>\n";
-            return AdminReply { content_type: "text/html", ..AdminReply::text(StatusCode::OK, PAGE) };
-        }
-        AdminReply::json(StatusCode::OK, &list(Vec::new()))
-    }
-
-    fn checker_of(&self, path: &str) -> Result<AdminReply, AdminReply> {
-        let not_found = |reason: String| AdminReply::error(StatusCode::NOT_FOUND, reason);
-        let mut segments = path.split('/').skip(3);
-        let section = segments.next().unwrap_or_default();
-        let id = segments.next().filter(|id| !id.is_empty());
-        let id = id.ok_or_else(|| not_found(format!("missing src id for src type {section}")))?;
-        let kind = match section {
-            "routes" => Kind::Route,
-            "services" => Kind::Service,
-            "upstreams" => Kind::Upstream,
-            "stream_routes" => Kind::StreamRoute,
-            _ => {
-                let reason = format!("invalid src type {section}");
-                return Err(AdminReply::error(StatusCode::BAD_REQUEST, reason));
-            }
-        };
-        let kept = self.store.get(&Key::new(kind, id))?;
-        Err(match kept {
-            Some(_) => not_found(format!("no checker for {section}[{id}]")),
-            None => not_found(format!("{section}[{id}] not found")),
-        })
     }
 
     fn all(&self, kind: Kind) -> Result<AdminReply, AdminReply> {

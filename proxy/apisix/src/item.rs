@@ -371,7 +371,8 @@ impl Reading<'_> {
             .map(|violation| prefix.iter().rev().fold(violation, |violation, name| below(name, violation)));
         self.violations.extend(placed.collect::<Vec<_>>());
         let warning = upstream::warnings(upstream);
-        self.warnings.extend(warning.map(|warning| prefix.iter().rev().fold(warning, |it, name| below(name, it))));
+        self.warnings
+            .extend(warning.map(|warning| prefix.iter().rev().fold(warning, |it, name| below(name, it))));
         self.references.extend(client_certificate(upstream, self.node, prefix));
     }
 

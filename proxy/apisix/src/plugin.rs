@@ -16,8 +16,8 @@ use sixfold_core::plugin::{ApisixFactory, Prepared, Registry};
 
 pub use self::credential::duplicate_key;
 pub(crate) use self::credential::{CredentialConfig, OfConsumer};
-use self::meta::MetaFault;
 pub(crate) use self::meta::Meta;
+use self::meta::MetaFault;
 pub(crate) use self::set::{ChainCache, GlobalPlugins, PluginSet, merge};
 use crate::config::EnvVars;
 use crate::resource::Plugins;
@@ -251,7 +251,9 @@ fn take_meta(name: &str, config: &mut Value) -> Result<Meta, Vec<Violation>> {
         let (field, message, is_whole) = match fault {
             MetaFault::Lua => ("pre_function", "not supported: Lua is not run".to_owned(), false),
             // APISIX says this of a resource's own `vars` too, and nothing of the plugin.
-            MetaFault::Filter(e) => ("filter", format!("failed to validate the 'vars' expression: {e}"), true),
+            MetaFault::Filter(e) => {
+                ("filter", format!("failed to validate the 'vars' expression: {e}"), true)
+            }
         };
         let violation = of_meta(Violation::new(vec![Step::Key(field.to_owned())], message));
         vec![if is_whole { violation } else { reworded(violation) }]

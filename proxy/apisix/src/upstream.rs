@@ -1,5 +1,6 @@
 //! Upstreams compiled to clusters, and to what routes have to know of them.
 
+mod checks;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,8 @@ use crate::item::violation;
 use crate::resource::{HashOn, Nodes, PassHost, Scheme, Timeout, Upstream};
 use crate::schema::{Schema, Violation};
 use crate::shared::Shared;
+
+pub(crate) use self::checks::compile as compile_checks;
 
 /// Each timeout of an upstream that gives none.
 const DEFAULT_TIMEOUT: f64 = 60.0;
@@ -92,9 +95,7 @@ pub(crate) fn check(upstream: &Upstream) -> Vec<Violation> {
         let reason = format!("not supported: service discovery ({kind})");
         violations.push(violation(&["discovery_type"], reason));
     }
-    if upstream.checks.is_some() {
-        violations.push(violation(&["checks"], "not supported: health checks are not part of the gateway"));
-    }
+    violations.extend(upstream.checks.iter().flat_map(checks::check));
     if let Some(nodes) = &upstream.nodes
         && let Err(reason) = hosts(upstream, nodes)
     {
@@ -221,6 +222,7 @@ pub(crate) fn compile(
         metadata: Metadata::default(),
         maintenance: 0,
         manner: None,
+        checks: None,
         policy: policy?,
     };
     Ok((config, hosts))

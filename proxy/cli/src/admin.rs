@@ -10,6 +10,7 @@ use sixfold_apisix::admin::{
 use sixfold_apisix::config::{AdminConfig, AdminKey, AdminRole, Config, EnvVars, Provider};
 use sixfold_apisix::control::ControlApi;
 use sixfold_apisix::store::Store;
+use sixfold_core::cluster::Clusters;
 use sixfold_core::plugin::Consumers;
 use sixfold_core::tls::{Identity, Pem, ServerContext, ServerSettings, Validation};
 use sixfold_server::surface::{Answer, Content, Query, Reply};
@@ -81,6 +82,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) standalone: Option<Arc<StandaloneStore>>,
     /// Those in force.
     pub(crate) consumers: Arc<Consumers>,
+    /// What upstreams have become.
+    pub(crate) clusters: Arc<Clusters>,
 }
 
 impl Sources<'_> {
@@ -104,8 +107,8 @@ impl Sources<'_> {
 
     pub(crate) fn control(&self) -> Server {
         let reload = self.reload_plugins();
-        let store = self.store.clone();
-        Server::Control(ControlApi::new(self.config, store, plugins(), EnvVars::Process, reload))
+        let sources = (self.store.clone(), self.clusters.clone());
+        Server::Control(ControlApi::new(self.config, sources, plugins(), EnvVars::Process, reload))
     }
 
     /// Reads config.yaml again and says whether its list of plugins is still the one in force.

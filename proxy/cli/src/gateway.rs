@@ -60,7 +60,8 @@ pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> R
     let waits = standalone.as_ref().is_some_and(|store| store.is_empty());
     let consumers = process.compile.build.consumers.clone();
     let store = source.store().clone();
-    let sources = Sources { config: &config, path, store, standalone, consumers };
+    let clusters = process.compile.clusters.clone();
+    let sources = Sources { config: &config, path, store, standalone, consumers, clusters };
     let _control = control(&sources)?;
     let _admin = admin_api(&sources)?;
     let Update { diff, .. } = update;

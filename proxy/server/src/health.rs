@@ -3,8 +3,10 @@
 //!
 //! What is known of an endpoint belongs to its name and address in its cluster: it goes on when the cluster is replaced,
 //! as long as it is checked in the same way. A cluster in force is checked until another takes its place; what the
-//! checks of that one find before is kept aside.
+//! checks of that one find before is kept aside. Where checks are APISIX's, answers to clients' requests count with the
+//! probes, and nodes are well until they have failed.
 
+mod counted;
 mod events;
 mod outliers;
 mod probe;
@@ -17,6 +19,7 @@ mod weights;
 pub(crate) use watched::Watched;
 
 use crate::upstream::Pools;
+use counted::Counted;
 use outliers::Judges;
 use parking_lot::Mutex;
 use sixfold_core::cluster::{Cluster, EventLog, HealthCheckStats, Reasons};
@@ -39,6 +42,7 @@ pub(crate) struct HealthChecker {
     registry: Registry,
     thread: OnceLock<Option<Handle>>,
     checks: Mutex<HashMap<Arc<str>, Checks>>,
+    counted: Counted,
     judges: Judges,
     weighers: Weighers,
 }
@@ -60,6 +64,7 @@ impl HealthChecker {
             registry,
             thread: OnceLock::new(),
             checks: Mutex::default(),
+            counted: Counted::default(),
             judges: Judges::default(),
             weighers: Weighers::default(),
         }
@@ -100,6 +105,7 @@ impl HealthChecker {
     /// its outliers and reported weights are looked after.
     pub(crate) fn take_over(&self, cluster: &Arc<Cluster>) {
         cluster.outliers.iter().filter_map(|outliers| outliers.config.log.as_ref()).for_each(open);
+        self.counted.watch(cluster, &self.callout, || self.thread.get_or_init(thread).clone());
         self.judges.watch(cluster, || self.thread.get_or_init(thread).clone());
         self.weighers.watch(cluster, || self.thread.get_or_init(thread).clone());
         let name = &cluster.config.name;
@@ -122,6 +128,7 @@ impl HealthChecker {
 
     /// Checks the endpoints of a name no longer.
     pub(crate) fn forget(&self, name: &str) {
+        self.counted.forget(name);
         self.judges.forget(name);
         self.weighers.forget(name);
         self.checks.lock().remove(name);

@@ -316,6 +316,7 @@ impl Builder<'_> {
             self.config.http.upstream_keepalive,
             &self.shared.policies,
         )?;
+        config.checks = upstream::compile_checks(name, upstream, self.config, self.context)?;
         let forwarding = self.shared.forwardings.get(Forwarding::of(upstream), |forwarding| {
             // So that no route finds out when it is linked.
             forwarding.hash_policy()?;

@@ -109,7 +109,6 @@ fn what_can_not_be_is_refused_by_name() {
     );
     assert_eq!(faults(json!({"nodes": {"a:99999": 1}})), ["nodes: invalid port 99999"]);
     assert!(faults(json!({"nodes": {}, "scheme": "kafka"}))[0].starts_with("scheme: not supported"));
-    assert!(faults(json!({"nodes": {}, "checks": {"active": {}}}))[0].starts_with("checks: not supported"));
     assert!(
         faults(json!({"service_name": "a", "discovery_type": "dns"}))[0]
             .starts_with("discovery_type: not supported")

@@ -1,8 +1,8 @@
 //! A cluster as configured.
 
 use super::{
-    BalanceConfig, BreakerLimits, Discovery, HealthCheck, Http1Options, Http2Options, MeshCluster,
-    OutlierDetection, SocketMatch, TcpKeepalive, UpstreamProtocol,
+    BalanceConfig, BreakerLimits, CountedChecks, Discovery, HealthCheck, Http1Options, Http2Options,
+    MeshCluster, OutlierDetection, SocketMatch, TcpKeepalive, UpstreamProtocol,
 };
 use crate::headers::HeaderRules;
 use crate::message::Scheme;
@@ -37,6 +37,8 @@ pub struct ClusterConfig {
     /// How requests are sent to it by a plugin that has chosen it in the place of the route's own, as the source has prepared it
     /// for [`crate::stream::Upstream::destination`]; a cluster itself knows nothing of requests.
     pub manner: Option<Arc<dyn Any + Send + Sync>>,
+    /// How its nodes are checked as APISIX does it; `None` where they are not, or as Envoy does it (`health_check`).
+    pub checks: Option<Arc<CountedChecks>>,
     /// All the rest, which clusters that say the same may share: of thousands of clusters most do.
     pub policy: Arc<ClusterPolicy>,
 }
@@ -115,6 +117,7 @@ impl ClusterConfig {
             mesh: None,
             maintenance: 0,
             manner: None,
+            checks: None,
             policy: Arc::default(),
         }
     }

@@ -1,6 +1,7 @@
 //! What is known of an endpoint while it runs. What is configured of it belongs to [`super::Member`].
 
-use super::{Address, Reported};
+use super::counted::Counters;
+use super::{Address, Counts, Limits, Reported, Seen};
 use bitflags::bitflags;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -99,6 +100,8 @@ pub struct Host {
     started: AtomicU64,
     /// What it has reported, where anybody wants to know.
     reported: OnceLock<Box<Reported>>,
+    /// See [`Host::counts`].
+    counters: Counters,
 }
 
 /// A score and the moment of its last update.
@@ -144,7 +147,24 @@ impl Host {
             ewma: OnceLock::new(),
             started: AtomicU64::new(millis(Instant::now())),
             reported: OnceLock::new(),
+            counters: Counters::default(),
         }
+    }
+
+    /// What is counted of it, where APISIX's checks are.
+    pub fn counts(&self) -> Counts {
+        self.counters.now()
+    }
+
+    /// Counts what was seen of it; tells whether it has become usable by that, or ceased to be. The reason against it is
+    /// its checker's to set.
+    pub fn count(&self, seen: Seen, limits: &Limits) -> bool {
+        self.counters.count(seen, limits)
+    }
+
+    /// Forgets what was counted of it.
+    pub fn forget_counts(&self) {
+        self.counters.forget();
     }
 
     /// How long it has been there, and since the last time that active checks found it well again: slow start

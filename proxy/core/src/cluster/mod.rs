@@ -8,6 +8,7 @@ mod balancer;
 mod breaker;
 mod cells;
 mod config;
+mod counted;
 mod discovery;
 mod endpoint;
 mod event_log;
@@ -33,6 +34,7 @@ pub use balancer::{BalanceConfig, Balancer, Choice, Policy, ZoneAware};
 pub use breaker::{Breaker, BreakerLimits, ConnectionPermit, Permit, Resource, RetryBudget};
 pub use cells::{ClusterCell, Clusters};
 pub use config::{ClusterConfig, ClusterPolicy};
+pub use counted::{ActiveCheck, CountedChecks, Counts, Limits, NodeHealth, Seen};
 pub use discovery::{Discovery, DnsBackoff, DnsFamily, DnsOptions, DnsServers, OriginalDestination};
 pub use endpoint::{Address, Assignment, EdsHealth, EndpointCheck, HostConfig, LoadPolicy, Locality};
 pub use event_log::{Event, EventLog};
@@ -86,9 +88,9 @@ pub struct Cluster {
     visibility: Mutex<Visibility>,
     /// What is counted of its endpoints to find outliers.
     pub outliers: Option<Arc<Outliers>>,
-    /// Woken when an endpoint asks to be left alone, where endpoints are checked. It goes on with the next cluster of the
-    /// name: answers to requests of this one may still be coming.
-    departures: Option<Arc<Notify>>,
+    /// Woken when workers have heard of an endpoint what its checker is to see, where endpoints are checked. It goes on
+    /// with the next cluster of the name: answers to requests of this one may still be coming.
+    news: Option<Arc<Notify>>,
     /// Who works for it; most clusters have nobody.
     helpers: Mutex<Option<Box<Helpers>>>,
 }
@@ -173,8 +175,8 @@ impl Cluster {
             .outlier_detection
             .as_ref()
             .map(|detection| Outliers::new(detection, known, registry, &config.observability_name, goes_on));
-        let departures = config.health_check.is_some().then(|| {
-            let known = previous.and_then(|old| old.departures.clone());
+        let news = (config.health_check.is_some() || config.checks.is_some()).then(|| {
+            let known = previous.and_then(|old| old.news.clone());
             known.unwrap_or_default()
         });
         let resolves = matches!(config.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
@@ -185,7 +187,7 @@ impl Cluster {
             hosts: ArcSwap::from_pointee(set),
             visibility: Mutex::new(Visibility::Hidden),
             helpers: Mutex::default(),
-            departures,
+            news,
             outliers,
             endpoints: if resolves { endpoints.into() } else { Box::default() },
             balancer,
@@ -218,15 +220,25 @@ impl Cluster {
     /// An endpoint has asked, in an answer to a request, to get no others: whoever checks it is told. For workers, which
     /// wait for no checker.
     pub(super) fn told_to_leave(&self, host: &Host) {
-        if let Some(departures) = self.departures.as_ref().filter(|_| host.depart()) {
-            departures.notify_one();
+        if let Some(news) = self.news.as_ref().filter(|_| host.depart()) {
+            news.notify_one();
         }
     }
 
-    /// What wakes the one who checks the endpoints, when some have asked to be left alone ([`Host::take_departure`]).
-    /// `None` where they are not checked.
-    pub fn departures(&self) -> Option<&Arc<Notify>> {
-        self.departures.as_ref()
+    /// Counts what was seen of an endpoint by a client's request, where that counts. For workers, which wait for no
+    /// checker.
+    pub fn saw(&self, host: &Host, seen: Seen) {
+        if let (Some(checks), Some(news)) = (&self.config.checks, &self.news)
+            && host.count(seen, &checks.passive)
+        {
+            news.notify_one();
+        }
+    }
+
+    /// What wakes the one who checks the endpoints, when some have asked to be left alone ([`Host::take_departure`]) or
+    /// what is counted of them decides ([`Host::counts`]). `None` where they are not checked.
+    pub fn news(&self) -> Option<&Arc<Notify>> {
+        self.news.as_ref()
     }
 
     fn observers(&self) -> Vec<Arc<dyn HostObserver>> {

@@ -28,4 +28,4 @@ pub use pem::{Identity, Pem};
 pub use reuse::ClientCache;
 pub use server::{NamedContexts, ServerContext, ServerSettings, ServerTls};
 pub use tickets::Tickets;
-pub use verify::{SanKind, SanMatcher, Validation};
+pub use verify::{SanKind, SanMatcher, Validation, system_authorities};

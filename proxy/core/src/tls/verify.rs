@@ -15,6 +15,7 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
     SignatureScheme,
 };
+use std::path::PathBuf;
 use std::sync::Arc;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -38,6 +39,17 @@ pub struct Validation {
     pub accept_untrusted: bool,
     /// Intermediate certificates that may be used; `None` is no limit.
     pub max_depth: Option<usize>,
+}
+
+/// The file in which this system keeps the authorities that it trusts, if there is one.
+pub fn system_authorities() -> Option<PathBuf> {
+    const KNOWN: [&str; 4] = [
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+        "/etc/ssl/ca-bundle.pem",
+        "/etc/ssl/cert.pem",
+    ];
+    KNOWN.iter().map(PathBuf::from).find(|path| path.exists())
 }
 
 impl Validation {

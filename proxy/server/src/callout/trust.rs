@@ -1,18 +1,10 @@
 //! Whom callouts to free URIs trust.
 
 use crate::refresh::refresh_every;
-use sixfold_core::tls::{ClientContext, ClientSettings, ClientTls, Pem, Validation};
+use sixfold_core::tls::{ClientContext, ClientSettings, ClientTls, Pem, Validation, system_authorities};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-
-/// Where systems keep their authorities.
-const SYSTEM: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// How often the file of authorities is looked at.
 const LOOK: Duration = Duration::from_secs(10);
@@ -51,7 +43,7 @@ struct File {
 impl File {
     /// Puts the authorities in force when they are others than before.
     fn look(&mut self, verified: &ClientTls) {
-        let found = self.file.clone().or_else(|| SYSTEM.iter().map(PathBuf::from).find(|p| p.exists()));
+        let found = self.file.clone().or_else(system_authorities);
         let loaded = match found {
             None => Err("no file of trusted certificates found".to_owned()),
             Some(path) => match std::fs::metadata(&path).and_then(|m| m.modified()) {

@@ -6,17 +6,20 @@ use crate::deadline::{Deadline, within};
 use crate::io::{Io, Transport};
 use bytes::Bytes;
 use sixfold_core::cluster::{
-    Address, BreakerLimits, Cluster, ClusterCell, ClusterConfig, ClusterPolicy, Clusters, EndpointCheck,
-    GrpcProbe, HealthCheck, Host, HostConfig, HttpProbe, Probe, ProbeHeader, TcpProbe, UpstreamProtocol,
+    ActiveCheck, Address, BreakerLimits, Cluster, ClusterCell, ClusterConfig, ClusterPolicy, Clusters,
+    EndpointCheck, GrpcProbe, HealthCheck, Host, HostConfig, HttpProbe, Probe, ProbeHeader, Seen, TcpProbe,
+    UpstreamProtocol,
 };
 use sixfold_core::headers::{Headers, Known};
+use sixfold_core::message::Scheme;
 use sixfold_core::metrics::Registry;
-use sixfold_core::plugin::{Callout, CalloutError, CalloutRequest, grpc};
+use sixfold_core::plugin::{Callout, CalloutError, CalloutRequest, CalloutResponse, grpc};
 use sixfold_core::tls::ClientTls;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::ReadBuf;
 use tokio::time::Instant;
 
@@ -42,6 +45,16 @@ impl Drop for Target {
     }
 }
 
+/// How an endpoint is reached.
+struct Line {
+    address: Address,
+    tls: Option<Arc<ClientTls>>,
+    scheme: Scheme,
+    http2: bool,
+    timeout: Duration,
+    reuses: bool,
+}
+
 impl Target {
     pub(super) fn new(
         cluster: &Cluster,
@@ -57,46 +70,70 @@ impl Target {
             Probe::Grpc(_) => true,
             Probe::Tcp(_) => false,
         };
-        let policy = ClusterPolicy {
-            scheme: config.scheme,
-            protocol: if http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 },
-            http1: config.http1.clone(),
-            http2: config.http2.clone(),
-            header_rules: config.header_rules,
-            source_address: config.source_address,
-            tcp_keepalive: config.tcp_keepalive,
-            connect_timeout: check.timeout,
-            idle_timeout: None,
-            max_idle: 1,
-            max_requests_per_connection: (!check.reuse_connection).then_some(1),
-            breaker: BreakerLimits::UNLIMITED,
-            high_breaker: BreakerLimits::UNLIMITED,
-            statistics: false,
-            ..ClusterPolicy::default()
-        };
-        let alone = ClusterConfig { tls, policy: policy.into(), ..ClusterConfig::named(&config.name) };
         let port = own.and_then(|own| own.port).or(check.port);
-        let address = match (own.and_then(|own| own.address.as_ref()), &host.address, port) {
-            (Some(address), ..) => address.clone(),
-            (None, Address::Ip(address), Some(port)) => Address::Ip(SocketAddr::new(address.ip(), port)),
-            (None, address, _) => address.clone(),
+        let address = match own.and_then(|own| own.address.as_ref()) {
+            Some(address) => address.clone(),
+            None => with_port(&host.address, port),
         };
-        let endpoint = HostConfig { hostname: host.hostname.clone(), ..HostConfig::new(address) };
-        let cell = Clusters::default().cell(&config.name);
-        match Cluster::new(alone, vec![endpoint], None, &Registry::new()) {
-            Ok(cluster) => drop(cell.swap(Some(cluster))),
-            // Of the default balancer nothing can be wrong.
-            Err(error) => tracing::error!(cluster = %config.name, error, "its endpoints can't be checked"),
-        }
+        let line = Line {
+            address,
+            tls,
+            scheme: config.scheme,
+            http2,
+            timeout: check.timeout,
+            reuses: check.reuse_connection,
+        };
+        let cell = reach(cluster, host, line);
         let host = own.and_then(|own| own.host.clone());
         Target { cell, callout, cluster: config.name.clone(), host }
+    }
+
+    /// A node, which is asked as APISIX does it.
+    pub(super) fn of_node(
+        cluster: &Cluster,
+        check: &ActiveCheck,
+        host: &Host,
+        callout: Arc<dyn Callout>,
+    ) -> Target {
+        let line = Line {
+            address: with_port(&host.address, check.port),
+            tls: check.tls.clone(),
+            scheme: if check.tls.is_some() { Scheme::Https } else { Scheme::Http },
+            http2: false,
+            timeout: check.timeout,
+            reuses: false,
+        };
+        let name = Some(&host.hostname).filter(|name| !name.is_empty());
+        let own = || match &host.address {
+            Address::Ip(address) => address.ip().to_string().into(),
+            other => other.to_string().into(),
+        };
+        let name = check.host.as_ref().or(name).or(check.address_host.as_ref()).cloned().unwrap_or_else(own);
+        let cell = reach(cluster, host, line);
+        Target { cell, callout, cluster: cluster.config.name.clone(), host: Some(name) }
+    }
+
+    /// What is seen of a node. The caller bounds it.
+    pub(super) async fn see(&self, check: &ActiveCheck) -> Seen {
+        let Some(probe) = &check.http else {
+            return match self.tcp(check.timeout, &TcpProbe::default()).await {
+                Verdict::Passed { .. } => Seen::Connection,
+                Verdict::Failed { failure: Failure::Timeout, .. } => Seen::Timeout,
+                Verdict::Failed { .. } => Seen::TcpFailure,
+            };
+        };
+        match self.request(check.timeout, probe, None).await {
+            Ok(answer) => Seen::Status(answer.status),
+            Err(CalloutError::Timeout) => Seen::Timeout,
+            Err(CalloutError::Failed(_)) => Seen::TcpFailure,
+        }
     }
 
     /// Asks once. The caller bounds it.
     pub(super) async fn check(&self, check: &HealthCheck) -> Verdict {
         match &check.probe {
             Probe::Http(probe) => self.http(check, probe).await,
-            Probe::Tcp(probe) => self.tcp(check, probe).await,
+            Probe::Tcp(probe) => self.tcp(check.timeout, probe).await,
             Probe::Grpc(probe) => self.grpc(check, probe).await,
         }
     }
@@ -110,9 +147,24 @@ impl Target {
     }
 
     async fn http(&self, check: &HealthCheck, probe: &HttpProbe) -> Verdict {
+        match self.request(check.timeout, probe, Some(USER_AGENT)).await {
+            Ok(answer) => judge(probe, answer.status, &answer.headers, &answer.body),
+            Err(CalloutError::Timeout) => Verdict::late(),
+            Err(error) => Verdict::silent(error.to_string()),
+        }
+    }
+
+    async fn request(
+        &self,
+        timeout: Duration,
+        probe: &HttpProbe,
+        agent: Option<&[u8]>,
+    ) -> Result<CalloutResponse, CalloutError> {
         let mut headers = Headers::new();
         headers.set(Known::HOST, self.host(&probe.host).as_bytes());
-        headers.set(Known::USER_AGENT, USER_AGENT);
+        if let Some(agent) = agent {
+            headers.set(Known::USER_AGENT, agent);
+        }
         add(&mut headers, &probe.add);
         for name in &probe.remove {
             headers.remove(name);
@@ -125,16 +177,12 @@ impl Target {
             method: probe.method.clone(),
             headers,
             body: Bytes::copy_from_slice(&probe.send),
-            timeout: check.timeout,
+            timeout,
             verify_tls: true,
             max_body: MAX_ANSWER,
             keepalive: None,
         };
-        match self.callout.send(request).await {
-            Ok(answer) => judge(probe, answer.status, &answer.headers, &answer.body),
-            Err(CalloutError::Timeout) => Verdict::late(),
-            Err(error) => Verdict::silent(error.to_string()),
-        }
+        self.callout.send(request).await
     }
 
     async fn grpc(&self, check: &HealthCheck, probe: &GrpcProbe) -> Verdict {
@@ -160,23 +208,62 @@ impl Target {
         }
     }
 
-    async fn tcp(&self, check: &HealthCheck, probe: &TcpProbe) -> Verdict {
+    async fn tcp(&self, timeout: Duration, probe: &TcpProbe) -> Verdict {
         let Some(cluster) = self.cell.load() else { return Verdict::silent("no cluster") };
         let hosts = cluster.hosts.load_full();
         let Some(member) = hosts.iter().next() else { return Verdict::silent("no endpoint") };
         let handshake = Handshake { tls: cluster.tls_of(member), ..Handshake::default() };
-        let connected = connect(&cluster, &member.host, handshake, check.timeout).await;
+        let connected = connect(&cluster, &member.host, handshake, timeout).await;
         let mut io = match connected {
             Ok(connected) => connected.io,
             Err(ConnectError::Timeout) => return Verdict::late(),
             Err(error) => return Verdict::silent(error.to_string()),
         };
-        let mut deadline = Deadline::at(Instant::now() + check.timeout);
+        let mut deadline = Deadline::at(Instant::now() + timeout);
         match converse(&mut io, &mut deadline, probe).await {
             Ok(true) => Verdict::Passed { degraded: false },
             Ok(false) => Verdict::failed("another answer"),
             Err(error) => Verdict::silent(error.to_string()),
         }
+    }
+}
+
+/// A cluster of one endpoint.
+fn reach(cluster: &Cluster, host: &Host, line: Line) -> Arc<ClusterCell> {
+    let config = &cluster.config;
+    let policy = ClusterPolicy {
+        scheme: line.scheme,
+        protocol: if line.http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 },
+        http1: config.http1.clone(),
+        http2: config.http2.clone(),
+        header_rules: config.header_rules,
+        source_address: config.source_address,
+        tcp_keepalive: config.tcp_keepalive,
+        connect_timeout: line.timeout,
+        idle_timeout: None,
+        max_idle: 1,
+        max_requests_per_connection: (!line.reuses).then_some(1),
+        breaker: BreakerLimits::UNLIMITED,
+        high_breaker: BreakerLimits::UNLIMITED,
+        statistics: false,
+        ..ClusterPolicy::default()
+    };
+    let alone = ClusterConfig { tls: line.tls, policy: policy.into(), ..ClusterConfig::named(&config.name) };
+    let endpoint = HostConfig { hostname: host.hostname.clone(), ..HostConfig::new(line.address) };
+    let cell = Clusters::default().cell(&config.name);
+    match Cluster::new(alone, vec![endpoint], None, &Registry::new()) {
+        Ok(cluster) => drop(cell.swap(Some(cluster))),
+        // Of the default balancer nothing can be wrong.
+        Err(error) => tracing::error!(cluster = %config.name, error, "its endpoints can't be checked"),
+    }
+    cell
+}
+
+/// An address, with another port perhaps.
+fn with_port(address: &Address, port: Option<u16>) -> Address {
+    match (address, port) {
+        (Address::Ip(address), Some(port)) => Address::Ip(SocketAddr::new(address.ip(), port)),
+        (address, _) => address.clone(),
     }
 }
 

@@ -153,7 +153,7 @@ impl Watched {
             before.hear_no_more();
         }
         let cluster = self.cluster.upgrade();
-        self.hear(cluster.as_ref().and_then(|cluster| cluster.departures()));
+        self.hear(cluster.as_ref().and_then(|cluster| cluster.news()));
         {
             let mut sessions = self.sessions.lock();
             for session in sessions.values_mut() {

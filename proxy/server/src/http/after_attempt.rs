@@ -10,7 +10,7 @@ use super::forward::Plan;
 use super::local_reply;
 use super::retry::{Decision, Ending};
 use crate::upstream::{Checkout, UpstreamError};
-use sixfold_core::cluster::{ClusterStats, InFlight, OutcomeKind};
+use sixfold_core::cluster::{ClusterStats, InFlight, OutcomeKind, Seen};
 use sixfold_core::flags::Flag;
 use sixfold_core::plugin::LocalReply;
 use sixfold_core::route::RouteStats;
@@ -163,6 +163,7 @@ impl<D: Downstream> Exchange<'_, D> {
             self.end_attempt(flight, OutcomeKind::Response, status);
             return AfterAttempt::Redirected(next);
         }
+        plan.cluster.saw(flight.host(), Seen::Status(status));
         plan.replay.release(&plan.body);
         AfterAttempt::Forward(response)
     }
@@ -180,6 +181,9 @@ impl<D: Downstream> Exchange<'_, D> {
         failure.count(&plan.cluster.stats);
         let decision = decide(plan, &failure.ending(), failure.sent(), charge::routes(self.stream));
         if let Decision::Retry(wait) = decision {
+            // What APISIX counts before its next attempt; of the last one it counts the client's status.
+            let late = kind.status() == 504;
+            plan.cluster.saw(flight.host(), if late { Seen::Timeout } else { Seen::TcpFailure });
             return AfterAttempt::Retry(wait);
         }
         self.raise(&decision);
@@ -203,6 +207,7 @@ impl<D: Downstream> Exchange<'_, D> {
             }
         };
         charge::response(self.stream, reply.status);
+        plan.cluster.saw(flight.host(), Seen::Status(reply.status));
         AfterAttempt::Reply(Box::new(reply))
     }
 

@@ -288,7 +288,8 @@ impl<D: Downstream> Exchange<'_, D> {
         plan.cluster.stats.upstream_cx_none_healthy().inc();
         let apisix = self.env.hcm.profile == Profile::Apisix;
         // APISIX tells an upstream without nodes apart from one of whose nodes none was picked.
-        let status = if apisix && (plan.begun > 0 || plan.cluster.hosts.load().total() > 0) { 502 } else { 503 };
+        let status =
+            if apisix && (plan.begun > 0 || plan.cluster.hosts.load().total() > 0) { 502 } else { 503 };
         charge::response(self.stream, status);
         let wanted = self.stream.upstream.wanted.as_deref().filter(|_| plan.begun == 0);
         let status = wanted.and_then(|wanted| wanted.strict).unwrap_or(status);

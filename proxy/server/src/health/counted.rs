@@ -1,0 +1,218 @@
+//! Checks as APISIX has them: rounds of probes, and nodes that leave and come back by what is counted of them.
+
+use super::CHECKED;
+use super::probe::Target;
+use parking_lot::Mutex;
+use sixfold_core::cluster::{ActiveCheck, Cluster, CountedChecks, Counts, Host, Reasons, Seen};
+use sixfold_core::plugin::Callout;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
+
+/// No interval is longer.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
+/// Who checks the nodes of each cluster, by its name.
+#[derive(Default)]
+pub(super) struct Counted(Mutex<HashMap<Arc<str>, Checker>>);
+
+/// The task of one cluster; it ends when this is dropped.
+struct Checker {
+    rounds: Arc<Rounds>,
+    task: AbortHandle,
+}
+
+impl Drop for Checker {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What outlives changes of a cluster that leave its checks as they are.
+struct Rounds {
+    checks: Arc<CountedChecks>,
+    /// When nodes are probed next: those that are used, and the others.
+    due: Mutex<[Option<Instant>; 2]>,
+}
+
+impl Rounds {
+    /// The first ones come after their interval, as in APISIX.
+    fn new(checks: Arc<CountedChecks>) -> Rounds {
+        let rounds = Rounds { checks, due: Mutex::default() };
+        *rounds.due.lock() = [true, false].map(|usable| rounds.after(usable, Instant::now()));
+        rounds
+    }
+
+    fn after(&self, usable: bool, now: Instant) -> Option<Instant> {
+        let ActiveCheck { healthy_interval, unhealthy_interval, .. } = &self.checks.active;
+        let interval = if usable { healthy_interval } else { unhealthy_interval };
+        interval.map(|interval| now + interval.clamp(Duration::from_millis(1), LONGEST))
+    }
+
+    /// Whether a round of either kind is due now; the next one of it is due later then.
+    fn take_due(&self, now: Instant) -> [bool; 2] {
+        let mut due = self.due.lock();
+        [(0, true), (1, false)].map(|(index, usable)| {
+            let is_due = due[index].is_some_and(|due| due <= now);
+            if is_due {
+                due[index] = self.after(usable, now);
+            }
+            is_due
+        })
+    }
+
+    /// Ends when a round is due.
+    async fn wait(&self) {
+        let next = self.due.lock().iter().flatten().min().copied();
+        match next {
+            Some(next) => tokio::time::sleep_until(next).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Counted {
+    /// Checks the nodes of a cluster in place of those of the one before it.
+    pub(super) fn watch(
+        &self,
+        cluster: &Arc<Cluster>,
+        callout: &Arc<dyn Callout>,
+        runtime: impl FnOnce() -> Option<Handle>,
+    ) {
+        let name = &cluster.config.name;
+        let Some(checks) = &cluster.config.checks else {
+            if self.0.lock().remove(name).is_some() {
+                acquit(cluster);
+            }
+            return;
+        };
+        let mut checkers = self.0.lock();
+        let before = checkers.remove(name).map(|checker| checker.rounds.clone());
+        let before = before.filter(|before| before.checks.fingerprint == checks.fingerprint);
+        let rounds = before.unwrap_or_else(|| Arc::new(Rounds::new(checks.clone())));
+        let Some(runtime) = runtime() else { return };
+        let task = runtime.spawn(run(Arc::downgrade(cluster), rounds.clone(), callout.clone()));
+        checkers.insert(name.clone(), Checker { rounds, task: task.abort_handle() });
+    }
+
+    pub(super) fn forget(&self, name: &str) {
+        self.0.lock().remove(name);
+    }
+}
+
+/// Takes back what checks that are no more had against the nodes.
+fn acquit(cluster: &Cluster) {
+    let hosts = cluster.hosts.load();
+    hosts.iter().for_each(|member| member.host.forget_counts());
+    if hosts.iter().fold(false, |changed, member| member.host.set_reason(CHECKED, false) | changed) {
+        cluster.refresh();
+    }
+}
+
+/// Looks after the nodes of a cluster.
+async fn run(cluster: Weak<Cluster>, rounds: Arc<Rounds>, callout: Arc<dyn Callout>) {
+    let Some(news) = cluster.upgrade().and_then(|cluster| cluster.news().cloned()) else { return };
+    let mut probes = Probes {
+        permits: Arc::new(Semaphore::new(rounds.checks.active.concurrency.max(1))),
+        rounds,
+        callout,
+        targets: HashMap::new(),
+        running: JoinSet::new(),
+    };
+    loop {
+        let Some(current) = cluster.upgrade() else { return };
+        settle(&current);
+        for (is_due, usable) in probes.rounds.take_due(Instant::now()).into_iter().zip([true, false]) {
+            if is_due {
+                probes.start(&current, usable);
+            }
+        }
+        drop(current);
+        tokio::select! {
+            () = news.notified() => {}
+            () = probes.rounds.wait() => {}
+            Some(ended) = probes.running.join_next() => probes.take(ended.ok()),
+        }
+    }
+}
+
+/// Has the cluster use the nodes that what is counted says.
+fn settle(cluster: &Cluster) {
+    let mut changed = false;
+    for member in cluster.hosts.load().iter() {
+        let host = &member.host;
+        let counts = host.counts();
+        let usable = counts.health.is_usable();
+        if host.set_reason(Reasons::ACTIVE_CHECK, !usable) {
+            changed = true;
+            tell(cluster, host, counts);
+        }
+    }
+    if changed {
+        cluster.refresh();
+    }
+}
+
+fn tell(cluster: &Cluster, host: &Host, counts: Counts) {
+    let Counts { successes, http_failures, tcp_failures, timeouts, health } = counts;
+    tracing::warn!(
+        cluster = &*cluster.config.name,
+        endpoint = %host.label,
+        successes,
+        http_failures,
+        tcp_failures,
+        timeouts,
+        "a node is {} now",
+        health.name()
+    );
+}
+
+/// Probes of a cluster's nodes; they end when this is dropped.
+struct Probes {
+    rounds: Arc<Rounds>,
+    callout: Arc<dyn Callout>,
+    permits: Arc<Semaphore>,
+    /// By the number of the host; `None` while it is being asked.
+    targets: HashMap<u64, Option<Target>>,
+    running: JoinSet<(u64, Target)>,
+}
+
+impl Probes {
+    /// Asks all nodes that are used, or all others, but those whose last probe has not come to an end.
+    fn start(&mut self, cluster: &Cluster, usable: bool) {
+        let hosts = cluster.hosts.load();
+        self.targets.retain(|id, _| hosts.iter().any(|member| member.host.id == *id));
+        for member in hosts.iter().filter(|member| member.host.counts().health.is_usable() == usable) {
+            let host = &member.host;
+            let active = &self.rounds.checks.active;
+            let target = match self.targets.remove(&host.id) {
+                Some(None) => {
+                    self.targets.insert(host.id, None);
+                    continue;
+                }
+                Some(Some(target)) => target,
+                None => Target::of_node(cluster, active, host, self.callout.clone()),
+            };
+            self.targets.insert(host.id, None);
+            let (host, checks, permits) = (host.clone(), self.rounds.checks.clone(), self.permits.clone());
+            self.running.spawn(async move {
+                let _permit = permits.acquire().await;
+                let asked = tokio::time::timeout(checks.active.timeout, target.see(&checks.active)).await;
+                host.count(asked.unwrap_or(Seen::Timeout), &checks.active.limits);
+                (host.id, target)
+            });
+        }
+    }
+
+    /// Keeps the target of a probe that has ended for the next one.
+    fn take(&mut self, ended: Option<(u64, Target)>) {
+        let Some((id, target)) = ended else { return };
+        if let Some(place) = self.targets.get_mut(&id) {
+            *place = Some(target);
+        }
+    }
+}
