@@ -159,6 +159,8 @@ pub struct ListenAddress {
 pub struct SslConfig {
     /// Versions, such as `TLSv1.2`.
     pub protocols: Vec<String>,
+    /// Cipher suites of TLS 1.2 by OpenSSL's names; empty for all.
+    pub ciphers: Vec<String>,
     /// `system`, or a file with authorities that servers are verified by.
     pub trusted_certificate: String,
     /// The name that stands in for a client's missing SNI.

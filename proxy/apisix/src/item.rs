@@ -392,9 +392,12 @@ impl Reading<'_> {
         if ssl.certs.len() != ssl.keys.len() {
             self.violations.push(violation(&["certs"], "mismatched number of certs and keys"));
         }
-        if ssl.ssl_protocols.iter().flatten().any(|protocol| protocol == "TLSv1.1") {
+        let protocols = || ssl.ssl_protocols.iter().flatten();
+        if protocols().any(|protocol| protocol == "TLSv1.1") {
             let reason = "TLSv1.1 is not supported; TLSv1.2 and TLSv1.3 are";
-            self.violations.push(violation(&["ssl_protocols"], reason));
+            let alone = protocols().all(|protocol| protocol == "TLSv1.1");
+            let told = if alone { &mut self.violations } else { &mut self.warnings };
+            told.push(violation(&["ssl_protocols"], reason));
         }
     }
 }

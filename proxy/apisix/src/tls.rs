@@ -13,9 +13,9 @@ use sixfold_core::tls::{
 };
 use xxhash_rust::xxh64::xxh64;
 
-use crate::client_certificate::VerifiedNames;
+use crate::client_certificate::{self, Asks, VerifiedNames};
 use crate::config::Config;
-use crate::resource::{Ssl, Upstream};
+use crate::resource::{ClientVerification, Ssl, Upstream};
 use crate::secret;
 use crate::source::SourceContext;
 
@@ -42,8 +42,8 @@ pub(crate) struct Certificates(Vec<Arc<ServerCertificate>>);
 /// An `ssl` for clients.
 pub(crate) struct ServerCertificate {
     names: Box<[Box<str>]>,
-    /// Whether it asks for one of the client.
-    verified: bool,
+    /// What it asks of the client.
+    asks: Asks,
     /// Fingerprint of what the context was made of.
     print: u64,
     context: Arc<ServerContext>,
@@ -67,20 +67,21 @@ impl ServerCertificate {
     ) -> Result<Arc<ServerCertificate>, ConfigError> {
         checked(ssl)?;
         let client = ssl.client.as_ref().map(|client| (&client.ca, client.depth));
-        let parts = (&ssl.cert, &ssl.key, &ssl.certs, &ssl.keys, client, &ssl.ssl_protocols);
+        let asks = asks(ssl);
+        let parts = (&ssl.cert, &ssl.key, &ssl.certs, &ssl.keys, client, lets_in(&asks), &ssl.ssl_protocols);
         let print = xxh64(format!("{parts:?}").as_bytes(), 0);
         // A dot at the end of a name says nothing, as in what clients ask for.
         let names: Box<[Box<str>]> =
             ssl.server_names().map(|name| name.strip_suffix('.').unwrap_or(name).into()).collect();
         let before = before.filter(|before| before.print == print);
-        if let Some(before) = before.filter(|before| before.names == names) {
+        if let Some(before) = before.filter(|before| before.names == names && before.asks == asks) {
             return Ok(before.clone());
         }
         let context = match before {
             Some(before) => before.context.clone(),
             None => ServerContext::new(settings(ssl, config)).map_err(|error| error.renamed(as_written))?,
         };
-        Ok(Arc::new(ServerCertificate { names, verified: ssl.client.is_some(), print, context }))
+        Ok(Arc::new(ServerCertificate { names, asks, print, context }))
     }
 }
 
@@ -134,11 +135,11 @@ impl Certificates {
         (default, named)
     }
 
-    /// Every server name, and whether its certificate asks for one of the client; nothing if none does.
+    /// Every server name, and what its certificate asks of the client; nothing if none asks for anything.
     pub(crate) fn verified_names(&self) -> VerifiedNames {
-        let names = self.0.iter().flat_map(|of| of.names.iter().map(|name| (name.clone(), of.verified)));
+        let names = self.0.iter().flat_map(|of| of.names.iter().map(|name| (name.clone(), of.asks.clone())));
         let names: Vec<_> = names.collect();
-        VerifiedNames(if names.iter().any(|(_, verified)| *verified) { names } else { Vec::new() })
+        VerifiedNames(if names.iter().any(|(_, asks)| *asks != Asks::Nothing) { names } else { Vec::new() })
     }
 }
 
@@ -164,15 +165,24 @@ fn as_written(field: &str) -> String {
     index.checked_sub(1).map_or_else(|| name.to_owned(), |index| format!("{name}s[{index}]"))
 }
 
-/// Refuses what would weaken or widen the check of clients in silence.
+/// Refuses patterns of paths that can't be read.
 fn checked(ssl: &Ssl) -> Result<(), ConfigError> {
-    let skips = ssl.client.as_ref().and_then(|client| client.skip_mtls_uri_regex.as_ref());
-    match skips {
-        Some(paths) if !paths.is_empty() => {
-            Err(ConfigError::field("client.skip_mtls_uri_regex", "is not supported"))
-        }
+    match asks(ssl) {
+        Asks::Certificate(paths) if !paths.is_empty() => client_certificate::skips(&paths)
+            .map(drop)
+            .map_err(|reason| ConfigError::field("client.skip_mtls_uri_regex", reason)),
         _ => Ok(()),
     }
+}
+
+fn asks(ssl: &Ssl) -> Asks {
+    let paths = |client: &ClientVerification| client.skip_mtls_uri_regex.clone().unwrap_or_default().into();
+    ssl.client.as_ref().map_or(Asks::Nothing, |client| Asks::Certificate(paths(client)))
+}
+
+/// Whether the handshake succeeds without a valid certificate, since some paths ask for none.
+fn lets_in(asks: &Asks) -> bool {
+    matches!(asks, Asks::Certificate(paths) if !paths.is_empty())
 }
 
 fn settings(ssl: &Ssl, config: &Config) -> ServerSettings {
@@ -182,6 +192,7 @@ fn settings(ssl: &Ssl, config: &Config) -> ServerSettings {
     };
     let versions: Vec<TlsVersion> = versions.iter().filter_map(|name| TlsVersion::parse(name).ok()).collect();
     let client = ssl.client.as_ref();
+    let open = lets_in(&asks(ssl));
     ServerSettings {
         identities: ssl.pairs().map(|(cert, key)| identity(cert, key)).collect(),
         alpn: if config.enable_http2 {
@@ -192,14 +203,20 @@ fn settings(ssl: &Ssl, config: &Config) -> ServerSettings {
         protocols: Protocols {
             min: versions.iter().min().copied(),
             max: versions.iter().max().copied(),
+            // Without TLS 1.2 none of them counts.
+            cipher_suites: match versions.contains(&TlsVersion::V12) {
+                true => config.ssl.ciphers.clone(),
+                false => Vec::new(),
+            },
             ..Protocols::default()
         },
         validation: client.map(|client| Validation {
             trusted_ca: Some(pem(&client.ca)),
             max_depth: usize::try_from(client.depth).ok(),
+            accept_untrusted: open,
             ..Validation::default()
         }),
-        require_client_certificate: client.is_some(),
+        require_client_certificate: client.is_some() && !open,
         tickets: Tickets::Own,
         session_ids: true,
         server_names: Vec::new(),

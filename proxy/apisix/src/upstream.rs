@@ -222,7 +222,6 @@ pub(crate) fn compile(
         metadata: Metadata::default(),
         maintenance: 0,
         manner: None,
-        checks: None,
         policy: policy?,
     };
     Ok((config, hosts))
@@ -275,6 +274,7 @@ impl Terms {
             retry: Some(Arc::new(self.retry_policy())),
             buffer_limit: 1 << 20,
             health_check: None,
+            checks: None,
             outlier_detection: None,
             balance: BalanceConfig { policy: self.balancer.policy(), ..BalanceConfig::default() },
             source_address: None,

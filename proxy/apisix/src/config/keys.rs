@@ -60,7 +60,7 @@ const KEYS: &[(&str, Rule)] = &[
     ("apisix.ssl.enable", Read),
     ("apisix.ssl.listen", Read),
     ("apisix.ssl.ssl_protocols", Read),
-    ("apisix.ssl.ssl_ciphers", Refuse("the suites of rustls are used, in its order")),
+    ("apisix.ssl.ssl_ciphers", Read),
     ("apisix.ssl.ssl_session_tickets", Report("sessions are always resumed by tickets whose keys change")),
     ("apisix.ssl.ssl_trusted_certificate", Read),
     ("apisix.ssl.fallback_sni", Read),

@@ -13,6 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use sixfold_core::document::{Node, Value};
 use sixfold_core::error::ConfigError;
+use sixfold_core::tls::is_cipher_suite;
 
 use self::values::{network, nginx_time, port, seconds, shown, size};
 use super::{
@@ -281,18 +282,39 @@ impl Reader<'_> {
             let text = text.unwrap_or_default();
             text.split(separator).map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()
         };
-        let protocols: Vec<String> = words(self.text(&ssl.key("ssl_protocols")), ' ');
-        for protocol in &protocols {
-            if !["TLSv1.2", "TLSv1.3"].contains(&protocol.as_str()) {
-                let reason = format!("{protocol} is not supported; TLSv1.2 and TLSv1.3 are");
-                self.fault(&ssl.key("ssl_protocols"), reason);
-            }
-        }
+        let field = ssl.key("ssl_protocols");
+        let protocols = words(self.text(&field), ' ');
+        let spoken = |name: &str| ["TLSv1.2", "TLSv1.3"].contains(&name);
+        let protocols = self.those_there_are(&field, protocols, spoken, "TLSv1.2 and TLSv1.3");
+        let field = ssl.key("ssl_ciphers");
+        let ciphers = words(self.text(&field), ':');
+        let ciphers = self.those_there_are(&field, ciphers, is_cipher_suite, "those of rustls");
         SslConfig {
             protocols,
+            ciphers,
             trusted_certificate: self.text(&ssl.key("ssl_trusted_certificate")).unwrap_or_default(),
             fallback_sni: self.text(&ssl.key("fallback_sni")),
         }
+    }
+
+    /// The names of a list that mean something here: others are left out, and reported, where some remain.
+    fn those_there_are(
+        &mut self,
+        field: &Field<'_>,
+        mut names: Vec<String>,
+        is_there: impl Fn(&str) -> bool,
+        known: &str,
+    ) -> Vec<String> {
+        let others: Vec<String> = names.extract_if(.., |name| !is_there(name)).collect();
+        let Some(node) = field.node.filter(|_| !others.is_empty()) else { return names };
+        let (others, verb) = (others.join(", "), if others.len() == 1 { "is" } else { "are" });
+        if names.is_empty() {
+            self.fault(field, format!("{others} {verb} not supported; {known} are"));
+        } else {
+            let reason = format!("{others} {verb} left out: {known} are supported");
+            self.reports.push(ConfigError::field(&field.path, reason).at(node.place));
+        }
+        names
     }
 
     fn router(&mut self, field: &Field<'_>) -> RouterKind {

@@ -282,6 +282,7 @@ fn what_would_be_ignored_to_harm_is_refused() {
     for (text, key) in [
         ("apisix: {lua_module_hook: x}", "apisix.lua_module_hook"),
         ("apisix: {ssl: {ssl_ciphers: AES128-SHA}}", "apisix.ssl.ssl_ciphers"),
+        ("apisix: {ssl: {ssl_protocols: TLSv1.1}}", "apisix.ssl.ssl_protocols"),
         ("nginx_config: {http_configuration_snippet: 'x on;'}", "nginx_config.http_configuration_snippet"),
     ] {
         let error = only_error(text);
@@ -290,6 +291,17 @@ fn what_would_be_ignored_to_harm_is_refused() {
     // The default, and nothing, are no requests.
     let config = parse("apisix: {proxy_mode: http, extra_lua_path: ''}\ndiscovery: {}\n");
     assert!(config.reports.is_empty());
+}
+
+#[test]
+fn of_tls_what_there_is_remains() {
+    let config = parse(
+        "apisix: {ssl: {ssl_protocols: TLSv1.1 TLSv1.2, ssl_ciphers: 'AES128-SHA:ECDHE-RSA-AES128-GCM-SHA256'}}\n",
+    );
+    assert_eq!(config.ssl.protocols, ["TLSv1.2"]);
+    assert_eq!(config.ssl.ciphers, ["ECDHE-RSA-AES128-GCM-SHA256"]);
+    let told: Vec<_> = config.reports.iter().map(ToString::to_string).collect();
+    assert!(told.len() == 2 && told[0].contains("TLSv1.1 is left out"), "{told:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use http::StatusCode;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sixfold_core::cluster::{Address, Cluster, CountedChecks, Host};
 
 use super::{ControlApi, list};
@@ -193,7 +193,8 @@ mod tests {
             limits: limits.clone(),
         };
         let checks = Some(Arc::new(CountedChecks { fingerprint: 1, active, passive: limits }));
-        let config = ClusterConfig { checks, ..ClusterConfig::named("routes/1") };
+        let mut config = ClusterConfig::named("routes/1");
+        config.checks = checks;
         let hosts = [80, 81].map(|port| HostConfig::new(Address::Ip(([127, 0, 0, 1], port).into())));
         Cluster::new(config, hosts.into(), None, &Registry::new()).unwrap()
     }

@@ -316,7 +316,10 @@ impl Builder<'_> {
             self.config.http.upstream_keepalive,
             &self.shared.policies,
         )?;
-        config.checks = upstream::compile_checks(name, upstream, self.config, self.context)?;
+        if let Some(checks) = upstream::compile_checks(name, upstream, self.config, self.context)? {
+            // What follows is a policy of its own: most upstreams have no checks and share theirs.
+            config.checks = Some(checks);
+        }
         let forwarding = self.shared.forwardings.get(Forwarding::of(upstream), |forwarding| {
             // So that no route finds out when it is linked.
             forwarding.hash_policy()?;

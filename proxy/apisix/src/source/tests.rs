@@ -440,7 +440,7 @@ fn all_that_is_wrong_with_a_resource_is_told_at_once() {
       marker: {text: 1, count: x}
       other: {}
       nothing: {}
-    upstream: {nodes: {'h:80': 1}, type: frob}
+    upstream: {nodes: {'h:80': 1}, type: chash}
   - id: b
     upstream: {nodes: {'h:80': -1}, type: 5}
 services:

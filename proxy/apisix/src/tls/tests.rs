@@ -108,9 +108,9 @@ fn what_is_no_certificate_is_refused_by_name() {
     let errors = update(&mut source, &json!({ "ssls": [old] })).unwrap_err();
     assert!(errors[0].contains("TLSv1.1 is not supported"), "{errors:?}");
     let mut skipping = ssl("f", &["f.com"]);
-    skipping["client"] = json!({"ca": skipping["cert"], "skip_mtls_uri_regex": ["/open.*"]});
+    skipping["client"] = json!({"ca": skipping["cert"], "skip_mtls_uri_regex": ["/open.*", "(["]});
     let errors = update(&mut source, &json!({ "ssls": [skipping] })).unwrap_err();
-    assert!(errors[0].contains("ssl \"f\": client.skip_mtls_uri_regex: is not supported"), "{errors:?}");
+    assert!(errors[0].contains("ssl \"f\": client.skip_mtls_uri_regex: "), "{errors:?}");
 }
 
 /// Every change of an upstream made another place, and its connections stayed open beside the new ones.
@@ -184,4 +184,32 @@ fn a_host_with_verified_clients_is_not_reached_by_another_name() {
     assert_eq!(by("o.com", "v.com", true), 0);
     assert_eq!(by("open.v.com", "o.com", false), 0, "the more specific certificate counts");
     assert_eq!(status(&chain, testing::stream("v.com", "/", None)), 0, "plain text shows no certificate");
+}
+
+#[test]
+fn paths_may_be_served_without_a_certificate_and_no_others() {
+    let mut source = testing::source("");
+    let mut open = ssl("v", &["v.com"]);
+    open["client"] = json!({"ca": open["cert"], "skip_mtls_uri_regex": ["^/hello[0-9]+$", "^/open/"]});
+    let mut strict = ssl("s", &["s.com"]);
+    strict["client"] = json!({"ca": strict["cert"]});
+    let resources = json!({
+        "ssls": [open, strict, ssl("o", &["o.com"])],
+        "routes": [{"id": "r", "uri": "/*", "plugins": {}}],
+    });
+    update(&mut source, &resources).unwrap();
+    let chain = source.chain_of("r").expect("a chain with the guard");
+    let tls = |validated: bool| TlsInfo { peer_validated: validated, ..TlsInfo::default() };
+    let by = |host: &str, name: &'static str, path: &str, validated: bool| {
+        status(&chain, testing::stream(host, path, Some((tls(validated), name))))
+    };
+    assert_eq!(by("v.com", "v.com", "/hello1", false), 0);
+    assert_eq!(by("v.com", "v.com", "/open/a?b=1", false), 0);
+    assert_eq!(by("v.com", "v.com", "/hello", false), 400);
+    assert_eq!(by("v.com", "v.com", "/hello", true), 0);
+    assert_eq!(by("v.com", "o.com", "/hello1", false), 400, "the name must be the host");
+    assert_eq!(by("s.com", "v.com", "/hello1", false), 400, "another name's paths are not its own");
+    assert_eq!(by("o.com", "v.com", "/hello", false), 400, "the name that let it in asks for a certificate");
+    assert_eq!(by("o.com", "v.com", "/hello1", false), 0);
+    assert_eq!(by("o.com", "o.com", "/hello", false), 0);
 }

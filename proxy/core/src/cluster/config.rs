@@ -37,8 +37,6 @@ pub struct ClusterConfig {
     /// How requests are sent to it by a plugin that has chosen it in the place of the route's own, as the source has prepared it
     /// for [`crate::stream::Upstream::destination`]; a cluster itself knows nothing of requests.
     pub manner: Option<Arc<dyn Any + Send + Sync>>,
-    /// How its nodes are checked as APISIX does it; `None` where they are not, or as Envoy does it (`health_check`).
-    pub checks: Option<Arc<CountedChecks>>,
     /// All the rest, which clusters that say the same may share: of thousands of clusters most do.
     pub policy: Arc<ClusterPolicy>,
 }
@@ -85,6 +83,8 @@ pub struct ClusterPolicy {
     pub buffer_limit: usize,
     /// How endpoints are asked whether they are well; until they were, they get no traffic.
     pub health_check: Option<Arc<HealthCheck>>,
+    /// How nodes are checked as APISIX does it, and get traffic until they have failed.
+    pub checks: Option<Arc<CountedChecks>>,
     /// Which endpoints are outliers, and leave for a while.
     pub outlier_detection: Option<Arc<OutlierDetection>>,
     /// How endpoints are chosen.
@@ -117,7 +117,6 @@ impl ClusterConfig {
             mesh: None,
             maintenance: 0,
             manner: None,
-            checks: None,
             policy: Arc::default(),
         }
     }
@@ -169,6 +168,7 @@ impl Default for ClusterPolicy {
             retry: None,
             buffer_limit: 1 << 20,
             health_check: None,
+            checks: None,
             outlier_detection: None,
             balance: BalanceConfig::default(),
             source_address: None,

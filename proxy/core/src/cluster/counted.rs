@@ -8,7 +8,7 @@
 use super::HttpProbe;
 use crate::tls::ClientTls;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 /// How nodes are checked (APISIX's `checks`).
@@ -122,23 +122,28 @@ pub struct Counts {
     pub health: NodeHealth,
 }
 
+/// Beside the health of a node: its first counter is that of successes.
+const SUCCESSES: u8 = 4;
+
 impl Counts {
     /// Those of a node that nothing is known of.
     const NEW: Counts =
         Counts { successes: 0, http_failures: 0, tcp_failures: 0, timeouts: 0, health: NodeHealth::Healthy };
 
-    fn of(bits: u64) -> Counts {
-        let [successes, http_failures, tcp_failures, timeouts, health, ..] = bits.to_le_bytes();
-        let health = match health {
+    /// As one word: where successes are counted there are no failures, and both share a byte.
+    fn of(bits: u32) -> Counts {
+        let [first, tcp_failures, timeouts, rest] = bits.to_le_bytes();
+        let health = match rest & 3 {
             0 => NodeHealth::Healthy,
             1 => NodeHealth::MostlyHealthy,
             2 => NodeHealth::MostlyUnhealthy,
             _ => NodeHealth::Unhealthy,
         };
+        let (successes, http_failures) = if rest & SUCCESSES != 0 { (first, 0) } else { (0, first) };
         Counts { successes, http_failures, tcp_failures, timeouts, health }
     }
 
-    fn bits(self) -> u64 {
+    fn bits(self) -> u32 {
         let Counts { successes, http_failures, tcp_failures, timeouts, health } = self;
         let health = match health {
             NodeHealth::Healthy => 0,
@@ -146,7 +151,9 @@ impl Counts {
             NodeHealth::MostlyUnhealthy => 2,
             NodeHealth::Unhealthy => 3,
         };
-        u64::from_le_bytes([successes, http_failures, tcp_failures, timeouts, health, 0, 0, 0])
+        let (first, rest) =
+            if successes > 0 { (successes, health | SUCCESSES) } else { (http_failures, health) };
+        u32::from_le_bytes([first, tcp_failures, timeouts, rest])
     }
 
     /// They after `seen`; `None` where that counts nothing.
@@ -190,7 +197,7 @@ impl Counts {
 
 /// The counters of a node that is in use.
 #[derive(Debug, Default)]
-pub(super) struct Counters(AtomicU64);
+pub(super) struct Counters(AtomicU32);
 
 impl Counters {
     pub(super) fn now(&self) -> Counts {

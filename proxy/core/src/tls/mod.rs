@@ -23,7 +23,7 @@ pub use certificate::{Held, Origin, describe, sha256_hex};
 pub use change::ContextChange;
 pub use client::{AlpnList, AlpnOffer, ClientContext, ClientSettings, ClientTls};
 pub use names::NameTable;
-pub use options::{Protocols, TlsVersion, cipher_name};
+pub use options::{Protocols, TlsVersion, cipher_name, is_cipher_suite};
 pub use pem::{Identity, Pem};
 pub use reuse::ClientCache;
 pub use server::{NamedContexts, ServerContext, ServerSettings, ServerTls};

@@ -92,6 +92,11 @@ fn is_tls13(suite: &SupportedCipherSuite) -> bool {
     matches!(suite, SupportedCipherSuite::Tls13(_))
 }
 
+/// Whether there is a cipher suite of this name, OpenSSL's or IANA's.
+pub fn is_cipher_suite(name: &str) -> bool {
+    cipher_suite(name).is_ok()
+}
+
 fn cipher_suite(name: &str) -> Result<SupportedCipherSuite, ConfigError> {
     let found = aws_lc_rs::ALL_CIPHER_SUITES
         .iter()

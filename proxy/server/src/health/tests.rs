@@ -1,5 +1,6 @@
 #![allow(clippy::single_range_in_vec_init, clippy::unwrap_used, clippy::panic)]
 
+mod counted;
 mod events;
 mod judging;
 mod probes;

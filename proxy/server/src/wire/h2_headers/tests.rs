@@ -93,7 +93,7 @@ fn an_authority_is_held_to_the_rules_of_host() {
         ("http://a.test:80/", &[("host", "other")], Some("a.test:80"), Some("a.test:80")),
         ("http://user@a.test/", &[], None, None),
         ("http://a..test/", &[], Some("a..test"), None),
-        ("http://.a.test/", &[], Some(".a.test"), None),
+        ("http://.a.test/", &[], Some(".a.test"), Some(".a.test")),
         ("http://a.test./", &[], Some("a.test."), Some("a.test.")),
         ("/", &[("host", "a.test")], Some("a.test"), Some("a.test")),
         ("/", &[("host", "a.test"), ("host", "b.test")], None, None),
