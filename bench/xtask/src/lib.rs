@@ -13,4 +13,5 @@ pub mod mesh;
 pub mod process;
 pub mod report;
 pub mod suite;
+pub mod survey;
 pub mod tools;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, conformance, fuzz, h2spec, image, lint, mesh, suite};
+use xtask::{bench, conformance, fuzz, h2spec, image, lint, mesh, suite, survey};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own chores")]
@@ -28,6 +28,8 @@ enum Chore {
     Fuzz(fuzz::Options),
     /// Load tests beside Envoy, nginx, HAProxy and a TCP forwarder; writes bench/RESULTS.md
     Bench(bench::Options),
+    /// Run `validate` over a folder of configurations and rank the reasons for refusal
+    Survey(survey::Options),
     /// Build the image that takes the place of Istio's proxy
     Image(image::Options),
 }
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Chore::H2spec(options) => h2spec::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Bench(options) => bench::run(&options),
+        Chore::Survey(options) => survey::run(&options),
         Chore::Image(options) => image::run(&options),
     };
     match done {

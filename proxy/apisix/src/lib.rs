@@ -22,11 +22,13 @@ mod testing;
 mod tls;
 mod upstream;
 mod watch;
+mod yaml;
 
 pub use filter::{PLUGINS_FILTER, with_plugins_filter};
 pub use listener::APISIX_VERSION;
 pub use plugin::duplicate_key;
 pub use source::{
     Feed, Findings, Loaded, ROUTE_TABLE, Source, SourceContext, Update, load, load_config, load_resources,
-    validate, validate_resources,
+    open_store, validate, validate_resources,
 };
+pub use yaml::yaml;

@@ -156,6 +156,19 @@ fn store(config: &Config, path: &Path, environment: &EnvVars) -> Result<Arc<dyn 
     Ok(Arc::new(FileStore::new(path.to_owned(), format(config), environment.clone())))
 }
 
+/// Opens what `config`, which was read from `config_path`, keeps its resources in; nothing is read yet.
+///
+/// # Errors
+/// Why that can't be.
+pub fn open_store(
+    config: &Config,
+    config_path: &Path,
+    environment: &EnvVars,
+) -> Result<Arc<dyn Store>, Vec<ConfigError>> {
+    let directory = config_path.parent().unwrap_or(Path::new("."));
+    store(config, &config.resources_path(directory, environment), environment)
+}
+
 /// Reads the resources at `path` by themselves, with APISIX's defaults for what their config.yaml would say.
 ///
 /// # Errors

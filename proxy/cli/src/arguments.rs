@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Validate(ValidateOptions),
     /// Say what a request would meet, and why: listener, filter chain, virtual host, route, filters, cluster, endpoints
     Explain(Box<ExplainOptions>),
+    /// Print the resources of an APISIX gateway as apisix.yaml or apisix.json, wherever they are kept
+    Dump(DumpOptions),
     /// Serve a gateway on loopback with routes to try
     Quickstart(QuickstartOptions),
     /// Envoy's control-plane protocol
@@ -37,7 +39,11 @@ pub(crate) enum Command {
         command: XdsCommand,
     },
     /// Print the version
-    Version,
+    Version {
+        /// How it is written
+        #[arg(short, long, value_enum, default_value_t = OutputForm::Text)]
+        output: OutputForm,
+    },
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -100,6 +106,30 @@ pub(crate) struct ValidateOptions {
     /// Refuse what is only warned of: keys of APISIX's files that are unknown or have no effect, repeated keys
     #[arg(long)]
     pub(crate) strict: bool,
+    /// How what was found is written: lines, or one JSON object on standard output
+    #[arg(short, long, value_enum, default_value_t = OutputForm::Text)]
+    pub(crate) output: OutputForm,
+}
+
+/// Options of `sixfold dump`.
+#[derive(Debug, Args)]
+pub(crate) struct DumpOptions {
+    /// An APISIX config.yaml, or an apisix.yaml. Of a gateway that runs and keeps its resources itself they are asked of its
+    /// Admin API
+    #[arg(short, long)]
+    pub(crate) config: PathBuf,
+    /// How it is written: as apisix.yaml, or as apisix.json
+    #[arg(short, long, value_enum, default_value_t = DumpForm::Yaml)]
+    pub(crate) output: DumpForm,
+}
+
+/// How `sixfold dump` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DumpForm {
+    /// As apisix.yaml.
+    Yaml,
+    /// As apisix.json.
+    Json,
 }
 
 /// Options of `sixfold explain`.
@@ -138,16 +168,20 @@ pub(crate) struct ExplainOptions {
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) destination: Option<std::net::SocketAddr>,
     /// How the answer is written
-    #[arg(short, long, value_enum, default_value_t = ExplainForm::Text)]
-    pub(crate) output: ExplainForm,
+    #[arg(short, long, value_enum, default_value_t = OutputForm::Text)]
+    pub(crate) output: OutputForm,
+    /// The consumer that the request is from, in place of the one that plugins find by its credentials; of APISIX
+    /// configurations
+    #[arg(long, value_name = "NAME")]
+    pub(crate) consumer: Option<String>,
     /// List every route that was passed over, however many there are
     #[arg(long)]
     pub(crate) all: bool,
 }
 
-/// How the answer of `sixfold explain` is written.
+/// How an answer is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ExplainForm {
+pub(crate) enum OutputForm {
     /// For people.
     Text,
     /// As one JSON object.
@@ -331,8 +365,12 @@ fn with_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
 }
 
 /// `sixfold version`
-pub(crate) fn print_version() -> Result<(), Failure> {
-    writeln!(std::io::stdout(), "sixfold {}", env!("CARGO_PKG_VERSION"))?;
+pub(crate) fn print_version(output: OutputForm) -> Result<(), Failure> {
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+    match output {
+        OutputForm::Text => writeln!(std::io::stdout(), "sixfold {VERSION}")?,
+        OutputForm::Json => writeln!(std::io::stdout(), "{}", serde_json::json!({"version": VERSION}))?,
+    }
     Ok(())
 }
 
@@ -430,7 +468,7 @@ mod tests {
     fn commands_stay_commands() {
         assert!(matches!(parsed("sixfold run -c x.yaml"), Command::Run(_)));
         assert!(matches!(parsed("sixfold validate -c x.yaml"), Command::Validate(_)));
-        assert!(matches!(parsed("sixfold version"), Command::Version));
+        assert!(matches!(parsed("sixfold version"), Command::Version { .. }));
         assert!(matches!(parsed("sixfold completions bash"), Command::Completions { .. }));
     }
 }

@@ -2,15 +2,15 @@
 
 mod action;
 mod candidates;
+mod consumer;
 mod dump;
-mod fetch;
 mod filters;
 mod request;
 mod source;
 mod text;
 
 use crate::Failure;
-use crate::arguments::{ExplainForm, ExplainOptions};
+use crate::arguments::{ExplainOptions, OutputForm};
 use request::Asked;
 use serde_json::{Map, Value, json};
 use sixfold_core::hcm::HttpConnectionManager;
@@ -35,8 +35,8 @@ pub(crate) fn run(options: &ExplainOptions) -> Result<(), Failure> {
     let story = tell(&known, &asked, options)?;
     let mut out = std::io::stdout();
     match options.output {
-        ExplainForm::Json => writeln!(out, "{:#}", Value::Object(story))?,
-        ExplainForm::Text => write!(out, "{}", text::of(&story, options.all))?,
+        OutputForm::Json => writeln!(out, "{:#}", Value::Object(story))?,
+        OutputForm::Text => write!(out, "{}", text::of(&story, options.all))?,
     }
     Ok(())
 }
@@ -63,7 +63,7 @@ fn tell(known: &Known, asked: &Asked, options: &ExplainOptions) -> Result<Story,
     match &chain.filter {
         NetworkFilter::Http(hcm) => {
             let mut stream = asked.stream(&listener, chain, destination);
-            http(&mut story, known, hcm, &mut stream);
+            http(&mut story, known, hcm, options.consumer.as_deref(), &mut stream)?;
         }
         NetworkFilter::Tcp(proxy) => {
             story.insert("action".into(), json!({"kind": "tcp", "to": action::choice(&proxy.cluster)}));
@@ -154,7 +154,13 @@ fn chain_of(chain: &FilterChain, listener: &Listener) -> Value {
     })
 }
 
-fn http(story: &mut Story, known: &Known, hcm: &HttpConnectionManager, stream: &mut Stream) {
+fn http(
+    story: &mut Story,
+    known: &Known,
+    hcm: &HttpConnectionManager,
+    wanted: Option<&str>,
+    stream: &mut Stream,
+) -> Result<(), Failure> {
     let table = hcm.routes.load();
     story.insert("stat_prefix".into(), (&*hcm.stat_prefix).into());
     let name = table.as_ref().map_or(&hcm.routes.key.name, |table| &table.name).clone();
@@ -162,26 +168,26 @@ fn http(story: &mut Story, known: &Known, hcm: &HttpConnectionManager, stream: &
     if let Some(reply) = explain::admit(hcm, table.as_deref(), stream) {
         story.insert("outcome".into(), "the request is answered before its route is chosen".into());
         story.insert("action".into(), reply_of(&reply));
-        return;
+        return Ok(());
     }
     story.insert("request".into(), request::shown(stream));
     let Some(table) = table else {
         let reason = format!("the routes \"{name}\" come from a control plane and are not known here");
         story.insert("outcome".into(), reason.into());
-        return;
+        return Ok(());
     };
     let explained = table.explain(stream);
     candidates::add(story, &table, &explained, stream);
     let Some(found) = explained.found else {
         story.insert("outcome".into(), "no virtual host has the request's host: 404".into());
-        return;
+        return Ok(());
     };
     if redirect::is_for_tls(&found.virtual_host, stream) {
         filters::add(story, hcm, &hcm.chain);
         let location = String::from_utf8_lossy(&redirect::to_tls(&stream.request)).into_owned();
         story.insert("action".into(), json!({"kind": "redirect", "status": 301, "location": location}));
         story.insert("outcome".into(), "the virtual host wants TLS (require_tls)".into());
-        return;
+        return Ok(());
     }
     stream.virtual_host = Some(found.virtual_host.clone());
     stream.route = found.route.clone();
@@ -194,11 +200,14 @@ fn http(story: &mut Story, known: &Known, hcm: &HttpConnectionManager, stream: &
         } else {
             story.insert("outcome".into(), "no route of the virtual host is met: 404".into());
         }
-        return;
+        return Ok(());
     };
     story.insert("route".into(), candidates::route(&route));
-    filters::add(story, hcm, route.chain.as_ref().unwrap_or(&hcm.chain));
+    let chain = route.chain.as_ref().unwrap_or(&hcm.chain);
+    let chain = consumer::add(story, known, chain, wanted, stream)?;
+    filters::add(story, hcm, &chain);
     action::add(story, known, hcm, &table, &route, stream);
+    Ok(())
 }
 
 fn reply_of(reply: &LocalReply) -> Value {

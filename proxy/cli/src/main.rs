@@ -5,13 +5,16 @@ mod ads;
 mod arguments;
 mod control;
 mod control_plane;
+mod dump;
 mod envoy;
 mod explain;
 mod failure;
+mod fetch;
 mod gateway;
 mod logging;
 mod process;
 mod quickstart;
+mod resources;
 mod route_files;
 mod signals;
 mod validate;
@@ -25,10 +28,11 @@ fn main() -> ExitCode {
         Command::Envoy(options) => envoy::run(*options),
         Command::Run(options) => gateway::run(&options),
         Command::Explain(options) => explain::run(&options),
+        Command::Dump(options) => dump::run(&options),
         Command::Quickstart(options) => quickstart::run(&options),
         Command::Validate(options) => validate::run(&options),
         Command::Xds { command: XdsCommand::Serve(options) } => control_plane::run(&options),
-        Command::Version => arguments::print_version(),
+        Command::Version { output } => arguments::print_version(output),
         Command::Completions { shell } => arguments::print_completions(shell),
     };
     let heard = logging::finish();

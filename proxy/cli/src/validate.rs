@@ -1,16 +1,18 @@
 //! `sixfold validate`: checks a file without serving it.
 
 use crate::Failure;
-use crate::arguments::ValidateOptions;
+use crate::arguments::{OutputForm, ValidateOptions};
 use crate::envoy::Text;
 use crate::process::plugins;
+use crate::resources;
 use crate::route_files::{Look, RouteFiles};
+use serde_json::{Map, Value, json};
 use sixfold_apisix::Findings;
-use sixfold_apisix::config::EnvVars;
+use sixfold_apisix::config::{Config, EnvVars};
 use sixfold_core::compile::CompileContext;
 use sixfold_core::detached::LogCheck;
 use sixfold_core::document::{self, Node, Options};
-use sixfold_core::error::{ConfigError, nearest};
+use sixfold_core::error::{ConfigError, Place, nearest};
 use sixfold_xds::bootstrap::ProcessContext;
 use std::io::Write;
 use std::sync::Arc;
@@ -26,49 +28,128 @@ pub(crate) enum Kind {
     Resources,
 }
 
-/// Checks the file and says that it is fine.
+/// Checks the file and says that it is fine, or what is wrong with it.
 pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
     let text = Text::read(&options.config)?;
-    let kind = kind(&text)?;
-    match kind {
-        Kind::Bootstrap => {
-            let mut warnings: Vec<ConfigError> = second_document(&text).into_iter().collect();
-            let compiled = envoy(&text);
-            warnings.extend(
-                sixfold_xds::left_out()
-                    .into_iter()
-                    .map(|notice| ConfigError::new(notice).in_file(&text.name)),
-            );
-            let strict = tell(options, Findings { errors: Vec::new(), warnings });
-            compiled.and(strict)?;
+    let mut found = Found::default();
+    let kind = match kind(&text) {
+        Ok(kind) => {
+            found.look(kind, &text, options);
+            Some(kind)
         }
-        Kind::Configuration => {
-            tell(options, sixfold_apisix::validate(&options.config, plugins(), EnvVars::Process))?;
+        Err(failure) => {
+            found.errors.extend(failure.0.into_iter().map(Fault::of_line));
+            None
         }
-        Kind::Resources => {
-            tell(options, sixfold_apisix::validate_resources(&options.config, plugins(), EnvVars::Process))?;
-        }
-    }
-    let what = match kind {
-        Kind::Bootstrap => "Envoy bootstrap",
-        Kind::Configuration => "APISIX configuration and resources",
-        Kind::Resources => "APISIX resources",
     };
-    writeln!(std::io::stdout(), "{}: {what}: OK", text.name)?;
-    Ok(())
+    if options.strict {
+        found.errors.splice(0..0, found.warnings.drain(..));
+    }
+    if options.output == OutputForm::Json {
+        writeln!(std::io::stdout(), "{:#}", found.shown(&text.name, kind))?;
+        // What is wrong was said.
+        return if found.errors.is_empty() { Ok(()) } else { Err(Failure::default()) };
+    }
+    found.warnings.iter().for_each(|warning| eprintln!("warning: {}", warning.line));
+    match kind {
+        Some(kind) if found.errors.is_empty() => {
+            writeln!(std::io::stdout(), "{}: {}: OK", text.name, kind.words())?;
+            Ok(())
+        }
+        _ => Err(Failure(found.errors.into_iter().map(|fault| fault.line).collect())),
+    }
 }
 
-/// Prints warnings, which are errors for who wants to be strict.
-fn tell(options: &ValidateOptions, findings: Findings) -> Result<(), Failure> {
-    let Findings { mut errors, warnings } = findings;
-    if options.strict {
-        errors.splice(0..0, warnings);
-    } else {
-        for warning in warnings {
-            eprintln!("warning: {warning}");
+/// What looking at a file has found.
+#[derive(Default)]
+struct Found {
+    errors: Vec<Fault>,
+    warnings: Vec<Fault>,
+}
+
+/// A fault for people, and its parts as far as they are known.
+struct Fault {
+    line: String,
+    parts: Map<String, Value>,
+}
+
+impl Fault {
+    fn of_line(line: String) -> Fault {
+        Fault { line, parts: Map::new() }
+    }
+}
+
+impl From<ConfigError> for Fault {
+    fn from(error: ConfigError) -> Fault {
+        let line = error.to_string();
+        let place = |number: fn(Place) -> u32| error.place.map(number).into();
+        let parts = [
+            ("file", error.file.clone().into()),
+            ("line", place(|place| place.line)),
+            ("column", place(|place| place.column)),
+            ("resource", error.resource.clone().into()),
+            ("field", error.field.clone().into()),
+            ("reason", error.reason.into()),
+        ];
+        Fault {
+            line,
+            parts: parts.into_iter().map(|(name, value): (_, Value)| (name.to_owned(), value)).collect(),
         }
     }
-    if errors.is_empty() { Ok(()) } else { Err(Failure::from(errors)) }
+}
+
+impl Found {
+    fn look(&mut self, kind: Kind, text: &Text, options: &ValidateOptions) {
+        let file = &options.config;
+        let Findings { errors, warnings } = match kind {
+            Kind::Bootstrap => {
+                if let Err(failure) = envoy(text) {
+                    self.errors.extend(failure.0.into_iter().map(Fault::of_line));
+                }
+                let mut warnings: Vec<ConfigError> = second_document(text).into_iter().collect();
+                let notices = sixfold_xds::left_out().into_iter();
+                warnings.extend(notices.map(|notice| ConfigError::new(notice).in_file(&text.name)));
+                Findings { errors: Vec::new(), warnings }
+            }
+            Kind::Configuration => {
+                let open = |config: &Config| resources::of(config, file);
+                let looked = sixfold_apisix::validate(file, plugins(), EnvVars::Process, open);
+                self.errors.extend(looked.1.into_iter().flat_map(|failure| failure.0).map(Fault::of_line));
+                looked.0
+            }
+            Kind::Resources => sixfold_apisix::validate_resources(file, plugins(), EnvVars::Process),
+        };
+        self.errors.extend(errors.into_iter().map(Fault::from));
+        self.warnings.extend(warnings.into_iter().map(Fault::from));
+    }
+
+    fn shown(&self, file: &str, kind: Option<Kind>) -> Value {
+        let list = |faults: &[Fault]| -> Vec<Value> {
+            let shown = faults.iter().map(|fault| {
+                let mut parts = fault.parts.clone();
+                parts.insert("message".to_owned(), fault.line.as_str().into());
+                Value::Object(parts)
+            });
+            shown.collect()
+        };
+        json!({
+            "file": file,
+            "kind": kind.map(Kind::words),
+            "valid": self.errors.is_empty(),
+            "errors": list(&self.errors),
+            "warnings": list(&self.warnings),
+        })
+    }
+}
+
+impl Kind {
+    fn words(self) -> &'static str {
+        match self {
+            Kind::Bootstrap => "Envoy bootstrap",
+            Kind::Configuration => "APISIX configuration and resources",
+            Kind::Resources => "APISIX resources",
+        }
+    }
 }
 
 /// Top keys that tell what a document is, the surest first: apisix.yaml may have any others, and config.yaml has some that

@@ -371,3 +371,32 @@ fn a_configuration_is_put_as_a_whole_and_then_it_is_ready() {
     put_again("3", &routes("/b"), "/b", 200);
     put_again("4", "{}", "/b", 404);
 }
+
+/// The store of a gateway was closed to everybody else, running or not.
+#[test]
+fn the_store_of_a_gateway_is_explained_dumped_and_validated() {
+    let directory = Directory::new();
+    let ports = Ports::free();
+    let config = directory.write("config.yaml", &ports.config(""));
+    let gateway = Gateway::start(&directory, ports);
+    let route = r#"{"uri":"/a","plugins":{"key-auth":{}},"upstream":{"nodes":{"127.0.0.1:1":1}}}"#;
+    assert_eq!(gateway.ask("PUT", "/routes/r", route).status, 201);
+    assert_eq!(gateway.ask("PUT", "/consumers", r#"{"username":"jack"}"#).status, 201);
+    let credential = r#"{"plugins":{"key-auth":{"key":"one"}}}"#;
+    assert_eq!(gateway.ask("PUT", "/consumers/jack/credentials/c", credential).status, 201);
+    let said = || {
+        let of = |arguments: &[&str]| {
+            let output = support::output(&[arguments, &["-c", &config]].concat());
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let explained = of(&["explain", "GET", "http://a.test/a", "-H", "apikey: one"]);
+        assert!(explained.contains("consumer      \"jack\" by key-auth"), "{explained}");
+        assert!(of(&["validate"]).contains("OK"));
+        of(&["dump"])
+    };
+    let running = said();
+    assert!(running.contains("id: \"jack/credentials/c\""), "{running}");
+    drop(gateway);
+    assert_eq!(said(), running);
+}

@@ -294,6 +294,43 @@ fn apisix_s_routes_are_explained() {
     }
 }
 
+/// Whom a request is from was not known, and what that changes of the plugins.
+#[test]
+fn consumers_are_found_as_the_gateway_finds_them() {
+    const RESOURCES: &str = "consumers:
+  - {username: jack, group_id: g, labels: {team: a}, plugins: {key-auth: {key: one}, proxy-rewrite: {uri: /x}}}
+consumer_groups:
+  - {id: g, plugins: {limit-count: {count: 5, time_window: 60}}}
+routes:
+  - {id: r, uri: /a, plugins: {key-auth: {}, limit-count: {count: 1, time_window: 60}}, upstream: {nodes: {'127.0.0.1:1': 1}}}
+  - {id: open, uri: /open, plugins: {cors: {}}, upstream: {nodes: {'127.0.0.1:1': 1}}}
+#END
+";
+    let directory = Directory::new();
+    let file = directory.write("apisix.yaml", RESOURCES);
+    let told = |arguments: &[&str]| explain(&[&["GET", "http://a.test/a", "-c", &file], arguments].concat());
+    let story = told(&["-H", "apikey: one"]);
+    assert_eq!(
+        story["consumer"],
+        json!({"name": "jack", "group": "g", "labels": {"team": "a"}, "by": "key-auth", "brings": ["proxy-rewrite", "limit-count"]})
+    );
+    let filters = story["filters"].as_array().unwrap();
+    let settings = |name: &str| filters.iter().find(|f| f["name"] == name).unwrap()["settings"].clone();
+    assert_eq!(settings("limit-count"), "consumer_groups/g");
+    assert_eq!(settings("proxy-rewrite"), "consumers/jack");
+    assert_eq!(told(&["--consumer", "jack"])["filters"], story["filters"]);
+    let refused = told(&["-H", "apikey: two"]);
+    assert_eq!(refused["consumer"]["refused"]["status"], 401);
+    assert!(refused["consumer"].get("name").is_none());
+    let open = explain(&["GET", "http://a.test/open", "-c", &file]);
+    assert!(open.get("consumer").is_none());
+    let text = output(&["explain", "GET", "http://a.test/a", "-H", "apikey: one", "-c", &file]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("consumer      \"jack\" of group \"g\" by key-auth\n"), "{text}");
+    let unknown = output(&["explain", "GET", "http://a.test/a", "--consumer", "joe", "-c", &file]);
+    assert_eq!(String::from_utf8_lossy(&unknown.stderr), "no consumer is called \"joe\"\n");
+}
+
 #[test]
 fn what_is_asked_wrongly_is_told() {
     let directory = Directory::new();

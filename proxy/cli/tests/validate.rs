@@ -248,3 +248,52 @@ services: 5
     std::fs::remove_file(&resources).unwrap();
     assert_eq!(refused(&self::output(&["validate", "-c", &config])).lines().count(), 3);
 }
+
+#[test]
+fn findings_are_told_as_json() {
+    let directory = Directory::new();
+    let resources = "routes:\n  - {id: a, uri: /, upstream_id: none, nmae: x}\n#END\n";
+    let file = directory.write("apisix.yaml", resources);
+    let output = output(&["validate", "-c", &file, "--output", "json"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&found["valid"], &found["kind"]), (&false.into(), &"APISIX resources".into()));
+    let fault = &found["errors"][0];
+    assert_eq!((fault["line"].as_u64(), fault["column"].as_u64()), (Some(2), Some(21)));
+    assert_eq!(
+        (fault["resource"].as_str(), fault["field"].as_str()),
+        (Some("route \"a\""), Some("upstream_id"))
+    );
+    assert!(fault["message"].as_str().unwrap().ends_with(fault["reason"].as_str().unwrap()), "{fault}");
+    let envoy = directory.write("e.yaml", "static_resources: {listeners: [{nmae: x}]}\n");
+    let found = self::output(&["validate", "-c", &envoy, "-o", "json"]);
+    let found: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
+    assert!(found["errors"][0]["message"].as_str().unwrap().contains("nmae"), "{found}");
+    let other = directory.write("o.yaml", "other: 1\n");
+    let found = self::output(&["validate", "-c", &other, "-o", "json"]);
+    assert!(text(&found.stdout).contains("\"kind\": null"), "{found:?}");
+}
+
+#[test]
+fn resources_are_dumped_as_a_file_that_is_read_as_the_same() {
+    let directory = Directory::new();
+    let resources = "routes:
+  - {id: a, uri: /a, plugins: {key-auth: {}}, upstream: {nodes: {'127.0.0.1:1': 1}}}
+consumers:
+  - {username: jack}
+  - {id: jack/credentials/c, plugins: {key-auth: {key: 'k: #'}}}
+#END
+";
+    let file = directory.write("apisix.yaml", resources);
+    let dumped = output(&["dump", "-c", &file]);
+    assert!(dumped.status.success(), "{dumped:?}");
+    let again = directory.write("again.yaml", &text(&dumped.stdout));
+    assert!(output(&["validate", "--strict", "-c", &again]).status.success());
+    assert_eq!(text(&output(&["dump", "-c", &again]).stdout), text(&dumped.stdout));
+    let json = output(&["dump", "-c", &file, "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["consumers"][1]["id"], "jack/credentials/c");
+    let envoy = directory.write("e.yaml", "static_resources: {}\n");
+    assert!(refused(&output(&["dump", "-c", &envoy])).contains("is an Envoy bootstrap"));
+}

@@ -17,6 +17,7 @@ use crate::source::Checker;
 use crate::store::{
     Committed, Kept, Key, Notify, Origin, Resources, Sink, Store, StoreError, TextStore, Watch, Write,
 };
+use crate::yaml::yaml;
 
 /// The standalone API.
 pub struct Standalone {
@@ -84,11 +85,9 @@ impl Standalone {
         let current = self.current.lock();
         let empty = || SECTIONS.iter().map(|section| (version_key(section), Value::from(0))).collect();
         let config = Value::Object(current.as_ref().map_or_else(empty, |current| current.config.clone()));
-        let yaml = request.header("accept").is_some_and(|accept| accept.starts_with("application/yaml"));
-        let reply = if yaml {
-            let mut text = String::new();
-            write_yaml(&config, 0, &mut text);
-            AdminReply { content_type: "application/yaml", ..AdminReply::text(StatusCode::OK, text) }
+        let as_yaml = request.header("accept").is_some_and(|accept| accept.starts_with("application/yaml"));
+        let reply = if as_yaml {
+            AdminReply { content_type: "application/yaml", ..AdminReply::text(StatusCode::OK, yaml(&config)) }
         } else {
             AdminReply::text(StatusCode::OK, config.to_string())
         };
@@ -136,36 +135,6 @@ fn whole(number: f64) -> Value {
     } else {
         Value::from(number)
     }
-}
-
-/// JSON's texts and numbers are YAML's.
-fn write_yaml(value: &Value, depth: usize, out: &mut String) {
-    let indent = "  ".repeat(depth);
-    match value {
-        Value::Object(object) if !object.is_empty() => {
-            for (key, value) in object {
-                out.push_str(&format!("{indent}{}:", Value::from(key.as_str())));
-                write_below(value, depth, out);
-            }
-        }
-        Value::Array(items) if !items.is_empty() => {
-            for item in items {
-                out.push_str(&format!("{indent}-"));
-                write_below(item, depth, out);
-            }
-        }
-        other => out.push_str(&format!("{other}\n")),
-    }
-}
-
-fn write_below(value: &Value, depth: usize, out: &mut String) {
-    let nested = match value {
-        Value::Object(object) => !object.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        _ => false,
-    };
-    out.push(if nested { '\n' } else { ' ' });
-    write_yaml(value, depth + 1, out);
 }
 
 impl StandaloneStore {

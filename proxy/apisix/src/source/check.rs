@@ -14,7 +14,7 @@ use sixfold_core::plugin::Registry;
 
 use super::{Source, SourceContext, format};
 use crate::config::{Config, EnvVars, Provider};
-use crate::store::FileStore;
+use crate::store::{FileStore, Store};
 use crate::{file, tls};
 
 /// What checking a configuration has found.
@@ -27,25 +27,39 @@ pub struct Findings {
 }
 
 /// Reads the same files as [`load`](super::load) and compiles them, for nothing but what that finds: all of both files.
-pub fn validate(config_path: &Path, registry: Registry, environment: EnvVars) -> Findings {
+///
+/// `open` opens what is no file, unless config.yaml is wrong; why that can't be is answered beside what was found.
+pub fn validate<E>(
+    config_path: &Path,
+    registry: Registry,
+    environment: EnvVars,
+    open: impl FnOnce(&Config) -> Result<Arc<dyn Store>, E>,
+) -> (Findings, Option<E>) {
     let mut findings = Findings::default();
-    let Some(config) = findings.configuration(config_path, &environment) else { return findings };
+    let Some(config) = findings.configuration(config_path, &environment) else { return (findings, None) };
+    let mut context = SourceContext::detached(registry, environment.clone());
+    context.compile.log_sinks = Arc::new(LogCheck { makes_folders: true });
     let directory = config_path.parent().unwrap_or(Path::new("."));
     let resources = config.resources_path(directory, &environment);
     let has_none = config.is_standalone_api() && !resources.exists();
-    if has_none || config.deployment.provider == Provider::Embedded {
-        // They were looked at when they were written, and a gateway may have the store open.
-        return findings;
-    }
-    if !findings.errors.is_empty() && !resources.exists() {
+    let is_wrong = !findings.errors.is_empty();
+    if has_none || is_wrong && !resources.exists() {
         // Who knows what config.yaml should have said of them.
-        return findings;
+        return (findings, None);
     }
-    let mut context = SourceContext::detached(registry, environment.clone());
-    context.compile.log_sinks = Arc::new(LogCheck { makes_folders: true });
-    let store = FileStore::new(resources, format(&config), environment);
-    findings.resources(config, store, context);
-    findings
+    if config.deployment.provider == Provider::Embedded {
+        if is_wrong {
+            return (findings, None);
+        }
+        match open(&config) {
+            Ok(store) => findings.kept(config, store, context, &resources.display().to_string()),
+            Err(error) => return (findings, Some(error)),
+        }
+    } else {
+        let store = FileStore::new(resources, format(&config), environment);
+        findings.resources(config, store, context);
+    }
+    (findings, None)
 }
 
 /// Compiles an apisix.yaml or apisix.json by itself, with APISIX's defaults for what its config.yaml would say,
@@ -78,6 +92,17 @@ impl Findings {
             self.errors.extend(tls::authorities(&config).err());
         }
         Some(config)
+    }
+
+    /// Looks at resources that are no text; errors name them and the store.
+    fn kept(&mut self, config: Config, store: Arc<dyn Store>, context: SourceContext, name: &str) {
+        match Source::new(config, store, context).pull() {
+            Ok(update) => {
+                self.errors.extend(update.refused.into_iter().map(|error| error.in_file(name)));
+                self.warnings.extend(update.warnings.into_iter().map(|error| error.in_file(name)));
+            }
+            Err(errors) => self.errors.extend(errors),
+        }
     }
 
     fn resources(&mut self, config: Config, store: FileStore, context: SourceContext) {

@@ -1,21 +1,23 @@
 //! What is explained: the model that a configuration compiles to, of which nothing is opened.
 
-use super::{dump, fetch};
+use super::dump;
 use crate::Failure;
 use crate::arguments::ExplainOptions;
 use crate::envoy::Text;
+use crate::fetch;
 use crate::process::plugins;
+use crate::resources;
 use crate::route_files::RouteFiles;
 use crate::validate::{Kind, kind};
-use sixfold_apisix::SourceContext;
-use sixfold_apisix::config::{EnvVars, Provider};
+use sixfold_apisix::config::EnvVars;
+use sixfold_apisix::{Source, SourceContext};
 use sixfold_core::cluster::Clusters;
 use sixfold_core::compile::CompileContext;
 use sixfold_core::detached::Nowhere;
 use sixfold_core::error::ConfigError;
 use sixfold_core::metrics;
 use sixfold_core::model::{Diff, Model};
-use sixfold_core::plugin::BuildContext;
+use sixfold_core::plugin::{BuildContext, Consumers};
 use sixfold_server::explain::Listeners;
 use sixfold_xds::bootstrap::ProcessContext;
 use std::path::Path;
@@ -25,18 +27,21 @@ use std::sync::Arc;
 pub(super) struct Known {
     pub(super) listeners: Listeners,
     pub(super) clusters: Arc<Clusters>,
+    /// Those of APISIX.
+    pub(super) consumers: Arc<Consumers>,
 }
 
 /// Compiles what the options name.
 pub(super) fn read(options: &ExplainOptions) -> Result<Known, Failure> {
     let model = Model::default();
+    let consumers = Arc::<Consumers>::default();
     let diff = match (&options.config, &options.dump, &options.admin) {
-        (Some(file), ..) => of_file(file, &model)?,
+        (Some(file), ..) => of_file(file, &model, &consumers)?,
         (None, Some(file), _) => {
             let text = Text::read(file)?;
             of_dump(&text.text, &text.name, &model)?
         }
-        (None, None, Some(address)) => of_dump(&fetch::config_dump(address)?, address, &model)?,
+        (None, None, Some(address)) => of_dump(&config_dump(address)?, address, &model)?,
         (None, None, None) => return Err(Failure::new("one of --config, --admin and --dump is needed")),
     };
     let errors = model.apply_detached(diff);
@@ -44,7 +49,7 @@ pub(super) fn read(options: &ExplainOptions) -> Result<Known, Failure> {
         return Err(errors.into());
     }
     let listeners = Listeners::new(model.listeners()).map_err(Failure::new)?;
-    Ok(Known { listeners, clusters: model.clusters().clone() })
+    Ok(Known { listeners, clusters: model.clusters().clone(), consumers })
 }
 
 fn compile(model: &Model) -> CompileContext {
@@ -52,26 +57,36 @@ fn compile(model: &Model) -> CompileContext {
     CompileContext::new(model, plugins(), build, Arc::new(Nowhere))
 }
 
-fn of_file(file: &Path, model: &Model) -> Result<Diff, Failure> {
+/// `/config_dump` of the administration at this address, endpoints among it.
+fn config_dump(address: &str) -> Result<String, Failure> {
+    let told = |reason: String| Failure::new(format!("--admin {address}: {reason}"));
+    let answer = fetch::get(address, "/config_dump?include_eds", &[]).map_err(told)?;
+    match answer.status {
+        200 => Ok(answer.body),
+        status => Err(told(format!("/config_dump answers {status}"))),
+    }
+}
+
+/// What APISIX's configuration is compiled with.
+fn context(model: &Model, consumers: &Arc<Consumers>) -> SourceContext {
+    let mut compile = compile(model);
+    compile.build.consumers = consumers.clone();
+    SourceContext::new(compile, EnvVars::Process)
+}
+
+fn of_file(file: &Path, model: &Model, consumers: &Arc<Consumers>) -> Result<Diff, Failure> {
     let text = Text::read(file)?;
     match kind(&text)? {
         Kind::Bootstrap => bootstrap(&text, model),
         Kind::Configuration => {
             let config = sixfold_apisix::load_config(file, &EnvVars::Process)?;
-            if config.deployment.provider == Provider::Embedded {
-                let reason = "resources are in the embedded store of a gateway, which has its file for itself: its Admin API \
-                              tells them";
-                let key = "deployment.role_traditional.config_provider";
-                return Err(config.fault(key, reason).into());
-            }
-            let context = SourceContext::new(compile(model), EnvVars::Process);
-            let update = sixfold_apisix::load(config, file, context)?.update;
+            let store = resources::of(&config, file)?;
+            let update = Source::new(config, store, context(model, consumers)).pull()?;
             warn(&update.refused);
             Ok(update.diff)
         }
         Kind::Resources => {
-            let context = SourceContext::new(compile(model), EnvVars::Process);
-            let update = sixfold_apisix::load_resources(file, context)?.update;
+            let update = sixfold_apisix::load_resources(file, context(model, consumers))?.update;
             warn(&update.refused);
             Ok(update.diff)
         }

@@ -51,6 +51,7 @@ pub(super) fn of(story: &Story, all: bool) -> String {
         items(&route["conditions"])
             .for_each(|condition| below(&mut out, condition.as_str().unwrap_or_default()));
     }
+    consumer(story, &mut out);
     filters(story, &mut out);
     action(story, &mut out);
     if let Some(outcome) = story.get("outcome").and_then(Value::as_str) {
@@ -132,6 +133,31 @@ fn passed_over(story: &Story, all: bool, out: &mut String) {
     }
     if told.len() < passed.len() {
         below(out, &format!("{} more for their paths (--all lists them)", passed.len() - told.len()));
+    }
+}
+
+fn consumer(story: &Story, out: &mut String) {
+    let Some(consumer) = story.get("consumer") else { return };
+    let by = match str(consumer, "by") {
+        "" => String::new(),
+        by => format!(" by {by}"),
+    };
+    if let Some(answer) = consumer.get("refused") {
+        let words =
+            format!("none{by}, which answers {} {}", answer["status"], str(answer, "body").trim_end());
+        return line(out, "consumer", &words);
+    }
+    let Some(name) = consumer["name"].as_str() else {
+        return line(out, "consumer", &format!("none is known{by}"));
+    };
+    let group = consumer["group"].as_str().map(|group| format!(" of group \"{group}\"")).unwrap_or_default();
+    line(out, "consumer", &format!("\"{name}\"{group}{by}"));
+    let brought: Vec<&str> = items(&consumer["brings"]).filter_map(Value::as_str).collect();
+    if !brought.is_empty() {
+        below(out, &format!("brings {}", brought.join(", ")));
+    }
+    for (label, value) in consumer["labels"].as_object().into_iter().flatten() {
+        below(out, &format!("label {label}: {}", value.as_str().unwrap_or_default()));
     }
 }
 

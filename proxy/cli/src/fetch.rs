@@ -1,47 +1,52 @@
-//! The dump of a running proxy.
+//! What a running proxy tells.
 
-use crate::Failure;
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-/// How long the proxy may take between two pieces of it.
+/// How long it may take between two pieces of an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A dump longer than this is refused: 1 GiB.
+/// The longest answer, 1 GiB.
 const MOST: u64 = 1 << 30;
 
-/// `/config_dump` of the administration at this address, endpoints among it.
-pub(super) fn config_dump(address: &str) -> Result<String, Failure> {
-    read(address).map_err(|reason| Failure::new(format!("--admin {address}: {reason}")))
+/// What a server has answered.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
 }
 
-fn read(address: &str) -> Result<String, String> {
+/// Asks the server at this address for a page, in plain text.
+///
+/// # Errors
+/// Why there is no answer, as a phrase.
+pub(crate) fn get(address: &str, target: &str, headers: &[(&str, &str)]) -> Result<Answer, String> {
     let told = |error: std::io::Error| error.to_string();
     let meant = address.to_socket_addrs().map_err(told)?.next().ok_or("no such address")?;
     let mut stream = TcpStream::connect_timeout(&meant, PATIENCE).map_err(told)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(told)?;
     // Envoy answers HTTP/1.0 with 426.
-    let request =
-        format!("GET /config_dump?include_eds HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let mut request = format!("GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    request.push_str("\r\n");
     stream.write_all(request.as_bytes()).map_err(told)?;
     let mut answer = Vec::new();
     stream.take(MOST).read_to_end(&mut answer).map_err(told)?;
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or("the answer is no HTTP")?;
     let (head, body) = answer.split_at(end + 4);
     let head = String::from_utf8_lossy(head).to_ascii_lowercase();
-    let status = head.split(' ').nth(1).unwrap_or_default();
-    if status != "200" {
-        return Err(format!("/config_dump answers {status}"));
-    }
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
     let body = if head.contains("transfer-encoding: chunked") { joined(body)? } else { body.to_vec() };
-    String::from_utf8(body).map_err(|_| "the dump is not UTF-8".to_owned())
+    let body = String::from_utf8(body).map_err(|_| "the answer is not UTF-8".to_owned())?;
+    Ok(Answer { status, body })
 }
 
 /// A body in chunks as one.
 fn joined(mut rest: &[u8]) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
-    let cut = || "the dump was cut off".to_owned();
+    let cut = || "the answer was cut off".to_owned();
     loop {
         let line = rest.windows(2).position(|window| window == b"\r\n").ok_or_else(cut)?;
         let (size, behind) = (rest.get(..line).unwrap_or_default(), rest.get(line + 2..).unwrap_or_default());
@@ -63,7 +68,7 @@ mod tests {
     #[test]
     fn chunks_are_joined() {
         assert_eq!(joined(b"3\r\nabc\r\nA;x\r\n0123456789\r\n0\r\n\r\n").unwrap(), b"abc0123456789");
-        assert_eq!(joined(b"3\r\nab").unwrap_err(), "the dump was cut off");
+        assert_eq!(joined(b"3\r\nab").unwrap_err(), "the answer was cut off");
         assert!(joined(b"zz\r\n").is_err());
     }
 }

@@ -1,0 +1,71 @@
+//! `sixfold dump`: the resources of a gateway as a file that another one takes.
+
+use crate::Failure;
+use crate::arguments::{DumpForm, DumpOptions};
+use crate::envoy::Text;
+use crate::resources;
+use crate::validate::{Kind as FileKind, kind};
+use serde_json::{Map, Value};
+use sixfold_apisix::config::EnvVars;
+use sixfold_apisix::resource::Kind;
+use sixfold_apisix::store::{FileStore, Key, Store};
+use sixfold_core::document::Format;
+use std::io::Write;
+use std::sync::Arc;
+
+/// Prints all resources.
+pub(crate) fn run(options: &DumpOptions) -> Result<(), Failure> {
+    let text = Text::read(&options.config)?;
+    let store: Arc<dyn Store> = match kind(&text)? {
+        FileKind::Bootstrap => {
+            let reason = "is an Envoy bootstrap: its resources are what it says; those of a running proxy are its /config_dump";
+            return Err(Failure::new(format!("{}: {reason}", text.name)));
+        }
+        FileKind::Configuration => {
+            let config = sixfold_apisix::load_config(&options.config, &EnvVars::Process)?;
+            resources::of(&config, &options.config)?
+        }
+        FileKind::Resources => {
+            let format = Format::from_file_name(&text.name);
+            Arc::new(FileStore::new(options.config.clone(), format, EnvVars::Process))
+        }
+    };
+    let lists = Value::Object(lists(&*store)?);
+    let mut out = std::io::stdout();
+    match options.output {
+        DumpForm::Json => writeln!(out, "{lists:#}")?,
+        DumpForm::Yaml => write!(out, "{}#END\n", sixfold_apisix::yaml(&lists))?,
+    }
+    Ok(())
+}
+
+/// The lists of an apisix.yaml; one without items is not there.
+fn lists(store: &dyn Store) -> Result<Map<String, Value>, Failure> {
+    let mut lists = Map::new();
+    for kind in Kind::ALL {
+        let kept = store.list(kind).map_err(|error| Failure::new(error.to_string()))?;
+        let items = kept.into_iter().map(|(key, kept)| {
+            let value = serde_json::from_slice(&kept.value).unwrap_or(Value::Null);
+            item(&key, value)
+        });
+        let items: Vec<Value> = items.collect();
+        if !items.is_empty() {
+            // A credential is an item of `consumers`.
+            let section = if kind == Kind::Credential { Kind::Consumer } else { kind }.section();
+            let list = lists.entry(section).or_insert_with(|| Value::Array(Vec::new()));
+            if let Value::Array(list) = list {
+                list.extend(items);
+            }
+        }
+    }
+    Ok(lists)
+}
+
+/// A resource as an item, which says itself what it is called.
+fn item(key: &Key, value: Value) -> Value {
+    let Value::Object(mut value) = value else { return value };
+    if key.kind != Kind::Consumer {
+        value.insert("id".to_owned(), key.id.to_string().into());
+    }
+    Value::Object(value)
+}

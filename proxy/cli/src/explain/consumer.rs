@@ -1,0 +1,73 @@
+//! Whom a request is from, and what that changes of the plugins of its route.
+
+use super::Story;
+use super::source::Known;
+use crate::Failure;
+use crate::process::{plugins, runtime};
+use serde_json::{Value, json};
+use sixfold_core::plugin::{Chain, ChainBuilder, Consumer, HeadPhase, Kind, LocalReply, Outcome, Registry};
+use sixfold_core::stream::Stream;
+use std::sync::Arc;
+
+/// Adds the consumer of a route that asks for one; answers the chain of its requests. `wanted` is one by name. The plugins
+/// that authenticate are run over the request, which is then as it was; no other plugin is.
+pub(super) fn add(
+    story: &mut Story,
+    known: &Known,
+    chain: &Arc<Chain>,
+    wanted: Option<&str>,
+    stream: &mut Stream,
+) -> Result<Arc<Chain>, Failure> {
+    let registry = plugins();
+    let authenticators = of_kind_auth(chain, &registry);
+    let by: Vec<String> = authenticators.members().iter().map(|member| member.name.to_string()).collect();
+    let by = by.join(" or ");
+    if let Some(name) = wanted {
+        let none = || Failure::new(format!("no consumer is called \"{name}\""));
+        let identity = known.consumers.by_name().find(name.as_bytes()).ok_or_else(none)?;
+        let chain_of = identity.consumer.chain(chain);
+        story.insert("consumer".into(), shown(&identity.consumer, chain, &chain_of, ""));
+        return Ok(chain_of);
+    }
+    if authenticators.members().is_empty() {
+        return Ok(chain.clone());
+    }
+    let before = stream.request.clone();
+    let outcome = runtime()?.block_on(authenticators.run(HeadPhase::Rewrite, stream));
+    stream.request = before;
+    let (told, chain) = match outcome {
+        Outcome::Identify(_, consumer) => {
+            let chain_of = consumer.chain(chain);
+            (shown(&consumer, chain, &chain_of, &by), chain_of)
+        }
+        Outcome::Respond(reply) => (json!({"by": by, "refused": refused(&reply)}), chain.clone()),
+        _ => (json!({"by": by}), chain.clone()),
+    };
+    story.insert("consumer".into(), told);
+    Ok(chain)
+}
+
+/// The plugins of a chain that find consumers, by themselves.
+fn of_kind_auth(chain: &Chain, registry: &Registry) -> Chain {
+    let mut builder = ChainBuilder::new();
+    for member in chain.members() {
+        if registry.apisix(&member.name).is_some_and(|(_, factory)| factory.kind == Kind::Auth) {
+            builder.push(member.clone());
+        }
+    }
+    builder.build()
+}
+
+fn shown(consumer: &Consumer, before: &Chain, after: &Chain, by: &str) -> Value {
+    let is_new = |plugin: &Arc<_>| !before.members().iter().any(|member| Arc::ptr_eq(&member.plugin, plugin));
+    let brought = after.members().iter().filter(|member| is_new(&member.plugin));
+    let brought: Vec<&str> = brought.map(|member| &*member.name).collect();
+    json!({
+        "name": &*consumer.name, "group": consumer.group.as_deref(), "labels": consumer.labels,
+        "by": by, "brings": brought,
+    })
+}
+
+fn refused(reply: &LocalReply) -> Value {
+    json!({"status": reply.status, "body": String::from_utf8_lossy(&reply.body)})
+}
