@@ -103,13 +103,22 @@ fn length(
     Some(format!("must have at most {max} {unit}{}, not {found}", ones(max)))
 }
 
+/// A text in quotes, made only where it is told: most values are as they must be.
+struct Quoted<'a>(&'a str);
+
+impl Display for Quoted<'_> {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(to, "\"{}\"", self.0.escape_debug())
+    }
+}
+
 fn string(rules: &StringRules, value: &[u8]) -> Option<String> {
     if rules.ignore_empty() && value.is_empty() {
         return None;
     }
     // Whether it is UTF-8 is the decoder's business.
     let text = String::from_utf8_lossy(value);
-    let shown = || format!("\"{}\"", text.escape_debug());
+    let shown = Quoted(&text);
     let begins =
         |prefix: &Option<String>| prefix.as_ref().is_none_or(|prefix| text.starts_with(prefix.as_str()));
     let ends = |suffix: &Option<String>| suffix.as_ref().is_none_or(|suffix| text.ends_with(suffix.as_str()));
@@ -126,11 +135,10 @@ fn string(rules: &StringRules, value: &[u8]) -> Option<String> {
         .or_else(|| constant(&text.as_ref(), rules.r#const.as_deref().as_ref()))
         .or_else(|| {
             (!begins(&rules.prefix))
-                .then(|| format!("must begin with \"{}\", not be {}", rules.prefix(), shown()))
+                .then(|| format!("must begin with \"{}\", not be {shown}", rules.prefix()))
         })
         .or_else(|| {
-            (!ends(&rules.suffix))
-                .then(|| format!("must end with \"{}\", not be {}", rules.suffix(), shown()))
+            (!ends(&rules.suffix)).then(|| format!("must end with \"{}\", not be {shown}", rules.suffix()))
         })
         .or_else(|| {
             let lacks = rules.contains.as_ref().is_some_and(|part| !text.contains(part.as_str()));
@@ -140,9 +148,9 @@ fn string(rules: &StringRules, value: &[u8]) -> Option<String> {
             let has = rules.not_contains.as_ref().is_some_and(|part| text.contains(part.as_str()));
             has.then(|| format!("must not contain \"{}\"", rules.not_contains()))
         })
-        .or_else(|| one_of(shown(), rules.r#in.is_empty() || named(&rules.r#in), &rules.r#in))
-        .or_else(|| named(&rules.not_in).then(|| format!("must not be {}", shown())))
-        .or_else(|| known_form(rules, value).map(|words| format!("{} {words}", shown())))
+        .or_else(|| one_of(&shown, rules.r#in.is_empty() || named(&rules.r#in), &rules.r#in))
+        .or_else(|| named(&rules.not_in).then(|| format!("must not be {shown}")))
+        .or_else(|| known_form(rules, value).map(|words| format!("{shown} {words}")))
         .or_else(|| pattern(rules.pattern.as_deref()?, &text))
 }
 
@@ -178,8 +186,7 @@ fn is_token(byte: u8) -> bool {
 fn pattern(pattern: &str, text: &str) -> Option<String> {
     // The patterns are Envoy's own; one that could not be read would refuse nothing.
     let regex = sixfold_core::regex::Regex::search(pattern).ok()?;
-    (!regex.is_match(text.as_bytes()))
-        .then(|| format!("\"{}\" does not match \"{pattern}\"", text.escape_debug()))
+    (!regex.is_match(text.as_bytes())).then(|| format!("{} does not match \"{pattern}\"", Quoted(text)))
 }
 
 fn bytes(rules: &BytesRules, value: &[u8]) -> Option<String> {
