@@ -18,6 +18,7 @@ pub(crate) mod pattern;
 pub(crate) mod peers;
 pub(crate) mod per_thread;
 pub(crate) mod query;
+pub(crate) mod redis;
 pub(crate) mod secret;
 pub(crate) mod token_bucket;
 pub mod tower_layer;

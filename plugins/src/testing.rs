@@ -5,6 +5,8 @@ pub(crate) mod authenticator;
 
 pub(crate) mod grpc;
 
+pub(crate) mod redis;
+
 mod guard;
 
 use parking_lot::Mutex;

@@ -7,12 +7,14 @@ use crate::shared::pattern::Pattern;
 use serde::Deserialize;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::headers::{HeaderName, Known};
-use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, LocalReply, Plugin, Slot, Step};
+use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, LocalReply, Metadata, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 pub(crate) fn factory() -> ApisixFactory {
     let factory = ApisixFactory::new("cors", 4000, include_str!("../../schemas/cors.json"), Cors::build);
-    factory.metadata(include_str!("../../schemas/cors-metadata.json"))
+    factory.reads_metadata(include_str!("../../schemas/cors-metadata.json"), Told::of_metadata)
 }
 
 #[derive(Deserialize)]
@@ -30,8 +32,11 @@ struct Config {
 }
 
 struct Cors {
-    /// Who may read; `None` for nobody, as where the plugin's metadata would have to tell and there is none.
+    /// Who may read; `None` for nobody but those that the metadata allows.
     readers: Option<Origins>,
+    /// Keys of the metadata whose origins may read, too.
+    told: Vec<String>,
+    metadata: Arc<Metadata>,
     /// Who may see how long it took.
     timing: Option<Origins>,
     /// Whether the response depends on the origin.
@@ -42,6 +47,15 @@ struct Cors {
     /// Whether the headers that the client asks for are those which it may send.
     echoes_headers: bool,
 }
+
+/// `plugin_metadata`: origins by the keys that routes name.
+#[derive(Deserialize)]
+struct MetadataConfig {
+    allow_origins: Option<BTreeMap<String, String>>,
+}
+
+/// The same, read.
+struct Told(BTreeMap<String, Origins>);
 
 /// As APISIX spells them.
 struct Names {
@@ -68,7 +82,7 @@ struct Origin(Vec<u8>);
 const METHODS: &str = "GET,POST,PUT,DELETE,PATCH,HEAD,OPTIONS,CONNECT,TRACE";
 
 impl Cors {
-    fn build(config: Config, _: &BuildContext) -> Built {
+    fn build(config: Config, context: &BuildContext) -> Built {
         config.credentials()?;
         let patterns = |list: &Option<Vec<String>>, field: &str| {
             list.as_deref().map(Origins::patterns).transpose().in_key(field)
@@ -76,12 +90,15 @@ impl Cors {
         let by_regex = patterns(&config.allow_origins_by_regex, "allow_origins_by_regex")?;
         let timing = patterns(&config.timing_allow_origins_by_regex, "timing_allow_origins_by_regex")?;
         // Next to the origins of metadata those of the route count only where they are not the default.
-        let only_metadata = config.allow_origins_by_metadata.is_some() && config.allow_origins == "*";
+        let told = config.allow_origins_by_metadata.clone().unwrap_or_default();
+        let only_metadata = !told.is_empty() && config.allow_origins == "*";
         let readers = by_regex.unwrap_or_else(|| Origins::new(&config.allow_origins));
         let timing = timing.or_else(|| config.timing_allow_origins.as_deref().map(Origins::new));
         let (varies, echoes_headers) = (config.allow_origins != "*", config.allow_headers == "**");
         let cors = Cors {
             readers: Some(readers).filter(|_| !only_metadata),
+            told,
+            metadata: context.metadata.of("cors"),
             timing,
             varies,
             headers: config.headers()?,
@@ -113,7 +130,10 @@ impl Cors {
         if self.varies {
             headers.append(Known::VARY, b"Origin");
         }
-        if let Some(allowed) = self.readers.as_ref().and_then(|readers| readers.answer(origin)) {
+        let by_metadata = origin.filter(|origin| self.is_told(origin));
+        let allowed =
+            by_metadata.or_else(|| self.readers.as_ref().and_then(|readers| readers.answer(origin)));
+        if let Some(allowed) = allowed {
             headers.set(&self.names.allow_origin, allowed);
             for (name, value) in &self.headers {
                 // What is empty is not sent, as in nginx.
@@ -134,6 +154,25 @@ impl Cors {
             headers.set(&self.names.timing, allowed);
         }
         Step::Continue
+    }
+}
+
+impl Cors {
+    /// Whether the metadata allows the origin under one of the keys.
+    fn is_told(&self, origin: &[u8]) -> bool {
+        if self.told.is_empty() {
+            return false;
+        }
+        let Some(metadata) = self.metadata.get::<Told>() else { return false };
+        let mut told = self.told.iter().filter_map(|key| metadata.0.get(key));
+        told.any(|origins| origins.answer(Some(origin)).is_some())
+    }
+}
+
+impl Told {
+    fn of_metadata(config: MetadataConfig) -> Result<Told, ConfigError> {
+        let origins = config.allow_origins.unwrap_or_default().into_iter();
+        Ok(Told(origins.map(|(key, origins)| (key, Origins::new(&origins))).collect()))
     }
 }
 

@@ -1,12 +1,15 @@
 //! APISIX's limit-conn: requests of a key that are under way at once (`resty.limit.conn`).
 
+mod remote;
 #[cfg(test)]
 mod tests;
 
 use crate::apisix;
 use crate::shared::counters::concurrent::{Concurrent, Lease};
 use crate::shared::counters::{Counters, Key as CounterKey};
-use crate::shared::limits::{Key, KeyType, Number, Rejection, counts_here};
+use crate::shared::limits::{Key, KeyType, Number, Rejection};
+use crate::shared::redis::RedisConfig;
+use remote::{Remote, RemoteLease};
 use serde::Deserialize;
 use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
@@ -30,6 +33,10 @@ struct Config {
     key: Option<String>,
     key_type: KeyType,
     policy: String,
+    #[serde(flatten)]
+    redis: RedisConfig,
+    /// Seconds that a request is counted in Redis at most.
+    key_ttl: Option<i64>,
     rejected_code: u16,
     rejected_msg: Option<String>,
     allow_degradation: bool,
@@ -55,6 +62,8 @@ struct LimitConn {
     owner: CounterKey,
     counters: Arc<Counters>,
     running: Arc<Concurrent>,
+    /// Where it is counted, if not here.
+    remote: Option<Remote>,
 }
 
 struct Rule {
@@ -67,11 +76,15 @@ struct Rule {
 struct Limit {
     conn: u64,
     burst: u64,
-    key: CounterKey,
+    value: Vec<u8>,
 }
 
 /// What a request counts as, until it has ended.
-struct Leases(SmallVec<[Lease; 2]>);
+#[derive(Default)]
+struct Leases {
+    here: SmallVec<[Lease; 2]>,
+    remote: Vec<RemoteLease>,
+}
 
 /// A shorter delay is none.
 const LEAST_DELAY: Duration = Duration::from_millis(1);
@@ -84,7 +97,11 @@ impl Config {
         let combined = self.key_type == KeyType::VarCombination;
         let answer =
             (self.default_conn_delay, self.rejected_code, &self.rejected_msg, self.allow_degradation);
-        serde_json::json!([self.conn, self.burst, self.key, combined, rules, answer]).to_string()
+        let parts = serde_json::json!([self.conn, self.burst, self.key, combined, rules, answer]).to_string();
+        match self.policy.as_str() {
+            "local" => parts,
+            policy => format!("{parts}{policy} {:?} {:?}", self.redis, self.key_ttl),
+        }
     }
 
     fn rules(&self) -> Result<Vec<Rule>, ConfigError> {
@@ -110,13 +127,16 @@ impl Config {
 
 impl LimitConn {
     fn build(config: Config, context: &BuildContext) -> Built {
-        counts_here(&config.policy)?;
+        let text = config.told_apart_by();
+        let prefix = format!("limit_conn:{}:{}:", context.resource, crc32fast::hash(text.as_bytes()));
+        let redis = config.redis.service(&config.policy, context)?;
         let counters = Counters::of(&context.shared);
         let limit = LimitConn {
             rules: config.rules()?,
             several: config.rules.is_some(),
             delay: config.default_conn_delay,
-            owner: counters.key(("limit-conn", &*context.resource, config.told_apart_by().as_str())),
+            owner: counters.key(("limit-conn", &*context.resource, text.as_str())),
+            remote: redis.map(|redis| Remote::new(redis, prefix, config.key_ttl)),
             rejection: Rejection { code: config.rejected_code, message: config.rejected_msg },
             allow_degradation: config.allow_degradation,
             running: Concurrent::of(&context.shared),
@@ -131,10 +151,7 @@ impl LimitConn {
         for rule in &self.rules {
             let numbers = rule.conn.resolve(stream).zip(rule.burst.resolve(stream));
             match numbers.zip(rule.key.value(stream, self.several)) {
-                Some(((conn, burst), value)) => {
-                    let key = self.counters.key((self.owner, value.as_slice()));
-                    limits.push(Limit { conn, burst, key });
-                }
+                Some(((conn, burst), value)) => limits.push(Limit { conn, burst, value }),
                 None if self.several => {}
                 None => return None,
             }
@@ -152,19 +169,17 @@ impl LimitConn {
 
     /// Enters the limits in order, each after the delay of the one before.
     fn enter<'a>(&'a self, limits: SmallVec<[Limit; 1]>, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
+        if let Some(remote) = &self.remote {
+            return Step::Wait(Box::pin(self.enter_remote(remote, limits, stream, slot)));
+        }
         let mut limits = limits.into_iter();
         while let Some(limit) = limits.next() {
-            let Some((lease, count)) = self.running.enter(limit.key, limit.conn.saturating_add(limit.burst))
-            else {
+            let key = self.counters.key((self.owner, limit.value.as_slice()));
+            let Some((lease, count)) = self.running.enter(key, limit.most()) else {
                 return Step::Respond(self.rejection.reply());
             };
-            match stream.state::<Leases>(slot) {
-                Some(leases) => leases.0.push(lease),
-                None => stream.set_state(slot, Leases(smallvec::smallvec![lease])),
-            }
-            // Whoever is over the limit waits the longer the more are.
-            let times = count.saturating_sub(1).checked_div(limit.conn).unwrap_or(0);
-            let delay = Duration::try_from_secs_f64(self.delay * times as f64).unwrap_or(Duration::MAX);
+            keep(stream, slot, |leases| leases.here.push(lease));
+            let delay = self.delay(&limit, count);
             if delay >= LEAST_DELAY {
                 let rest = limits.collect();
                 return Step::Wait(Box::pin(async move {
@@ -176,7 +191,64 @@ impl LimitConn {
         Step::Continue
     }
 
+    async fn enter_remote<'a>(
+        &'a self,
+        remote: &'a Remote,
+        limits: SmallVec<[Limit; 1]>,
+        stream: &'a mut Stream,
+        slot: Slot,
+    ) -> Step<'a> {
+        for limit in limits {
+            // It is there before it is counted: whoever goes away in between is counted out again.
+            let lease = remote.lease(&limit.value);
+            match remote.enter(&lease, limit.most()).await {
+                Ok(Some(count)) => {
+                    keep(stream, slot, |leases| leases.remote.push(lease));
+                    let delay = self.delay(&limit, count);
+                    if delay >= LEAST_DELAY {
+                        tokio::time::sleep(delay).await;
+                    }
+                }
+                Ok(None) => {
+                    lease.is_not_counted();
+                    return Step::Respond(self.rejection.reply());
+                }
+                Err(_) if self.allow_degradation => {}
+                Err(fault) => {
+                    tracing::error!(%fault, "limit-conn failed");
+                    return Step::Respond(LocalReply::new(500, "", ""));
+                }
+            }
+        }
+        Step::Continue
+    }
+
+    /// Whoever is over the limit waits the longer the more are.
+    fn delay(&self, limit: &Limit, count: u64) -> Duration {
+        let times = count.saturating_sub(1).checked_div(limit.conn).unwrap_or(0);
+        Duration::try_from_secs_f64(self.delay * times as f64).unwrap_or(Duration::MAX)
+    }
+
     fn log(&self, stream: &mut Stream, slot: Slot) {
         drop(stream.take_state::<Leases>(slot));
+    }
+}
+
+impl Limit {
+    /// How many may be under way.
+    fn most(&self) -> u64 {
+        self.conn.saturating_add(self.burst)
+    }
+}
+
+/// Keeps what a request counts as.
+fn keep(stream: &mut Stream, slot: Slot, put: impl FnOnce(&mut Leases)) {
+    match stream.state::<Leases>(slot) {
+        Some(leases) => put(leases),
+        None => {
+            let mut leases = Leases::default();
+            put(&mut leases);
+            stream.set_state(slot, leases);
+        }
     }
 }

@@ -1,20 +1,27 @@
 //! APISIX's limit-count: so many requests a key in a window of time, over all workers.
 
 mod counter;
+mod delayed;
+#[cfg(test)]
+mod redis_tests;
+mod remote;
 #[cfg(test)]
 mod tests;
 
 use crate::apisix::{self, error_reply};
 use crate::shared::counters::{Counters, Key as CounterKey};
 use crate::shared::header_names;
-use crate::shared::limits::{self, Key, KeyType, Number, Rejection};
+use crate::shared::limits::{Key, KeyType, Number, Rejection};
+use crate::shared::redis::RedisConfig;
 use counter::{Taken, Window};
+use remote::{Asked, Remote};
 use serde::Deserialize;
 use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::headers::HeaderName;
 use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Metadata, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
+use smallvec::SmallVec;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +29,7 @@ use std::time::{Duration, Instant};
 pub(crate) fn factory() -> ApisixFactory {
     ApisixFactory::new("limit-count", 1002, include_str!("../../schemas/limit-count.json"), LimitCount::build)
         .agreeing(group)
+        .worded(worded)
         .reads_metadata(include_str!("../../schemas/limit-count-metadata.json"), Names::of_metadata)
 }
 
@@ -30,6 +38,16 @@ fn group(config: &Value) -> Option<(String, String)> {
     let config = Config::deserialize(config).ok()?;
     Some((config.group.clone()?, config.told_apart_by()))
 }
+
+/// A count beside rules is told as such.
+fn worded(config: &Value, fault: &str) -> Option<&'static str> {
+    let both = (config.get("count").is_some() || config.get("time_window").is_some())
+        && config.get("rules").is_some();
+    (both && fault.starts_with("value should match only one schema")).then_some(BOTH)
+}
+
+/// What is said of that.
+const BOTH: &str = "count/time_window and rules cannot be specified at the same time";
 
 #[derive(Deserialize)]
 struct Config {
@@ -43,6 +61,8 @@ struct Config {
     rejected_code: u16,
     rejected_msg: Option<String>,
     policy: String,
+    #[serde(flatten)]
+    redis: RedisConfig,
     allow_degradation: bool,
     show_limit_quota_header: bool,
     sync_interval: f64,
@@ -78,6 +98,8 @@ struct LimitCount {
     /// its configuration keeps its counters.
     owner: CounterKey,
     counters: Arc<Counters>,
+    /// Where it is counted, if not here.
+    remote: Option<Remote>,
     /// Other names for the headers of a limit that is alone.
     metadata: Arc<Metadata>,
 }
@@ -96,7 +118,9 @@ struct Names {
     reset: HeaderName,
 }
 
-/// What a rule's headers say: kept between the phases.
+/// What the headers say: kept between the phases.
+struct Quotas(SmallVec<[Quota; 1]>);
+
 struct Quota {
     rule: usize,
     limit: u64,
@@ -105,11 +129,9 @@ struct Quota {
 
 impl LimitCount {
     fn build(config: Config, context: &BuildContext) -> Built {
-        limits::counts_here(&config.policy)?;
-        if config.sync_interval != -1.0 {
-            let reason = "sync_interval is not supported: counters are local";
-            return Err(ConfigError::field("sync_interval", reason));
-        }
+        config.check_interval()?;
+        let redis = config.redis.service(&config.policy, context)?;
+        let sync_interval = config.sync_interval().filter(|_| redis.is_some());
         let several = config.rules.is_some();
         let text = config.told_apart_by();
         let counters = Counters::of(&context.shared);
@@ -121,9 +143,11 @@ impl LimitCount {
             Some(group) => counters.key(("limit-count group", group.as_str(), text.as_str())),
             None => counters.key(("limit-count", &*context.resource, text.as_str())),
         };
+        let remote = redis.map(|redis| Remote::new(redis, sync_interval, counters.clone()));
         let limit = LimitCount {
             rules: rules(&config)?,
             several,
+            remote,
             rejection: Rejection { code: config.rejected_code, message: config.rejected_msg },
             allow_degradation: config.allow_degradation,
             show_headers: config.show_limit_quota_header,
@@ -138,24 +162,77 @@ impl LimitCount {
         Ok(if shows { plugin.header_filter(LimitCount::header_filter).build() } else { plugin.build() })
     }
 
+    /// What a request asks of each rule that applies to it.
+    fn asked(&self, stream: &Stream) -> Result<SmallVec<[Asked; 1]>, &'static str> {
+        let mut asked = SmallVec::new();
+        for (rule, of) in self.rules.iter().enumerate() {
+            let Some(value) = of.key.value(stream, self.several) else { continue };
+            let limit = of.count.resolve(stream).ok_or("invalid count")?;
+            let window = of.time_window.resolve(stream).ok_or("invalid time_window")?;
+            let key = self.counters.key((self.owner, rule, window, self.window, value.as_slice()));
+            asked.push(Asked { rule, key, value, limit, length: Duration::from_secs(window) });
+        }
+        if asked.is_empty() { Err("no rule applies") } else { Ok(asked) }
+    }
+
     /// Takes one from every rule that applies, in order; the first that is used up rejects.
-    fn take(&self, stream: &mut Stream, quotas: &mut Vec<Quota>) -> Result<bool, &'static str> {
+    fn access<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
+        let asked = match self.asked(stream) {
+            Ok(asked) => asked,
+            Err(reason) => return self.fail(&reason),
+        };
+        if let Some(remote) = &self.remote {
+            return Step::Wait(Box::pin(self.access_remote(remote, asked, stream, slot)));
+        }
         let now = Instant::now();
-        for (index, rule) in self.rules.iter().enumerate() {
-            let Some(value) = rule.key.value(stream, self.several) else { continue };
-            let limit = rule.count.resolve(stream).ok_or("invalid count")?;
-            let window = rule.time_window.resolve(stream).ok_or("invalid time_window")?;
-            let key = self.counters.key((self.owner, index, window, self.window, value.as_slice()));
-            let window = Duration::from_secs(window);
-            let taken = self.window.take(&self.counters, key, limit, window, now);
-            self.inform(stream, value, limit, &taken);
-            let allowed = taken.allowed;
-            quotas.push(Quota { rule: index, limit, taken });
-            if !allowed {
-                return Ok(false);
+        for asked in asked {
+            let taken = self.window.take(&self.counters, asked.key, asked.limit, asked.length, now);
+            if !self.note(stream, slot, asked, taken) {
+                return Step::Respond(self.rejection.reply());
             }
         }
-        if quotas.is_empty() { Err("no rule applies") } else { Ok(true) }
+        Step::Continue
+    }
+
+    async fn access_remote<'a>(
+        &'a self,
+        remote: &'a Remote,
+        asked: SmallVec<[Asked; 1]>,
+        stream: &'a mut Stream,
+        slot: Slot,
+    ) -> Step<'a> {
+        for asked in asked {
+            match remote.take(self.window, &self.scope, &asked).await {
+                Ok(taken) if self.note(stream, slot, asked, taken) => {}
+                Ok(_) => return Step::Respond(self.rejection.reply()),
+                Err(fault) => return self.fail(&fault),
+            }
+        }
+        Step::Continue
+    }
+
+    /// Notes what came of asking a rule; whether it lets the request through.
+    fn note(&self, stream: &mut Stream, slot: Slot, asked: Asked, taken: Taken) -> bool {
+        let Asked { rule, value, limit, .. } = asked;
+        self.inform(stream, value, limit, &taken);
+        let allowed = taken.allowed;
+        if self.show_headers {
+            let quota = Quota { rule, limit, taken };
+            match stream.state::<Quotas>(slot) {
+                Some(quotas) => quotas.0.push(quota),
+                None => stream.set_state(slot, Quotas(smallvec::smallvec![quota])),
+            }
+        }
+        allowed
+    }
+
+    /// What a request gets that can't be counted.
+    fn fail<'a>(&self, reason: &dyn std::fmt::Display) -> Step<'a> {
+        if self.allow_degradation {
+            return Step::Continue;
+        }
+        tracing::error!(%reason, scope = &*self.scope, "limit-count failed");
+        Step::Respond(error_reply(500, "failed to limit count"))
     }
 
     /// `$rate_limiting_info`, which is made for those whose log shows it.
@@ -172,28 +249,11 @@ impl LimitCount {
         });
     }
 
-    fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
-        let mut quotas = Vec::with_capacity(self.rules.len());
-        let allowed = self.take(stream, &mut quotas);
-        if self.show_headers && !quotas.is_empty() {
-            stream.set_state(slot, quotas);
-        }
-        match allowed {
-            Ok(true) => Step::Continue,
-            Ok(false) => Step::Respond(self.rejection.reply()),
-            Err(_) if self.allow_degradation => Step::Continue,
-            Err(reason) => {
-                tracing::error!(reason, scope = &*self.scope, "limit-count failed");
-                Step::Respond(error_reply(500, "failed to limit count"))
-            }
-        }
-    }
-
     fn header_filter(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
-        let Some(quotas) = stream.take_state::<Vec<Quota>>(slot) else { return Step::Continue };
+        let Some(quotas) = stream.take_state::<Quotas>(slot) else { return Step::Continue };
         let mut text = Vec::with_capacity(24);
         let told = if self.several { None } else { self.metadata.get::<Names>() };
-        for quota in quotas.iter() {
+        for quota in &quotas.0 {
             let own = self.rules.get(quota.rule).and_then(|r| r.headers.as_ref());
             let Some(names) = told.as_deref().or(own) else { continue };
             let headers = &mut stream.response.headers;
@@ -236,7 +296,32 @@ impl Config {
             self.show_limit_quota_header,
             self.group,
         ]);
-        parts.to_string()
+        let mut parts = parts.to_string();
+        if self.policy != "local" {
+            parts = format!("{parts}{} {:?} {}", self.policy, self.redis, self.sync_interval);
+        }
+        parts
+    }
+
+    /// How often what was counted here is told to Redis; `None` for at once.
+    fn sync_interval(&self) -> Option<Duration> {
+        (self.sync_interval != -1.0).then(|| Duration::try_from_secs_f64(self.sync_interval).ok()).flatten()
+    }
+
+    /// What APISIX finds wrong with the interval where it counts in Redis.
+    fn check_interval(&self) -> Result<(), ConfigError> {
+        let refused = |reason| Err(ConfigError::field("sync_interval", reason));
+        if self.policy == "local" || self.sync_interval == -1.0 {
+            return Ok(());
+        }
+        if self.sync_interval < 0.1 {
+            return refused("sync_interval should not be smaller than 0.1");
+        }
+        let window = self.time_window.as_ref().and_then(Value::as_f64);
+        if window.is_some_and(|window| self.sync_interval >= window) {
+            return refused("sync_interval should be smaller than time_window");
+        }
+        Ok(())
     }
 }
 
@@ -255,8 +340,7 @@ fn rules(config: &Config) -> Result<Vec<Rule>, ConfigError> {
         }]);
     };
     if config.count.is_some() || config.time_window.is_some() {
-        let reason = "count/time_window and rules cannot be specified at the same time";
-        return Err(ConfigError::field("rules", reason));
+        return Err(ConfigError::field("rules", BOTH));
     }
     if config.group.is_some() {
         return Err(ConfigError::field("group", "group and rules cannot be specified at the same time"));

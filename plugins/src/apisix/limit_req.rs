@@ -1,12 +1,13 @@
 //! APISIX's limit-req: requests a second and key, evened out (`resty.limit.req`).
 
 use crate::shared::counters::{Counter, Counters, Key as CounterKey, LONGEST, nanoseconds};
-use crate::shared::limits::{Key, KeyType, Rejection, counts_here};
+use crate::shared::limits::{Key, KeyType, Rejection};
+use crate::shared::redis::{Redis, RedisConfig, RedisFault, Script};
 use serde::Deserialize;
-use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Plugin, Slot, Step};
+use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, LocalReply, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub(crate) fn factory() -> ApisixFactory {
     ApisixFactory::new("limit-req", 1001, include_str!("../../schemas/limit-req.json"), LimitReq::build)
@@ -19,6 +20,8 @@ struct Config {
     key: String,
     key_type: KeyType,
     policy: String,
+    #[serde(flatten)]
+    redis: RedisConfig,
     rejected_code: u16,
     rejected_msg: Option<String>,
     nodelay: bool,
@@ -31,10 +34,39 @@ struct LimitReq {
     rejection: Rejection,
     /// Whether requests that come too fast wait for their turn.
     delays: bool,
+    allow_degradation: bool,
+    /// Where it is counted, if not here.
+    remote: Option<Remote>,
     /// What counters are told apart by: the resource and its configuration.
     owner: CounterKey,
     counters: Arc<Counters>,
 }
+
+/// Buckets in Redis.
+struct Remote {
+    redis: Arc<Redis>,
+    /// What keys begin with: `limit_req:/apisix/routes/1:<crc>:`.
+    prefix: Box<[u8]>,
+}
+
+/// Adds a request to a bucket as APISIX keeps it (`limit-req/util.lua`): thousandths of requests in `excess`, milliseconds
+/// since 1970 in `last`. Answers whether it fits, and what is in the bucket then.
+static ADD: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local kept = redis.call('HMGET', KEYS[1], 'excess', 'last')
+local excess = 0
+if kept[1] and kept[2] then
+  local passed = math.abs(tonumber(ARGV[3]) - tonumber(kept[2]))
+  excess = math.max(tonumber(kept[1]) - tonumber(ARGV[1]) * passed / 1000 + 1000, 0)
+  if excess > tonumber(ARGV[2]) then
+    return {0, tostring(excess)}
+  end
+end
+redis.call('HSET', KEYS[1], 'excess', excess, 'last', ARGV[3])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+return {1, tostring(excess)}",
+    )
+});
 
 /// A bucket that leaks `rate` requests a second.
 #[derive(Clone, Copy)]
@@ -55,18 +87,23 @@ impl Config {
     fn told_apart_by(&self) -> String {
         let combined = self.key_type == KeyType::VarCombination;
         let answer = (self.rejected_code, &self.rejected_msg, self.nodelay, self.allow_degradation);
-        serde_json::json!([self.rate, self.burst, self.key, combined, answer]).to_string()
+        let parts = serde_json::json!([self.rate, self.burst, self.key, combined, answer]).to_string();
+        if self.policy == "local" { parts } else { format!("{parts}{} {:?}", self.policy, self.redis) }
     }
 }
 
 impl LimitReq {
     fn build(config: Config, context: &BuildContext) -> Built {
-        counts_here(&config.policy)?;
+        let text = config.told_apart_by();
+        let prefix = format!("limit_req:{}:{}:", context.resource, crc32fast::hash(text.as_bytes()));
+        let remote = config.redis.service(&config.policy, context)?;
         let counters = Counters::of(&context.shared);
         let limit = LimitReq {
             bucket: Bucket { rate: config.rate, burst: config.burst },
             key: Key::new(&config.key, config.key_type)?,
-            owner: counters.key(("limit-req", &*context.resource, config.told_apart_by().as_str())),
+            owner: counters.key(("limit-req", &*context.resource, text.as_str())),
+            remote: remote.map(|redis| Remote { redis, prefix: prefix.into_bytes().into() }),
+            allow_degradation: config.allow_degradation,
             rejection: Rejection { code: config.rejected_code, message: config.rejected_msg },
             delays: !config.nodelay,
             counters,
@@ -74,11 +111,28 @@ impl LimitReq {
         Ok(Plugin::of(limit).access(LimitReq::access).build())
     }
 
-    fn access(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
+    fn access<'a>(&'a self, stream: &'a mut Stream, _: Slot) -> Step<'a> {
         let value = self.key.value(stream, false).unwrap_or_default();
+        if let Some(remote) = &self.remote {
+            return Step::Wait(Box::pin(async move {
+                match remote.add(self.bucket, &value).await {
+                    Ok(added) => self.wait(added),
+                    Err(_) if self.allow_degradation => Step::Continue,
+                    Err(fault) => {
+                        tracing::error!(%fault, "limit-req failed");
+                        Step::Respond(LocalReply::new(500, "", ""))
+                    }
+                }
+            }));
+        }
         let now = self.counters.time(Instant::now());
         let key = self.counters.key((self.owner, value.as_slice()));
-        match self.counters.change(key, now, |counter| self.bucket.add(counter, now)) {
+        self.wait(self.counters.change(key, now, |counter| self.bucket.add(counter, now)))
+    }
+
+    /// Has a request wait for its turn, or refuses it.
+    fn wait<'a>(&self, added: Option<Duration>) -> Step<'a> {
+        match added {
             None => Step::Respond(self.rejection.reply()),
             Some(delay) if self.delays && delay >= LEAST_DELAY => Step::Wait(Box::pin(async move {
                 tokio::time::sleep(delay).await;
@@ -86,6 +140,19 @@ impl LimitReq {
             })),
             Some(_) => Step::Continue,
         }
+    }
+}
+
+impl Remote {
+    /// As [`Bucket::add`].
+    async fn add(&self, bucket: Bucket, value: &[u8]) -> Result<Option<Duration>, RedisFault> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let lasts = (bucket.burst / bucket.rate).ceil().min(LONGEST.as_secs_f64()) as u64 + 1;
+        let (rate, burst) = (bucket.rate * 1000.0, bucket.burst * 1000.0);
+        let arguments = [rate.to_string(), burst.to_string(), now.to_string(), lasts.to_string()];
+        let key = [&self.prefix, value].concat();
+        let (fits, excess): (i64, f64) = self.redis.run(&ADD, &key, &arguments).await?;
+        Ok((fits == 1).then(|| seconds(excess / rate)))
     }
 }
 
@@ -118,6 +185,7 @@ fn seconds(seconds: f64) -> Duration {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
     use super::*;
+    use crate::testing::redis::{RedisServer, connecting, free_port};
     use crate::testing::{Alone, build, context, now, plugin, stream};
     use serde_json::{Value, json};
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -230,12 +298,28 @@ mod tests {
         assert_eq!(passed.load(Relaxed), 100);
     }
 
-    #[test]
-    fn policies_that_count_elsewhere_are_refused() {
-        for policy in ["redis", "redis-cluster"] {
-            let config = json!({"rate": 1, "burst": 0, "key": "a", "policy": policy});
-            let refused = build("limit-req", &config, &context()).err().unwrap();
-            assert!(refused.contains(&format!("policy '{policy}' is not supported")), "{refused}");
+    #[tokio::test]
+    async fn gateways_share_a_bucket() {
+        let Some(server) = RedisServer::start(&[]) else { return };
+        let config = json!({"rate": 0.1, "burst": 1, "key": "remote_addr", "nodelay": true,
+            "policy": "redis", "redis_host": "127.0.0.1", "redis_port": server.port});
+        let gateway = || build("limit-req", &config, &connecting().0).unwrap();
+        let (one, other) = (gateway(), gateway());
+        let mut statuses = Vec::new();
+        for plugin in [&one, &other, &one, &other] {
+            statuses.push(plugin.access(&mut stream("/", &[])).await.map_or(0, |reply| reply.status));
+        }
+        assert_eq!(statuses, [0, 0, 503, 503]);
+    }
+
+    #[tokio::test]
+    async fn without_redis_nothing_passes_unless_that_is_wanted() {
+        for (degrades, status) in [(false, 500), (true, 0)] {
+            let config = json!({"rate": 1, "burst": 1, "key": "remote_addr", "allow_degradation": degrades,
+                "policy": "redis", "redis_host": "127.0.0.1", "redis_port": free_port()});
+            let plugin = build("limit-req", &config, &connecting().0).unwrap();
+            let reply = plugin.access(&mut stream("/", &[])).await;
+            assert_eq!(reply.map_or(0, |reply| reply.status), status);
         }
     }
 }

@@ -113,17 +113,3 @@ impl Rejection {
         }
     }
 }
-
-/// Refuses policies that would count elsewhere.
-///
-/// # Errors
-/// Any but `local`.
-pub(crate) fn counts_here(policy: &str) -> Result<(), ConfigError> {
-    if policy == "local" {
-        return Ok(());
-    }
-    let reason = format!(
-        "property \"policy\" validation failed: policy '{policy}' is not supported, counters are local"
-    );
-    Err(ConfigError::field("policy", reason))
-}

@@ -20,6 +20,7 @@ mod written;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -31,6 +32,7 @@ use sixfold_core::router::ApisixRouter;
 pub(crate) use self::variables::is_declared;
 use self::written::Written;
 pub(crate) use self::written::walk;
+use crate::encryption::Keyring;
 use crate::file;
 
 pub use self::admin::{AdminConfig, AdminKey, AdminTls, Role as AdminRole};
@@ -105,9 +107,20 @@ pub struct Config {
     pub metrics: Option<MetricsPage>,
     /// `plugin_attr`: settings of plugins for the whole process.
     pub plugin_attr: BTreeMap<String, Value>,
+    /// `apisix.data_encryption`: what is kept encrypted.
+    pub data_encryption: DataEncryption,
     /// Settings that have no effect here, for the log.
     pub reports: Vec<ConfigError>,
     written: Written,
+}
+
+/// What is kept encrypted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DataEncryption {
+    /// Encrypts the fields that plugins' schemas name, where resources are written through the Admin API.
+    pub enable_encrypt_fields: bool,
+    /// The keys; without any nothing is encrypted.
+    pub keyring: Arc<Keyring>,
 }
 
 /// Where resources come from.
@@ -257,6 +270,13 @@ pub struct UpstreamKeepalive {
 }
 
 impl Config {
+    /// What fields of plugins are kept encrypted with; `None` for resources that people write into a file.
+    pub(crate) fn field_keyring(&self) -> Option<&Arc<Keyring>> {
+        let is_file = matches!(self.deployment.provider, Provider::Yaml | Provider::Json);
+        let encrypts = self.data_encryption.enable_encrypt_fields && !is_file;
+        encrypts.then_some(&self.data_encryption.keyring)
+    }
+
     /// Reads the text of a config.yaml; `file` names it in errors.
     ///
     /// # Errors

@@ -135,6 +135,7 @@ impl Reading<'_> {
     fn body(&mut self, key: &Key) -> Option<Body> {
         let kind = key.kind;
         let mut value = self.node.to_json();
+        self.reader.catalog.open_private_keys(kind, &mut value);
         if kind == Kind::Route {
             self.violations.extend(exclusive(&value, "host", "hosts"));
             self.violations.extend(exclusive(&value, "remote_addr", "remote_addrs"));

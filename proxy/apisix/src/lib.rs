@@ -4,6 +4,7 @@ pub mod admin;
 mod client_certificate;
 pub mod config;
 pub mod control;
+mod encryption;
 pub mod file;
 mod filter;
 pub mod fuzz;
@@ -24,6 +25,7 @@ mod upstream;
 mod watch;
 mod yaml;
 
+pub use encryption::Keyring;
 pub use filter::{PLUGINS_FILTER, with_plugins_filter};
 pub use listener::APISIX_VERSION;
 pub use plugin::duplicate_key;

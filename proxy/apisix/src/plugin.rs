@@ -19,10 +19,12 @@ pub(crate) use self::credential::{CredentialConfig, OfConsumer};
 pub(crate) use self::meta::Meta;
 use self::meta::MetaFault;
 pub(crate) use self::set::{ChainCache, GlobalPlugins, PluginSet, merge};
-use crate::config::EnvVars;
-use crate::resource::Plugins;
+use crate::config::{Config, EnvVars};
+use crate::encryption::{EncryptFields, Keyring, Turn};
+use crate::resource::{Kind, Plugins};
 use crate::schema::{self, Schema, Step, Violation};
 use crate::secret;
+use crate::store::Key;
 use xxhash_rust::xxh64::xxh64;
 
 /// The plugins that resources may use.
@@ -30,6 +32,10 @@ pub(crate) struct Catalog {
     plugins: BTreeMap<&'static str, Entry>,
     /// Those that the gateway has and the list of plugins has not.
     disabled: BTreeSet<&'static str>,
+    /// What fields are kept encrypted with; `None` where they are not.
+    keyring: Option<Arc<Keyring>>,
+    /// What private keys are kept encrypted with.
+    private_keys: Arc<Keyring>,
 }
 
 struct Entry {
@@ -41,6 +47,18 @@ struct Entry {
     consumer_schema: Option<Schema>,
     metadata_schema: Option<Schema>,
     attributes: Arc<Value>,
+    /// Fields that are kept encrypted, of each of the schemas.
+    encrypted: EncryptFields,
+    consumer_encrypted: EncryptFields,
+    metadata_encrypted: EncryptFields,
+}
+
+/// What a configuration of a plugin is of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Plugin,
+    Consumer,
+    Metadata,
 }
 
 /// A plugin of a resource, its configuration accepted and filled with defaults.
@@ -95,11 +113,69 @@ impl Catalog {
             let (factory, schema) = (factory.clone(), Schema::builtin(factory.schema));
             let consumer_schema = factory.consumer_schema.map(Schema::builtin);
             let metadata_schema = factory.metadata_schema.map(Schema::builtin);
-            let entry = Entry { index, factory, schema, consumer_schema, metadata_schema, attributes };
+            let encrypted = EncryptFields::of(factory.schema);
+            let of = |schema: Option<&str>| schema.map(EncryptFields::of);
+            let consumer_encrypted = of(factory.consumer_schema).unwrap_or_else(|| encrypted.clone());
+            let metadata_encrypted = of(factory.metadata_schema).unwrap_or_default();
+            let entry = Entry {
+                index,
+                factory,
+                schema,
+                consumer_schema,
+                metadata_schema,
+                attributes,
+                encrypted,
+                consumer_encrypted,
+                metadata_encrypted,
+            };
             plugins.insert(name, entry);
         }
         let disabled = registry.apisix_names().filter(|name| !plugins.contains_key(name)).collect();
-        Catalog { plugins, disabled }
+        Catalog { plugins, disabled, keyring: None, private_keys: Arc::default() }
+    }
+
+    /// The same for resources that are kept encrypted as `config` says.
+    #[must_use]
+    pub(crate) fn encrypted(self, config: &Config) -> Catalog {
+        let private_keys = config.data_encryption.keyring.clone();
+        Catalog { keyring: config.field_keyring().cloned(), private_keys, ..self }
+    }
+
+    /// Encrypts what is kept like that of a resource, or decrypts it.
+    pub(crate) fn turn(&self, turn: Turn, key: &Key, value: &mut Value) {
+        self.turn_fields(turn, key, value);
+        self.private_keys.turn(turn, key.kind, value);
+    }
+
+    /// Decrypts the private keys of a resource.
+    pub(crate) fn open_private_keys(&self, kind: Kind, value: &mut Value) {
+        self.private_keys.turn(Turn::Open, kind, value);
+    }
+
+    fn turn_fields(&self, turn: Turn, key: &Key, value: &mut Value) {
+        let Some(keyring) = &self.keyring else { return };
+        if key.kind == Kind::PluginMetadata {
+            return self.turn_one(turn, keyring, key.id.as_str(), Of::Metadata, value);
+        }
+        let of =
+            if matches!(key.kind, Kind::Consumer | Kind::Credential) { Of::Consumer } else { Of::Plugin };
+        let plugins = value.get_mut("plugins").and_then(Value::as_object_mut);
+        for (name, config) in plugins.into_iter().flatten() {
+            self.turn_one(turn, keyring, name, of, config);
+        }
+    }
+
+    fn turn_one(&self, turn: Turn, keyring: &Keyring, name: &str, of: Of, config: &mut Value) {
+        let Some(entry) = self.plugins.get(name) else { return };
+        let fields = entry.encrypted(of);
+        fields.turn(turn, keyring, config);
+    }
+
+    /// Decrypts what is kept encrypted of a plugin's configuration.
+    fn open(&self, entry: &Entry, of: Of, config: &mut Value) {
+        if let Some(keyring) = &self.keyring {
+            entry.encrypted(of).turn(Turn::Open, keyring, config);
+        }
     }
 
     /// The plugins, by name.
@@ -146,6 +222,7 @@ impl Catalog {
         let entry = self.entry(name)?;
         let print = xxh64(config.to_string().as_bytes(), 0);
         let (mut config, meta) = table(name, config)?;
+        self.open(entry, Of::Plugin, &mut config);
         let (meta, mut violations) = match meta {
             Ok(meta) => (meta, Vec::new()),
             Err(violations) => (Meta::default(), violations),
@@ -153,6 +230,7 @@ impl Catalog {
         let right = entry
             .schema
             .validate_all(&mut config)
+            .map_err(|violations| violations.into_iter().map(|fault| entry.worded(&config, fault)).collect())
             .and_then(|()| secret::resolve_all(&mut config, environment));
         if !meta.disable {
             violations.extend(right.err().into_iter().flatten().map(|fault| reworded(name, fault)));
@@ -185,6 +263,7 @@ impl Catalog {
     ) -> Result<(&'static str, Option<Prepared>), Vec<Violation>> {
         let entry = self.entry(name)?;
         let mut metadata = metadata.clone();
+        self.open(entry, Of::Metadata, &mut metadata);
         if let Some(schema) = &entry.metadata_schema {
             schema.validate_all(&mut metadata)?;
         }
@@ -198,6 +277,24 @@ impl Catalog {
 
     fn entry(&self, name: &str) -> Result<&Entry, Vec<Violation>> {
         self.plugins.get(name).ok_or_else(|| vec![self.unknown(name)])
+    }
+}
+
+impl Entry {
+    fn encrypted(&self, of: Of) -> &EncryptFields {
+        match of {
+            Of::Plugin => &self.encrypted,
+            Of::Consumer => &self.consumer_encrypted,
+            Of::Metadata => &self.metadata_encrypted,
+        }
+    }
+
+    /// A fault in the plugin's own words, if it has such.
+    fn worded(&self, config: &Value, fault: Violation) -> Violation {
+        match self.factory.words(config, &fault.message) {
+            Some(words) => Violation { message: words.to_owned(), ..fault },
+            None => fault,
+        }
     }
 }
 

@@ -106,6 +106,7 @@ pub(crate) fn registry() -> Registry {
         "properties": {"text": {"type": "string"}, "count": {"type": "integer", "default": 7}},
         "required": ["text"]
     }"#;
+    const SEALED: &str = r#"{"type": "object", "encrypt_fields": ["secret"]}"#;
     const ANY: &str = r#"{"type": "object"}"#;
     let plugins = [
         ApisixFactory::new("marker", 100, MARKER, build).reads_metadata(METADATA, metadata),
@@ -114,6 +115,7 @@ pub(crate) fn registry() -> Registry {
         ApisixFactory::new("prometheus", 10, ANY, build).prefer_route(),
         ApisixFactory::new("refuse", 20, ANY, build_refusing),
         ApisixFactory::new("agree", 30, ANY, build).agreeing(agreement),
+        ApisixFactory::new("seal", 35, SEALED, build),
         ApisixFactory::new("bring", 40, ANY, build).bringing(brought),
         ApisixFactory::new("knock", 2500, ANY, build_knock).auth(KNOCK, "word", credential),
     ];

@@ -9,17 +9,19 @@ mod stream;
 mod tests;
 mod trust;
 
+use crate::connect::{Handshake, connect};
 use crate::deadline::{Deadline, after};
 use crate::dns::DnsCache;
 use crate::h1::Profile;
 use crate::upstream::{Outbound, Pools, UpstreamError};
 use bytes::{Bytes, BytesMut};
-use services::Services;
+use services::{Asked, Services};
 use sixfold_core::cluster::{Choice, Cluster, Criteria, TriedHost};
 use sixfold_core::headers::Known;
 use sixfold_core::message::{RequestHead, Scheme};
 use sixfold_core::plugin::{
-    Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, CalloutStream, CalloutStreamFuture,
+    Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, CalloutStream,
+    CalloutStreamFuture, CalloutWire, ConnectFuture, ConnectRequest,
 };
 use sixfold_core::retry::is_idempotent;
 use std::future::poll_fn;
@@ -54,7 +56,7 @@ impl Callouts {
             Some(cell) => {
                 cell.load().ok_or_else(|| failed(format_args!("there is no cluster '{}'", cell.name)))?
             }
-            None => self.0.cluster(request, &uri).await?,
+            None => self.0.cluster(Asked::of(request, &uri)?).await?,
         };
         let head = head(request, &uri, &cluster);
         let mut tried = Vec::new();
@@ -72,6 +74,27 @@ impl Callouts {
                         return Err(stream::said(Some(error)));
                     }
                 }
+            }
+        }
+    }
+
+    /// A connection to an endpoint of a service that does not speak HTTP.
+    async fn wire(&self, request: ConnectRequest<'_>) -> Result<Box<dyn CalloutWire>, CalloutError> {
+        let cluster = self.0.cluster(Asked::raw(request)).await?;
+        let worker = Pools::of_thread().1;
+        let mut tried = Vec::new();
+        loop {
+            let Some(flight) = cluster.choose(&Choice::avoiding(&tried, worker, None, Criteria::NONE)) else {
+                return Err(failed("no healthy upstream"));
+            };
+            let handshake = Handshake { tls: cluster.config.tls.as_ref(), ..Handshake::default() };
+            match connect(&cluster, &flight.member().host, handshake, request.timeout).await {
+                Ok(connected) => return Ok(connected.io.into_wire()),
+                // A name may have addresses that nobody answers at.
+                Err(_) if tried.len() + 1 < cluster.hosts.load().total() => {
+                    tried.push(TriedHost::new(flight.member().clone(), std::time::Instant::now()));
+                }
+                Err(error) => return Err(failed(error)),
             }
         }
     }
@@ -143,6 +166,13 @@ impl Callout for Callouts {
             let out = tokio::time::timeout(request.timeout, callouts.exchange(&request, true)).await;
             let out = out.unwrap_or(Err(CalloutError::Timeout))?;
             Ok(Box::new(out) as Box<dyn CalloutStream>)
+        })
+    }
+
+    fn connect<'a>(&'a self, request: ConnectRequest<'a>) -> ConnectFuture<'a> {
+        Box::pin(async move {
+            let wire = tokio::time::timeout(request.timeout, self.wire(request)).await;
+            wire.unwrap_or(Err(CalloutError::Timeout))
         })
     }
 }

@@ -9,6 +9,7 @@ use crate::deadline::{Deadline, Timed, bounded};
 use filtering::Next;
 use sixfold_core::cluster::ClusterStats;
 use sixfold_core::hcm::HttpStats;
+use sixfold_core::plugin::CalloutWire;
 use socket2::SockRef;
 use std::io::{self, IoSlice, Read};
 use std::net::SocketAddr;
@@ -254,6 +255,15 @@ impl Io {
     /// The client's end of a TLS connection.
     pub fn tls_client(stream: tokio_rustls::client::TlsStream<Socket>) -> Io {
         Io::of(Kind::Client(Box::new(stream)))
+    }
+
+    /// The connection as bytes alone, for whoever watches the time by other means.
+    pub(crate) fn into_wire(self) -> Box<dyn CalloutWire> {
+        match self.kind {
+            Kind::Plain(socket) => Box::new(socket),
+            Kind::Server(stream) => stream,
+            Kind::Client(stream) => stream,
+        }
     }
 
     /// Whether bytes are encrypted.

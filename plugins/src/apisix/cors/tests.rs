@@ -76,6 +76,30 @@ fn metadata_that_is_not_there_allows_nothing() {
 }
 
 #[test]
+fn metadata_allows_origins_under_the_keys_that_a_route_names() {
+    let context = context();
+    let registry = crate::registry();
+    let (_, factory) = registry.apisix("cors").unwrap();
+    let told = json!({"allow_origins": {"one": "http://a", "some": "http://b,http://c", "all": "*"}});
+    context.metadata.change("cors", factory.read_metadata(&told).unwrap()).put_in_force();
+    let of = |keys: &[&str], origins: &str, origin: &str| {
+        let config = json!({"allow_origins_by_metadata": keys, "allow_origins": origins});
+        let plugin = build("cors", &config, &context).unwrap();
+        let mut s = stream("/", &[("Origin", origin)]);
+        now(plugin.rewrite(&mut s));
+        now(plugin.header_filter(&mut s));
+        response_header(&s, "access-control-allow-origin").map(str::to_owned)
+    };
+    let allowed = |origin: &str| Some(origin.to_owned());
+    assert_eq!(of(&["one"], "*", "http://a"), allowed("http://a"));
+    assert_eq!(of(&["none", "some"], "*", "http://c"), allowed("http://c"));
+    assert_eq!(of(&["one"], "*", "http://b"), None);
+    assert_eq!(of(&["all"], "*", "http://d"), allowed("http://d"));
+    // Those of the route count beside them.
+    assert_eq!(of(&["one"], "http://d", "http://d"), allowed("http://d"));
+}
+
+#[test]
 fn what_else_is_allowed_is_configured() {
     let config = json!({
         "allow_origins": "**", "allow_methods": "**", "allow_headers": "**", "expose_headers": "ex-a,ex-b",

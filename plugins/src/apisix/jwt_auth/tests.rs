@@ -40,6 +40,30 @@ fn answer(config: &Value, said: Value, token: &str) -> Result<String, String> {
     answer_of(config, &consumers(said), &mut stream("/", &[("authorization", token)]))
 }
 
+/// RSA keys of 1,024 bits are in use, though RFC 7518 forbids them.
+#[test]
+fn short_keys_verify_what_they_have_signed() {
+    let pem = "-----BEGIN PUBLIC KEY-----\n\
+             MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQC6gLihcCynah5MQkQ6yYcRd7G0\n\
+             SGQCALkmetqyn+A8Aa8VIMOYtoR047OXVxUNoWFdNBkmnT9uK6CNMfiyG0L26Hdi\n\
+             jFry8ind/txWAqsK6cd4jojFbew+z09OyXE0bHMQQrZMxFKmeFAGYQzGpDo7vfqQ\n\
+             oKpCnDSsUL1HtF5goQIDAQAB\n\
+             -----END PUBLIC KEY-----";
+    let token = "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCJ9.eyJrZXkiOiJrIn0.\
+                 jQ02izeObdwujIzHzh_3dwOThACIgkIaI8XXVuM_sBXtOiQ-vldob8SYbGq4zbagRFVtWKRUn2OdbIgzf_XkapUc69Dxd3ZhVGp-Pw89Uhc7-Ubto8e2vAit8wkDo7YWu8guCzUeQjxzNi71BqBWGe3--kdK-fJjnvR6b8Clgck";
+    let said = |alg: &str| json!({"key": "k", "algorithm": alg, "public_key": pem});
+    assert_eq!(answer(&json!({}), said("RS256"), token), Ok("jack".to_owned()));
+    let forged = token.replace(".jQ0", ".jQ1");
+    assert_eq!(answer(&json!({}), said("RS256"), &forged), Err("failed to verify jwt".to_owned()));
+    assert_eq!(answer(&json!({}), said("RS512"), token), Err("failed to verify jwt".to_owned()));
+    let (_, factory) = crate::registry().apisix("jwt-auth").map(|(n, f)| (n, f.clone())).unwrap();
+    let mut refused = said("PS256");
+    refused["base64_secret"] = false.into();
+    refused["lifetime_grace_period"] = 0.into();
+    let error = factory.credential(&refused).err().unwrap().to_string();
+    assert!(error.contains("an RSA key of 1024 bits, and not of 2048"), "{error}");
+}
+
 #[test]
 fn every_algorithm_is_verified_and_no_other_than_the_consumers() {
     for alg in ALGORITHMS {

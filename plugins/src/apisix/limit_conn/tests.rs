@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 use crate::shared::counters::Counters;
+use crate::testing::redis::{RedisServer, connecting, free_port};
 use crate::testing::{Alone, build, context, now, plugin, stream};
 use serde_json::{Value, json};
 use sixfold_core::plugin::BuildContext;
@@ -148,13 +149,54 @@ fn four_workers_hold_exactly_the_limit() {
 #[test]
 fn bad_configurations_are_refused() {
     let error = |config| build("limit-conn", &config, &context()).err().unwrap();
-    for policy in ["redis", "redis-cluster"] {
-        let config = json!({"conn": 1, "burst": 0, "default_conn_delay": 1, "key": "a", "policy": policy});
-        let refused = error(config);
-        assert!(refused.contains(&format!("policy '{policy}' is not supported")), "{refused}");
-    }
+    let policy = json!({"conn": 1, "burst": 0, "default_conn_delay": 1, "key": "a", "policy": "redis"});
+    assert!(error(policy).contains("property \"redis_host\" is required"));
     let rules = json!({"default_conn_delay": 1, "rules": [{"conn": 0, "burst": 0, "key": "a"}]});
     assert!(error(rules).starts_with("rules[0].conn: 0 is not a whole number"));
     let none = error(json!({"default_conn_delay": 1, "conn": 1}));
     assert!(none.contains("are required"), "{none}");
+}
+
+#[tokio::test]
+async fn gateways_share_a_limit() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let config = json!({"conn": 1, "burst": 1, "default_conn_delay": SHORT, "key": "remote_addr",
+        "policy": "redis", "redis_host": "127.0.0.1", "redis_port": server.port});
+    let gateway = || build("limit-conn", &config, &connecting().0).unwrap();
+    let begin = async |plugin: &Alone| {
+        let mut s = stream("/", &[]);
+        let status = plugin.access(&mut s).await.map_or(0, |reply| reply.status);
+        (status, s)
+    };
+    let (one, other) = (gateway(), gateway());
+    let (first, mut running) = begin(&one).await;
+    let (second, left) = begin(&other).await;
+    assert_eq!([first, second, begin(&one).await.0, begin(&other).await.0], [0, 0, 503, 503]);
+    // The end of each makes room, whether it comes to its log or not.
+    one.log(&mut running);
+    drop(left);
+    for _ in 0..2 {
+        let mut tries = 0;
+        let (mut status, mut s) = begin(&other).await;
+        while status != 0 {
+            tries += 1;
+            assert!(tries < 100, "no room was made");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            (status, s) = begin(&other).await;
+        }
+        std::mem::forget(s);
+    }
+    assert_eq!(begin(&one).await.0, 503);
+}
+
+#[tokio::test]
+async fn without_redis_nothing_passes_unless_that_is_wanted() {
+    for (degrades, status) in [(false, 500), (true, 0)] {
+        let config = json!({"conn": 1, "burst": 1, "default_conn_delay": SHORT, "key": "remote_addr",
+            "allow_degradation": degrades, "policy": "redis", "redis_host": "127.0.0.1",
+            "redis_port": free_port()});
+        let plugin = build("limit-conn", &config, &connecting().0).unwrap();
+        let reply = plugin.access(&mut stream("/", &[])).await;
+        assert_eq!(reply.map_or(0, |reply| reply.status), status);
+    }
 }

@@ -70,6 +70,15 @@ impl Algorithm {
         })
     }
 
+    /// How signatures by RSA keys of fewer than 2,048 bits are verified.
+    fn of_short_keys(self) -> Option<&'static dyn VerificationAlgorithm> {
+        match self {
+            Rs256 => Some(&signature::RSA_PKCS1_1024_8192_SHA256_FOR_LEGACY_USE_ONLY),
+            Rs512 => Some(&signature::RSA_PKCS1_1024_8192_SHA512_FOR_LEGACY_USE_ONLY),
+            _ => None,
+        }
+    }
+
     /// Whether whoever verifies could sign too.
     pub(crate) fn is_of_secrets(self) -> bool {
         OF_SECRETS.contains(&self)
@@ -124,13 +133,14 @@ impl OneKey {
         OneKey { algorithm, verifier: Verifier::Secret(Box::new(key)) }
     }
 
-    /// A public key in PEM (RFC 7468), of an algorithm of public keys. An RSA key has 2,048 to 8,192 bits: RFC 7518
-    /// section 3.3 forbids shorter ones.
+    /// A public key in PEM (RFC 7468), of an algorithm of public keys. An RSA key has 2,048 to 8,192 bits, for RFC 7518
+    /// section 3.3 forbids shorter ones; from 1,024 bits on they are in use all the same, by RS256 and RS512.
     ///
     /// # Errors
     /// It is none, or none of that algorithm.
     pub(crate) fn of_pem(algorithm: Algorithm, pem: &str) -> Result<OneKey, String> {
-        let method = algorithm.of_public_keys().ok_or("is a public key, which the algorithm does not use")?;
+        let mut method =
+            algorithm.of_public_keys().ok_or("is a public key, which the algorithm does not use")?;
         let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|_| "is no PEM")?;
         if pem.label != "PUBLIC KEY" {
             return Err(format!("is PEM of {}, and not of PUBLIC KEY", pem.label));
@@ -138,9 +148,12 @@ impl OneKey {
         let (_, info) = SubjectPublicKeyInfo::from_der(&pem.contents).map_err(|_| "is no public key")?;
         if let Ok(PublicKey::RSA(rsa)) = info.parsed() {
             let bits = rsa.key_size();
-            if !(2048..=8192).contains(&bits) {
-                return Err(format!("is an RSA key of {bits} bits, and not of 2048 to 8192"));
+            let short = algorithm.of_short_keys().filter(|_| bits < 2048);
+            let least = if short.is_some() { 1024 } else { 2048 };
+            if !(least..=8192).contains(&bits) {
+                return Err(format!("is an RSA key of {bits} bits, and not of {least} to 8192"));
             }
+            method = short.unwrap_or(method);
         }
         let key = ParsedPublicKey::new(method, pem.contents)
             .map_err(|_| "is no public key of the algorithm".to_owned())?;

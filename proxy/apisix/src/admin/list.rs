@@ -6,7 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::message::{AdminReply, AdminRequest};
 use super::resource::{KEY_PREFIX, kept_json};
+use crate::encryption::Turn;
 use crate::resource::Kind;
+use crate::source::Checker;
 use crate::store::{Kept, Key};
 
 /// How often a pattern may turn back before it counts as one that does not match.
@@ -17,11 +19,18 @@ pub(crate) fn value(kept: &Kept) -> Value {
     kept_json(kept)
 }
 
+/// The value of a resource with what is kept encrypted of it decrypted.
+pub(super) fn opened(checker: &Checker, key: &Key, kept: &Kept) -> Value {
+    let mut value = value(kept);
+    checker.turn(Turn::Open, key, &mut value);
+    value
+}
+
 /// As it is shown, without private keys.
-pub(crate) fn shown(key: &Key, kept: &Kept) -> Value {
+pub(super) fn shown(checker: &Checker, key: &Key, kept: &Kept) -> Value {
     json!({
         "key": key.path(KEY_PREFIX),
-        "value": without_keys(key.kind, value(kept)),
+        "value": without_keys(key.kind, opened(checker, key, kept)),
         "createdIndex": kept.created,
         "modifiedIndex": kept.modified,
     })
@@ -120,6 +129,7 @@ impl Page {
 
 /// The answer to who asks for all of a kind.
 pub(super) fn answer(
+    checker: &Checker,
     kind: Kind,
     all: &[(Key, Kept)],
     request: &AdminRequest,
@@ -127,7 +137,7 @@ pub(super) fn answer(
     let wanted = Wanted::of(kind, request);
     let mut found: Vec<(u64, Value)> = Vec::new();
     for (key, kept) in all {
-        let shown = shown(key, kept);
+        let shown = shown(checker, key, kept);
         if wanted.has(shown.get("value").unwrap_or(&Value::Null)) {
             found.push((kept.created, shown));
         }

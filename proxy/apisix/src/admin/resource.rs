@@ -11,6 +11,7 @@ use super::message::{AdminReply, AdminRequest};
 use super::references;
 use super::target::Target;
 use super::{list, patch};
+use crate::encryption::Turn;
 use crate::resource::Kind;
 use crate::source::Checker;
 use crate::store::{Action, Kept, Key, Store, Write};
@@ -73,7 +74,7 @@ impl Resources<'_> {
         let Some(id) = target.id else { return self.list(target, request) };
         let key = target.key(id);
         let kept = self.store.get(&key)?.ok_or_else(AdminReply::no_key)?;
-        Ok(AdminReply::json(StatusCode::OK, &list::shown(&key, &kept)))
+        Ok(AdminReply::json(StatusCode::OK, &list::shown(self.checker, &key, &kept)))
     }
 
     fn list(&self, target: &Target<'_>, request: &AdminRequest) -> Answered {
@@ -89,7 +90,7 @@ impl Resources<'_> {
                 return Err(AdminReply::no_key());
             }
         }
-        list::answer(target.kind, &all, request)
+        list::answer(self.checker, target.kind, &all, request)
     }
 
     fn put(&self, target: &Target<'_>, body: Option<Value>, ttl: Option<Duration>) -> Answered {
@@ -131,7 +132,7 @@ impl Resources<'_> {
             return Err(AdminReply::bad("invalid configuration"));
         }
         let kept = self.store.get(&key)?.ok_or_else(AdminReply::no_key)?;
-        let mut conf = list::value(&kept);
+        let mut conf = list::opened(self.checker, &key, &kept);
         let refresh = match (body, whole) {
             (Value::Object(body), true) => {
                 let refresh = !body.contains_key("update_time");
@@ -228,11 +229,12 @@ impl Resources<'_> {
     fn write(
         &self,
         key: &Key,
-        conf: Value,
+        mut conf: Value,
         ttl: Option<Duration>,
         expected: Option<u64>,
         status: Option<StatusCode>,
     ) -> Answered {
+        self.checker.turn(Turn::Seal, key, &mut conf);
         let value = conf.to_string().into();
         let write = Write { key: key.clone(), action: Action::Put(value, ttl), expected };
         let committed = self.store.commit(vec![write])?;

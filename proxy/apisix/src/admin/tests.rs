@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use http::{HeaderMap, HeaderValue};
+use serde_json::json;
 
 use super::*;
 use crate::config::AdminKey;
@@ -656,4 +657,32 @@ fn a_configuration_is_put_as_a_whole() {
     assert_eq!((head.status.as_u16(), header(&head, "x-digest")), (200, "6".to_owned()));
     let validate = api.reply("POST", "/apisix/admin/configs/validate", &[], "{}");
     assert_eq!(validate.status, 200);
+}
+
+#[test]
+fn what_plugins_name_and_private_keys_are_kept_encrypted() {
+    let api = Api::new("");
+    let route = r#"{"uri": "/a", "plugins": {"seal": {"secret": "bar", "other": "bar"}}}"#;
+    let of = |got: Got| -> Value { serde_json::from_str(&got.body).unwrap() };
+    let sealed = Value::from("+kOEVUuRc5rC5ZwvvAMLwg==");
+    for (method, body) in [("PUT", route), ("PATCH", r#"{"desc": "x"}"#)] {
+        let answer = of(api.ask(method, "/routes/1", body));
+        assert_eq!(answer["value"]["plugins"]["seal"]["secret"], sealed, "{method}");
+        assert_eq!(answer["value"]["plugins"]["seal"]["other"], "bar");
+    }
+    assert_eq!(of(api.ask("GET", "/routes/1", ""))["value"]["plugins"]["seal"]["secret"], "bar");
+    assert_eq!(of(api.ask("GET", "/routes", ""))["list"][0]["value"]["plugins"]["seal"]["secret"], "bar");
+    let upstream = json!({"nodes": {"127.0.0.1:80": 1}, "scheme": "https"});
+    let (cert, key) = testing::certificate(&["a.b"]);
+    let mut with_key = upstream;
+    with_key["tls"] = json!({"client_cert": cert, "client_key": key});
+    let answer = of(api.ask("PUT", "/upstreams/1", &with_key.to_string()));
+    let kept = answer["value"]["tls"]["client_key"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
+    assert!(!kept.contains("BEGIN"));
+    // As it was read from the store of another gateway.
+    with_key["tls"]["client_key"] = kept.into();
+    assert_eq!(api.ask("PUT", "/upstreams/1", &with_key.to_string()).status, 200);
+    let off = Api::new("apisix: {data_encryption: {enable_encrypt_fields: false}}\n");
+    let answer = of(off.ask("PUT", "/routes/1", route));
+    assert_eq!(answer["value"]["plugins"]["seal"]["secret"], "bar");
 }

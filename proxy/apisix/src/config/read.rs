@@ -8,6 +8,7 @@ mod values;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -15,10 +16,12 @@ use sixfold_core::document::{Node, Value};
 use sixfold_core::error::ConfigError;
 use sixfold_core::tls::is_cipher_suite;
 
+use crate::encryption::Keyring;
+
 use self::values::{network, nginx_time, port, seconds, shown, size};
 use super::{
-    AccessLog, AccessLogEscape, Config, Deployment, EnvVars, HttpConfig, Provider, RealIp, Role, RouterKind,
-    SslConfig, UpstreamKeepalive, Written,
+    AccessLog, AccessLogEscape, Config, DataEncryption, Deployment, EnvVars, HttpConfig, Provider, RealIp,
+    Role, RouterKind, SslConfig, UpstreamKeepalive, Written,
 };
 
 /// Reads every key that has a meaning. Every value that can't be read is an error, and a default stands for it; keys that
@@ -227,8 +230,26 @@ impl Reader<'_> {
             stream_plugins: self.texts(&root.key("stream_plugins")),
             metrics: self.prometheus(&root.key("plugin_attr").key("prometheus")),
             plugin_attr: self.plugin_attr(&root.key("plugin_attr")),
+            data_encryption: self.data_encryption(&apisix.key("data_encryption")),
             reports: Vec::new(),
             written,
+        }
+    }
+
+    fn data_encryption(&mut self, field: &Field<'_>) -> DataEncryption {
+        let keys = self.optional(&field.key("keyring"), "a list of strings", |value| match value {
+            Value::Array(items) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
+            Value::String(one) => Some(vec![one.clone()]),
+            _ => None,
+        });
+        let keyring = Keyring::new(keys.iter().flatten().map(String::as_str)).unwrap_or_else(|length| {
+            let reason = format!("a key has 16 or 32 bytes, and not {length}");
+            self.fault(&field.key("keyring"), reason);
+            Keyring::default()
+        });
+        DataEncryption {
+            enable_encrypt_fields: self.flag(&field.key("enable_encrypt_fields")),
+            keyring: Arc::new(keyring),
         }
     }
 

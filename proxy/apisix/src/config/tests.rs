@@ -307,14 +307,33 @@ fn of_tls_what_there_is_remains() {
 #[test]
 fn what_has_no_effect_is_reported() {
     let config = parse(
-        "apisix: {data_encryption: {enable_encrypt_fields: false}, ssl: {ssl_session_tickets: true}}\n\
+        "apisix: {lru: {secret: {ttl: 1}}, ssl: {ssl_session_tickets: true}}\n\
          graphql: {max_size: 1}\ndiscovery: {dns: {servers: ['1.1.1.1']}}\n",
     );
     let fields: Vec<_> = config.reports.iter().map(|report| report.field.clone().unwrap()).collect();
     assert_eq!(
         fields,
-        ["apisix.data_encryption", "apisix.ssl.ssl_session_tickets", "graphql.max_size", "discovery"]
+        ["apisix.lru", "apisix.ssl.ssl_session_tickets", "graphql.max_size", "discovery"]
     );
+}
+
+#[test]
+fn keys_of_what_is_kept_encrypted() {
+    let of = |text: &str| parse(&format!("apisix: {{data_encryption: {text}}}")).data_encryption;
+    let default = of("{}");
+    assert!(default.enable_encrypt_fields);
+    assert_eq!(*default.keyring, Keyring::new(["qeddd145sfvddff3", "edd1c9f0985e76a2"]).unwrap());
+    let one = of("{enable_encrypt_fields: false, keyring: edd1c9f0985e76a2}");
+    assert_eq!(
+        one,
+        DataEncryption {
+            enable_encrypt_fields: false,
+            keyring: Arc::new(Keyring::new(["edd1c9f0985e76a2"]).unwrap()),
+        }
+    );
+    assert_eq!(*of("{keyring: ~}").keyring, Keyring::default());
+    let error = only_error("apisix: {data_encryption: {keyring: [abc]}}");
+    assert!(error.contains("keyring") && error.contains("16 or 32 bytes, and not 3"), "{error}");
 }
 
 #[test]

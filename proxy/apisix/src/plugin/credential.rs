@@ -3,7 +3,7 @@
 use serde_json::Value;
 use sixfold_core::plugin::{Consumers, Credential, Kind, Registry};
 
-use super::{Catalog, PluginConfig, below, reworded, table};
+use super::{Catalog, Of, PluginConfig, below, reworded, table};
 use crate::config::EnvVars;
 use crate::resource::Plugins;
 use crate::schema::{Schema, Step, Violation, is_secret_reference};
@@ -68,6 +68,7 @@ impl Catalog {
     ) -> Result<(), Vec<Violation>> {
         let entry = self.entry(name)?;
         let (mut config, meta) = table(name, config)?;
+        self.open(entry, Of::Consumer, &mut config);
         let all = |faults: Vec<Violation>| -> Vec<Violation> {
             faults.into_iter().map(|fault| reworded(name, fault)).collect()
         };

@@ -365,7 +365,8 @@ impl Builder<'_> {
         for name in enabled.into_iter().flatten().filter(|name| registry.apisix(name).is_none()) {
             tracing::warn!(plugin = name, "enabled, but not part of this gateway");
         }
-        Arc::new(Catalog::new(registry, enabled, &self.config.plugin_attr))
+        let catalog = Catalog::new(registry, enabled, &self.config.plugin_attr);
+        Arc::new(catalog.encrypted(self.config))
     }
 }
 

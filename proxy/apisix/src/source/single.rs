@@ -11,6 +11,7 @@ use sixfold_core::plugin::Registry;
 use super::SourceContext;
 use super::record::Builder;
 use crate::config::{Config, EnvVars};
+use crate::encryption::Turn;
 use crate::item::{Reader, Refusal};
 use crate::plugin::{Agreement, Catalog};
 use crate::shared::SharedParts;
@@ -29,13 +30,19 @@ impl Checker {
     pub(crate) fn new(config: Config, registry: Registry, environment: EnvVars) -> Checker {
         let enabled: Option<BTreeSet<String>> =
             config.plugins.as_ref().map(|names| names.iter().cloned().collect());
-        let catalog = Arc::new(Catalog::new(&registry, enabled.as_ref(), &config.plugin_attr));
+        let catalog = Catalog::new(&registry, enabled.as_ref(), &config.plugin_attr);
+        let catalog = Arc::new(catalog.encrypted(&config));
         Checker { config, context: SourceContext::detached(registry, environment), catalog }
     }
 
     /// The plugins that resources may use.
     pub(crate) fn catalog(&self) -> &Catalog {
         &self.catalog
+    }
+
+    /// Encrypts what is kept like that of a resource, or decrypts it.
+    pub(crate) fn turn(&self, turn: Turn, key: &Key, value: &mut Value) {
+        self.catalog.turn(turn, key, value);
     }
 
     /// Every plugin there is, enabled or not.

@@ -220,7 +220,7 @@ impl Format {
         self.resolve_count(stream, out);
     }
 
-    /// As [`Format::write_value`]; tells how many variables had a value, which APISIX's callers ask for.
+    /// As [`Format::write_value`]; tells how many variables had a value or a default, which APISIX's callers ask for.
     pub fn resolve_count(&self, stream: &Stream, out: &mut Vec<u8>) -> usize {
         self.write(stream, out, Style { missing: b"", escape: Escape::None })
     }
@@ -235,7 +235,10 @@ impl Format {
                     match group.map(|text| out.extend_from_slice(text)) {
                         Some(()) => resolved += 1,
                         None if variable.write(stream, out) => resolved += 1,
-                        None => out.extend_from_slice(default.as_deref().unwrap_or_default()),
+                        None => {
+                            out.extend_from_slice(default.as_deref().unwrap_or_default());
+                            resolved += usize::from(default.is_some());
+                        }
                     }
                 }
                 part => {
@@ -330,8 +333,9 @@ impl Part {
             }
             Part::Variable { variable, default } => {
                 if !variable.write(stream, out) {
+                    // What stands in for a value is one, as in APISIX.
                     out.extend_from_slice(default.as_deref().unwrap_or(style.missing));
-                    return false;
+                    return default.is_some();
                 }
             }
         }

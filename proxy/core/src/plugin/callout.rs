@@ -7,6 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A request to a service beside the upstream: authorisation, tokens, key servers.
 #[derive(Debug)]
@@ -111,6 +112,37 @@ pub trait CalloutStream: Send {
 pub type CalloutStreamFuture =
     Pin<Box<dyn Future<Output = Result<Box<dyn CalloutStream>, CalloutError>> + Send>>;
 
+/// Which service a plugin wants a connection to, where it speaks another protocol than HTTP.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectRequest<'a> {
+    /// Its name or address; one of IPv6 may stand in brackets.
+    pub host: &'a str,
+    /// Its port.
+    pub port: u16,
+    /// TLS towards it, and whether its certificate is verified.
+    pub tls: Option<VerifyTls>,
+    /// Bounds it all: the name's resolution, the connection, the handshake.
+    pub timeout: std::time::Duration,
+}
+
+/// Whether a certificate is verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum VerifyTls {
+    /// By the authorities that callouts trust, and for the name that was asked for.
+    Yes,
+    /// Any will do.
+    No,
+}
+
+/// A connection as bytes.
+pub trait CalloutWire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> CalloutWire for T {}
+
+/// The future of a connection that is being opened.
+pub type ConnectFuture<'a> =
+    Pin<Box<dyn Future<Output = Result<Box<dyn CalloutWire>, CalloutError>> + Send + 'a>>;
+
 /// Sends callouts over the connections of the thread that asks.
 pub trait Callout: Send + Sync {
     /// Sends one request and reads the answer.
@@ -118,4 +150,10 @@ pub trait Callout: Send + Sync {
 
     /// Sends a request without its body and hands out its stream; `timeout` bounds all of it.
     fn open(&self, request: CalloutRequest) -> CalloutStreamFuture;
+
+    /// Opens a connection for another protocol than HTTP. It belongs to the thread that asks.
+    fn connect<'a>(&'a self, request: ConnectRequest<'a>) -> ConnectFuture<'a> {
+        let reason = format!("nothing reaches {}:{} from here", request.host, request.port);
+        Box::pin(async { Err(CalloutError::Failed(reason)) })
+    }
 }

@@ -27,6 +27,9 @@ pub struct BroughtUpstream {
     pub config: Value,
 }
 
+/// Other words for what the schema finds wrong with a configuration.
+type Words = fn(&Value, &str) -> Option<&'static str>;
+
 type Upstreams = fn(&Value) -> Vec<BroughtUpstream>;
 
 type ReadMetadata = Box<dyn Fn(&Value) -> Result<Prepared, ConfigError> + Send + Sync>;
@@ -53,6 +56,7 @@ pub struct ApisixFactory {
     /// The field of the consumer's part that it is found by; empty for a plugin that does not authenticate.
     pub found_by: &'static str,
     agreement: Option<Agreement>,
+    words: Option<Words>,
     upstreams: Option<Upstreams>,
     credential: Option<ReadCredential>,
     read_metadata: Option<ReadMetadata>,
@@ -98,6 +102,7 @@ impl ApisixFactory {
             run_policy: RunPolicy::Both,
             found_by: "",
             agreement: None,
+            words: None,
             upstreams: None,
             credential: None,
             read_metadata: None,
@@ -175,6 +180,19 @@ impl ApisixFactory {
     pub fn agreeing(mut self, on: fn(&Value) -> Option<(String, String)>) -> ApisixFactory {
         self.agreement = Some(on);
         self
+    }
+
+    /// Says some of what its schema finds wrong in its own words, as some plugins of APISIX do: `words` gets the whole
+    /// configuration and the fault.
+    #[must_use]
+    pub fn worded(mut self, words: fn(&Value, &str) -> Option<&'static str>) -> ApisixFactory {
+        self.words = Some(words);
+        self
+    }
+
+    /// The plugin's own words for what the schema has found wrong with a configuration.
+    pub fn words(&self, config: &Value, fault: &str) -> Option<&'static str> {
+        self.words.and_then(|words| words(config, fault))
     }
 
     /// Has its configuration bring upstreams: they become clusters of the resource.

@@ -27,7 +27,7 @@ pub use body::{
 };
 pub use callout::{
     Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, CalloutStream,
-    CalloutStreamFuture, Keepalive,
+    CalloutStreamFuture, CalloutWire, ConnectFuture, ConnectRequest, Keepalive, VerifyTls,
 };
 pub use chain::{Chain, ChainBuilder, Member};
 pub use consumer::Consumer;

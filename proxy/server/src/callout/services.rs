@@ -10,7 +10,7 @@ use sixfold_core::cluster::{
 };
 use sixfold_core::message::Scheme;
 use sixfold_core::metrics::Registry;
-use sixfold_core::plugin::{CalloutError, CalloutRequest, Keepalive};
+use sixfold_core::plugin::{CalloutError, CalloutRequest, ConnectRequest, Keepalive, VerifyTls};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -53,7 +53,7 @@ struct Key {
 }
 
 /// A [`Key`] as a request spells it.
-struct Asked<'a> {
+pub(super) struct Asked<'a> {
     tls: bool,
     verify: bool,
     host: &'a str,
@@ -95,13 +95,8 @@ impl Services {
         }
     }
 
-    /// The cluster of a request's URI, its addresses as fresh as DNS wants them.
-    pub(super) async fn cluster(
-        &self,
-        request: &CalloutRequest,
-        uri: &http::Uri,
-    ) -> Result<Arc<Cluster>, CalloutError> {
-        let asked = Asked::of(request, uri)?;
+    /// The cluster of a service, its addresses as fresh as DNS wants them.
+    pub(super) async fn cluster(&self, asked: Asked<'_>) -> Result<Arc<Cluster>, CalloutError> {
         let now = Instant::now();
         let service = self.find(&asked, now)?;
         let cluster = &service.cluster;
@@ -198,7 +193,8 @@ impl Services {
 }
 
 impl Asked<'_> {
-    fn of<'a>(request: &CalloutRequest, uri: &'a http::Uri) -> Result<Asked<'a>, CalloutError> {
+    /// The service of a request's URI.
+    pub(super) fn of<'a>(request: &CalloutRequest, uri: &'a http::Uri) -> Result<Asked<'a>, CalloutError> {
         let tls = match uri.scheme_str() {
             Some("https") => true,
             Some("http") => false,
@@ -208,6 +204,12 @@ impl Asked<'_> {
         let keepalive = request.keepalive.map(|k| (k.idle, k.connections));
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
         Ok(Asked { tls, verify: request.verify_tls, host, port, keepalive })
+    }
+
+    /// A service that does not speak HTTP.
+    pub(super) fn raw(request: ConnectRequest<'_>) -> Asked<'_> {
+        let ConnectRequest { host, port, tls, timeout: _ } = request;
+        Asked { tls: tls.is_some(), verify: tls == Some(VerifyTls::Yes), host, port, keepalive: None }
     }
 
     /// Whether it is that service.

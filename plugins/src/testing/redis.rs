@@ -1,0 +1,102 @@
+//! Debian's redis-server, for tests of what is counted there. Where it is not installed, they say so and look at nothing.
+
+use super::context;
+use sixfold_core::plugin::{
+    BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutStreamFuture, CalloutWire,
+    ConnectFuture, ConnectRequest,
+};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// A server on loopback; it ends with this.
+pub(crate) struct RedisServer {
+    child: Child,
+    pub(crate) port: u16,
+}
+
+/// Plain connections, counted.
+#[derive(Default)]
+pub(crate) struct Wires(pub(crate) AtomicUsize);
+
+impl Callout for Wires {
+    fn send(&self, _: CalloutRequest) -> CalloutFuture {
+        Box::pin(async { Err(CalloutError::Timeout) })
+    }
+
+    fn open(&self, _: CalloutRequest) -> CalloutStreamFuture {
+        Box::pin(async { Err(CalloutError::Timeout) })
+    }
+
+    fn connect<'a>(&'a self, request: ConnectRequest<'a>) -> ConnectFuture<'a> {
+        Box::pin(async move {
+            let stream = tokio::net::TcpStream::connect((request.host, request.port)).await;
+            self.0.fetch_add(1, Relaxed);
+            let stream = stream.map_err(|error| CalloutError::Failed(error.to_string()))?;
+            Ok(Box::new(stream) as Box<dyn CalloutWire>)
+        })
+    }
+}
+
+/// A context whose callouts connect.
+pub(crate) fn connecting() -> (BuildContext, Arc<Wires>) {
+    let wires = Arc::new(Wires::default());
+    (BuildContext { callout: wires.clone(), ..context() }, wires)
+}
+
+/// A port that is free.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl RedisServer {
+    /// With these settings beside; `None` where there is none to start.
+    pub(crate) fn start(settings: &[&str]) -> Option<RedisServer> {
+        RedisServer::start_at(free_port(), settings)
+    }
+
+    /// The same at a port.
+    pub(crate) fn start_at(port: u16, settings: &[&str]) -> Option<RedisServer> {
+        let text = port.to_string();
+        let usual = ["--port", &text, "--bind", "127.0.0.1", "--save", "", "--dir", "/tmp"];
+        let mut command = Command::new("redis-server");
+        command.args(usual).args(settings).stdout(Stdio::null()).stderr(Stdio::null());
+        let Ok(child) = command.spawn() else {
+            eprintln!("no redis-server: not looked at");
+            return None;
+        };
+        let server = RedisServer { child, port };
+        server.wait();
+        Some(server)
+    }
+
+    /// Sentinels of the server at a port, under the name `mymaster`.
+    pub(crate) fn sentinel(of: u16) -> Option<RedisServer> {
+        let port = free_port();
+        let file = std::env::temp_dir().join(format!("sixfold-sentinel-{port}.conf"));
+        let text = format!("port {port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {of} 1\n");
+        std::fs::write(&file, text).unwrap();
+        let mut command = Command::new("redis-server");
+        let child = command.arg(&file).arg("--sentinel").stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let server = RedisServer { child: child.ok()?, port };
+        server.wait();
+        Some(server)
+    }
+
+    fn wait(&self) {
+        let begun = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "redis-server does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
