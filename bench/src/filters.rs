@@ -1,5 +1,6 @@
-//! Filters of a mesh's sidecars with the requests that they judge, run as the request path runs them: what each costs a request.
+//! Filters of a mesh's sidecars and plugins of a gateway with the requests that they judge, run as the request path runs them: what each costs a request.
 
+mod apisix;
 mod limits;
 mod mesh;
 mod policies;
@@ -38,7 +39,7 @@ pub struct Case {
 }
 
 /// All of them, in the order of the report.
-pub const CASES: [Case; 13] = [
+pub const CASES: [Case; 17] = [
     case("rbac-paths", "rbac, 100 policies, each of a path", policies::of_paths),
     case("rbac-principals", "rbac, 100 policies, each of a service account", policies::of_principals),
     case("rbac-one-path", "rbac, 100 policies of one path, each of a service account", policies::of_one_path),
@@ -56,6 +57,10 @@ pub const CASES: [Case; 13] = [
     case("metadata", "istio.metadata_exchange, inbound", mesh::metadata),
     case("stats", "istio.stats, inbound", mesh::stats_of_called),
     case("stats-caller", "istio.stats, outbound", mesh::stats_of_caller),
+    case("gateway", "eight plugins of a gateway, from real-ip to prometheus", apisix::gateway),
+    case("limit-count", "limit-count and prometheus", apisix::counted),
+    case("jwt-auth", "jwt-auth, HS256", apisix::jwt_auth),
+    case("key-auth", "key-auth among 10,000 consumers", apisix::key_auth),
 ];
 
 const fn case(name: &'static str, title: &'static str, make: fn() -> Result<Ready>) -> Case {
@@ -127,7 +132,7 @@ fn run(chain: &Arc<Chain>, stream: &mut Stream) -> bool {
         loop {
             match request.run(&mut chain, stream).await {
                 Passed::Done => break,
-                Passed::ClearRoute => {}
+                Passed::ClearRoute | Passed::Identified => {}
                 _ => return false,
             }
         }
@@ -215,8 +220,8 @@ mod tests {
     /// What is measured is the judgement: a request of somebody else is refused.
     #[test]
     fn policies_and_tokens_are_judged() {
-        for case in CASES.iter().filter(|case| case.name.starts_with("rbac") || case.name.starts_with("jwt"))
-        {
+        let judges = |case: &&Case| case.name.starts_with("rbac") || case.name.starts_with("jwt");
+        for case in CASES.iter().filter(judges) {
             let ready = case.ready().unwrap();
             let mut other = ready.request();
             other.request.target.set(b"/other");

@@ -290,7 +290,8 @@ pub(crate) fn known(
         }
         let mut said = said.clone();
         complete(&serde_json::from_str(factory.consumer_schema.unwrap()).unwrap(), &mut said);
-        let Credential { key, proof } = factory.credential(&said).unwrap_or_else(|error| panic!("{error}"));
+        let Credential { key, proof, .. } =
+            factory.credential(&said).unwrap_or_else(|error| panic!("{error}"));
         by_key.insert(key, identity(credential.map(Into::into), proof));
     }
     let consumers = Arc::new(Consumers::default());

@@ -41,7 +41,8 @@ struct OfConsumer {
 
 /// What tokens of a consumer are held against.
 struct Signer {
-    key: OneKey,
+    /// `None` where nothing can be verified.
+    key: Option<OneKey>,
     /// Seconds by which clocks may differ.
     leeway: f64,
 }
@@ -49,6 +50,7 @@ struct Signer {
 fn credential(said: OfConsumer) -> Result<Credential, ConfigError> {
     let algorithm = Algorithm::named(&said.algorithm)
         .ok_or_else(|| ConfigError::field("algorithm", "is none that is known"))?;
+    let mut unusable = None;
     let key = if algorithm.is_of_secrets() {
         let secret = said.secret.ok_or_else(|| {
             ConfigError::new("property \"secret\" is required when using HS based algorithms")
@@ -63,13 +65,14 @@ fn credential(said: OfConsumer) -> Result<Credential, ConfigError> {
         if secret.is_empty() {
             return Err(ConfigError::field("secret", "is empty, so that everybody knows it"));
         }
-        OneKey::of_secret(algorithm, &secret)
+        Some(OneKey::of_secret(algorithm, &secret))
     } else {
         let pem = said.public_key.ok_or_else(|| ConfigError::new("missing valid public key"))?;
-        OneKey::of_pem(algorithm, &pem).map_err(|reason| ConfigError::field("public_key", reason))?
+        let read = OneKey::of_pem(algorithm, &pem);
+        read.map_err(|reason| unusable = Some(ConfigError::field("public_key", reason))).ok()
     };
     let leeway = f64::from(said.lifetime_grace_period);
-    Ok(Credential::new(said.key.into_bytes(), Signer { key, leeway }))
+    Ok(Credential::new(said.key.into_bytes(), Signer { key, leeway }).unusable(unusable))
 }
 
 #[derive(Deserialize)]
@@ -203,12 +206,13 @@ impl JwtAuth {
         let identity = key.and_then(|key| self.authentication.find(key.as_bytes()));
         let identity = identity.ok_or("Invalid user key in JWT token")?;
         let signer: &Signer = identity.proof().ok_or(NOT_VERIFIED)?;
+        let verifier = signer.key.as_ref().ok_or(NOT_VERIFIED)?;
         let algorithm = header.get("alg").and_then(Value::as_str).and_then(Algorithm::named);
-        if algorithm != Some(signer.key.algorithm()) {
+        if algorithm != Some(verifier.algorithm()) {
             return Err(NOT_VERIFIED);
         }
         let signature = parts.signature().map_err(|_| NOT_VERIFIED)?;
-        if !signer.key.verifies(parts.signed(), &signature) || !self.holds_now(&payload, signer.leeway) {
+        if !verifier.verifies(parts.signed(), &signature) || !self.holds_now(&payload, signer.leeway) {
             return Err(NOT_VERIFIED);
         }
         Ok(identity)

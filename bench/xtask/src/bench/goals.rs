@@ -76,6 +76,10 @@ const FILTERS: &[(&str, f64)] = &[
     ("limit", 300.0),
     ("limit-descriptors", 300.0),
     ("limit-values", 300.0),
+    ("gateway", 1_500.0),
+    ("limit-count", 1_000.0),
+    ("jwt-auth", 5_000.0),
+    ("key-auth", 300.0),
 ];
 
 /// A table of all goals that the run says something about; empty when it says nothing.

@@ -48,7 +48,14 @@ pub(super) struct Observation<'a> {
 }
 
 thread_local! {
-    static KEY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static KEYS: RefCell<Keys> = const { RefCell::new(Keys { key: Vec::new(), shared: Vec::new() }) };
+}
+
+/// Where keys are made.
+struct Keys {
+    key: Vec<u8>,
+    /// What those of latency and bandwidth have in common, made once for a request.
+    shared: Vec<u8>,
 }
 
 static CONSUMER: LazyLock<Variable> = LazyLock::new(|| Variable::parse("consumer_name"));
@@ -105,12 +112,18 @@ impl Metrics {
 
     /// Counts a request.
     pub(super) fn record(&self, seen: &Observation<'_>, stream: &Stream) {
-        KEY.with_borrow_mut(|key| {
+        KEYS.with_borrow_mut(|Keys { key, shared }| {
             let now = Instant::now();
-            self.status_key(key, seen, stream);
+            shared.clear();
+            client_and_node(shared, stream);
+            self.status_key(key, seen, shared, stream);
             self.status.touch(key, now, |n| *n += 1);
 
             let apisix = (seen.request_ms - seen.upstream_ms.unwrap_or(0.0)).max(0.0);
+            let start = shared.len();
+            text(shared, seen.route.as_bytes());
+            text(shared, seen.service.as_bytes());
+            shared.rotate_left(start);
             let latencies = [
                 ("request", Some(seen.request_ms)),
                 ("upstream", seen.upstream_ms),
@@ -118,19 +131,20 @@ impl Metrics {
             ];
             for (kind, value) in latencies {
                 let Some(value) = value else { continue };
-                traffic_key(key, kind, seen, stream, &self.settings.latency.extra);
+                traffic_key(key, kind, shared, stream, &self.settings.latency.extra);
                 let bounds = &self.settings.buckets;
                 self.latency.touch(key, now, |buckets| buckets.add(bounds, value));
             }
             for (kind, value) in [("ingress", seen.ingress), ("egress", seen.egress)] {
-                traffic_key(key, kind, seen, stream, &self.settings.bandwidth.extra);
+                traffic_key(key, kind, shared, stream, &self.settings.bandwidth.extra);
                 self.bandwidth.touch(key, now, |n| *n += value);
             }
             key.shrink_to(KEPT_KEY);
+            shared.shrink_to(KEPT_KEY);
         });
     }
 
-    fn status_key(&self, key: &mut Vec<u8>, seen: &Observation<'_>, stream: &Stream) {
+    fn status_key(&self, key: &mut Vec<u8>, seen: &Observation<'_>, client_and_node: &[u8], stream: &Stream) {
         key.clear();
         let code = seen.status;
         key.extend([code / 100, code / 10 % 10, code % 10].map(|digit| b'0' + (digit % 10) as u8));
@@ -138,7 +152,7 @@ impl Metrics {
         text(key, seen.uri.as_bytes());
         text(key, seen.host.as_bytes());
         text(key, seen.service.as_bytes());
-        client_and_node(key, stream);
+        key.extend_from_slice(client_and_node);
         variable(key, &SOURCE, stream);
         extra(key, &self.settings.status.extra, stream);
     }
@@ -155,18 +169,10 @@ impl Buckets {
     }
 }
 
-fn traffic_key(
-    key: &mut Vec<u8>,
-    kind: &str,
-    seen: &Observation<'_>,
-    stream: &Stream,
-    labels: &[(String, Format)],
-) {
+fn traffic_key(key: &mut Vec<u8>, kind: &str, shared: &[u8], stream: &Stream, labels: &[(String, Format)]) {
     key.clear();
     key.extend_from_slice(kind.as_bytes());
-    text(key, seen.route.as_bytes());
-    text(key, seen.service.as_bytes());
-    client_and_node(key, stream);
+    key.extend_from_slice(shared);
     extra(key, labels, stream);
 }
 

@@ -573,7 +573,17 @@ fn schemas_are_told() {
     assert_eq!(json("/plugins?all=true")["marker"]["priority"], 100);
     assert_eq!(
         json("/plugins/list"),
-        serde_json::json!(["knock", "other", "marker", "late", "bring", "agree", "refuse", "prometheus"])
+        serde_json::json!([
+            "knock",
+            "other",
+            "marker",
+            "late",
+            "bring",
+            "seal",
+            "agree",
+            "refuse",
+            "prometheus"
+        ])
     );
     assert_eq!(api.ask("GET", "/plugins/list?subsystem=x", "").body, "invalid subsystem passed");
     assert_eq!(api.ask("PUT", "/plugins/reload", ""), Got { status: 200, body: "done".to_owned() });

@@ -27,7 +27,7 @@ pub(crate) struct OfConsumer {
     pub(crate) credentials: Vec<CredentialConfig>,
     /// What is wrong.
     pub(crate) refused: Vec<Violation>,
-    /// References that lead to nothing: nobody authenticates with what they are part of.
+    /// References that lead to nothing, and keys that verify nothing: nobody authenticates with what they are part of.
     pub(crate) unresolved: Vec<Violation>,
 }
 
@@ -87,6 +87,10 @@ impl Catalog {
             let path = error.field.iter().map(|field| Step::Key(field.to_string())).collect();
             all(vec![Violation::new(path, error.reason)])
         })?;
+        if let Some(reason) = &credential.unusable {
+            let path = reason.field.iter().map(|field| Step::Key(field.to_string())).collect();
+            said.unresolved.push(below(name, Violation::new(path, reason.reason.clone())));
+        }
         said.credentials.push(CredentialConfig { plugin: entry.factory.name, credential });
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! lock.
 
 use super::Consumer;
+use crate::error::ConfigError;
 use crate::fast_hash::FastMap;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -20,12 +21,20 @@ pub struct Credential {
     pub key: Box<[u8]>,
     /// The rest.
     pub proof: Proof,
+    /// Why nothing that a client can show holds against it, as of a key of another kind than is said.
+    pub unusable: Option<Box<ConfigError>>,
 }
 
 impl Credential {
     /// One that is found by `key`.
     pub fn new(key: impl Into<Box<[u8]>>, proof: impl Any + Send + Sync) -> Credential {
-        Credential { key: key.into(), proof: Arc::new(proof) }
+        Credential { key: key.into(), proof: Arc::new(proof), unusable: None }
+    }
+
+    /// The same, with which nobody authenticates, if there is a reason for that: it is taken, and told.
+    #[must_use]
+    pub fn unusable(self, reason: Option<ConfigError>) -> Credential {
+        Credential { unusable: reason.map(Box::new), ..self }
     }
 }
 

@@ -8,9 +8,10 @@ use hyper_util::rt::TokioIo;
 use sixfold_core::cluster::{Address, ClusterConfig, Clusters, HostConfig, UpstreamProtocol};
 use sixfold_core::headers::Headers;
 use sixfold_core::metrics::Registry;
-use sixfold_core::plugin::{Keepalive, grpc};
+use sixfold_core::plugin::{Keepalive, VerifyTls, grpc};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 /// A service on loopback; it counts connections and closes each after `per_connection` requests.
@@ -174,7 +175,40 @@ async fn services_over_tls_are_verified_unless_told_otherwise() {
     assert_eq!(callout(None).send(request(false)).await.unwrap().status, 200);
     assert!(callout(None).send(request(true)).await.is_err());
     assert!(callout(Some("/nowhere".into())).send(request(true)).await.is_err());
+    // And so are connections for other protocols.
+    let raw = async |callout: Callouts, verify| {
+        let request = ConnectRequest {
+            host: "localhost",
+            port: service.port,
+            tls: Some(verify),
+            timeout: Duration::from_secs(5),
+        };
+        said(callout.connect(request).await?).await
+    };
+    assert!(raw(callout(Some(file.clone())), VerifyTls::Yes).await.unwrap().starts_with("HTTP/1.1 200 OK"));
+    assert!(raw(callout(None), VerifyTls::No).await.unwrap().ends_with("GET /raw a - "));
+    assert!(raw(callout(None), VerifyTls::Yes).await.is_err());
     std::fs::remove_file(file).unwrap();
+}
+
+/// What the service answers on a connection of bytes.
+async fn said(mut wire: Box<dyn CalloutWire>) -> Result<String, CalloutError> {
+    let mut text = String::new();
+    wire.write_all(b"GET /raw HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.map_err(failed)?;
+    wire.read_to_string(&mut text).await.map_err(failed)?;
+    Ok(text)
+}
+
+#[tokio::test]
+async fn connections_for_other_protocols_are_bytes() {
+    let service = Service::start(None).await;
+    let callout = callout(None);
+    let request = |host, port| ConnectRequest { host, port, tls: None, timeout: Duration::from_millis(500) };
+    let wire = callout.connect(request("localhost", service.port)).await.unwrap();
+    assert!(said(wire).await.unwrap().ends_with("GET /raw a - "));
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    assert!(callout.connect(request("127.0.0.1", closed)).await.is_err());
+    assert!(callout.connect(request("no such name", 1)).await.is_err());
 }
 
 /// A cluster of the configuration.
@@ -258,7 +292,8 @@ async fn a_service_that_a_worker_knows_is_found_while_others_are_added() {
     callout.send(service.request("/")).await.unwrap();
     let _busy = callout.0.busy();
     // Would wait for ever, for a lock that the test itself holds.
-    let known = callout.0.cluster(&service.request("/"), &service.request("/").uri.parse().unwrap()).await;
+    let uri: http::Uri = service.request("/").uri.parse().unwrap();
+    let known = callout.0.cluster(Asked::of(&service.request("/"), &uri).unwrap()).await;
     assert_eq!(known.unwrap().hosts.load().total(), 1);
 }
 
