@@ -61,26 +61,19 @@ impl RedisServer {
     pub(crate) fn start_at(port: u16, settings: &[&str]) -> Option<RedisServer> {
         let text = port.to_string();
         let usual = ["--port", &text, "--bind", "127.0.0.1", "--save", "", "--dir", "/tmp"];
+        let arguments: Vec<&str> = usual.iter().chain(settings).copied().collect();
+        RedisServer::spawn(port, &arguments)
+    }
+
+    /// One that these arguments have listen at a port.
+    pub(crate) fn spawn(port: u16, arguments: &[&str]) -> Option<RedisServer> {
         let mut command = Command::new("redis-server");
-        command.args(usual).args(settings).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
         let Ok(child) = command.spawn() else {
             eprintln!("no redis-server: not looked at");
             return None;
         };
         let server = RedisServer { child, port };
-        server.wait();
-        Some(server)
-    }
-
-    /// Sentinels of the server at a port, under the name `mymaster`.
-    pub(crate) fn sentinel(of: u16) -> Option<RedisServer> {
-        let port = free_port();
-        let file = std::env::temp_dir().join(format!("sixfold-sentinel-{port}.conf"));
-        let text = format!("port {port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {of} 1\n");
-        std::fs::write(&file, text).unwrap();
-        let mut command = Command::new("redis-server");
-        let child = command.arg(&file).arg("--sentinel").stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let server = RedisServer { child: child.ok()?, port };
         server.wait();
         Some(server)
     }

@@ -163,7 +163,13 @@ async fn nodes_of_a_cluster_are_found_by_their_redirections() {
 #[tokio::test]
 async fn sentinels_tell_where_the_server_is() {
     let Some(server) = RedisServer::start(&[]) else { return };
-    let Some(sentinel) = RedisServer::sentinel(server.port) else { return };
+    let port = free_port();
+    let file = std::env::temp_dir().join(format!("sixfold-sentinel-{port}.conf"));
+    let watched = server.port;
+    let text = format!("port {port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {watched} 1\n");
+    std::fs::write(&file, text).unwrap();
+    let arguments = [file.to_str().unwrap(), "--sentinel"];
+    let Some(sentinel) = RedisServer::spawn(port, &arguments) else { return };
     let (context, _) = connecting();
     let config = |name: &str| {
         json!({"redis_sentinels": [{"host": "127.0.0.1", "port": free_port()},
@@ -173,6 +179,7 @@ async fn sentinels_tell_where_the_server_is() {
     assert_eq!([add(&redis, "k").await, add(&redis, "k").await], [Ok(1), Ok(2)]);
     let unknown = service("redis-sentinel", config("other"), &context);
     assert!(add(&unknown, "k").await.unwrap_err().contains("no server is known for 'other'"));
+    std::fs::remove_file(file).unwrap();
 }
 
 #[test]
