@@ -85,6 +85,8 @@ pub struct Config {
     pub control: Option<SocketAddr>,
     /// DNS servers instead of the system's.
     pub dns_resolver: Option<Vec<SocketAddr>>,
+    /// DNS servers for upstreams of `discovery_type: dns` (`discovery.dns.servers`), instead of those of everybody.
+    pub dns_discovery: Option<Vec<SocketAddr>>,
     /// How long an address is kept, instead of its TTL.
     pub dns_resolver_valid: Option<Duration>,
     /// Completes names with the system's search domains, whichever servers are asked.

@@ -234,7 +234,12 @@ impl Reading<'_> {
             _ => return,
         };
         for field in lua.iter().filter(|field| value.get(**field).is_some()) {
-            self.unless_told(vec![key(field)], "not supported: Lua is not run");
+            let instead = match *field {
+                "filter_func" => "`vars` tells requests apart",
+                _ => "plugins do what scripts did",
+            };
+            let reason = format!("not supported: Lua is not run; {instead} (docs/plugins/without-lua.md)");
+            self.unless_told(vec![key(field)], reason);
         }
         for (kind, field) in references {
             let id = value.get(*field).and_then(|id| Id::deserialize(id).ok());

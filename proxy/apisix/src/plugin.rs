@@ -204,6 +204,8 @@ impl Catalog {
     fn unknown(&self, name: &str) -> Violation {
         let hint = if self.disabled.contains(name) {
             Some("it is not in the list of plugins".to_owned())
+        } else if name.starts_with("serverless-") {
+            Some("Lua is not run; plugins do what it did (docs/plugins/without-lua.md)".to_owned())
         } else if names::APISIX.contains(&name) {
             Some("not supported yet".to_owned())
         } else {
@@ -346,7 +348,10 @@ fn take_meta(name: &str, config: &mut Value) -> Result<Meta, Vec<Violation>> {
     checked.map_err(|violations| violations.into_iter().map(of_meta).map(reworded).collect::<Vec<_>>())?;
     Meta::read(&meta).map_err(|fault| {
         let (field, message, is_whole) = match fault {
-            MetaFault::Lua => ("pre_function", "not supported: Lua is not run".to_owned(), false),
+            MetaFault::Lua => {
+                let instead = "`filter` says when a plugin runs (docs/plugins/without-lua.md)";
+                ("pre_function", format!("not supported: Lua is not run; {instead}"), false)
+            }
             // APISIX says this of a resource's own `vars` too, and nothing of the plugin.
             MetaFault::Filter(e) => {
                 ("filter", format!("failed to validate the 'vars' expression: {e}"), true)

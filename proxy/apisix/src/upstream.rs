@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sixfold_core::cluster::{
     Address, BalanceConfig, BreakerLimits, ClusterConfig, ClusterPolicy, Discovery, DnsBackoff, DnsFamily,
-    DnsOptions, HeaderCase, HostConfig, Http1Options, Http2Options, Policy, UpstreamProtocol,
+    DnsOptions, DnsServers, HeaderCase, HostConfig, Http1Options, Http2Options, Policy, UpstreamProtocol,
 };
 use sixfold_core::format::Format;
 use sixfold_core::headers::HeaderRules;
@@ -21,13 +21,16 @@ use sixfold_core::retry::{RetryOn, RetryPolicy};
 use sixfold_core::route;
 use sixfold_core::tls::ClientTls;
 
-use crate::config::UpstreamKeepalive;
+use crate::config::Config;
 use crate::item::violation;
 use crate::resource::{HashOn, Nodes, PassHost, Scheme, Timeout, Upstream};
 use crate::schema::{Schema, Violation};
 use crate::shared::Shared;
 
 pub(crate) use self::checks::compile as compile_checks;
+
+/// The kind of discovery that there is: a service is what DNS says of its name.
+const DNS: &str = "dns";
 
 /// Each timeout of an upstream that gives none.
 const DEFAULT_TIMEOUT: f64 = 60.0;
@@ -66,6 +69,8 @@ pub(crate) struct Timeouts {
 pub(crate) struct Terms {
     /// Some node has a name.
     named: bool,
+    /// Whom discovery asks for it; `None` asks whom everybody asks.
+    servers: Option<Arc<DnsServers>>,
     protocol: UpstreamProtocol,
     scheme: message::Scheme,
     balancer: Balancer,
@@ -91,15 +96,14 @@ enum Balancer {
 /// Everything that is wrong with an upstream beyond its schema.
 pub(crate) fn check(upstream: &Upstream) -> Vec<Violation> {
     let mut violations = Vec::new();
-    if let Some(kind) = &upstream.discovery_type {
-        let reason = format!("not supported: service discovery ({kind})");
+    if let Some(kind) = upstream.discovery_type.as_ref().filter(|kind| *kind != DNS) {
+        let reason = format!("not supported: service discovery ({kind}); dns is");
         violations.push(violation(&["discovery_type"], reason));
     }
     violations.extend(upstream.checks.iter().flat_map(checks::check));
-    if let Some(nodes) = &upstream.nodes
-        && let Err(reason) = hosts(upstream, nodes)
-    {
-        violations.push(violation(&["nodes"], reason));
+    if let Err(reason) = hosts(upstream) {
+        let field = if upstream.nodes.is_some() { "nodes" } else { "service_name" };
+        violations.push(violation(&[field], reason));
     }
     if protocol(upstream.scheme).is_none() {
         let reason = "not supported for HTTP routes; http, https, grpc and grpcs are";
@@ -205,13 +209,12 @@ pub(crate) fn compile(
     name: &Arc<str>,
     upstream: &Upstream,
     tls: Option<Arc<ClientTls>>,
-    keepalive: UpstreamKeepalive,
+    config: &Config,
     policies: &Shared<Terms, ClusterPolicy>,
 ) -> Result<(ClusterConfig, Vec<HostConfig>), String> {
-    let none = Nodes::List(Vec::new());
-    let hosts = hosts(upstream, upstream.nodes.as_ref().unwrap_or(&none))?;
-    let policy =
-        policies.get(Terms::of(upstream, &hosts, keepalive), |terms| Ok::<_, String>(terms.policy()));
+    let hosts = hosts(upstream)?;
+    let terms = Terms::of(upstream, &hosts, config);
+    let policy = policies.get(terms, |terms| Ok::<_, String>(terms.policy()));
     let config = ClusterConfig {
         name: name.clone(),
         observability_name: name.clone(),
@@ -228,11 +231,14 @@ pub(crate) fn compile(
 }
 
 impl Terms {
-    fn of(upstream: &Upstream, hosts: &[HostConfig], keepalive: UpstreamKeepalive) -> Terms {
-        let pool = upstream.keepalive_pool;
+    fn of(upstream: &Upstream, hosts: &[HostConfig], config: &Config) -> Terms {
+        let (pool, keepalive) = (upstream.keepalive_pool, config.http.upstream_keepalive);
+        let servers = config.dns_discovery.as_ref().filter(|_| upstream.nodes.is_none());
         let retries = upstream.retries.unwrap_or_else(|| (hosts.len() as i64 - 1).max(0));
         Terms {
             named: hosts.iter().any(|host| matches!(host.address, Address::Name(..))),
+            servers: servers
+                .map(|servers| Arc::new(DnsServers { addresses: servers.clone(), ..DnsServers::default() })),
             protocol: protocol(upstream.scheme).unwrap_or_default(),
             scheme: if upstream.scheme.is_tls() { message::Scheme::Https } else { message::Scheme::Http },
             balancer: Balancer::named(&upstream.balancer),
@@ -252,6 +258,7 @@ impl Terms {
             respect_ttl: true,
             failure: Some(DnsBackoff { base: Duration::from_secs(2), max: Duration::from_secs(10) }),
             family: DnsFamily::V4Preferred,
+            servers: self.servers.clone(),
             ..DnsOptions::default()
         };
         ClusterPolicy {
@@ -330,8 +337,13 @@ fn protocol(scheme: Scheme) -> Option<UpstreamProtocol> {
 }
 
 /// The endpoints. APISIX prefers large priorities, the model small ones.
-fn hosts(upstream: &Upstream, nodes: &Nodes) -> Result<Vec<HostConfig>, String> {
-    let nodes = nodes.to_list()?;
+fn hosts(upstream: &Upstream) -> Result<Vec<HostConfig>, String> {
+    let nodes = match (&upstream.nodes, &upstream.service_name) {
+        (Some(nodes), _) => nodes.to_list()?,
+        // One name, which stands for as many nodes as DNS says.
+        (None, Some(service)) => Nodes::Map([(service.clone(), 1.into())].into_iter().collect()).to_list()?,
+        (None, None) => Vec::new(),
+    };
     let mut levels: Vec<i64> = nodes.iter().map(|node| node.priority).collect();
     levels.sort_unstable_by_key(|priority| std::cmp::Reverse(*priority));
     levels.dedup();

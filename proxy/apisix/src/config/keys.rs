@@ -19,6 +19,7 @@ use Rule::{Read, Refuse, Report};
 const LUA: &str = "Lua is not run; plugins that are written in it are refused where they are used";
 const STREAM_LOG: &str = "streams have no access log";
 const SNIPPET: &str = "nginx's configuration language is not read";
+const DISCOVERY: &str = "dns is the only discovery that there is; upstreams that need another are refused";
 const NGINX: &str = "it tunes nginx's own memory or processes and has no meaning here";
 const ETCD: &str = "etcd is not used, resources are read from a file";
 
@@ -150,7 +151,18 @@ const KEYS: &[(&str, Rule)] = &[
     ("plugin_attr.server-info", Report(ABSENT)),
     ("plugin_attr.skywalking", Report(ABSENT)),
     ("plugin_attr.zipkin", Report(ABSENT)),
-    ("discovery", Report("no service discovery is part of the gateway; upstreams that need it are refused")),
+    ("discovery.dns.servers", Read),
+    (
+        "discovery.dns.resolv_conf",
+        Report("services are asked of apisix.dns_resolver, or of the system's servers"),
+    ),
+    ("discovery.dns.order", Report("IPv4 addresses are asked for, and IPv6 if there are none")),
+    ("discovery.eureka", Report(DISCOVERY)),
+    ("discovery.nacos", Report(DISCOVERY)),
+    ("discovery.consul", Report(DISCOVERY)),
+    ("discovery.consul_kv", Report(DISCOVERY)),
+    ("discovery.kubernetes", Report(DISCOVERY)),
+    ("discovery.tars", Report(DISCOVERY)),
     ("wasm", Report("WASM plugins are not run; they are refused where they are used")),
     (
         "xrpc",

@@ -218,6 +218,7 @@ impl Reader<'_> {
             } else {
                 None
             },
+            dns_discovery: self.dns_servers(&root.key("discovery").key("dns").key("servers")),
             dns_resolver: self.dns_servers(&apisix.key("dns_resolver")),
             dns_resolver_valid: self.optional_duration(&apisix.key("dns_resolver_valid")),
             enable_resolv_search_opt: self.flag(&apisix.key("enable_resolv_search_opt")),

@@ -308,10 +308,10 @@ fn of_tls_what_there_is_remains() {
 fn what_has_no_effect_is_reported() {
     let config = parse(
         "apisix: {lru: {secret: {ttl: 1}}, ssl: {ssl_session_tickets: true}}\n\
-         graphql: {max_size: 1}\ndiscovery: {dns: {servers: ['1.1.1.1']}}\n",
+         graphql: {max_size: 1}\ndiscovery: {dns: {servers: ['1.1.1.1']}, nacos: {host: ['http://a']}}\n",
     );
     let fields: Vec<_> = config.reports.iter().map(|report| report.field.clone().unwrap()).collect();
-    assert_eq!(fields, ["apisix.lru", "apisix.ssl.ssl_session_tickets", "graphql.max_size", "discovery"]);
+    assert_eq!(fields, ["apisix.lru", "apisix.ssl.ssl_session_tickets", "graphql.max_size", "discovery.nacos"]);
 }
 
 #[test]

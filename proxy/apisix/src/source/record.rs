@@ -309,13 +309,7 @@ impl Builder<'_> {
             return Ok(built.clone());
         }
         let tls = crate::tls::towards_upstream(name, upstream, certificate.map(|c| &**c), self.context)?;
-        let (mut config, hosts) = upstream::compile(
-            name,
-            upstream,
-            tls,
-            self.config.http.upstream_keepalive,
-            &self.shared.policies,
-        )?;
+        let (mut config, hosts) = upstream::compile(name, upstream, tls, self.config, &self.shared.policies)?;
         if let Some(checks) = upstream::compile_checks(name, upstream, self.config, self.context)? {
             // What follows is a policy of its own: most upstreams have no checks and share theirs.
             config.checks = Some(checks);

@@ -2,19 +2,20 @@
 
 use super::*;
 use crate::resource::Kind;
-use crate::schema;
+use crate::{schema, testing};
 
 fn upstream(mut value: Value) -> Upstream {
     schema::resource(Kind::Upstream).validate(&mut value).unwrap();
     serde_json::from_value(value).unwrap()
 }
 
-fn keepalive() -> UpstreamKeepalive {
-    UpstreamKeepalive { size: 320, requests: 1000, timeout: Duration::from_secs(60) }
+fn compiled(value: Value) -> (ClusterConfig, Vec<HostConfig>) {
+    compiled_with("", value)
 }
 
-fn compiled(value: Value) -> (ClusterConfig, Vec<HostConfig>) {
-    compile(&"upstreams/1".into(), &upstream(value), None, keepalive(), &Shared::default()).unwrap()
+fn compiled_with(config: &str, value: Value) -> (ClusterConfig, Vec<HostConfig>) {
+    let config = Config::standalone(config, &testing::environment()).unwrap();
+    compile(&"upstreams/1".into(), &upstream(value), None, &config, &Shared::default()).unwrap()
 }
 
 fn faults(value: Value) -> Vec<String> {
@@ -49,6 +50,21 @@ fn names_are_resolved() {
     assert!(matches!(config.discovery, Discovery::StrictDns(_)));
     assert_eq!(hosts[0].address, Address::Name("example.com".to_owned(), 80));
     assert_eq!((&*hosts[0].hostname, &*hosts[1].hostname), ("Example.COM", ""));
+}
+
+#[test]
+fn a_service_of_dns_is_a_name_that_its_own_servers_are_asked_for() {
+    let own = "discovery: {dns: {servers: ['127.0.0.1:1053', '10.0.0.1']}}";
+    let service = json!({"service_name": "orders.example:8080", "discovery_type": "dns"});
+    let (config, hosts) = compiled_with(own, service.clone());
+    assert_eq!(hosts[0].address, Address::Name("orders.example".to_owned(), 8080));
+    let Discovery::StrictDns(dns) = &config.discovery else { panic!("not by DNS") };
+    let servers: Vec<SocketAddr> = vec!["127.0.0.1:1053".parse().unwrap(), "10.0.0.1:53".parse().unwrap()];
+    assert_eq!(dns.servers.as_ref().unwrap().addresses, servers);
+    let named = compiled_with(own, json!({"nodes": {"orders.example:8080": 1}})).0;
+    let Discovery::StrictDns(dns) = &named.discovery else { panic!("not by DNS") };
+    assert_eq!(dns.servers, None, "nodes are asked for where everybody asks");
+    assert!(matches!(&compiled(service).0.discovery, Discovery::StrictDns(dns) if dns.servers.is_none()));
 }
 
 #[test]
@@ -109,8 +125,12 @@ fn what_can_not_be_is_refused_by_name() {
     );
     assert_eq!(faults(json!({"nodes": {"a:99999": 1}})), ["nodes: invalid port 99999"]);
     assert!(faults(json!({"nodes": {}, "scheme": "kafka"}))[0].starts_with("scheme: not supported"));
-    assert!(
-        faults(json!({"service_name": "a", "discovery_type": "dns"}))[0]
-            .starts_with("discovery_type: not supported")
+    assert_eq!(
+        faults(json!({"service_name": "a", "discovery_type": "nacos"})),
+        ["discovery_type: not supported: service discovery (nacos); dns is"]
+    );
+    assert_eq!(
+        faults(json!({"service_name": "a:0", "discovery_type": "dns"})),
+        ["service_name: invalid port 0"]
     );
 }

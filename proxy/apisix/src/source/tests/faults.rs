@@ -98,7 +98,10 @@ fn faults_name_file_place_resource_field_and_reason() {
     assert_eq!(of(&format!("remote_addrs: [{many}10.0.0.1]")).len(), 50_000);
     assert_eq!(
         faults("routes:\n  - uri: /a\n    plugins: {}\n    filter_func: 'function(vars) return true end'\n"),
-        ["apisix.yaml:4:5: route \"arr_1\": filter_func: not supported: Lua is not run"]
+        [
+            "apisix.yaml:4:5: route \"arr_1\": filter_func: not supported: Lua is not run; `vars` tells requests apart \
+          (docs/plugins/without-lua.md)"
+        ]
     );
 }
 
