@@ -398,6 +398,18 @@ impl Reading<'_> {
         if ssl.certs.len() != ssl.keys.len() {
             self.violations.push(violation(&["certs"], "mismatched number of certs and keys"));
         }
+        let others = ssl.certs.iter().enumerate();
+        let others = others.map(|(index, text)| (vec![key("certs"), Step::Index(index)], text));
+        let certificates = std::iter::once((vec![key("cert")], &ssl.cert)).chain(others);
+        for (path, _) in certificates.filter(|(_, text)| !has_certificate(text)) {
+            self.violations
+                .push(Violation { hint: no_certificate(), ..Violation::new(path, NO_CERTIFICATE) });
+        }
+        if ssl.client.as_ref().is_some_and(|client| !has_certificate(&client.ca)) {
+            let reason = format!("failed to validate client_cert: {NO_CERTIFICATE}");
+            self.violations
+                .push(Violation { hint: no_certificate(), ..violation(&["client", "ca"], reason) });
+        }
         let protocols = || ssl.ssl_protocols.iter().flatten();
         if protocols().any(|protocol| protocol == "TLSv1.1") {
             let reason = "TLSv1.1 is not supported; TLSv1.2 and TLSv1.3 are";
@@ -406,6 +418,19 @@ impl Reading<'_> {
             told.push(violation(&["ssl_protocols"], reason));
         }
     }
+}
+
+/// What APISIX says of a text that is no certificate.
+const NO_CERTIFICATE: &str = "failed to parse cert: PEM_read_bio_X509_AUX() failed";
+
+fn no_certificate() -> Option<String> {
+    Some("there is no certificate in PEM form".to_owned())
+}
+
+fn has_certificate(text: &str) -> bool {
+    ["CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE"]
+        .iter()
+        .any(|kind| text.contains(&format!("-----BEGIN {kind}-----")))
 }
 
 /// An address, or a range of them.

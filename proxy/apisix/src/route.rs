@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::Value;
 use sixfold_core::cluster::ClusterCell;
 use sixfold_core::expr::Expr;
@@ -9,7 +10,8 @@ use sixfold_core::header_ops::HeaderOps;
 use sixfold_core::metadata::Metadata;
 use sixfold_core::plugin::Chain;
 use sixfold_core::route::{
-    self, Action, ClusterChoice, Forward, ForwardOptions, Ids, PathMatch, Predicate, Route as CoreRoute,
+    self, Action, ClusterChoice, DirectResponse, Forward, ForwardOptions, Ids, PathMatch, Predicate,
+    Route as CoreRoute,
 };
 use sixfold_core::router::{ApisixRoute, ApisixRouter};
 
@@ -48,9 +50,29 @@ pub(crate) struct Parts<'a> {
     pub(crate) service: Option<(&'a Id, &'a ServiceParts)>,
     /// The cluster, unless neither route nor service name an upstream.
     pub(crate) upstream: Option<(Arc<ClusterCell>, &'a Forwarding)>,
+    /// What it refers to and is not there.
+    pub(crate) lacks: Option<Lack>,
     pub(crate) chain: Option<Arc<Chain>>,
     /// Those of other routes.
     pub(crate) options: &'a Shared<Manner, ForwardOptions>,
+}
+
+/// A resource that a route refers to and is not there: its requests are answered as APISIX answers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lack {
+    PluginConfig,
+    Service,
+    Upstream,
+}
+
+impl Lack {
+    fn status(self) -> u16 {
+        match self {
+            Lack::PluginConfig => 503,
+            Lack::Service => 404,
+            Lack::Upstream => 502,
+        }
+    }
 }
 
 /// What the options of a route that forwards are made of.
@@ -159,6 +181,10 @@ fn predicates(route: &Route) -> Result<Arc<[Predicate]>, (&'static str, String)>
 }
 
 fn action(parts: &Parts<'_>) -> Result<Action, String> {
+    if let Some(lack) = parts.lacks {
+        let answer = DirectResponse { status: lack.status(), body: Bytes::new(), body_format: None };
+        return Ok(Action::Direct(Box::new(answer)));
+    }
     // Plugins may answer all the same; a request that gets past them has nowhere to go: 503.
     let Some((cluster, forwarding)) = &parts.upstream else { return Ok(Action::NonForwarding) };
     let timeouts = parts.linkage.timeouts.unwrap_or(forwarding.timeouts);

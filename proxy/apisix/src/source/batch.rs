@@ -147,9 +147,45 @@ impl<'a> Batch<'a> {
     }
 
     pub(super) fn refuse(&mut self, key: Key, faults: Vec<Fault>, waiting: Option<Pending>) {
-        let all = self.refused.entry(key).or_insert(Refused { faults: Vec::new(), waiting: None });
+        let none = || Refused { faults: Vec::new(), waiting: None, in_force: false };
+        let all = self.refused.entry(key).or_insert_with(none);
         all.faults.extend(faults);
         all.waiting = waiting.or(all.waiting.take());
+        all.in_force = false;
+    }
+
+    /// Leaves a change in that refers to what is not there, and tells of it.
+    fn bear(&mut self, key: Key, fault: Fault) {
+        self.refuse(key.clone(), vec![fault], None);
+        if let Some(refused) = self.refused.get_mut(&key) {
+            refused.in_force = true;
+        }
+    }
+
+    /// Whether a change goes into force although it refers to what is not there: a route or a service that nothing is
+    /// known of that is better.
+    fn is_bearable(&self, key: &Key, reference: &Key) -> bool {
+        let known_better = || {
+            let is_whole = self.state.refused.get(key).is_none_or(|refused| !refused.in_force);
+            self.state.resources.get(key).is_some() && is_whole && !self.taken.contains(key)
+        };
+        matches!(key.kind, Kind::Route | Kind::Service)
+            && reference.kind != Kind::Ssl
+            && self.get(reference).is_none()
+            && !known_better()
+    }
+
+    /// Takes back what was told of resources whose references lead somewhere by now.
+    fn relieve(&mut self) {
+        let borne = self.state.refused.iter().filter(|(_, refused)| refused.in_force);
+        let relieved =
+            borne.filter(|(key, _)| !self.refused.contains_key(*key) && !self.answered.contains(*key));
+        let relieved = relieved.filter(|(key, _)| {
+            let references = self.get(key).map(|record| &record.references);
+            references.into_iter().flatten().all(|reference| self.refusal(reference).is_none())
+        });
+        let relieved: Vec<Key> = relieved.map(|(key, _)| key.clone()).collect();
+        self.answered.extend(relieved);
     }
 
     /// Takes a change out. What it would have replaced stays, if that is an earlier value of the same resource.
@@ -167,26 +203,40 @@ impl<'a> Batch<'a> {
         loop {
             let mut wrong = self.dangling();
             if wrong.is_empty() {
-                wrong = self.disagreeing().into_iter().map(|(key, fault)| (key, Some(fault))).collect();
+                let disagreeing = self.disagreeing().into_iter();
+                wrong =
+                    disagreeing.map(|(key, fault)| Wrong { key, fault: Some(fault), bears: false }).collect();
             }
             if wrong.is_empty() {
-                return;
+                return self.relieve();
             }
-            for (key, fault) in wrong {
-                let waiting = self.take_out(&key);
-                self.refuse(key, fault.into_iter().collect(), waiting);
+            for Wrong { key, fault, bears } in wrong {
+                match fault {
+                    Some(fault) if bears && self.pending.contains_key(&key) => self.bear(key, fault),
+                    fault => {
+                        let waiting = self.take_out(&key);
+                        self.refuse(key, fault.into_iter().collect(), waiting);
+                    }
+                }
             }
         }
     }
 
     /// Changes after which a reference would lead nowhere, or to what it can't; with what is to be told of it.
-    fn dangling(&self) -> Vec<(Key, Option<Fault>)> {
+    fn dangling(&self) -> Vec<Wrong> {
         let mut wrong = Vec::new();
         for (key, pending) in &self.pending {
+            let told = |reference: &Reference| {
+                let refused = self.refused.get(key).filter(|refused| refused.in_force);
+                refused.is_some_and(|refused| {
+                    refused.faults.iter().any(|f| f.error.place == Some(reference.place))
+                })
+            };
             let references = pending.record().map(|record| &record.references);
-            for reference in references.into_iter().flatten() {
+            for reference in references.into_iter().flatten().filter(|reference| !told(reference)) {
                 if let Some(refusal) = self.refusal(reference) {
-                    wrong.push((key.clone(), refusal.fault(key, reference)));
+                    let bears = self.is_bearable(key, &reference.key);
+                    wrong.push(Wrong { key: key.clone(), fault: refusal.fault(key, reference), bears });
                 }
             }
             // A new value can only become wrong for others by being of another type.
@@ -198,7 +248,8 @@ impl<'a> Batch<'a> {
                 let refers = |reference: &&Reference| reference.key == *key && !reference.lets_go;
                 for reference in record.references.iter().filter(refers) {
                     if let Some(refusal) = self.refusal(reference) {
-                        wrong.push((key.clone(), refusal.fault(dependent, reference)));
+                        let fault = refusal.fault(dependent, reference);
+                        wrong.push(Wrong { key: key.clone(), fault, bears: false });
                     }
                 }
             }
@@ -259,6 +310,14 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// A change that does not fit, and what is to be told of it.
+struct Wrong {
+    key: Key,
+    fault: Option<Fault>,
+    /// It goes into force all the same.
+    bears: bool,
+}
+
 /// Why a reference can't be.
 enum Dangling {
     /// For this reason.
@@ -301,6 +360,10 @@ impl Sink for Batch<'_> {
             return;
         };
         if let Some(before) = before.filter(|held| same_catalog && held.record.revision == revision) {
+            if self.state.refused.get(&key).is_some_and(|refused| refused.in_force) {
+                // What was told of it still holds, unless others have changed.
+                self.answered.remove(&key);
+            }
             match before.order == order {
                 true => self.pending.remove(&key),
                 false => {

@@ -19,7 +19,7 @@ use super::state::{Fault, Global, Held, Refused, State};
 use crate::listener::{self, Listening};
 use crate::plugin::{Catalog, ChainCache, GlobalPlugins, PluginSet, merge};
 use crate::resource::{Id, Kind};
-use crate::route::{Linkage, Parts, Template};
+use crate::route::{Lack, Linkage, Parts, Template};
 use crate::store::Key;
 use crate::tls::{Certificates, ClientCertificate};
 use crate::upstream::Forwarding;
@@ -374,7 +374,12 @@ impl<'a> Linker<'a, '_> {
             plugin_config.and_then(|id| self.batch.get(&Key::new(Kind::PluginConfig, id.clone())));
         let sets =
             [Some(&record.plugins), plugin_config.map(|r| &r.plugins), service.map(|(_, r)| &r.plugins)];
-        let plugins = merge(sets.into_iter().flatten().map(|set| &**set));
+        let lacks = self.lacks(record, service.map(|(_, record)| &**record));
+        // Without its service or plugin config nobody knows which plugins a route has.
+        let plugins = match lacks {
+            Some(Lack::Service | Lack::PluginConfig) => PluginSet::default(),
+            Some(Lack::Upstream) | None => merge(sets.into_iter().flatten().map(|set| &**set)),
+        };
         let global = &self.global.as_ref().unwrap_or(&self.batch.state.global).set;
         let chain = self.chains.chain(global, &plugins);
         let parts = Parts {
@@ -385,10 +390,28 @@ impl<'a> Linker<'a, '_> {
                 _ => None,
             }),
             upstream: self.upstream(record, service.map(|(_, record)| &**record)),
+            lacks,
             chain,
             options: &self.batch.builder.shared.options,
         };
         template.link(&parts)
+    }
+
+    /// What a route refers to and is not there, by itself or by its service; in APISIX's order.
+    fn lacks(&self, route: &Record, service: Option<&Record>) -> Option<Lack> {
+        let lacks = |record: &Record, kind: Kind| {
+            let id = record.refers(kind);
+            id.is_some_and(|id| self.batch.get(&Key::new(kind, id.clone())).is_none())
+        };
+        let own = || route.refers(Kind::Upstream).is_some() || route.cluster.is_some();
+        let upstream = || if own() { Some(route) } else { service };
+        if lacks(route, Kind::PluginConfig) {
+            Some(Lack::PluginConfig)
+        } else if lacks(route, Kind::Service) {
+            Some(Lack::Service)
+        } else {
+            upstream().filter(|of| lacks(of, Kind::Upstream)).map(|_| Lack::Upstream)
+        }
     }
 
     /// The cluster that a route sends to: an id goes before an upstream in place, the route before its service.

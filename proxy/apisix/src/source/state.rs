@@ -56,6 +56,9 @@ pub(super) struct Refused {
     pub(super) faults: Vec<Fault>,
     /// The change, if it may be taken when others change.
     pub(super) waiting: Option<Pending>,
+    /// It is in force all the same, and refers to what is not there: its requests are answered with an error, as by
+    /// APISIX. Without it they would find another route, and be let pass where this one guards.
+    pub(super) in_force: bool,
 }
 
 /// A fault, and the resource in which it is found.

@@ -183,6 +183,7 @@ pub fn encode_response(
         |known| match known {
             Known::CONNECTION if status == 101 => Keep::Yes,
             Known::CONNECTION | Known::TRANSFER_ENCODING => Keep::No,
+            Known::SERVER if opts.profile == Profile::Apisix => Keep::No,
             // Envoy announces the body that a 204 does not carry, when the answer is its own.
             Known::CONTENT_LENGTH if status == 204 && opts.profile == Profile::Envoy => Keep::Yes,
             Known::CONTENT_LENGTH if bodiless => Keep::No,
@@ -228,6 +229,10 @@ pub fn encode_response(
             (true, Profile::Envoy) if !http10 => {}
             (true, _) => own(out, Known::CONNECTION, b"keep-alive"),
         }
+    }
+    // nginx's own fields stand before those of others, which Server is one of to APISIX.
+    if let Some(server) = head.headers.get(Known::SERVER).filter(|_| opts.profile == Profile::Apisix) {
+        own(out, Known::SERVER, server);
     }
     let field_bytes = (out.len() - first) as u64;
     out.extend_from_slice(b"\r\n");
@@ -355,7 +360,7 @@ enum Keep {
 }
 
 /// Fields that say something of framing, or that are not always written. All others are.
-const TOLD_OF: KnownSet = FRAMING.and(&KnownSet::of(&[Known::HOST]));
+const TOLD_OF: KnownSet = FRAMING.and(&KnownSet::of(&[Known::HOST, Known::SERVER]));
 
 /// Appends all fields that may go out, and gathers what they say about framing. Lines that lie side by side and go out
 /// as they are are copied together.

@@ -18,7 +18,7 @@ use sixfold_core::headers::{Headers, Known, KnownSet};
 use sixfold_core::message::Scheme;
 use sixfold_core::plugin::LocalReply;
 use sixfold_core::router::TableOptions;
-use sixfold_core::stream::Stream;
+use sixfold_core::stream::{ResponseSource, Stream};
 use tokio::time::Instant;
 
 pub(crate) use apisix::hide_upstream_headers;
@@ -162,7 +162,10 @@ fn is_empty(headers: &Headers, name: Known) -> bool {
 /// Prepares the headers of a response for the client. Runs after all filters. `now` is the moment of the last
 /// event.
 pub(crate) fn response(hcm: &HttpConnectionManager, now: Instant, stream: &mut Stream) {
-    date::with_date(now, |date| stream.response.headers.set_if_absent(Known::DATE, date));
+    // APISIX passes on what an upstream says of the time, and says nothing for one that does not.
+    if hcm.profile != Profile::Apisix || stream.source != ResponseSource::Upstream {
+        date::with_date(now, |date| stream.response.headers.set_if_absent(Known::DATE, date));
+    }
     if hcm.profile == Profile::Apisix {
         apisix::response(hcm, stream);
         return;

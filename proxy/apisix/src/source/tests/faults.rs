@@ -199,10 +199,54 @@ fn a_wrong_item_without_an_id_does_not_keep_what_stood_in_its_place() {
     update(&mut source, &list(&[secret, b]));
     let lost = item("/b", ", service_id: nowhere");
     source.update(resources(&list(std::slice::from_ref(&lost)))).unwrap();
-    assert!(uris(&source).is_empty(), "{:?}", uris(&source));
+    assert_eq!(uris(&source), ["/b"], "its requests are answered with an error");
     let service = format!("services:\n  - {{id: nowhere}}\n{}", list(&[lost]));
     update(&mut source, &service);
     assert_eq!(uris(&source), ["/b"]);
+}
+
+/// They were left out, and their requests found another route, which may let pass what they guard.
+#[test]
+fn what_refers_to_nothing_answers_with_an_error_until_it_is_there() {
+    let mut source = testing::source("");
+    let routes = "routes:
+  - {id: u, uri: /u, upstream_id: 1, plugins: {late: {}}}
+  - {id: s, uri: /s, service_id: s, plugins: {late: {}}}
+  - {id: p, uri: /p, plugin_config_id: p, upstream: {nodes: {'127.0.0.1:80': 1}}}
+  - {id: t, uri: /t, service_id: t}
+";
+    let services = "services:\n  - {id: t, upstream_id: 2}\n";
+    let text = format!("{routes}{services}");
+    let status = |source: &TextSource, id: &str| match &source.route(id).unwrap().action {
+        Action::Direct(direct) => direct.status,
+        _ => 0,
+    };
+    let told = |source: &mut TextSource, text: &str| source.update(resources(text)).unwrap().refused.len();
+    assert_eq!(told(&mut source, &text), 4);
+    assert_eq!(["u", "s", "p", "t"].map(|id| status(&source, id)), [502, 404, 503, 502]);
+    assert!(source.chain_of("u").is_some(), "plugins that guard it do so");
+    assert!(source.chain_of("s").is_none() && source.chain_of("t").is_none());
+    assert_eq!(told(&mut source, &text), 0, "once");
+    assert_eq!(told(&mut source, &format!("# moved\n{text}")), 0);
+    assert_eq!(source.source.state.refused.len(), 4);
+    // One after the other comes.
+    let upstreams = "upstreams:\n  - {id: 1, nodes: {'127.0.0.1:81': 1}}\n";
+    assert_eq!(told(&mut source, &format!("{text}{upstreams}")), 0);
+    assert_eq!(["u", "s", "p", "t"].map(|id| status(&source, id)), [0, 404, 503, 502]);
+    assert_eq!(source.source.state.refused.len(), 3);
+    let all = format!(
+        "{routes}{services}  - {{id: s, upstream_id: 1}}\n{upstreams}  - {{id: 2, nodes: {{'127.0.0.1:82': 1}}}}\n\
+         plugin_configs:\n  - {{id: p, plugins: {{late: {{}}}}}}\n"
+    );
+    assert_eq!(told(&mut source, &all), 0);
+    assert_eq!(["u", "s", "p", "t"].map(|id| status(&source, id)), [0; 4]);
+    assert!(source.source.state.refused.is_empty() && source.chain_of("p").is_some());
+    // What is better known stays.
+    assert_eq!(
+        told(&mut source, &all.replace("{id: u, uri: /u, upstream_id: 1", "{id: u, uri: /u, upstream_id: 9")),
+        1
+    );
+    assert_eq!(status(&source, "u"), 0);
 }
 
 /// What variables that are not set hide was said not to be there.

@@ -29,6 +29,22 @@ fn preserved_spelling_holds_for_framing_fields_too() {
     assert_eq!(text(&out), "HTTP/1.1 200 OK\r\nTRANSFER-Encoding: chunked\r\nCONNECTION: close\r\n\r\n");
 }
 
+#[test]
+fn nginx_writes_its_own_fields_before_those_of_apisix() {
+    let bytes = b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Type: a/b\r\nContent-Length: 0\r\nX-Own: 1\r\n\r\n";
+    let written = |opts: &H1Options| {
+        let (_, head) = response_with(opts, RequestKind::Plain, bytes).unwrap();
+        let mut out = Vec::new();
+        encode_response(&mut out, &head, ResponseContext::default(), opts).unwrap();
+        text(&out)
+    };
+    assert_eq!(
+        written(&H1Options::upstream(Profile::Apisix)),
+        "HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nContent-Length: 0\r\nX-Own: 1\r\nConnection: close\r\nServer: x\r\n\r\n"
+    );
+    assert!(written(&envoy()).starts_with("HTTP/1.1 200 OK\r\nserver: x\r\n"));
+}
+
 /// A spelling was kept only if both sides were told to: in Envoy it belongs to the message that was read with it.
 #[test]
 fn the_side_that_reads_a_message_says_whether_its_spelling_is_kept() {

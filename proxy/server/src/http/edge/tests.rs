@@ -468,9 +468,12 @@ fn apisix_names_itself_and_the_charset() {
     assert_eq!(s.response.headers.get(Known::SERVER), Some(&b"APISIX/3.18.0"[..]));
     assert_eq!(s.response.headers.get(Known::CONTENT_TYPE), Some(&b"text/plain; charset=utf-8"[..]));
     assert!(!s.response.headers.contains(Known::X_APISIX_UPSTREAM_STATUS));
+    assert!(s.response.headers.contains(Known::DATE), "an answer of our own");
     // `charset off`.
     let mut s = stream(&[], None);
+    s.source = ResponseSource::Upstream;
     s.response.headers.push(b"Content-Type", b"text/plain");
     response(&HttpConnectionManager { charset: None, ..manager }, Instant::now(), &mut s);
+    assert!(!s.response.headers.contains(Known::DATE), "the upstream said nothing of the time");
     assert_eq!(s.response.headers.get(Known::CONTENT_TYPE), Some(&b"text/plain"[..]));
 }
