@@ -39,11 +39,13 @@ fn at_start_a_wrong_item_is_left_out_with_what_needs_it() {
             "apisix.yaml:6:13: service \"s\": nam: additional properties forbidden, found nam; did you mean \"name\"?",
         ]
     );
-    assert!(source.route("b").is_none() && touched(&update.diff).contains(&"+upstreams/1".to_owned()));
-    // Once the service is right, what waited for it comes with it.
+    let answers = |source: &TextSource| matches!(source.route("b").unwrap().action, Action::Direct(_));
+    assert!(source.route("a").is_none() && answers(&source));
+    assert!(touched(&update.diff).contains(&"+upstreams/1".to_owned()));
+    // Once the service is right, what is without it is whole.
     let diff = update_rest(&mut source, &text.replace("nam: shop", "name: shop"), 0);
-    assert!(touched(&diff).contains(&"+routes/b".to_owned()));
-    assert!(source.route("b").is_some() && source.route("c").is_some() && source.route("a").is_none());
+    assert_eq!(touched(&diff), ["+services/s", "+table apisix"]);
+    assert!(!answers(&source) && target(&source, "c").is_some() && source.route("a").is_none());
 }
 
 #[test]
