@@ -311,7 +311,10 @@ fn what_has_no_effect_is_reported() {
          graphql: {max_size: 1}\ndiscovery: {dns: {servers: ['1.1.1.1']}, nacos: {host: ['http://a']}}\n",
     );
     let fields: Vec<_> = config.reports.iter().map(|report| report.field.clone().unwrap()).collect();
-    assert_eq!(fields, ["apisix.lru", "apisix.ssl.ssl_session_tickets", "graphql.max_size", "discovery.nacos"]);
+    assert_eq!(
+        fields,
+        ["apisix.lru", "apisix.ssl.ssl_session_tickets", "graphql.max_size", "discovery.nacos"]
+    );
 }
 
 #[test]
