@@ -4,6 +4,7 @@ mod generate;
 
 use crate::apisix;
 use crate::shared::header_names;
+use crate::shared::uri::escape_line_ends;
 use generate::Sample;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -38,7 +39,7 @@ struct Mocking {
     content_type: String,
     body: Body,
     mock_header: bool,
-    headers: Vec<(HeaderName, Vec<u8>)>,
+    headers: Vec<(HeaderName, Format)>,
 }
 
 enum Body {
@@ -69,7 +70,8 @@ impl Mocking {
         };
         let headers = config.response_headers.iter().flatten().map(|(name, value)| {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            Ok((header_names::one(name, "response_headers")?, text.into_bytes()))
+            let value = apisix::template(&text).in_key(name).in_key("response_headers")?;
+            Ok((header_names::one(name, "response_headers")?, value))
         });
         let mocking = Mocking {
             delay: Duration::from_secs(config.delay),
@@ -94,7 +96,7 @@ impl Mocking {
             reply.headers.set("x-mock-by", MOCK_BY);
         }
         for (name, value) in &self.headers {
-            reply.headers.set(name, value);
+            reply.headers.append(name, &escape_line_ends(apisix::value(value, stream)));
         }
         reply
     }
@@ -125,7 +127,7 @@ mod tests {
     fn examples_are_templates() {
         let config = json!({
             "response_example": "{\"hi\":\"$arg_name\"}", "response_status": 201,
-            "response_headers": {"X-A": "b", "x-n": 1},
+            "response_headers": {"X-A": "b", "x-n": 1, "x-name": "is $arg_name"},
         });
         let reply = answer(&config);
         assert_eq!((reply.status, &reply.body[..]), (201, &b"{\"hi\":\"jo\"}"[..]));
@@ -133,6 +135,7 @@ mod tests {
         assert_eq!(get("content-type").unwrap(), "application/json;charset=utf8");
         assert!(get("x-mock-by").unwrap().starts_with("APISIX/"));
         assert_eq!((get("x-a").unwrap(), get("x-n").unwrap()), ("b".to_owned(), "1".to_owned()));
+        assert_eq!(get("x-name").unwrap(), "is jo");
         let plain = json!({"response_example": "x", "content_type": "text/plain", "with_mock_header": false});
         let reply = answer(&plain);
         assert_eq!((reply.headers.len(), reply.headers.get("x-mock-by")), (1, None));

@@ -73,7 +73,8 @@ impl ProxyRewrite {
         match &self.uri {
             Uri::Keep => {}
             Uri::Template(path, query) => {
-                rewritten.path = apisix::value(path, stream);
+                // One that a template has begins the query; any other is a variable's, and APISIX escapes it twice.
+                rewritten.path = escape_question_marks(apisix::value(path, stream));
                 rewritten.query = query.as_ref().map(|q| apisix::value(q, stream));
             }
             Uri::Regex(pairs) => {
@@ -96,6 +97,14 @@ impl ProxyRewrite {
     }
 }
 
+/// `%3F` in the place of each.
+fn escape_question_marks(path: Vec<u8>) -> Vec<u8> {
+    if !path.contains(&b'?') {
+        return path;
+    }
+    path.split(|byte| *byte == b'?').collect::<Vec<_>>().join(&b"%3F"[..])
+}
+
 struct Rewritten {
     path: Vec<u8>,
     query: Option<Vec<u8>>,
@@ -103,9 +112,17 @@ struct Rewritten {
 }
 
 impl ProxyRewrite {
+    /// Whether the target goes on as it is. A path that was decoded goes out encoded anew, whatever else is rewritten, unless
+    /// slashes in it are kept apart by their encoding.
+    fn keeps_target(&self, stream: &Stream) -> bool {
+        let is_kept = matches!(self.uri, Uri::Keep) && !self.raw;
+        let path = stream.request.target.path();
+        let keeps_slashes = || path.windows(3).any(|bytes| bytes.eq_ignore_ascii_case(b"%2F"));
+        is_kept && (stream.original_target.is_empty() || keeps_slashes())
+    }
+
     fn rewrite(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
-        let keeps_target = matches!(self.uri, Uri::Keep) && !self.raw;
-        if keeps_target {
+        if self.keeps_target(stream) {
             self.finish(stream, &[], &[]);
             return Step::Continue;
         }
@@ -186,8 +203,8 @@ fn regex_pairs(pairs: &[String]) -> Result<Vec<(Pattern, Replacement)>, ConfigEr
     let pair = |(index, pair): (usize, &[String])| match pair {
         [pattern, with] => {
             let invalid = |e| ConfigError::new(format!("invalid regex_uri({pattern}, {with}): {e}"));
-            let pattern = Pattern::new(pattern, "jo").map(|pattern| (pattern, Replacement::new(with)));
-            pattern.map_err(invalid).in_index(2 * index).in_key("regex_uri")
+            let both = Pattern::new(pattern, "jo").and_then(|it| Ok((it, Replacement::checked(with)?)));
+            both.map_err(invalid).in_index(2 * index).in_key("regex_uri")
         }
         _ => Err(odd()),
     };
@@ -216,7 +233,7 @@ mod tests {
             (json!({"uri": "/new?b=2"}), "/old?a=1", "/new?b=2&a=1"),
             (json!({"uri": "/new$uri"}), "/old?a=1", "/new/old?a=1"),
             (json!({"uri": "/${arg_a ?? none}"}), "/old", "/none"),
-            (json!({"uri": "/p/$http_x_a"}), "/old", "/p/1%3F2"),
+            (json!({"uri": "/p/$http_x_a"}), "/old", "/p/1%253F2"),
             (json!({"uri": "/a b"}), "/old", "/a%20b"),
             (json!({"regex_uri": ["^/a/(.*)/(.*)", "/$2/$1"]}), "/a/b/c?x=1", "/c/b?x=1"),
             (json!({"regex_uri": ["^/a/(.*)", "/?id=$1"]}), "/a/b?x=1", "/?id=b&x=1"),
@@ -227,6 +244,19 @@ mod tests {
         ] {
             assert_eq!(target(config.clone(), from), expected, "{config} {from}");
         }
+    }
+
+    /// As they reach the upstream through APISIX.
+    #[test]
+    fn paths_that_were_decoded_are_encoded_anew() {
+        let of = |path: &str, sent: &str| {
+            let mut s = stream(path, &[]);
+            s.original_target = sent.as_bytes().to_vec();
+            now(plugin("proxy-rewrite", &json!({"host": "a.test"})).rewrite(&mut s));
+            String::from_utf8(s.request.target.full().to_vec()).unwrap()
+        };
+        assert_eq!(of("/a_b?q=%5F", "/a%5Fb?q=%5F"), "/a_b?q=%5F");
+        assert_eq!(of("/a%2Fb c", "/a%2Fb%20c"), "/a%2Fb c");
     }
 
     #[test]

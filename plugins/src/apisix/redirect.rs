@@ -72,9 +72,10 @@ impl Redirect {
             (Some(uri), _) => Target::Template(parts(&uri)),
             (None, Some([pattern, with])) => {
                 let reason = |e| format!("invalid regex_uri ({pattern}, {with}), err:{e}");
-                let compiled = Pattern::new(pattern, "jo");
-                let pattern = compiled.map_err(|e| ConfigError::field("regex_uri", reason(e)))?;
-                Target::Regex { path: variable("uri"), pattern, with: Replacement::new(with) }
+                let invalid = |e| ConfigError::field("regex_uri", reason(e));
+                let pattern = Pattern::new(pattern, "jo").map_err(invalid)?;
+                let with = Replacement::checked(with).map_err(invalid)?;
+                Target::Regex { path: variable("uri"), pattern, with }
             }
             _ if config.http_to_https => Target::Https {
                 host: variable("host"),

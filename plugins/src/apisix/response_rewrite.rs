@@ -12,7 +12,7 @@ use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::expr::Expr;
 use sixfold_core::headers::Known;
 use sixfold_core::plugin::{
-    ApisixFactory, BodyPiece, BodyStep, BuildContext, Built, Hold, LocalReply, Overflow, Plugin, Slot, Step,
+    ApisixFactory, BodyPiece, BodyStep, BuildContext, Built, LocalReply, Plugin, Slot, Step,
 };
 use sixfold_core::regex::MatchTime;
 use sixfold_core::stream::Stream;
@@ -75,8 +75,11 @@ struct Filter {
 }
 
 /// That the body of the response is changed, and what undoes its encoding.
+#[derive(Default)]
 struct Changes {
     encoding: Option<Encoding>,
+    /// What has come of a body that is filtered. What comes beyond its limit is left out.
+    held: Vec<u8>,
 }
 
 impl ResponseRewrite {
@@ -86,11 +89,11 @@ impl ResponseRewrite {
             (Some(_), Some(_)) => {
                 return Err(ConfigError::field("filters", "body and filters can't be used together"));
             }
-            (Some(text), None) if config.body_base64 => {
+            (Some(text), None) if config.body_base64 && !text.is_empty() => {
                 let decoded = base64::engine::general_purpose::STANDARD.decode(text.as_bytes());
                 Body::Replace(decoded.map_err(|_| base64())?.into())
             }
-            (None, _) if config.body_base64 => return Err(base64()),
+            (_, None) | (None, _) if config.body_base64 => return Err(base64()),
             (Some(text), None) => Body::Replace(text.into()),
             (None, Some(filters)) => {
                 let filters =
@@ -119,13 +122,15 @@ impl ResponseRewrite {
     fn changes(&self, stream: &Stream) -> Option<Changes> {
         match &self.body {
             Body::Keep => None,
-            Body::Replace(_) => Some(Changes { encoding: None }),
+            Body::Replace(_) => Some(Changes::default()),
             Body::Filter(_) => match stream.response.headers.get(Known::CONTENT_ENCODING) {
-                None => Some(Changes { encoding: None }),
+                None => Some(Changes::default()),
                 Some(plain) if plain.is_empty() || plain.eq_ignore_ascii_case(b"identity") => {
-                    Some(Changes { encoding: None })
+                    Some(Changes::default())
                 }
-                Some(encoding) => Encoding::named(encoding).map(|known| Changes { encoding: Some(known) }),
+                Some(encoding) => {
+                    Encoding::named(encoding).map(|known| Changes { encoding: Some(known), held: Vec::new() })
+                }
             },
         }
     }
@@ -161,25 +166,25 @@ impl ResponseRewrite {
     }
 
     fn body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
-        let Some(Changes { encoding }) = stream.state::<Changes>(slot) else { return BodyStep::Pass };
+        let Some(Changes { encoding, held }) = stream.state::<Changes>(slot) else { return BodyStep::Pass };
         match &self.body {
             Body::Keep => BodyStep::Pass,
             Body::Replace(body) if piece.last => BodyStep::Replace(body.clone()),
             Body::Replace(_) => BodyStep::Replace(Bytes::new()),
-            Body::Filter(_) if !piece.last => {
-                // The head has gone without the encoding: the body must not follow with it.
-                let on_overflow = if encoding.is_some() { Overflow::Refuse } else { Overflow::Pass };
-                BodyStep::Hold(Hold { limit: self.max_body, on_overflow })
-            }
             Body::Filter(filters) => {
-                let at_once =
-                    piece.data.len() <= SEARCHED_AT_ONCE && filters.iter().all(|f| f.pattern.is_linear());
+                let room = self.max_body.saturating_sub(held.len()).min(piece.data.len());
+                held.extend_from_slice(piece.data.get(..room).unwrap_or_default());
+                if !piece.last {
+                    return BodyStep::Replace(Bytes::new());
+                }
+                let body = std::mem::take(held);
+                let at_once = body.len() <= SEARCHED_AT_ONCE && filters.iter().all(|f| f.pattern.is_linear());
                 match encoding {
-                    None if at_once => match filter(filters, piece.data, MatchTime::Worker) {
-                        Cow::Borrowed(_) => BodyStep::Pass,
-                        Cow::Owned(new) => BodyStep::Replace(new.into()),
-                    },
-                    _ => self.body_beside(filters.clone(), *encoding, piece.data.to_vec()),
+                    None if at_once => {
+                        let filtered = filter(filters, &body, MatchTime::Worker).into_owned();
+                        BodyStep::Replace(filtered.into())
+                    }
+                    _ => self.body_beside(filters.clone(), *encoding, body),
                 }
             }
         }
@@ -380,10 +385,10 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_too_long_to_be_filtered_passes() {
+    fn a_body_that_is_too_long_to_be_filtered_is_cut() {
         let config = json!({"filters": [{"regex": "o", "replace": "0"}], "max_resp_body_size": 3});
         assert_eq!(run(config.clone(), &mut response(200, &[]), &["f", "oo"]), "f0o");
-        assert_eq!(run(config, &mut response(200, &[]), &["f", "oo", "o"]), "fooo");
+        assert_eq!(run(config, &mut response(200, &[]), &["f", "oo", "o"]), "f0o");
     }
 
     #[test]
@@ -395,7 +400,11 @@ mod tests {
     #[test]
     fn bad_configurations_are_refused() {
         let error = |config| build("response-rewrite", &config, &context()).err().unwrap();
-        assert_eq!(error(json!({"body": "=", "body_base64": true})), "body: invalid base64 content");
+        for body in [json!("="), json!(""), json!(null)] {
+            let config = json!({"body": body, "body_base64": true});
+            assert_eq!(error(config), "body: invalid base64 content");
+        }
+        assert!(error(json!({"headers": {"X-A": {}}})).contains("invalid type as header value"));
         let regex = error(json!({"filters": [{"regex": "a", "replace": ""}, {"regex": "(", "replace": ""}]}));
         assert!(regex.starts_with("filters[1].regex: regex \"(\" validation failed"), "{regex}");
         let bad = json!({"filters": [{"regex": "(", "replace": "x"}]});

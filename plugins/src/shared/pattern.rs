@@ -12,7 +12,8 @@ const SIZE_LIMIT: usize = 2 << 20;
 /// A search pattern: linear-time where it can be, backtracking with a bound where PCRE needs it.
 #[derive(Debug)]
 pub(crate) enum Pattern {
-    Linear(regex::bytes::Regex),
+    /// With the group of [`END`], if it has that.
+    Linear(regex::bytes::Regex, Option<usize>),
     /// Look-around and back references. Works on text alone.
     Backtracking(Box<Backtracking>),
 }
@@ -20,17 +21,40 @@ pub(crate) enum Pattern {
 /// Where a match and its groups lie; group 0 is the whole match.
 pub(crate) type Groups = Vec<Option<Range<usize>>>;
 
+/// What `ngx.re` takes.
+const OPTIONS: &str = "adDijJmosuUx";
+
+/// A group that no pattern has.
+const END: &str = "end_of_the_text";
+
+/// To PCRE a `$` is also before a line's end that ends the text. Where a pattern ends with one, a group of its own takes that.
+fn end_of_text(source: &str, flags: &str) -> String {
+    let before = source.strip_suffix('$').filter(|_| !flags.contains(['m', 'x']));
+    let is_escaped = |text: &str| text.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1;
+    match before.filter(|before| !is_escaped(before)) {
+        Some(before) => format!("{before}(?P<{END}>\\n?)\\z"),
+        None => source.to_owned(),
+    }
+}
+
 impl Pattern {
     /// Compiles a pattern with `ngx.re`'s options; of those `i`, `m`, `s`, `x` change what matches.
     ///
     /// # Errors
-    /// Bad syntax.
+    /// Bad syntax, or an option that there is not.
     pub(crate) fn new(source: &str, options: &str) -> Result<Pattern, String> {
+        if let Some(unknown) = options.chars().find(|option| !OPTIONS.contains(*option)) {
+            return Err(format!("unknown flag \"{unknown}\" (flags \"{options}\")"));
+        }
         let flags: String = options.chars().filter(|c| "imsx".contains(*c)).collect();
         let source = if flags.is_empty() { source.to_owned() } else { format!("(?{flags}){source}") };
+        let source = end_of_text(&source, &flags);
         let linear = regex::bytes::RegexBuilder::new(&source).unicode(false).size_limit(SIZE_LIMIT).build();
         match linear {
-            Ok(regex) => Ok(Pattern::Linear(regex)),
+            Ok(regex) => {
+                let end = regex.capture_names().position(|name| name == Some(END));
+                Ok(Pattern::Linear(regex, end))
+            }
             Err(error) => Backtracking::new(&source)
                 .map(|pattern| Pattern::Backtracking(Box::new(pattern)))
                 .map_err(|_| error.to_string().lines().last().unwrap_or_default().trim().to_owned()),
@@ -51,21 +75,29 @@ impl Pattern {
     /// As [`Pattern::find`].
     pub(crate) fn is_match(&self, text: &[u8]) -> Result<bool, String> {
         match self {
-            Pattern::Linear(regex) => Ok(regex.is_match(text)),
+            Pattern::Linear(regex, _) => Ok(regex.is_match(text)),
             Pattern::Backtracking(_) => self.find(text, 0).map(|found| found.is_some()),
         }
     }
 
     /// Whether the pattern takes time in proportion to the text.
     pub(crate) fn is_linear(&self) -> bool {
-        matches!(self, Pattern::Linear(_))
+        matches!(self, Pattern::Linear(..))
     }
 
     fn find_within(&self, text: &[u8], from: usize, time: MatchTime) -> Result<Option<Groups>, String> {
         match self {
-            Pattern::Linear(regex) => {
+            Pattern::Linear(regex, end) => {
                 let found = (from <= text.len()).then(|| regex.captures_at(text, from)).flatten();
-                Ok(found.map(|c| c.iter().map(|g| g.map(|m| m.range())).collect()))
+                Ok(found.map(|captures| {
+                    let mut groups: Groups = captures.iter().map(|g| g.map(|m| m.range())).collect();
+                    // The line's end is not part of the match.
+                    let end = end.and_then(|at| (at < groups.len()).then(|| groups.remove(at))).flatten();
+                    if let (Some(end), Some(Some(whole))) = (end, groups.first_mut()) {
+                        whole.end = end.start;
+                    }
+                    groups
+                }))
             }
             Pattern::Backtracking(pattern) => {
                 let Ok(text) = std::str::from_utf8(text) else { return Ok(None) };
@@ -138,6 +170,22 @@ enum Part {
 }
 
 impl Replacement {
+    /// Reads a replacement as `ngx.re` does.
+    ///
+    /// # Errors
+    /// A `$` before anything but a group or another one.
+    pub(crate) fn checked(text: &str) -> Result<Replacement, String> {
+        let mut rest = text;
+        while let Some(at) = rest.find('$') {
+            rest = rest.get(at..).unwrap_or_default();
+            rest = match (rest.strip_prefix("$$"), group(rest)) {
+                (Some(tail), _) | (None, Some((_, tail))) => tail,
+                (None, None) => return Err(format!("invalid capturing variable name found in \"{text}\"")),
+            };
+        }
+        Ok(Replacement::new(text))
+    }
+
     /// Reads a replacement; a `$` that names no group stands for itself.
     pub(crate) fn new(text: &str) -> Replacement {
         let mut parts = Vec::new();
@@ -206,6 +254,30 @@ mod tests {
         assert_eq!(replace("", "", "-", true, "ab").as_deref(), Some("-a-b-"));
         assert_eq!(replace("(a)|b", "", "[$1]", true, "ab").as_deref(), Some("[a][]"));
         assert!(Pattern::new("(", "").is_err());
+        assert_eq!(Pattern::new("a", "ih").unwrap_err(), "unknown flag \"h\" (flags \"ih\")");
+    }
+
+    /// As in PCRE.
+    #[test]
+    fn the_end_of_a_text_is_before_its_last_line_end_too() {
+        assert_eq!(replace(r"\w\S+$", "jo", "*", false, "hello world\n").as_deref(), Some("hello *\n"));
+        assert_eq!(replace("b$", "", "*", false, "ab").as_deref(), Some("a*"));
+        assert_eq!(replace("b$", "", "*", true, "ab\nb\n\n"), None);
+        assert_eq!(replace("(x)|(b)$", "", "[$2$1]", true, "xb\n").as_deref(), Some("[x][b]\n"));
+        assert_eq!(replace(r"\s*$", "", "*", false, "b\n").as_deref(), Some("b*"));
+        assert_eq!(replace(r"b\$", "", "*", false, "b$").as_deref(), Some("*"));
+        assert_eq!(replace("b$", "m", "*", true, "ab\nb\n").as_deref(), Some("a*\n*\n"));
+        assert!(Pattern::new("b$", "").unwrap().is_match(b"b\n").unwrap());
+    }
+
+    #[test]
+    fn replacements_are_checked_as_nginx_checks_them() {
+        for good in ["/$1", "/${12}x$$", "", "a"] {
+            assert!(Replacement::checked(good).is_ok(), "{good}");
+        }
+        for bad in ["/$`1", "$", "/$uri", "${a}", "${1"] {
+            assert!(Replacement::checked(bad).unwrap_err().contains("invalid capturing variable name"));
+        }
     }
 
     /// A filter with a look-ahead held its worker for more than a minute over a body of 5 MB.

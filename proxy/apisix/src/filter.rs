@@ -62,7 +62,8 @@ impl Merged {
     /// Lays what a level says over what wider ones have said.
     fn add(&mut self, catalog: &Catalog, environment: &EnvVars, level: &[u8]) -> Result<(), ConfigError> {
         let plugins = plugins(level)?;
-        let (accepted, refused) = catalog.check(&plugins, environment);
+        let (mut accepted, mut refused) = catalog.check(&plugins, environment);
+        refused.extend(accepted.iter_mut().flat_map(|plugin| std::mem::take(&mut plugin.unresolved)));
         let mut faults = Faults::default();
         // Envoy's configuration has no consumers that one could find.
         for plugin in accepted.iter().filter(|plugin| plugin.factory.kind == Kind::Auth) {

@@ -211,6 +211,11 @@ impl Reading<'_> {
             }
         };
         (self.plugins, self.credentials) = (said.plugins, said.credentials);
+        let literal = self.plugins.iter_mut().flat_map(|plugin| std::mem::take(&mut plugin.unresolved));
+        self.warnings.extend(literal.map(|mut fault| {
+            fault.message = format!("{}: it is taken as it is written", fault.message);
+            below("plugins", fault)
+        }));
         self.warnings.extend(said.unresolved.into_iter().map(|mut fault| {
             fault.message = format!("{}: nobody authenticates with this", fault.message);
             below("plugins", fault)

@@ -71,6 +71,8 @@ pub(crate) struct PluginConfig {
     pub(crate) meta: Meta,
     /// Fingerprint of the configuration as written.
     pub(crate) print: u64,
+    /// References that lead to nothing, and stand in the configuration as they are written.
+    pub(crate) unresolved: Vec<Violation>,
 }
 
 /// What a plugin must have in common with those of other resources: all of one name agree.
@@ -229,11 +231,10 @@ impl Catalog {
             Ok(meta) => (meta, Vec::new()),
             Err(violations) => (Meta::default(), violations),
         };
-        let right = entry
-            .schema
-            .validate_all(&mut config)
-            .map_err(|violations| violations.into_iter().map(|fault| entry.worded(&config, fault)).collect())
-            .and_then(|()| secret::resolve_all(&mut config, environment));
+        let right = entry.schema.validate_all(&mut config).map_err(|faults| {
+            faults.into_iter().map(|fault| entry.worded(&config, fault)).collect::<Vec<_>>()
+        });
+        let unresolved = secret::resolve_all(&mut config, environment).err().unwrap_or_default();
         if !meta.disable {
             violations.extend(right.err().into_iter().flatten().map(|fault| reworded(name, fault)));
         }
@@ -247,6 +248,7 @@ impl Catalog {
             attributes: entry.attributes.clone(),
             meta,
             print,
+            unresolved: unresolved.into_iter().map(|fault| below(name, fault)).collect(),
         })
     }
 

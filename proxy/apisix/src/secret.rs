@@ -1,7 +1,8 @@
 //! References to values that are not written in the configuration: `$env://NAME` and `$env://NAME/key`.
 //!
 //! APISIX resolves them when a request needs the value and leaves one that can't be resolved as it is. Here
-//! they are resolved when configuration is loaded, and one that can't be resolved is an error.
+//! they are resolved when configuration is loaded. One that can't be resolved stays as it is in a plugin's configuration, which is
+//! warned of; nobody authenticates with it, and in a certificate or a key it is an error.
 
 use serde_json::Value;
 

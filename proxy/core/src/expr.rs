@@ -99,6 +99,10 @@ impl Expr {
         match rules.first() {
             None => return Ok(Expr { root: Node::all(Box::default()) }),
             Some(Value::Array(_)) => {}
+            // Lua's empty table.
+            Some(Value::Object(none)) if none.is_empty() => {
+                return Err(InvalidExpr("rule too short".to_owned()));
+            }
             Some(first) if first.as_str().and_then(logic).is_some() => {}
             Some(_) => return Err(InvalidExpr("rule should be wrapped inside brackets".to_owned())),
         }

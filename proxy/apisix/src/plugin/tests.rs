@@ -65,11 +65,6 @@ fn configurations_are_checked_in_apisixs_words() {
             "marker._meta.disabled: failed to check the configuration of plugin marker err: property \"_meta\" \
              validation failed: additional properties forbidden, found disabled; did you mean \"disable\"?",
         ),
-        (
-            json!({"marker": {"text": "$env://NOT_SET"}}),
-            "marker.text: failed to check the configuration of plugin marker err: $env://NOT_SET: the variable NOT_SET \
-             is not set",
-        ),
     ] {
         assert_eq!(check(plugins).err().unwrap(), [message]);
     }
@@ -79,6 +74,19 @@ fn configurations_are_checked_in_apisixs_words() {
         check(json!({"marker": {"text": "x", "_meta": {"filter": [["a", "<>", 1]]}}})).err().unwrap();
     let words = "marker._meta.filter: failed to validate the 'vars' expression: invalid operator '<>'";
     assert_eq!(filter, [words]);
+}
+
+/// As in APISIX, which says so in its log.
+#[test]
+fn references_that_lead_to_nothing_stay_as_they_are() {
+    let plugins = json!({"marker": {"text": "$env://NOT_SET"}, "other": {"a": ["$secret://vault/1/a"]}});
+    let (accepted, refused) = catalog(None).check(plugins.as_object().unwrap(), &testing::environment());
+    assert!(refused.is_empty(), "{refused:?}");
+    let of = |name: &str| accepted.iter().find(|plugin| plugin.factory.name == name).unwrap();
+    assert_eq!(of("marker").config["text"], "$env://NOT_SET");
+    let said = |name: &str| of(name).unresolved[0].message.clone();
+    assert_eq!(said("marker"), "$env://NOT_SET: the variable NOT_SET is not set");
+    assert!(said("other").contains("secret managers are not supported"));
 }
 
 #[test]

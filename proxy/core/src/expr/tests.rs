@@ -121,6 +121,7 @@ fn refusals_are_worded_as_the_library_words_them() {
         (json!(["arg_a", "==", "b"]), "rule should be wrapped inside brackets"),
         (json!(["AND", ["arg_a", "==", "b"]]), "rule too short"),
         (json!([[]]), "rule too short"),
+        (json!([{}]), "rule too short"),
         (json!([["arg_a", "*=", "b"]]), "invalid operator '*='"),
         (json!([["arg_a", "x", "==", "b"]]), "bad 'not' expression"),
         (json!([["arg_a"]]), "invalid expression"),
