@@ -22,7 +22,6 @@ use sixfold_core::headers::HeaderName;
 use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Metadata, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
 use smallvec::SmallVec;
-use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -257,9 +256,10 @@ impl LimitCount {
             let own = self.rules.get(quota.rule).and_then(|r| r.headers.as_ref());
             let Some(names) = told.as_deref().or(own) else { continue };
             let headers = &mut stream.response.headers;
-            headers.set(&names.limit, number(&mut text, quota.limit as f64));
-            headers.set(&names.remaining, number(&mut text, quota.taken.remaining as f64));
-            headers.set(&names.reset, number(&mut text, seconds(quota.taken.reset)));
+            let mut digits = itoa::Buffer::new();
+            headers.set(&names.limit, digits.format(quota.limit).as_bytes());
+            headers.set(&names.remaining, digits.format(quota.taken.remaining).as_bytes());
+            headers.set(&names.reset, hundredths(&mut text, quota.taken.reset));
         }
         Step::Continue
     }
@@ -270,10 +270,15 @@ fn seconds(time: Duration) -> f64 {
     (time.as_millis() / 10) as f64 / 100.0
 }
 
-fn number(text: &mut Vec<u8>, value: f64) -> &[u8] {
+/// [`seconds`] as text, without zeros at its end.
+fn hundredths(text: &mut Vec<u8>, time: Duration) -> &[u8] {
     text.clear();
-    // Writing to a Vec can't fail.
-    let _ = write!(text, "{value}");
+    text.extend_from_slice(itoa::Buffer::new().format(time.as_secs()).as_bytes());
+    let rest = (time.subsec_millis() / 10) as u8;
+    if rest > 0 {
+        text.extend([b'.', b'0' + rest / 10]);
+        text.extend((rest % 10 > 0).then_some(b'0' + rest % 10));
+    }
     text
 }
 

@@ -218,3 +218,15 @@ fn headers_are_called_as_metadata_says() {
             .is_err()
     );
 }
+
+#[test]
+fn times_are_floored_to_a_hundredth() {
+    let mut text = Vec::new();
+    for (millis, said) in
+        [(0, "0"), (9, "0"), (60_000, "60"), (59_999, "59.99"), (1_509, "1.5"), (1_040, "1.04")]
+    {
+        let time = std::time::Duration::from_millis(millis);
+        assert_eq!(super::hundredths(&mut text, time), said.as_bytes());
+        assert_eq!(super::seconds(time).to_string(), said);
+    }
+}
