@@ -6,12 +6,24 @@ use sixfold_core::plugin::{BuildContext, Identities, Identity, LocalReply, Owned
 use sixfold_core::stream::Stream;
 use std::sync::{Arc, LazyLock};
 
-/// Tells the upstream which consumer it is.
-const USERNAME: &str = "X-Consumer-Username";
-/// Tells it by which credential, if that is not part of the consumer itself.
-const CREDENTIAL: &str = "X-Credential-Identifier";
-/// Tells it the consumer's label `custom_id`.
-const CUSTOM_ID: &str = "X-Consumer-Custom-ID";
+/// What upstreams are told of the consumer by.
+struct Names {
+    /// Which consumer it is.
+    username: HeaderName,
+    /// By which credential, if that is not part of the consumer itself.
+    credential: HeaderName,
+    /// The consumer's label `custom_id`.
+    custom_id: HeaderName,
+}
+
+static NAMES: LazyLock<Option<Names>> = LazyLock::new(|| {
+    let name = |text: &str| HeaderName::as_spelled(text).ok();
+    Some(Names {
+        username: name("X-Consumer-Username")?,
+        credential: name("X-Credential-Identifier")?,
+        custom_id: name("X-Consumer-Custom-ID")?,
+    })
+});
 
 /// The headers by which upstreams are told who the consumer is: no client says them where somebody authenticates.
 pub(crate) fn owned() -> Arc<OwnedHeaders> {
@@ -19,8 +31,9 @@ pub(crate) fn owned() -> Arc<OwnedHeaders> {
 }
 
 static OWNED: LazyLock<Arc<OwnedHeaders>> = LazyLock::new(|| {
-    let names = [USERNAME, CREDENTIAL, CUSTOM_ID].into_iter().filter_map(|name| HeaderName::new(name).ok());
-    Arc::new(OwnedHeaders::new(names.collect()))
+    let names = NAMES.iter().flat_map(|names| [&names.username, &names.credential, &names.custom_id]);
+    let lower = names.filter_map(|name| HeaderName::new(name.as_str()).ok());
+    Arc::new(OwnedHeaders::new(lower.collect()))
 });
 
 /// Whom a plugin knows, and what it does with those whom it does not.
@@ -65,10 +78,14 @@ impl Authentication {
         // Another authenticator may have said them before.
         OWNED.strip(headers);
         let consumer = &identity.consumer;
-        headers.set(USERNAME, consumer.name.as_bytes());
-        for (name, value) in [(CREDENTIAL, &identity.credential), (CUSTOM_ID, &consumer.custom_id)] {
+        // They are names, whatever else.
+        let Some(names) = &*NAMES else { return Step::Respond(LocalReply::new(500, "", "")) };
+        // None of them is there any more.
+        headers.append(&names.username, consumer.name.as_bytes());
+        let more = [(&names.credential, &identity.credential), (&names.custom_id, &consumer.custom_id)];
+        for (name, value) in more {
             if let Some(value) = value {
-                headers.set(name, value.as_bytes());
+                headers.append(name, value.as_bytes());
             }
         }
         Step::Identify(consumer.clone())

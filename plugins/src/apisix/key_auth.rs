@@ -6,13 +6,15 @@ mod tests;
 use super::authentication::{self, Authentication};
 use crate::shared::header_names;
 use crate::shared::query::{self, Argument};
-use crate::shared::secret::Fingerprint;
+use crate::shared::secret::{same, tag};
 use serde::Deserialize;
 use sixfold_core::error::ConfigError;
 use sixfold_core::headers::HeaderName;
 use sixfold_core::message::RequestHead;
-use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Credential, Plugin, Slot, Step};
+use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Credential, Identity, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
+use std::borrow::Cow;
+use std::sync::Arc;
 
 const NAME: &str = "key-auth";
 
@@ -30,8 +32,11 @@ struct OfConsumer {
 }
 
 fn credential(OfConsumer { key }: OfConsumer) -> Result<Credential, ConfigError> {
-    Ok(Credential::new(Fingerprint::of(key.as_bytes()).as_bytes(), ()))
+    Ok(Credential::new(tag(key.as_bytes()), Key(key.into_bytes().into())))
 }
+
+/// What clients show.
+struct Key(Box<[u8]>);
 
 #[derive(Deserialize)]
 struct Config {
@@ -69,7 +74,7 @@ impl KeyAuth {
         let Some((key, source)) = self.key(&stream.request) else {
             return self.refuse(stream, "Missing API key in request");
         };
-        let Some(identity) = key.and_then(|key| self.authentication.find(key.as_bytes())) else {
+        let Some(identity) = key.and_then(|key| self.identity(&key)) else {
             return self.refuse(stream, "Invalid API key in request");
         };
         if self.hide_credentials {
@@ -78,15 +83,22 @@ impl KeyAuth {
         Authentication::accept(stream, &identity)
     }
 
+    /// Whose key it is.
+    fn identity(&self, key: &[u8]) -> Option<Arc<Identity>> {
+        let found = self.authentication.find(&tag(key))?;
+        let is_same = found.proof::<Key>().is_some_and(|shown| same(&shown.0, key));
+        is_same.then_some(found)
+    }
+
     /// The key, `None` for what can be none, and where it stands: the header goes before the query.
-    fn key(&self, request: &RequestHead) -> Option<(Option<Fingerprint>, Source)> {
+    fn key<'r>(&self, request: &'r RequestHead) -> Option<(Option<Cow<'r, [u8]>>, Source)> {
         if let Some(key) = request.headers.get(&self.header) {
-            return Some((Some(Fingerprint::of(key)), Source::Header));
+            return Some((Some(key.into()), Source::Header));
         }
         match query::argument(request.target.query(), self.query.as_bytes()) {
             Argument::Absent => None,
             Argument::NoText => Some((None, Source::Query)),
-            Argument::Text(key) => Some((Some(Fingerprint::of(&key)), Source::Query)),
+            Argument::Text(key) => Some((Some(key), Source::Query)),
         }
     }
 

@@ -108,6 +108,8 @@ struct Rule {
     time_window: Number,
     key: Key,
     headers: Option<Names>,
+    /// What its counters are told apart by from those of others, where its window is always the same.
+    owner: Option<CounterKey>,
 }
 
 /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`.
@@ -143,7 +145,7 @@ impl LimitCount {
             None => counters.key(("limit-count", &*context.resource, text.as_str())),
         };
         let remote = redis.map(|redis| Remote::new(redis, sync_interval, counters.clone()));
-        let limit = LimitCount {
+        let mut limit = LimitCount {
             rules: rules(&config)?,
             several,
             remote,
@@ -156,6 +158,13 @@ impl LimitCount {
             counters,
             metadata: context.metadata.of("limit-count"),
         };
+        let owners: Vec<Option<CounterKey>> = limit
+            .rules
+            .iter()
+            .enumerate()
+            .map(|(index, rule)| Some(limit.owner_of(index, rule.time_window.fixed()?)))
+            .collect();
+        limit.rules.iter_mut().zip(owners).for_each(|(rule, owner)| rule.owner = owner);
         let shows = limit.show_headers;
         let plugin = Plugin::of(limit).access(LimitCount::access);
         Ok(if shows { plugin.header_filter(LimitCount::header_filter).build() } else { plugin.build() })
@@ -168,10 +177,16 @@ impl LimitCount {
             let Some(value) = of.key.value(stream, self.several) else { continue };
             let limit = of.count.resolve(stream).ok_or("invalid count")?;
             let window = of.time_window.resolve(stream).ok_or("invalid time_window")?;
-            let key = self.counters.key((self.owner, rule, window, self.window, value.as_slice()));
+            let owner = of.owner.unwrap_or_else(|| self.owner_of(rule, window));
+            let key = self.counters.key((owner, value.as_slice()));
             asked.push(Asked { rule, key, value, limit, length: Duration::from_secs(window) });
         }
         if asked.is_empty() { Err("no rule applies") } else { Ok(asked) }
+    }
+
+    /// What the counters of a rule and a window are told apart by.
+    fn owner_of(&self, rule: usize, window: u64) -> CounterKey {
+        self.counters.key((self.owner, rule, window, self.window))
     }
 
     /// Takes one from every rule that applies, in order; the first that is used up rejects.
@@ -342,6 +357,7 @@ fn rules(config: &Config) -> Result<Vec<Rule>, ConfigError> {
             time_window: Number::new(time_window, 1).in_key("time_window")?,
             key,
             headers,
+            owner: None,
         }]);
     };
     if config.count.is_some() || config.time_window.is_some() {
@@ -361,6 +377,7 @@ fn rules(config: &Config) -> Result<Vec<Rule>, ConfigError> {
                 time_window: Number::new(&rule.time_window, 1).in_key("time_window")?,
                 key: Key::Combination(apisix::template(&rule.key).in_key("key")?),
                 headers: Some(Names::new(&format!("{prefix}-"))?),
+                owner: None,
             })
         };
         rule().in_index(index).in_key("rules")

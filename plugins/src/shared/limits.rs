@@ -91,6 +91,14 @@ impl Number {
         }
     }
 
+    /// The number, where it is the same for all requests.
+    pub(crate) fn fixed(&self) -> Option<u64> {
+        match self {
+            Number::Fixed(number) => Some(*number),
+            Number::Template { .. } => None,
+        }
+    }
+
     /// The number for a request; `None` when it is none, and so must not let anything through.
     pub(crate) fn resolve(&self, stream: &Stream) -> Option<u64> {
         match self {

@@ -3,6 +3,8 @@
 use aws_lc_rs::{constant_time, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::LazyLock;
 
 /// Whether two secrets are the same. The time depends on their lengths alone.
 pub(crate) fn same(one: &[u8], other: &[u8]) -> bool {
@@ -26,6 +28,15 @@ impl Fingerprint {
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
+}
+
+/// What a secret is looked up by where it is compared whole behind that: short work, and nobody outside of the process
+/// knows what it comes to.
+pub(crate) fn tag(secret: &[u8]) -> [u8; 16] {
+    static RANDOM: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    // Two inputs under one random key: SipHash's answers to them have nothing to do with each other.
+    let [high, low] = [0u8, 1].map(|part| u128::from(RANDOM.hash_one((part, secret))));
+    (high << 64 | low).to_ne_bytes()
 }
 
 /// A password as a file of htpasswd has it.
@@ -69,6 +80,15 @@ impl PasswordHash {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn tags_are_the_same_for_one_secret_alone() {
+        assert_eq!(tag(b"one"), tag(b"one"));
+        let all = [tag(b""), tag(b"one"), tag(b"One"), tag(b"one\0")];
+        assert!((0..all.len()).all(|at| !all[..at].contains(&all[at])));
+        // Neither half is made of the other.
+        assert_ne!(tag(b"one")[..8], tag(b"one")[8..]);
+    }
 
     #[test]
     fn secrets_are_compared_whole() {

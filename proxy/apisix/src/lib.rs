@@ -28,7 +28,7 @@ mod yaml;
 pub use encryption::Keyring;
 pub use filter::{PLUGINS_FILTER, with_plugins_filter};
 pub use listener::APISIX_VERSION;
-pub use plugin::duplicate_key;
+pub use plugin::{Decryption, duplicate_key};
 pub use source::{
     Feed, Findings, Loaded, ROUTE_TABLE, Source, SourceContext, Update, load, load_config, load_resources,
     open_store, validate, validate_resources,

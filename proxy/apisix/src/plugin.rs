@@ -100,6 +100,21 @@ impl PluginConfig {
     }
 }
 
+/// Reads resources as their store keeps them, for whoever hands them on.
+pub struct Decryption(Catalog);
+
+impl Decryption {
+    /// Of the resources of a gateway with this configuration.
+    pub fn new(config: &Config, registry: &Registry) -> Decryption {
+        Decryption(Catalog::new(registry, None, &BTreeMap::new()).encrypted(config))
+    }
+
+    /// Decrypts what is kept encrypted of a resource.
+    pub fn open(&self, key: &Key, value: &mut Value) {
+        self.0.turn(Turn::Open, key, value);
+    }
+}
+
 impl Catalog {
     /// Every plugin of `registry` that is in `enabled`; `None` enables all.
     pub(crate) fn new(

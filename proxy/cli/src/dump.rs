@@ -6,6 +6,7 @@ use crate::envoy::Text;
 use crate::resources;
 use crate::validate::{Kind as FileKind, kind};
 use serde_json::{Map, Value};
+use sixfold_apisix::Decryption;
 use sixfold_apisix::config::EnvVars;
 use sixfold_apisix::resource::Kind;
 use sixfold_apisix::store::{FileStore, Key, Store};
@@ -16,21 +17,22 @@ use std::sync::Arc;
 /// Prints all resources.
 pub(crate) fn run(options: &DumpOptions) -> Result<(), Failure> {
     let text = Text::read(&options.config)?;
-    let store: Arc<dyn Store> = match kind(&text)? {
+    let (store, decryption): (Arc<dyn Store>, _) = match kind(&text)? {
         FileKind::Bootstrap => {
             let reason = "is an Envoy bootstrap: its resources are what it says; those of a running proxy are its /config_dump";
             return Err(Failure::new(format!("{}: {reason}", text.name)));
         }
         FileKind::Configuration => {
             let config = sixfold_apisix::load_config(&options.config, &EnvVars::Process)?;
-            resources::of(&config, &options.config)?
+            let decryption = Decryption::new(&config, &sixfold_plugins::registry());
+            (resources::of(&config, &options.config)?, Some(decryption))
         }
         FileKind::Resources => {
             let format = Format::from_file_name(&text.name);
-            Arc::new(FileStore::new(options.config.clone(), format, EnvVars::Process))
+            (Arc::new(FileStore::new(options.config.clone(), format, EnvVars::Process)), None)
         }
     };
-    let lists = Value::Object(lists(&*store)?);
+    let lists = Value::Object(lists(&*store, decryption.as_ref())?);
     let mut out = std::io::stdout();
     match options.output {
         DumpForm::Json => writeln!(out, "{lists:#}")?,
@@ -40,12 +42,16 @@ pub(crate) fn run(options: &DumpOptions) -> Result<(), Failure> {
 }
 
 /// The lists of an apisix.yaml; one without items is not there.
-fn lists(store: &dyn Store) -> Result<Map<String, Value>, Failure> {
+fn lists(store: &dyn Store, decryption: Option<&Decryption>) -> Result<Map<String, Value>, Failure> {
     let mut lists = Map::new();
     for kind in Kind::ALL {
         let kept = store.list(kind).map_err(|error| Failure::new(error.to_string()))?;
         let items = kept.into_iter().map(|(key, kept)| {
-            let value = serde_json::from_slice(&kept.value).unwrap_or(Value::Null);
+            let mut value = serde_json::from_slice(&kept.value).unwrap_or(Value::Null);
+            // Whoever takes the file has another store, or none.
+            if let Some(decryption) = decryption {
+                decryption.open(&key, &mut value);
+            }
             item(&key, value)
         });
         let items: Vec<Value> = items.collect();

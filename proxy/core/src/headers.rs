@@ -247,9 +247,13 @@ impl Headers {
 
     /// Adds a field after those that are there; an equal name stays a line of its own.
     pub fn append(&mut self, key: impl Key, value: &[u8]) {
+        let upper = key.is_upper();
         match key.known() {
-            Some(known) if !key.is_upper() => self.append_known(known, value),
-            known => self.push_unchecked(known.map_or(0, |k| k.0), key.spelled(), key.is_upper(), value),
+            Some(known) if !upper => self.append_known(known, value),
+            known => {
+                let sound = is_clean(value) && (known.is_some() || key.is_token());
+                self.push_field(known.map_or(0, |k| k.0), key.spelled(), value, flags(sound, upper));
+            }
         }
     }
 

@@ -210,6 +210,9 @@ fn extra(key: &mut Vec<u8>, labels: &[(String, Format)], stream: &Stream) {
 
 /// What a client sends need not be UTF-8, and must not end a label.
 fn no_separator(key: &mut [u8], start: usize) {
+    if memchr::memchr(SEPARATOR, key.get(start..).unwrap_or_default()).is_none() {
+        return;
+    }
     for byte in key.iter_mut().skip(start).filter(|b| **b == SEPARATOR) {
         *byte = b'?';
     }

@@ -206,3 +206,18 @@ fn meta_filters_requests_and_replaces_bodies() {
         Some((200, "no".to_owned()))
     );
 }
+
+/// What a store keeps encrypted is handed on decrypted, and a file's as it is written.
+#[test]
+fn what_is_kept_encrypted_is_decrypted() {
+    let of = |provider: &str| {
+        let text =
+            format!("deployment: {{role: traditional, role_traditional: {{config_provider: {provider}}}}}");
+        let config = Config::parse(&text, "config.yaml", &testing::environment()).unwrap();
+        let mut value = json!({"plugins": {"seal": {"secret": "+kOEVUuRc5rC5ZwvvAMLwg=="}}});
+        let key = Key::new(Kind::Route, "1");
+        Decryption::new(&config, &testing::registry()).open(&key, &mut value);
+        value["plugins"]["seal"]["secret"].as_str().unwrap().to_owned()
+    };
+    assert_eq!([of("embedded"), of("yaml")], ["bar", "+kOEVUuRc5rC5ZwvvAMLwg=="]);
+}

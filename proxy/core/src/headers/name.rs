@@ -11,6 +11,8 @@ pub struct HeaderName {
     name: Box<str>,
     /// As it is written where spelling is kept; `None` for lower case.
     spelled: Option<Box<str>>,
+    /// Whether that has an upper case letter.
+    upper: bool,
 }
 
 /// A name with a byte that RFC 9110 section 5.1 does not allow in a field name.
@@ -28,7 +30,7 @@ impl HeaderName {
             return Err(InvalidHeaderName(name.to_owned()));
         }
         let name = name.to_ascii_lowercase().into_boxed_str();
-        Ok(HeaderName { known: Known::find(name.as_bytes()), name, spelled: None })
+        Ok(HeaderName { known: Known::find(name.as_bytes()), name, spelled: None, upper: false })
     }
 
     /// The same, and fields that are added by it are spelled as it is (APISIX's plugins).
@@ -36,7 +38,8 @@ impl HeaderName {
     /// # Errors
     /// As for [`HeaderName::new`].
     pub fn as_spelled(name: &str) -> Result<HeaderName, InvalidHeaderName> {
-        HeaderName::new(name).map(|lower| HeaderName { spelled: Some(name.into()), ..lower })
+        let upper = has_upper(name.as_bytes());
+        HeaderName::new(name).map(|lower| HeaderName { spelled: Some(name.into()), upper, ..lower })
     }
 
     /// The name in lower case.
@@ -67,7 +70,7 @@ impl std::hash::Hash for HeaderName {
 
 impl From<Known> for HeaderName {
     fn from(known: Known) -> Self {
-        HeaderName { known: Some(known), name: known.as_str().into(), spelled: None }
+        HeaderName { known: Some(known), name: known.as_str().into(), spelled: None, upper: false }
     }
 }
 
@@ -98,6 +101,11 @@ pub trait Key: Copy {
     fn is_upper(&self) -> bool {
         false
     }
+    /// Whether it is a token. What was prepared is one.
+    #[inline]
+    fn is_token(&self) -> bool {
+        is_token(self.spelled())
+    }
 }
 
 impl Key for Known {
@@ -126,7 +134,11 @@ impl Key for &HeaderName {
     }
     #[inline]
     fn is_upper(&self) -> bool {
-        self.spelled.as_ref().is_some_and(|name| has_upper(name.as_bytes()))
+        self.upper
+    }
+    #[inline]
+    fn is_token(&self) -> bool {
+        true
     }
 }
 
