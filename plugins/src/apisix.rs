@@ -6,7 +6,9 @@ mod consumer_restriction;
 mod cors;
 mod echo;
 mod fault_injection;
+mod file_logger;
 mod forward_auth;
+mod http_logger;
 mod ip_restriction;
 mod jwt_auth;
 mod key_auth;
@@ -16,6 +18,7 @@ mod limit_req;
 mod mocking;
 pub mod prometheus;
 mod proxy_rewrite;
+mod public_api;
 mod real_ip;
 mod redirect;
 mod request_id;
@@ -38,7 +41,9 @@ pub(crate) fn factories() -> Vec<ApisixFactory> {
         cors::factory(),
         echo::factory(),
         fault_injection::factory(),
+        file_logger::factory(),
         forward_auth::factory(),
+        http_logger::factory(),
         ip_restriction::factory(),
         jwt_auth::factory(),
         key_auth::factory(),
@@ -48,6 +53,7 @@ pub(crate) fn factories() -> Vec<ApisixFactory> {
         mocking::factory(),
         prometheus::factory(),
         proxy_rewrite::factory(),
+        public_api::factory(),
         real_ip::factory(),
         redirect::factory(),
         request_id::factory(),

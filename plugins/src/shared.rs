@@ -3,6 +3,7 @@
 pub(crate) mod addresses;
 pub(crate) mod background;
 pub(crate) mod base64;
+pub(crate) mod batches;
 pub(crate) mod cache;
 pub(crate) mod coding;
 pub(crate) mod cookies;
@@ -13,6 +14,7 @@ pub(crate) mod header_names;
 pub(crate) mod json;
 pub(crate) mod jwt;
 pub(crate) mod limits;
+pub(crate) mod logger;
 pub(crate) mod offload;
 pub(crate) mod pattern;
 pub(crate) mod peers;

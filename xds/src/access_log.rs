@@ -276,6 +276,10 @@ mod tests {
         fn sink(&self, target: &LogTarget) -> std::result::Result<Arc<dyn LogSink>, String> {
             Err(format!("nobody opens {target}"))
         }
+
+        fn opened_late(&self, path: &std::path::Path) -> Arc<dyn LogSink> {
+            sixfold_core::detached::Nowhere.opened_late(path)
+        }
     }
 
     fn log(path: &str) -> ProtoLog {

@@ -33,14 +33,26 @@ pub(crate) enum Argument<'a> {
     Text(Cow<'a, [u8]>),
 }
 
+/// The arguments of a query as OpenResty reads them, as they are written; one without `=` has no value.
+fn arguments(query: &[u8]) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+    query.split(|byte| *byte == b'&').filter(|part| !part.is_empty()).map(|part| {
+        let mut halves = part.splitn(2, |byte| *byte == b'=');
+        (halves.next().unwrap_or_default(), halves.next())
+    })
+}
+
+/// An argument, decoded; one without `=` has no value.
+pub(crate) type Pair<'a> = (Cow<'a, [u8]>, Option<Cow<'a, [u8]>>);
+
+/// All arguments of a query, decoded.
+pub(crate) fn form_pairs(query: &[u8]) -> impl Iterator<Item = Pair<'_>> {
+    arguments(query).map(|(key, value)| (form_decoded(key), value.map(form_decoded)))
+}
+
 /// The argument of this name.
 pub(crate) fn argument<'a>(query: Option<&'a [u8]>, name: &[u8]) -> Argument<'a> {
-    let parts = query.unwrap_or_default().split(|byte| *byte == b'&').filter(|part| !part.is_empty());
-    let mut found = parts.filter_map(|part| {
-        let mut halves = part.splitn(2, |byte| *byte == b'=');
-        let key = halves.next().unwrap_or_default();
-        (*form_decoded(key) == *name).then(|| halves.next())
-    });
+    let all = arguments(query.unwrap_or_default());
+    let mut found = all.filter_map(|(key, value)| (*form_decoded(key) == *name).then_some(value));
     match (found.next(), found.next()) {
         (None, _) => Argument::Absent,
         (Some(Some(value)), None) => Argument::Text(form_decoded(value)),

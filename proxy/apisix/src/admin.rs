@@ -21,7 +21,7 @@ use std::sync::{Arc, LazyLock};
 
 use http::{Method, StatusCode};
 use serde_json::Value;
-use sixfold_core::plugin::{Consumers, Registry};
+use sixfold_core::plugin::{Consumers, PluginMetadata, Registry};
 
 pub use self::access::{AdminAccess, generate_key};
 pub(crate) use self::list::value as kept_value;
@@ -44,12 +44,15 @@ pub struct AdminApi {
     access: AdminAccess,
     content: Content,
     /// Made for the first request: many a gateway gets none.
-    checker: LazyLock<Checker, Box<dyn FnOnce() -> Checker + Send + Sync>>,
+    checker: LazyLock<Checker, MakeChecker>,
     /// Whether there are stream routes.
     stream: bool,
     reload_plugins: ReloadPlugins,
     router: matchit::Router<Endpoint>,
 }
+
+/// Makes what looks at resources.
+type MakeChecker = Box<dyn FnOnce() -> Checker + Send + Sync>;
 
 /// What is written.
 enum Content {
@@ -72,17 +75,18 @@ enum Endpoint {
 }
 
 impl AdminApi {
-    /// Of the resources in a store, and the consumers among them that are in force.
+    /// Of the resources in a store, and the consumers and the metadata of plugins among them that are in force.
     pub fn of_store(
         config: &Config,
         access: AdminAccess,
-        (store, consumers): (Arc<dyn Store>, Arc<Consumers>),
+        (store, consumers, metadata): (Arc<dyn Store>, Arc<Consumers>, Arc<PluginMetadata>),
         registry: Registry,
         environment: EnvVars,
         reload_plugins: ReloadPlugins,
     ) -> AdminApi {
-        let content = Content::Store(store, consumers);
-        AdminApi::new(config, access, content, registry, environment, reload_plugins)
+        let (content, of) = (Content::Store(store, consumers), config.clone());
+        let checker = move || Checker::new(of, registry, environment).with_metadata(metadata);
+        AdminApi::new(config, access, content, Box::new(checker), reload_plugins)
     }
 
     /// Of a configuration that is put as a whole.
@@ -93,16 +97,16 @@ impl AdminApi {
         registry: Registry,
         environment: EnvVars,
     ) -> AdminApi {
-        let content = Content::Standalone(Standalone::new(store));
-        AdminApi::new(config, access, content, registry, environment, Arc::new(|| Ok(())))
+        let (content, of) = (Content::Standalone(Standalone::new(store)), config.clone());
+        let checker = move || Checker::new(of, registry, environment);
+        AdminApi::new(config, access, content, Box::new(checker), Arc::new(|| Ok(())))
     }
 
     fn new(
         config: &Config,
         access: AdminAccess,
         content: Content,
-        registry: Registry,
-        environment: EnvVars,
+        checker: MakeChecker,
         reload_plugins: ReloadPlugins,
     ) -> AdminApi {
         let paths: &[(&str, Endpoint)] = match &content {
@@ -126,9 +130,6 @@ impl AdminApi {
             let _ = router.insert(format!("{PREFIX}{path}"), *endpoint);
         }
         let stream = config.admin.as_ref().is_some_and(|admin| admin.stream);
-        let config = config.clone();
-        let checker: Box<dyn FnOnce() -> Checker + Send + Sync> =
-            Box::new(move || Checker::new(config, registry, environment));
         let checker = LazyLock::new(checker);
         AdminApi { access, content, checker, stream, reload_plugins, router }
     }

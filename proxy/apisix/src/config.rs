@@ -27,6 +27,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 use sixfold_core::document::{Format, Node, Options};
 use sixfold_core::error::ConfigError;
+use sixfold_core::format::BodyLimits;
 use sixfold_core::router::ApisixRouter;
 
 pub(crate) use self::variables::is_declared;
@@ -99,6 +100,8 @@ pub struct Config {
     pub worker_processes: Option<usize>,
     /// How long requests may go on after the gateway was told to stop.
     pub worker_shutdown_timeout: Duration,
+    /// How much of request bodies variables read (`apisix.max_post_args_readable_size`, `graphql.max_size`).
+    pub body_limits: BodyLimits,
     /// `nginx_config.http`.
     pub http: HttpConfig,
     /// Enabled plugins; `None` for all that the gateway has.

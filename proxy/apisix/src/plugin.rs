@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use sixfold_core::error::nearest;
-use sixfold_core::plugin::{ApisixFactory, Prepared, Registry};
+use sixfold_core::plugin::{ApisixFactory, Prepared, PublicApis, Registry};
 
 pub use self::credential::duplicate_key;
 pub(crate) use self::credential::{CredentialConfig, OfConsumer};
@@ -30,6 +30,7 @@ use xxhash_rust::xxh64::xxh64;
 /// The plugins that resources may use.
 pub(crate) struct Catalog {
     plugins: BTreeMap<&'static str, Entry>,
+    public_apis: Arc<PublicApis>,
     /// Those that the gateway has and the list of plugins has not.
     disabled: BTreeSet<&'static str>,
     /// What fields are kept encrypted with; `None` where they are not.
@@ -68,6 +69,8 @@ pub(crate) struct PluginConfig {
     pub(crate) factory: Arc<ApisixFactory>,
     pub(crate) config: Value,
     pub(crate) attributes: Arc<Value>,
+    /// Of all plugins that may be used.
+    pub(crate) public_apis: Arc<PublicApis>,
     pub(crate) meta: Meta,
     /// Fingerprint of the configuration as written.
     pub(crate) print: u64,
@@ -148,7 +151,10 @@ impl Catalog {
             plugins.insert(name, entry);
         }
         let disabled = registry.apisix_names().filter(|name| !plugins.contains_key(name)).collect();
-        Catalog { plugins, disabled, keyring: None, private_keys: Arc::default() }
+        let apis =
+            PublicApis::new(plugins.values().map(|entry: &Entry| (&*entry.factory, &entry.attributes)));
+        let public_apis = Arc::new(apis);
+        Catalog { plugins, public_apis, disabled, keyring: None, private_keys: Arc::default() }
     }
 
     /// The same for resources that are kept encrypted as `config` says.
@@ -261,6 +267,7 @@ impl Catalog {
             factory: entry.factory.clone(),
             config,
             attributes: entry.attributes.clone(),
+            public_apis: self.public_apis.clone(),
             meta,
             print,
             unresolved: unresolved.into_iter().map(|fault| below(name, fault)).collect(),

@@ -8,6 +8,7 @@ mod batch;
 mod candidate;
 mod check;
 mod feed;
+mod figures;
 mod record;
 mod roll;
 mod single;
@@ -29,6 +30,7 @@ use self::batch::Batch;
 use self::candidate::{Candidate, new_faults};
 pub use self::check::{Findings, validate, validate_resources};
 pub use self::feed::Feed;
+use self::figures::Figures;
 use self::record::Builder;
 pub(crate) use self::record::ServiceParts;
 pub(crate) use self::single::Checker;
@@ -76,6 +78,7 @@ pub struct Source {
     state: State,
     chains: ChainCache,
     shared: SharedParts,
+    figures: Figures,
 }
 
 /// What a look at the store has come to.
@@ -196,7 +199,8 @@ impl Source {
         let secure = config.https_listeners.iter().map(|listen| listen.address.port());
         context.compile.build.tls_ports = secure.collect();
         let (state, chains, shared) = Default::default();
-        Source { context, config, store, state, chains, shared }
+        let figures = Figures::new(&config.deployment.provider, context.compile.metrics());
+        Source { context, config, store, state, chains, shared, figures }
     }
 
     /// The static configuration.
@@ -215,7 +219,9 @@ impl Source {
     /// Why the store could not tell it. What was read before stays in force.
     pub fn pull(&mut self) -> Result<Update, Vec<ConfigError>> {
         let store = self.store.clone();
-        self.take(|batch| store.changes(batch))
+        let taken = self.take(|batch| store.changes(batch));
+        self.figures.told(taken.is_ok());
+        taken
     }
 
     /// Takes what `read` hands over of the store; it answers what is odd about that.
@@ -242,6 +248,7 @@ impl Source {
         let mut warnings = read(&mut batch)?;
         match Candidate::new(&mut batch, &mut self.chains) {
             Ok(candidate) => {
+                self.figures.changed(&batch.revisions);
                 let odd = std::mem::take(&mut batch.warnings);
                 warnings.extend(odd.into_iter().map(|fault| self.named(fault)));
                 Ok((candidate, warnings))

@@ -11,7 +11,7 @@ use sixfold_apisix::config::{AdminConfig, AdminKey, AdminRole, Config, EnvVars, 
 use sixfold_apisix::control::ControlApi;
 use sixfold_apisix::store::Store;
 use sixfold_core::cluster::Clusters;
-use sixfold_core::plugin::Consumers;
+use sixfold_core::plugin::{Consumers, PluginMetadata};
 use sixfold_core::tls::{Identity, Pem, ServerContext, ServerSettings, Validation};
 use sixfold_server::surface::{Answer, Content, Query, Reply};
 use std::io::Write;
@@ -84,6 +84,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) consumers: Arc<Consumers>,
     /// What upstreams have become.
     pub(crate) clusters: Arc<Clusters>,
+    /// What plugins are told.
+    pub(crate) metadata: Arc<PluginMetadata>,
 }
 
 impl Sources<'_> {
@@ -98,7 +100,7 @@ impl Sources<'_> {
             }
             None => {
                 let reload = self.reload_plugins();
-                let store = (self.store.clone(), self.consumers.clone());
+                let store = (self.store.clone(), self.consumers.clone(), self.metadata.clone());
                 let api = AdminApi::of_store(config, access, store, registry, environment, reload);
                 Server::Admin(Box::new(api), MAX_BODY)
             }

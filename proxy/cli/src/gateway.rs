@@ -46,6 +46,7 @@ pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> R
     let mut config = sixfold_apisix::load_config(path, &EnvVars::Process)?;
     let more = |more| tracing::warn!(more, "more warnings; `sixfold validate` lists all of them");
     tell_most(&config.reports, |report| tracing::warn!("{report}"), more);
+    config.body_limits.put_in_force();
     make_log_folder(&config)?;
     leave_out_taken(&mut config)?;
     let process = Process::start(process_options(&config, log.metrics))?;
@@ -58,10 +59,11 @@ pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> R
     update.log();
     // Of the standalone API that nothing was put to yet.
     let waits = standalone.as_ref().is_some_and(|store| store.is_empty());
-    let consumers = process.compile.build.consumers.clone();
+    let build = &process.compile.build;
+    let (consumers, metadata) = (build.consumers.clone(), build.metadata.clone());
     let store = source.store().clone();
     let clusters = process.compile.clusters.clone();
-    let sources = Sources { config: &config, path, store, standalone, consumers, clusters };
+    let sources = Sources { config: &config, path, store, standalone, consumers, clusters, metadata };
     let _control = control(&sources)?;
     let _admin = admin_api(&sources)?;
     let Update { diff, .. } = update;

@@ -49,6 +49,7 @@ pub(crate) struct ProcessOptions {
 pub(crate) struct Process {
     pub(crate) server: Server,
     pub(crate) logs: LogFiles,
+    exports: Arc<Exports>,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) metrics: metrics::Registry,
     /// What configuration is compiled with.
@@ -73,14 +74,15 @@ impl Process {
         let lifecycle = Lifecycle::default();
         let server = Server::start(options, metrics.clone(), model.clone(), callout, lifecycle.clone())?;
         server.set_dns(dns);
+        let exports = Arc::new(Exports::default());
         let build = BuildContext {
             failing_checks: server.shared().health_failed.clone(),
-            background: Arc::new(Exports::default()),
+            background: exports.clone(),
             ..build
         };
         let logs = LogFiles::new(flush_interval, &metrics);
         let compile = CompileContext::new(&model, plugins(), build, Arc::new(logs.clone()));
-        Ok(Process { server, logs, lifecycle, metrics, compile, started, drain_limit })
+        Ok(Process { server, logs, exports, lifecycle, metrics, compile, started, drain_limit })
     }
 
     /// Applies the first configuration, whose listeners open once its clusters are warm or `patience` has
@@ -152,6 +154,7 @@ impl Process {
                 Event::Ended => break,
             }
         }
+        self.exports.shutdown();
         self.logs.shutdown();
         Ok(())
     }

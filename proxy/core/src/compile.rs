@@ -38,7 +38,7 @@ impl CompileContext {
         log_sinks: Arc<dyn MakeSink>,
     ) -> CompileContext {
         let (clusters, route_tables) = (model.clusters().clone(), model.route_tables().clone());
-        let build = BuildContext { clusters: clusters.clone(), ..build };
+        let build = BuildContext { clusters: clusters.clone(), log_sinks: log_sinks.clone(), ..build };
         let tls_clients = Arc::default();
         CompileContext { clusters, route_tables, plugins, build, log_sinks, tls_clients, local_address: None }
     }

@@ -34,6 +34,10 @@ impl MakeSink for Nowhere {
     fn sink(&self, _: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
         Ok(Arc::new(Nowhere))
     }
+
+    fn opened_late(&self, _: &std::path::Path) -> Arc<dyn LogSink> {
+        Arc::new(Nowhere)
+    }
 }
 
 /// Opens no log either, and says which could not be opened: for configuration that is checked where it will be used.
@@ -50,6 +54,10 @@ impl MakeSink for LogCheck {
             target.check()?;
         }
         Nowhere.sink(target)
+    }
+
+    fn opened_late(&self, path: &std::path::Path) -> Arc<dyn LogSink> {
+        Nowhere.opened_late(path)
     }
 }
 

@@ -3,9 +3,16 @@
 //! A worker copies a record into a buffer of its own and goes on. A task beside the request path takes what has gathered and
 //! sends it, a batch at a time; what it can't send in time is dropped and counted.
 
+mod batch;
+mod ending;
+mod shards;
+
+pub use batch::{BatchProcessor, BatchRules, BatchStats, Deliver, Delivery, Trouble};
+pub use ending::{Ending, Unfinished};
+
 use crate::access_log::LogSink;
-use crate::metrics::{shard, shards};
 use parking_lot::Mutex;
+use shards::{HEAD, Shards};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,10 +24,6 @@ use tokio::sync::Notify;
 const MOST_WAITING: usize = 4 << 20;
 /// Bytes that each worker may have waiting, however many there are.
 const LEAST_ROOM: usize = 256 << 10;
-/// Bytes that the buffer of a worker keeps when it was emptied.
-const KEPT: usize = 64 << 10;
-/// Bytes of the length before a record.
-const HEAD: usize = 4;
 
 /// A task that runs until it is done.
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -29,6 +32,11 @@ pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub trait Background: Send + Sync {
     /// Starts a task. It is dropped with the process.
     fn spawn(&self, task: Task);
+
+    /// The end of the process, before which what has gathered is sent. By default nobody says when it comes.
+    fn ending(&self) -> Ending {
+        Ending::default()
+    }
 }
 
 /// Runs nothing: where nobody sends anything.
@@ -88,6 +96,30 @@ impl Batch {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Bytes, with what tells the records apart.
+    pub fn bytes(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Adds the records of another one behind these.
+    fn append(&mut self, other: Batch) {
+        if self.0.is_empty() {
+            self.0 = other.0;
+        } else {
+            self.0.extend_from_slice(&other.0);
+        }
+    }
+
+    /// Takes the first `most` records out; all if there are no more.
+    fn split(&mut self, most: usize) -> Batch {
+        let end: usize = self.records().take(most).map(|record| HEAD + record.len()).sum();
+        if end >= self.0.len() {
+            return std::mem::take(self);
+        }
+        let rest = self.0.split_off(end);
+        Batch(std::mem::replace(&mut self.0, rest))
+    }
 }
 
 /// The way out for records. Dropping it sends what is left.
@@ -99,19 +131,15 @@ pub struct Exporter {
 }
 
 struct Queue {
-    /// One for each worker behind one for all other threads.
-    buffers: Box<[Buffer]>,
+    shards: Shards,
+    /// Bytes that each of them may have.
     room: usize,
     pace: Pace,
     wake: Notify,
     closed: AtomicBool,
+    ending: Ending,
     stats: ExportStats,
 }
-
-/// On a cache line of its own, so that workers do not slow each other down.
-#[derive(Default)]
-#[repr(align(128))]
-struct Buffer(Mutex<Vec<u8>>);
 
 impl Exporter {
     /// One that counts in `stats`. Its task begins with the first record.
@@ -121,13 +149,14 @@ impl Exporter {
         stats: ExportStats,
         ship: Box<dyn Ship>,
     ) -> Exporter {
-        let buffers: Box<[Buffer]> = (0..shards()).map(|_| Buffer::default()).collect();
+        let shards = Shards::new();
         let queue = Queue {
-            room: (MOST_WAITING / buffers.len().max(1)).max(LEAST_ROOM),
-            buffers,
+            room: (MOST_WAITING / shards.len().max(1)).max(LEAST_ROOM),
+            shards,
             pace,
             wake: Notify::new(),
             closed: AtomicBool::new(false),
+            ending: background.ending(),
             stats,
         };
         Exporter {
@@ -146,7 +175,8 @@ impl Exporter {
 
     fn start(&self) {
         if let Some(ship) = self.ship.lock().take() {
-            self.background.spawn(Box::pin(run(self.queue.clone(), ship)));
+            let unfinished = self.queue.ending.hold();
+            self.background.spawn(Box::pin(run(self.queue.clone(), ship, unfinished)));
         }
     }
 }
@@ -166,47 +196,22 @@ impl Drop for Exporter {
 
 impl Queue {
     fn add(&self, record: &[u8]) {
-        let Some(buffer) = self.buffers.get(shard()).or_else(|| self.buffers.first()) else { return };
-        let length = u32::try_from(record.len()).ok();
-        let mut waiting = buffer.0.lock();
-        let before = waiting.len();
-        let Some(length) = length.filter(|_| before + HEAD + record.len() <= self.room) else {
-            drop(waiting);
+        let Some((before, after)) = self.shards.add(record, self.room) else {
             return self.stats.logs_dropped().inc();
         };
-        waiting.extend_from_slice(&length.to_le_bytes());
-        waiting.extend_from_slice(record);
-        let after = waiting.len();
-        drop(waiting);
         // Only the record that crosses the mark wakes the task.
         let mark = self.pace.bytes.max(1);
         if before < mark && after >= mark {
             self.wake.notify_one();
         }
     }
-
-    fn take(&self) -> Batch {
-        let mut batch = Vec::new();
-        for buffer in &self.buffers {
-            let mut waiting = buffer.0.lock();
-            if batch.is_empty() && waiting.capacity() <= KEPT {
-                let empty = Vec::with_capacity(waiting.len());
-                batch = std::mem::replace(&mut *waiting, empty);
-            } else {
-                batch.extend_from_slice(&waiting);
-                waiting.clear();
-                waiting.shrink_to(KEPT);
-            }
-        }
-        Batch(batch)
-    }
 }
 
-async fn run(queue: Arc<Queue>, mut ship: Box<dyn Ship>) {
+async fn run(queue: Arc<Queue>, mut ship: Box<dyn Ship>, _unfinished: Unfinished) {
     loop {
         // Read first, by a load that what was added before the drop is seen after: that is sent.
-        let closed = queue.closed.load(Ordering::Acquire);
-        let batch = queue.take();
+        let closed = queue.closed.load(Ordering::Acquire) || queue.ending.has_begun();
+        let batch = queue.shards.take();
         if !batch.is_empty() {
             let count = batch.records().count() as u64;
             match ship.ship(batch).await {
@@ -217,7 +222,11 @@ async fn run(queue: Arc<Queue>, mut ship: Box<dyn Ship>) {
         if closed {
             return;
         }
-        let _ = tokio::time::timeout(queue.pace.interval, queue.wake.notified()).await;
+        tokio::select! {
+            () = tokio::time::sleep(queue.pace.interval) => {}
+            () = queue.wake.notified() => {}
+            () = queue.ending.begun() => {}
+        }
     }
 }
 
@@ -286,9 +295,9 @@ mod tests {
         let (exporter, _, _, stats) = exporter(Pace { interval: Duration::from_secs(1), bytes: 0 });
         let record = vec![7; 100 << 10];
         (0..1000).for_each(|_| exporter.push(&record));
-        let waiting: usize = exporter.queue.buffers.iter().map(|buffer| buffer.0.lock().len()).sum();
-        assert!(waiting <= MOST_WAITING.max(LEAST_ROOM * exporter.queue.buffers.len()));
-        let kept = exporter.queue.take().records().count() as u64;
+        let waiting = exporter.queue.shards.waiting();
+        assert!(waiting <= MOST_WAITING.max(LEAST_ROOM * exporter.queue.shards.len()));
+        let kept = exporter.queue.shards.take().records().count() as u64;
         assert_eq!(stats.logs_dropped().get() + kept, 1000);
         assert!(Batch(vec![9, 0, 0, 0, 1]).records().next().is_none());
     }

@@ -84,4 +84,8 @@ pub trait MakeSink: Send + Sync {
     /// # Errors
     /// Why it could not be, as far as that can be told now ([`LogTarget::check`]) and in bounded time.
     fn sink(&self, target: &LogTarget) -> Result<Arc<dyn LogSink>, String>;
+
+    /// The sink of a file that is opened with its first line, and whose lines are written as they come: no disk is asked
+    /// before, and nobody but the log of the process hears of one that can't be opened (APISIX's file-logger).
+    fn opened_late(&self, path: &std::path::Path) -> Arc<dyn LogSink>;
 }

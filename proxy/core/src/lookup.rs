@@ -6,6 +6,8 @@ use std::cell::{Cell, RefCell};
 thread_local! {
     static IS_OPEN: Cell<bool> = const { Cell::new(false) };
     static IS_KEPT: Cell<bool> = const { Cell::new(false) };
+    /// Bytes of the request's body that somebody wants, and that were not read.
+    static WANTED_BODY: Cell<Option<usize>> = const { Cell::new(None) };
     /// What forgets that which was made in this time.
     static FORGET: RefCell<Vec<fn()>> = const { RefCell::new(Vec::new()) };
 }
@@ -40,6 +42,16 @@ impl Drop for Lookup {
 #[inline]
 pub(crate) fn is_open() -> bool {
     IS_OPEN.get()
+}
+
+/// Says that what was looked at depends on the request's body, of which nothing was read: as much of it as would do.
+pub(crate) fn want_body(bytes: usize) {
+    WANTED_BODY.set(Some(WANTED_BODY.get().map_or(bytes, |wanted| wanted.max(bytes))));
+}
+
+/// What somebody has wanted since this was asked last.
+pub(crate) fn take_wanted_body() -> Option<usize> {
+    WANTED_BODY.take()
 }
 
 /// Has `forget` called at the end of the look-up under way: by whoever keeps the first thing in it.

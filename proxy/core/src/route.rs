@@ -425,6 +425,13 @@ pub enum HashInput {
     Key(Format),
 }
 
+impl HashInput {
+    /// Whether it is in the request's body.
+    pub fn is_of_body(&self) -> bool {
+        matches!(self, HashInput::Key(format) if format.is_of_body())
+    }
+}
+
 /// Envoy's RedirectAction.
 #[derive(Debug)]
 pub struct Redirect {

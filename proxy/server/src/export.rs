@@ -1,14 +1,28 @@
 //! The thread of what is told to services that collect logs, spans and statistics.
 
 use crate::upstream::Pools;
-use sixfold_core::export::{Background, Task};
+use sixfold_core::export::{Background, Ending, Task};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+
+/// How long the end of the process waits for services to take what is left.
+const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// Runs tasks on a thread of its own, which starts with the first of them.
 #[derive(Default)]
 pub struct Exports {
     thread: OnceLock<Option<Handle>>,
+    ending: Ending,
+}
+
+impl Exports {
+    /// Has everything sent that is left; waits at most 2 s for all services.
+    pub fn shutdown(&self) {
+        if !self.ending.finish(Instant::now() + LAST_WORD) {
+            tracing::warn!("services did not take all logs that were left for them in time");
+        }
+    }
 }
 
 impl Background for Exports {
@@ -16,6 +30,10 @@ impl Background for Exports {
         if let Some(handle) = self.thread.get_or_init(thread) {
             handle.spawn(task);
         }
+    }
+
+    fn ending(&self) -> Ending {
+        self.ending.clone()
     }
 }
 

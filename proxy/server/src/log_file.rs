@@ -5,6 +5,7 @@
 //! other file does. One that does not even open the file in time is told of as one that can't.
 
 mod disk;
+mod late;
 mod output;
 #[cfg(test)]
 mod tests;
@@ -12,10 +13,12 @@ mod tests;
 pub use output::{Chore, FileStats, Flush, Output};
 
 use disk::{Asked, Disk, MOST_EXPECTED, Mounted, PATIENCE};
+use late::LateFile;
 use parking_lot::Mutex;
 use sixfold_core::access_log::{LogSink, LogTarget, MakeSink};
 use sixfold_core::metrics::Registry;
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -30,6 +33,8 @@ pub struct LogFiles(Arc<Inner>);
 struct Inner {
     /// Closed once no configuration holds it any more.
     files: Mutex<HashMap<LogTarget, Weak<LogFile>>>,
+    /// Those that are opened with their first line.
+    late: Mutex<HashMap<PathBuf, Weak<LateFile>>>,
     stats: Arc<FileStats>,
     interval: Duration,
     disk: Arc<dyn Disk>,
@@ -46,7 +51,14 @@ impl LogFiles {
 
     fn on(disk: Arc<dyn Disk>, interval: Duration, registry: &Registry) -> LogFiles {
         let stats = Arc::new(FileStats::new(registry, "filesystem."));
-        LogFiles(Arc::new(Inner { files: Mutex::default(), stats, interval, disk, owed: Arc::default() }))
+        LogFiles(Arc::new(Inner {
+            files: Mutex::default(),
+            late: Mutex::default(),
+            stats,
+            interval,
+            disk,
+            owed: Arc::default(),
+        }))
     }
 
     /// The log of a target, made when nobody has it.
@@ -65,15 +77,22 @@ impl LogFiles {
         self.0.files.lock().values().filter_map(Weak::upgrade).collect()
     }
 
+    fn all_late(&self) -> Vec<Arc<LateFile>> {
+        self.0.late.lock().values().filter_map(Weak::upgrade).collect()
+    }
+
     /// Opens every file anew, after they were moved away (`SIGUSR1`, `POST /reopen_logs`).
     pub fn reopen(&self) {
         self.all().iter().filter_map(|file| file.output.get()).for_each(Output::reopen);
+        self.all_late().iter().filter_map(|file| file.output()).for_each(Output::reopen);
     }
 
     /// Writes what is left; waits at most 2 s for all files, since a disk may stall.
     pub fn shutdown(&self) {
         let deadline = Instant::now() + LAST_WRITE;
-        for output in self.all().iter().filter_map(|file| file.output.get()) {
+        let (files, late) = (self.all(), self.all_late());
+        let late = late.iter().filter_map(|file| file.output());
+        for output in files.iter().filter_map(|file| file.output.get()).chain(late) {
             // A file that does not finish in time loses its last lines.
             let _ = output.flush(deadline);
         }
@@ -96,6 +115,17 @@ impl MakeSink for LogFiles {
             file.answer_to(file.ask(&file.checking, LogFile::check))?;
         }
         Ok(file)
+    }
+
+    fn opened_late(&self, path: &Path) -> Arc<dyn LogSink> {
+        let mut late = self.0.late.lock();
+        if let Some(file) = late.get(path).and_then(Weak::upgrade) {
+            return file;
+        }
+        late.retain(|_, file| file.strong_count() > 0);
+        let file = Arc::new(LateFile::new(path, self.0.stats.clone()));
+        late.insert(path.to_owned(), Arc::downgrade(&file));
+        file
     }
 }
 

@@ -1,6 +1,8 @@
 //! What is counted of requests, and under which labels.
 
+use super::disabled::{DisabledLabels, Labels};
 use super::settings::Settings;
+use crate::shared::batches::All;
 use sixfold_core::format::{Format, Variable};
 use sixfold_core::metrics::Registry;
 use sixfold_core::metrics::series::{SEPARATOR, Series, SeriesBudget};
@@ -19,6 +21,7 @@ const KEPT_KEY: usize = 16 << 10;
 pub struct Metrics {
     pub(super) settings: Settings,
     pub(super) statistics: Registry,
+    pub(super) batches: Arc<All>,
     pub(super) budget: Arc<SeriesBudget>,
     pub(super) status: Series<u64>,
     pub(super) latency: Series<Buckets>,
@@ -95,7 +98,7 @@ impl Observation<'_> {
 }
 
 impl Metrics {
-    pub(super) fn new(settings: Settings, statistics: Registry) -> Metrics {
+    pub(super) fn new(settings: Settings, statistics: Registry, batches: Arc<All>) -> Metrics {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let budget = SeriesBudget::new(MOST_BYTES);
         let buckets = (settings.buckets.len() + 1) * size_of::<u64>();
@@ -106,17 +109,21 @@ impl Metrics {
             host: host.trim_end().to_owned(),
             settings,
             statistics,
+            batches,
             budget,
         }
     }
 
     /// Counts a request.
-    pub(super) fn record(&self, seen: &Observation<'_>, stream: &Stream) {
+    pub(super) fn record(&self, seen: &Observation<'_>, stream: &Stream, disabled: Option<&DisabledLabels>) {
+        let of = |labels: fn(&DisabledLabels) -> Labels| disabled.map(labels).unwrap_or_default();
+        let (status, latency, bandwidth) = (of(|d| d.status), of(|d| d.latency), of(|d| d.bandwidth));
         KEYS.with_borrow_mut(|Keys { key, shared }| {
             let now = Instant::now();
             shared.clear();
             client_and_node(shared, stream);
             self.status_key(key, seen, shared, stream);
+            status.take_out(key);
             self.status.touch(key, now, |n| *n += 1);
 
             let apisix = (seen.request_ms - seen.upstream_ms.unwrap_or(0.0)).max(0.0);
@@ -132,11 +139,13 @@ impl Metrics {
             for (kind, value) in latencies {
                 let Some(value) = value else { continue };
                 traffic_key(key, kind, shared, stream, &self.settings.latency.extra);
+                latency.take_out(key);
                 let bounds = &self.settings.buckets;
                 self.latency.touch(key, now, |buckets| buckets.add(bounds, value));
             }
             for (kind, value) in [("ingress", seen.ingress), ("egress", seen.egress)] {
                 traffic_key(key, kind, shared, stream, &self.settings.bandwidth.extra);
+                bandwidth.take_out(key);
                 self.bandwidth.touch(key, now, |n| *n += value);
             }
             key.shrink_to(KEPT_KEY);

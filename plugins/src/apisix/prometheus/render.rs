@@ -2,11 +2,12 @@
 
 use super::metrics::{Buckets, Metrics};
 use super::settings::MetricSettings;
+use crate::shared::batches;
 use sixfold_core::metrics::series::{Labels, SEPARATOR, Series};
 use std::io::{self, Write};
 use std::time::Instant;
 
-const STATUS: [&str; 11] = [
+pub(super) const STATUS: [&str; 11] = [
     "code",
     "route",
     "matched_uri",
@@ -20,8 +21,12 @@ const STATUS: [&str; 11] = [
     "response_source",
 ];
 
-const TRAFFIC: [&str; 8] =
+pub(super) const TRAFFIC: [&str; 8] =
     ["type", "route", "service", "consumer", "node", "request_type", "request_llm_model", "llm_model"];
+
+/// Kinds of resources that `etcd_modify_indexes` tells of.
+const KINDS: [&str; 8] =
+    ["consumers", "global_rules", "protos", "routes", "services", "ssls", "stream_routes", "upstreams"];
 
 /// Every label of the series in which everything is counted that found no room.
 const REST: &str = "__rest__";
@@ -44,6 +49,8 @@ impl Metrics {
         let settings = &self.settings;
         let head = ("bandwidth", "Total bandwidth in bytes consumed per service in APISIX", "counter");
         page.series(head, &TRAFFIC, &settings.bandwidth, &self.bandwidth, |a, b| *a += b, Page::number)?;
+        self.batches(page)?;
+        self.store(page)?;
         let head =
             ("http_latency", "HTTP request latency in milliseconds per service in APISIX", "histogram");
         let histogram =
@@ -60,6 +67,46 @@ impl Metrics {
         page.line(name, &[], self.budget.refused())?;
         page.head("node_info", "Info of APISIX node", "gauge")?;
         page.line("node_info", &[("hostname", &self.host), ("version", env!("CARGO_PKG_VERSION"))], 1)
+    }
+
+    /// The store of resources, where it is one that is written: by the names that etcd has in APISIX.
+    fn store(&self, page: &mut Page<'_>) -> io::Result<()> {
+        let of = |name: &str| self.statistics.sum("apisix_store.", name);
+        if of("is_written") == 0 {
+            return Ok(());
+        }
+        let name = "etcd_modify_indexes";
+        page.head(name, "Etcd modify index for APISIX keys", "gauge")?;
+        for key in KINDS {
+            page.line(name, &[("key", key)], of(key))?;
+        }
+        for key in ["max_modify_index", "prev_index", "x_etcd_index"] {
+            page.line(name, &[("key", key)], of("max_modify_index"))?;
+        }
+        page.head("etcd_reachable", "Config server etcd reachable from APISIX, 0 is unreachable", "gauge")?;
+        page.line("etcd_reachable", &[], of("reachable"))
+    }
+
+    /// What waits for loggers' servers, and what was dropped since they took too little: APISIX tells of that by its log
+    /// alone.
+    fn batches(&self, page: &mut Page<'_>) -> io::Result<()> {
+        let shown = self.batches.shown();
+        let dropped = self.batches.dropped();
+        if dropped > 0 || !shown.is_empty() {
+            let name = "batch_process_dropped_entries_total";
+            page.head(name, "Number of entries that batch processors have dropped", "counter")?;
+            page.line(name, &[], dropped)?;
+        }
+        if shown.is_empty() {
+            return Ok(());
+        }
+        let name = "batch_process_entries";
+        page.head(name, "batch process remaining entries", "gauge")?;
+        for batches::Shown { name: of, route, server, entries } in &shown {
+            let labels = [("name", &**of), ("route_id", &**route), ("server_addr", &**server)];
+            page.line(name, &labels, *entries as u64)?;
+        }
+        Ok(())
     }
 
     fn connections(&self, page: &mut Page<'_>) -> io::Result<()> {

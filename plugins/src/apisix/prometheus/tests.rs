@@ -165,3 +165,50 @@ fn labels_of_clients_have_a_bound_in_bytes() {
     assert!(rest > 0 && rest < 1200, "{rest}");
     has(&text, &format!("apisix_nginx_metric_errors_total {rest}"));
 }
+
+#[test]
+fn metadata_leaves_labels_empty() {
+    let context = context();
+    let plugin = build("prometheus", &json!({}), &context).unwrap();
+    let metrics = shared(&context.shared, &context.attributes, &context.metrics).unwrap();
+    let labels =
+        json!({"disabled_labels": {"http_status": ["route", "response_source"], "bandwidth": ["service"]}});
+    let read = DisabledLabels::read(serde_json::from_value(labels).unwrap()).unwrap();
+    context.metadata.change("prometheus", Some(Arc::new(read))).put_in_force();
+    plugin.log(&mut request(200));
+    let page = page(&metrics);
+    let status = page.lines().find(|line| line.starts_with("apisix_http_status{")).unwrap();
+    assert!(
+        status.contains("code=\"200\",route=\"\",matched_uri=\"/a/*\"")
+            && status.ends_with("response_source=\"\"} 1")
+    );
+    assert!(page.contains("apisix_bandwidth{type=\"egress\",route=\"1\",service=\"\",consumer=\"jack\""));
+    assert!(page.contains("apisix_http_latency_count{type=\"request\",route=\"1\",service=\"s1\""));
+}
+
+#[test]
+fn a_store_that_is_written_is_told_of_by_the_names_of_etcd() {
+    sixfold_core::stat_block! {
+        pub struct Store {
+            counters: [], gauges: [], numbers: [is_written, reachable, routes, max_modify_index], histograms: [],
+        }
+    }
+    let context = context();
+    let metrics = shared(&context.shared, &context.attributes, &context.metrics).unwrap();
+    assert!(!page(&metrics).contains("etcd"));
+    let store = Store::new(&context.metrics, "apisix_store.");
+    for (number, value) in
+        [(store.is_written(), 1), (store.reachable(), 1), (store.routes(), 7), (store.max_modify_index(), 9)]
+    {
+        number.set(value);
+    }
+    let page = page(&metrics);
+    for line in [
+        "apisix_etcd_reachable 1",
+        "apisix_etcd_modify_indexes{key=\"routes\"} 7",
+        "apisix_etcd_modify_indexes{key=\"protos\"} 0",
+        "apisix_etcd_modify_indexes{key=\"x_etcd_index\"} 9",
+    ] {
+        has(&page, line);
+    }
+}

@@ -43,7 +43,7 @@ impl Api {
             AdminApi::of_store(
                 &config,
                 access,
-                (store, Arc::default()),
+                (store, Arc::default(), Arc::default()),
                 registry,
                 environment,
                 Arc::new(|| Ok(())),

@@ -14,6 +14,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use sixfold_core::document::{Node, Value};
 use sixfold_core::error::ConfigError;
+use sixfold_core::format::BodyLimits;
 use sixfold_core::tls::is_cipher_suite;
 
 use crate::encryption::Keyring;
@@ -226,6 +227,7 @@ impl Reader<'_> {
             disable_upstream_healthcheck: self.flag(&apisix.key("disable_upstream_healthcheck")),
             worker_processes: self.workers(&apisix, &nginx, environment),
             worker_shutdown_timeout: self.duration(&nginx.key("worker_shutdown_timeout")),
+            body_limits: self.body_limits(&apisix, &root.key("graphql")),
             http: self.http(&nginx.key("http")),
             plugins: self.texts(&root.key("plugins")),
             stream_plugins: self.texts(&root.key("stream_plugins")),
@@ -358,6 +360,23 @@ impl Reader<'_> {
             recursive: self.flag(&http.key("real_ip_recursive")),
             from: self.networks(&http.key("real_ip_from")).unwrap_or_default(),
         }
+    }
+
+    fn body_limits(&mut self, apisix: &Field<'_>, graphql: &Field<'_>) -> BodyLimits {
+        let number = |value: &Value| match value {
+            Value::Number(number) => number.as_u64().and_then(|count| usize::try_from(count).ok()),
+            _ => None,
+        };
+        let fields = self.required(
+            &apisix.key("max_post_args_readable_size"),
+            "a number of MiB, or 0 for no limit",
+            0,
+            number,
+        );
+        let graphql = self.required(&graphql.key("max_size"), "a number of bytes", 0, number);
+        // In MiB; 0 is no limit.
+        let fields = if fields == 0 { usize::MAX } else { fields.saturating_mul(1 << 20) };
+        BodyLimits { fields, graphql }
     }
 
     fn server(&mut self, field: &Field<'_>) -> Option<SocketAddr> {

@@ -308,13 +308,17 @@ fn of_tls_what_there_is_remains() {
 fn what_has_no_effect_is_reported() {
     let config = parse(
         "apisix: {lru: {secret: {ttl: 1}}, ssl: {ssl_session_tickets: true}}\n\
-         graphql: {max_size: 1}\ndiscovery: {dns: {servers: ['1.1.1.1']}, nacos: {host: ['http://a']}}\n",
+         graphql: {max_size: 7}\ndiscovery: {dns: {servers: ['1.1.1.1']}, nacos: {host: ['http://a']}}\n",
     );
     let fields: Vec<_> = config.reports.iter().map(|report| report.field.clone().unwrap()).collect();
-    assert_eq!(
-        fields,
-        ["apisix.lru", "apisix.ssl.ssl_session_tickets", "graphql.max_size", "discovery.nacos"]
-    );
+    assert_eq!(fields, ["apisix.lru", "apisix.ssl.ssl_session_tickets", "discovery.nacos"]);
+    let limits = |text: &str| {
+        let config = parse(text);
+        (config.body_limits.fields, config.body_limits.graphql)
+    };
+    assert_eq!(limits(""), (64 << 20, 1 << 20));
+    assert_eq!(limits("graphql: {max_size: 7}\napisix: {max_post_args_readable_size: 0}"), (usize::MAX, 7));
+    assert_eq!(limits("apisix: {max_post_args_readable_size: 2}").0, 2 << 20);
 }
 
 #[test]

@@ -2,8 +2,6 @@
 
 /// By name: those of nginx's modules, and those that APISIX declares for its plugins.
 const NAMES: &[&str] = &[
-    "apisix_upstream_response_time",
-    "connection_time",
     "document_root",
     "gzip_ratio",
     "http2",
@@ -11,32 +9,18 @@ const NAMES: &[&str] = &[
     "limit_conn_status",
     "limit_rate",
     "limit_req_status",
-    "opentelemetry_context_traceparent",
-    "opentelemetry_span_id",
-    "opentelemetry_trace_id",
-    "original_x_forwarded_for",
     "pipe",
     "proxy_internal_body_length",
     "proxy_protocol_server_addr",
     "proxy_protocol_server_port",
-    "rate_limiting_info",
     "realpath_root",
     "request_body_file",
     "request_filename",
-    "request_line",
-    "request_llm_model",
     "request_port",
-    "request_type",
-    "upstream_connection",
     "upstream_last_addr",
     "upstream_queue_time",
-    "upstream_unresolved_host",
-    "upstream_upgrade",
     "uid_got",
     "uid_set",
-    "zipkin_context_traceparent",
-    "zipkin_span_id",
-    "zipkin_trace_id",
 ];
 
 /// By what they begin with.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Weak};
 
 use sixfold_core::error::{ConfigError, collect};
+use sixfold_core::format::noticing_bodies;
 use sixfold_core::plugin::{
     BuildContext, Chain, ChainBuilder, Member as ChainMember, Part, Plugin, Position, RunPolicy, Scope,
 };
@@ -64,12 +65,15 @@ impl PluginSet {
             let context = BuildContext {
                 resource: resource.clone(),
                 attributes: plugin.attributes.clone(),
+                public_apis: plugin.public_apis.clone(),
                 ..context.clone()
             };
             let built = match plugin.meta.disable {
                 true => Plugin::default(),
                 false => {
-                    factory.build(&plugin.config, &context).map_err(|error| refused(factory.name, error))?
+                    let (built, of_body) = noticing_bodies(|| factory.build(&plugin.config, &context));
+                    let of_body = of_body || plugin.meta.has_body_variables;
+                    built.map_err(|error| refused(factory.name, error))?.with_body_variables(of_body)
                 }
             };
             Ok(Member {

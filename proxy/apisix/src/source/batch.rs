@@ -26,6 +26,8 @@ pub(super) struct Batch<'a> {
     pub(super) pending: BTreeMap<Key, Pending>,
     /// Of these keys what was refused before no longer counts.
     pub(super) answered: BTreeSet<Key>,
+    /// The largest revision of each kind.
+    pub(super) revisions: BTreeMap<Kind, u64>,
     pub(super) refused: BTreeMap<Key, Refused>,
     /// Keys under which another resource than the one that comes is in force.
     taken: BTreeSet<Key>,
@@ -62,6 +64,7 @@ impl<'a> Batch<'a> {
             catalog,
             pending: BTreeMap::new(),
             answered: BTreeSet::new(),
+            revisions: BTreeMap::new(),
             refused: BTreeMap::new(),
             taken: BTreeSet::new(),
             unread: BTreeMap::new(),
@@ -342,6 +345,8 @@ impl Sink for Batch<'_> {
 
     fn change(&mut self, change: Change) {
         let Change { key, revision, order, value, takes_place } = change;
+        let largest = self.revisions.entry(key.kind).or_default();
+        *largest = revision.max(*largest);
         self.answered.insert(key.clone());
         self.warnings.retain(|warning| warning.about != key);
         self.refused.remove(&key);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use sixfold_core::document::Node;
 use sixfold_core::error::ConfigError;
-use sixfold_core::plugin::Registry;
+use sixfold_core::plugin::{PluginMetadata, Registry};
 
 use super::SourceContext;
 use super::record::Builder;
@@ -33,6 +33,13 @@ impl Checker {
         let catalog = Catalog::new(&registry, enabled.as_ref(), &config.plugin_attr);
         let catalog = Arc::new(catalog.encrypted(&config));
         Checker { config, context: SourceContext::detached(registry, environment), catalog }
+    }
+
+    /// With what plugins are told by metadata that is in force.
+    pub(crate) fn with_metadata(mut self, metadata: Arc<PluginMetadata>) -> Checker {
+        let build = &mut self.context.compile.build;
+        (build.metadata, build.metadata_is_whole) = (metadata, true);
+        self
     }
 
     /// The plugins that resources may use.

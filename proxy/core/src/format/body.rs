@@ -1,10 +1,13 @@
 //! Fields of request bodies: `post_arg_x` and `post_arg.x`.
 
 use crate::headers::Known;
+use crate::lookup;
 use crate::matcher::decode;
 use crate::stream::Stream;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// A field of a body: a dotted path, or a JSONPath when it has brackets, stars or `..`.
 #[derive(Debug)]
@@ -59,8 +62,11 @@ impl BodyPath {
 
     /// The field as text: a string as it is, anything else as JSON.
     pub(super) fn get(&self, stream: &Stream) -> Option<Vec<u8>> {
-        let document = document(stream)?;
-        let mut found = vec![&document];
+        with_document(stream, |document| self.of(document?))
+    }
+
+    fn of(&self, document: &Value) -> Option<Vec<u8>> {
+        let mut found = vec![document];
         for step in &self.steps {
             found = found.into_iter().flat_map(|value| step.select(value)).collect();
         }
@@ -107,12 +113,62 @@ fn content_type(stream: &Stream) -> &str {
     stream.request.headers.get_str(Known::CONTENT_TYPE).unwrap_or_default()
 }
 
+/// How much of a request's body variables may read, in bytes. It is one for the process, as config.yaml says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodyLimits {
+    /// `post_arg.x` (`apisix.max_post_args_readable_size`): 64 MiB by default.
+    pub fields: usize,
+    /// `graphql_x` (`graphql.max_size`): 1 MiB by default.
+    pub graphql: usize,
+}
+
+static FIELDS: AtomicUsize = AtomicUsize::new(64 << 20);
+static GRAPHQL: AtomicUsize = AtomicUsize::new(1 << 20);
+
+impl BodyLimits {
+    /// Bytes of a body that do for all variables.
+    pub fn most() -> usize {
+        let BodyLimits { fields, graphql } = BodyLimits::current();
+        fields.max(graphql)
+    }
+
+    /// Those in force.
+    pub(super) fn current() -> BodyLimits {
+        BodyLimits { fields: FIELDS.load(Relaxed), graphql: GRAPHQL.load(Relaxed) }
+    }
+
+    /// Puts them in force.
+    pub fn put_in_force(self) {
+        FIELDS.store(self.fields, Relaxed);
+        GRAPHQL.store(self.graphql, Relaxed);
+    }
+}
+
+/// The request's body, if it was read and has at most so many bytes. Whoever looks for a route is told that it was not read.
+pub(super) fn read(stream: &Stream, most: usize) -> Option<&[u8]> {
+    match &stream.request_body {
+        Some(body) => Some(&**body).filter(|body| body.len() <= most),
+        None => {
+            if stream.has_request_body() && announced(stream).is_none_or(|length| length <= most) {
+                lookup::want_body(most);
+            }
+            None
+        }
+    }
+}
+
+/// The length that the body has by the request's head.
+fn announced(stream: &Stream) -> Option<usize> {
+    stream.request.headers.get_str(Known::CONTENT_LENGTH)?.parse().ok()
+}
+
 /// A field of an urlencoded form, decoded.
 pub(super) fn form_field<'a>(stream: &'a Stream, name: &str) -> Option<Cow<'a, [u8]>> {
     if !content_type(stream).starts_with("application/x-www-form-urlencoded") {
         return None;
     }
-    let body = stream.request_body.as_deref()?;
+    // APISIX knows no other limit here than that of bodies.
+    let body = read(stream, BodyLimits::current().fields)?;
     fields(body).find(|(key, _)| **key == *name.as_bytes()).map(|(_, value)| value)
 }
 
@@ -124,22 +180,45 @@ fn fields(body: &[u8]) -> impl Iterator<Item = (Cow<'_, [u8]>, Cow<'_, [u8]>)> {
     })
 }
 
+thread_local! {
+    /// The document of the request that a route is looked for, once somebody has asked for a field of it.
+    static DOCUMENT: RefCell<Option<Option<Value>>> = const { RefCell::new(None) };
+}
+
+/// Has `look` look at the body as a document. Many routes may ask for fields of it: it is read once for all of them.
+fn with_document<T>(stream: &Stream, look: impl FnOnce(Option<&Value>) -> T) -> T {
+    if !lookup::is_open() {
+        return look(document(stream).as_ref());
+    }
+    DOCUMENT.with_borrow_mut(|kept| {
+        if kept.is_none() {
+            lookup::forget_at_end(|| drop(DOCUMENT.take()));
+        }
+        look(kept.get_or_insert_with(|| document(stream)).as_ref())
+    })
+}
+
 /// The body as a document, by its content-type.
 fn document(stream: &Stream) -> Option<Value> {
-    let body = stream.request_body.as_deref()?;
     let kind = content_type(stream);
-    if kind.starts_with("application/x-www-form-urlencoded") {
+    // By what the type holds anywhere, as APISIX looks for it.
+    let is = |name| kind.contains(name);
+    if !(is("application/json") || is("application/x-www-form-urlencoded") || is("multipart/form-data")) {
+        return None;
+    }
+    let body = read(stream, BodyLimits::current().fields)?;
+    if is("application/json") {
+        return serde_json::from_slice(body).ok();
+    }
+    if is("application/x-www-form-urlencoded") {
         return Some(Value::Object(first_of_each(
             fields(body).map(|(key, value)| (text(&key), text(&value))),
         )));
     }
-    if kind.starts_with("multipart/form-data") {
-        let boundary = kind.split(';').find_map(|p| p.trim().strip_prefix("boundary="))?;
-        return Some(Value::Object(first_of_each(
-            parts(body, boundary.trim_matches('"')).map(|(name, value)| (name, text(value))),
-        )));
-    }
-    kind.starts_with("application/json").then(|| serde_json::from_slice(body).ok())?
+    let boundary = kind.split(';').find_map(|p| p.trim().strip_prefix("boundary="))?;
+    Some(Value::Object(first_of_each(
+        parts(body, boundary.trim_matches('"')).map(|(name, value)| (name, text(value))),
+    )))
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -1,5 +1,6 @@
 //! `graphql_operation`, `graphql_name`, `graphql_root_fields`: as much of GraphQL as they need.
 
+use super::body::{self, BodyLimits};
 use crate::headers::Known;
 use crate::matcher::{decode, parameter};
 use crate::stream::Stream;
@@ -12,12 +13,9 @@ pub(super) enum Part {
     Operation,
     /// Name of the operation; empty when it has none.
     Name,
-    /// Fields of the outermost selection, joined by commas.
+    /// Fields of the outermost selection.
     RootFields,
 }
-
-/// Longest query that is read (`graphql.max_size`).
-const MAX_SIZE: usize = 1 << 20;
 
 impl Part {
     /// From what follows `graphql_` in the variable's name.
@@ -33,23 +31,30 @@ impl Part {
 
 /// The part of the request's query: of the argument `query` of a GET, or of the body of a POST.
 pub(super) fn get(stream: &Stream, part: Part) -> Option<Vec<u8>> {
-    let text = query(stream).filter(|text| text.len() <= MAX_SIZE)?;
+    let text = query(stream)?;
     let operation = Operation::parse(&text)?;
     Some(match part {
         Part::Operation => operation.kind.into(),
         Part::Name => operation.name.into(),
-        Part::RootFields => operation.fields.join(",").into_bytes(),
+        // An array, for the operator `has`.
+        Part::RootFields => serde_json::to_vec(&operation.fields).ok()?,
     })
 }
 
 fn query(stream: &Stream) -> Option<String> {
     if stream.request.method == Method::GET {
         let argument = parameter(stream.request.target.query()?, b"query")?;
-        return String::from_utf8(decode(argument).into_owned()).ok();
+        let text = decode(argument);
+        return String::from_utf8(text.into_owned())
+            .ok()
+            .filter(|t| t.len() <= BodyLimits::current().graphql);
     }
-    let body = stream.request_body.as_deref()?;
+    if stream.request.method != Method::POST {
+        return None;
+    }
+    let body = body::read(stream, BodyLimits::current().graphql)?;
     let kind = stream.request.headers.get_str(Known::CONTENT_TYPE).unwrap_or_default();
-    if kind.starts_with("application/json") {
+    if kind == "application/json" {
         let document: serde_json::Value = serde_json::from_slice(body).ok()?;
         return document.get("query")?.as_str().map(str::to_owned);
     }

@@ -1,7 +1,7 @@
 //! JSON documents whose strings are formats.
 
 use super::escape::{json as escape, json_clean};
-use super::{Escape, Part, Style, Variable, Written, envoy, template};
+use super::{Escape, Part, Style, Variable, Written, envoy};
 use crate::stream::Stream;
 use serde_json::Value;
 
@@ -11,10 +11,13 @@ pub enum Dialect {
     /// Envoy's operators: a missing value is `null`.
     #[default]
     Envoy,
-    /// APISIX's `log_format`: a string that begins with `$` is a variable, and its key is left out when it has
-    /// no value.
+    /// APISIX's `log_format`: a string that begins with `$` is a variable, whose name is the rest of it, and its key is left
+    /// out when it has no value. An object deeper than five is empty.
     Apisix,
 }
+
+/// How deep objects of APISIX's `log_format` may be (`MAX_LOG_FORMAT_DEPTH` of apisix/utils/log-util.lua).
+const DEEPEST: usize = 5;
 
 /// How a JSON document is made.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,19 +38,45 @@ pub(super) enum Node {
     /// A string of several parts.
     Text(Box<[Part]>, bool),
     /// Members with their keys written out, `"key":`.
-    Object(Box<[(Box<[u8]>, Node)]>, bool),
+    Object(Box<[(Box<[u8]>, Node)]>, Omit),
     /// Items.
-    Array(Box<[Node]>, bool),
+    Array(Box<[Node]>, Omit),
+}
+
+/// What is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Omit {
+    /// Nothing: what has no value is `null`.
+    None,
+    /// Members and items without a value.
+    Members,
+    /// Those, and objects that have none left.
+    All,
 }
 
 /// Compiles a document.
 pub(super) fn compile(value: &Value, options: JsonOptions) -> Result<Node, String> {
-    let omit = options.omit_empty || options.dialect == Dialect::Apisix;
+    at_depth(value, options, 1)
+}
+
+/// Compiles a member of a document.
+pub(super) fn compile_member(value: &Value, options: JsonOptions) -> Result<Node, String> {
+    at_depth(value, options, 2)
+}
+
+fn at_depth(value: &Value, options: JsonOptions, depth: usize) -> Result<Node, String> {
+    let is_apisix = options.dialect == Dialect::Apisix;
+    let omit = match (options.omit_empty, is_apisix) {
+        (true, _) => Omit::All,
+        (false, true) => Omit::Members,
+        (false, false) => Omit::None,
+    };
     Ok(match value {
+        Value::Object(_) | Value::Array(_) if is_apisix && depth > DEEPEST => Node::Fixed(b"{}"[..].into()),
         Value::Object(map) => {
             let mut members = Vec::with_capacity(map.len());
             for (key, value) in map {
-                let node = compile(value, options).map_err(|e| format!("{key}: {e}"))?;
+                let node = at_depth(value, options, depth + 1).map_err(|e| format!("{key}: {e}"))?;
                 members.push((key, node));
             }
             members.sort_by_key(|(key, _)| *key);
@@ -60,7 +89,7 @@ pub(super) fn compile(value: &Value, options: JsonOptions) -> Result<Node, Strin
             Node::Object(members.collect(), omit)
         }
         Value::Array(items) => {
-            let items = items.iter().map(|item| compile(item, options));
+            let items = items.iter().map(|item| at_depth(item, options, depth + 1));
             Node::Array(items.collect::<Result<_, _>>()?, omit)
         }
         Value::String(text) => string(text, options)?,
@@ -71,8 +100,10 @@ pub(super) fn compile(value: &Value, options: JsonOptions) -> Result<Node, Strin
 fn string(text: &str, options: JsonOptions) -> Result<Node, String> {
     let mut parts = match options.dialect {
         Dialect::Envoy => envoy::parse(text)?,
-        Dialect::Apisix if text.starts_with('$') => template::parse(text, Variable::parse),
-        Dialect::Apisix => vec![Part::text(text)],
+        Dialect::Apisix => match text.strip_prefix('$') {
+            Some(name) => vec![Part::Variable { variable: Variable::parse(name), default: None }],
+            None => vec![Part::text(text)],
+        },
     };
     let fixed = |text: &[u8]| {
         let mut out = Vec::new();
@@ -90,8 +121,8 @@ fn string(text: &str, options: JsonOptions) -> Result<Node, String> {
     })
 }
 
-/// Appends a JSON string.
-pub(crate) fn quote(out: &mut Vec<u8>, text: &[u8]) {
+/// Appends a JSON string. In what is no UTF-8 every byte that is no ASCII is taken for the character of its number.
+pub fn quote(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
     if json_clean(text) {
         out.extend_from_slice(text);
@@ -110,7 +141,7 @@ impl Node {
     }
 
     /// Appends the value; `false` means there is none, and then nothing was written.
-    fn put(&self, stream: &Stream, out: &mut Vec<u8>) -> bool {
+    pub(super) fn put(&self, stream: &Stream, out: &mut Vec<u8>) -> bool {
         match self {
             Node::Fixed(json) => out.extend_from_slice(json),
             Node::Value(part) => return value(part, stream, out),
@@ -132,14 +163,14 @@ impl Node {
                     }
                     out.extend_from_slice(key);
                     if !node.put(stream, out) {
-                        if *omit {
+                        if *omit != Omit::None {
                             out.truncate(before);
                         } else {
                             out.extend_from_slice(b"null");
                         }
                     }
                 }
-                if *omit && out.len() == start + 1 {
+                if *omit == Omit::All && out.len() == start + 1 {
                     out.truncate(start);
                     return false;
                 }
@@ -154,7 +185,7 @@ impl Node {
                         out.push(b',');
                     }
                     if !node.put(stream, out) {
-                        if *omit {
+                        if *omit != Omit::None {
                             out.truncate(before);
                         } else {
                             out.extend_from_slice(b"null");
@@ -185,7 +216,11 @@ fn value(part: &Part, stream: &Stream, out: &mut Vec<u8>) -> bool {
         },
         Part::Variable { variable, default } => {
             if variable.write(stream, out) {
-                requote(out, start);
+                match out.get(start..) {
+                    Some(b"000") if variable.is_number() => out.truncate(start + 1),
+                    _ if variable.is_number() => {}
+                    _ => requote(out, start),
+                }
                 return true;
             }
             default.as_ref().map(|text| quote(out, text)).is_some()

@@ -22,15 +22,15 @@ mod text;
 mod time;
 mod variable;
 
+pub use body::BodyLimits;
 pub use escape::Escape;
-pub(crate) use json::quote;
-pub use json::{Dialect, JsonOptions};
+pub use json::{Dialect, JsonOptions, quote};
 pub(crate) use operator::has_request;
 pub use operator::{grpc_status, http_to_grpc_status};
 pub use time::TimeFormat;
 #[cfg(test)]
 pub(crate) use variable::JOINED;
-pub use variable::Variable;
+pub use variable::{Variable, noticing_bodies};
 
 use crate::headers::control;
 use crate::stream::Stream;
@@ -116,13 +116,13 @@ impl Format {
         envoy::parse(text).map(Format::of)
     }
 
-    /// APISIX's `$name`, `${name}` and `${name ?? default}`; `\$` is a dollar sign. A name that nobody knows
+    /// APISIX's `$name`, `${name}` and `${name ?? default}`; behind a backslash `$` is text, and the backslash too. A name that nobody knows
     /// is a variable that some plugin may set, so no template is wrong.
     ///
     /// # Errors
     /// None so far.
     pub fn apisix(text: &str) -> Result<Format, String> {
-        Ok(Format::of(template::parse(text, Variable::parse)))
+        Ok(Format::of(template::parse(text, Variable::parse, true)))
     }
 
     /// The value of one variable, whatever characters its name has: that of a cookie may have any.
@@ -135,7 +135,7 @@ impl Format {
     /// # Errors
     /// None so far.
     pub fn nginx_log(text: &str) -> Result<Format, String> {
-        Ok(Format::of(template::parse(text, Variable::of_log)))
+        Ok(Format::of(template::parse(text, Variable::of_log, false)))
     }
 
     /// The variables of an APISIX format that only plugins could assign, because nothing here has that name.
@@ -157,6 +157,23 @@ impl Format {
         Ok(Format { omit_empty: options.omit_empty, ..format })
     }
 
+    /// As [`Format::json`], of a value that is a member of the document.
+    ///
+    /// # Errors
+    /// As of [`Format::json`].
+    pub fn json_member(value: &serde_json::Value, options: JsonOptions) -> Result<Format, String> {
+        Ok(Format::of(vec![Part::Json(Box::new(json::compile_member(value, options)?))]))
+    }
+
+    /// Appends a JSON document; tells whether there is one. There is none where it is a single variable or operator
+    /// without a value, and then nothing was written.
+    pub fn write_json(&self, stream: &Stream, out: &mut Vec<u8>) -> bool {
+        match &self.parts[..] {
+            [Part::Json(node)] => node.put(stream, out),
+            _ => false,
+        }
+    }
+
     fn of(parts: Vec<Part>) -> Format {
         let parts = joined(parts);
         let text = |part: &Part| part.text_before().is_some_and(|text| control(text).is_some());
@@ -166,6 +183,11 @@ impl Format {
         };
         let plain = !before.iter().any(text);
         Format { tail, plain, parts: parts.into(), omit_empty: false }
+    }
+
+    /// Whether a variable of it is in the request's body.
+    pub fn is_of_body(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part, Part::Variable { variable, .. } if variable.is_of_body()))
     }
 
     /// Makes a missing value nothing in logs and bodies too (`omit_empty_values`).
@@ -335,6 +357,7 @@ impl Part {
                 if !variable.write(stream, out) {
                     // What stands in for a value is one, as in APISIX.
                     out.extend_from_slice(default.as_deref().unwrap_or(style.missing));
+                    // A default is a value, as in APISIX.
                     return default.is_some();
                 }
             }

@@ -35,6 +35,42 @@ static TIME_LOCAL: LazyLock<Option<TimeFormat>> =
 static TIME_ISO8601: LazyLock<Option<TimeFormat>> =
     LazyLock::new(|| TimeFormat::local("%Y-%m-%dT%H:%M:%S%:z").ok());
 
+/// What variables that APISIX declares for its plugins have until one of those assigns them.
+pub(super) fn declared(name: &str) -> Option<&'static str> {
+    DECLARED.iter().find(|(n, _)| *n == name).map(|(_, value)| *value)
+}
+
+const DECLARED: &[(&str, &str)] = &[
+    ("llm_cache_creation_input_tokens", "0"),
+    ("llm_cache_read_input_tokens", "0"),
+    ("llm_completion_tokens", "0"),
+    ("llm_content_risk_level", ""),
+    ("llm_end_user_id", ""),
+    ("llm_has_tool_calls", "false"),
+    ("llm_model", ""),
+    ("llm_prompt_tokens", "0"),
+    ("llm_reasoning_tokens", "0"),
+    ("llm_stream", "false"),
+    ("llm_time_to_first_token", "0"),
+    ("llm_tool_count", "0"),
+    ("llm_total_tokens", "0"),
+    ("opentelemetry_context_traceparent", ""),
+    ("opentelemetry_span_id", ""),
+    ("opentelemetry_trace_id", ""),
+    ("original_x_forwarded_for", ""),
+    ("rate_limiting_info", ""),
+    ("request_line", ""),
+    ("request_llm_model", ""),
+    ("request_type", "traditional_http"),
+    ("upstream_connection", ""),
+    ("upstream_mirror_host", ""),
+    ("upstream_mirror_uri", ""),
+    ("upstream_upgrade", ""),
+    ("zipkin_context_traceparent", ""),
+    ("zipkin_span_id", ""),
+    ("zipkin_trace_id", ""),
+];
+
 const VARIABLES: &[(&str, Read)] = &[
     // The request.
     ("request_method", Read::Text(method)),
@@ -78,6 +114,8 @@ const VARIABLES: &[(&str, Read)] = &[
             Some(if complete { b"OK" } else { b"" })
         }),
     ),
+    // Of loggers that are told to have it.
+    ("resp_body", Read::Text(|_| Some(b""))),
     ("request_body", Read::Text(|s| s.request_body.as_deref())),
     ("proxy_add_x_forwarded_for", Read::Make(forwarded_for)),
     // The client's connection.
@@ -133,6 +171,13 @@ const VARIABLES: &[(&str, Read)] = &[
     ("server_port", Read::Number(|s| Some(s.connection.local.port().into()))),
     ("server_name", Read::Text(|_| Some(b"_"))),
     ("connection", Read::Number(|s| Some(s.connection.id))),
+    (
+        "connection_time",
+        Read::Make(|s, out| {
+            seconds(out, s.connection.start.elapsed().as_millis() as u64);
+            true
+        }),
+    ),
     ("connection_requests", Read::Number(|s| Some(s.request.ordinal.into()))),
     // The response.
     (
@@ -175,6 +220,18 @@ const VARIABLES: &[(&str, Read)] = &[
     ("upstream_bytes_sent", Read::Make(|s, out| attempts(s, out, |t, out| number(out, t.traffic.sent)))),
     ("upstream_scheme", Read::Text(|s| Some(upstream_scheme(s)))),
     ("upstream_host", Read::Text(|s| some(&s.request.authority))),
+    (
+        "apisix_upstream_response_time",
+        Read::Make(|s, out| attempts(s, out, |t, out| time(out, t.response_ms()))),
+    ),
+    // As it is configured: a name that was resolved is a name.
+    (
+        "upstream_unresolved_host",
+        Read::Text(|s| {
+            let host = &s.upstream.member.as_ref()?.host;
+            some(host.hostname.as_bytes()).or(Some(host.label.as_bytes())).map(crate::message::strip_port)
+        }),
+    ),
     // Only what rewrites the target sets it.
     ("upstream_uri", Read::Text(|_| Some(b""))),
     ("balancer_ip", Read::Make(|s, out| upstream_remote(s).map(|address| ip(out, address.ip())).is_some())),

@@ -1,10 +1,11 @@
-//! Parses APISIX's templates: `$name`, `${name}`, `${name ?? default}`, and `\$` for a dollar sign.
+//! Parses APISIX's templates (`resolve_var` of apisix/core/utils.lua): `$name`, `${name}`, `${name ?? default}`. A `$` behind a
+//! backslash is text, and so is the backslash.
 
 use super::text::Text;
 use super::{Part, Variable};
 
-/// Splits a template into parts. A `$` that no name follows is text.
-pub(super) fn parse(text: &str, variable_of: fn(&str) -> Variable) -> Vec<Part> {
+/// Splits a template into parts. A `$` that no name follows is text. In nginx's logs a backslash means nothing.
+pub(super) fn parse(text: &str, variable_of: fn(&str) -> Variable, escapes: bool) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut plain = Vec::new();
     let mut rest = text;
@@ -12,8 +13,8 @@ pub(super) fn parse(text: &str, variable_of: fn(&str) -> Variable) -> Vec<Part> 
         plain.extend_from_slice(&rest.as_bytes()[..at]);
         let after = &rest[at + 1..];
         if rest.as_bytes()[at] == b'\\' {
-            let dollar = after.strip_prefix('$');
-            plain.push(if dollar.is_some() { b'$' } else { b'\\' });
+            let dollar = after.strip_prefix('$').filter(|_| escapes);
+            plain.extend_from_slice(if dollar.is_some() { b"\\$" } else { b"\\" });
             rest = dollar.unwrap_or(after);
             continue;
         }
@@ -43,12 +44,12 @@ fn reference(text: &str, variable_of: fn(&str) -> Variable) -> Option<Reference>
     if let Some(inside) = text.strip_prefix('{') {
         let (inside, _) = inside.split_once('}')?;
         let (name, default) = match inside.split_once("??") {
-            Some((name, default)) => (name, Some(default.trim().as_bytes().into())),
+            Some((name, default)) => (name, Some(default.trim()).filter(|default| !default.is_empty())),
             None => (inside, None),
         };
-        let name = name.trim();
-        let whole = !name.is_empty() && name_len(name) == name.len();
-        return whole.then(|| (variable_of(name), default, inside.len() + 2));
+        // In braces any name will do: that of a header, with its hyphens.
+        let (name, default) = (name.trim(), default.map(|default| default.as_bytes().into()));
+        return (!name.is_empty()).then(|| (variable_of(name), default, inside.len() + 2));
     }
     let len = name_len(text);
     (len > 0).then(|| (variable_of(&text[..len]), None, len))

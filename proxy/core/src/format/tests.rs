@@ -340,6 +340,15 @@ fn json_documents_keep_types_and_sort_keys() {
         write(json!({"h": "$host", "n": "$arg_none", "t": "a $host", "o": {"m": "$request_method"}}), apisix),
         "{\"h\":\"oracle.test\",\"o\":{\"m\":\"GET\"},\"t\":\"a $host\"}"
     );
+    // Numbers are those of APISIX; no template; five deep.
+    assert_eq!(
+        write(
+            json!({"s": "$status", "p": "$server_port", "x": "$host $host", "y": "${host}", "e": {"n": "$arg_none"},
+                "l": ["a", 1, true, "$host"], "d": {"d": {"d": {"d": {"d": {"a": "b"}}}}}}),
+            apisix
+        ),
+        concat!(r#"{"d":{"d":{"d":{"d":{"d":{}}}}},"e":{},"l":["a",1,true,"oracle.test"],"p":"80","s":200}"#)
+    );
     let error = Format::json(&json!({"a": {"b": "%X%"}}), JsonOptions::default()).unwrap_err();
     assert_eq!(error, "a: b: operator X: is not known");
 }

@@ -9,6 +9,7 @@ use crate::headers::{HeaderName, Headers, Known};
 use crate::matcher;
 use crate::stream::{ResponseSource, Stream};
 use std::borrow::Cow;
+use std::cell::Cell;
 
 /// A prepared variable.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ enum Kind {
     Graphql(graphql::Part),
     /// `1`: a group of a match, where there is one.
     Capture(usize),
+    /// What a plugin may set, and what it is before.
+    Declared(&'static str),
     /// What only a plugin can set.
     Assigned,
 }
@@ -113,12 +116,31 @@ fn joined_lines(name: &HeaderName, headers: &Headers) -> Vec<u8> {
     joined
 }
 
+thread_local! {
+    /// Whether a variable of the request's body was prepared.
+    static OF_BODY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What `make` makes, and whether it has prepared a variable whose value is in the request's body: whoever asks for that
+/// before the body has been read gets none.
+pub fn noticing_bodies<T>(make: impl FnOnce() -> T) -> (T, bool) {
+    let before = OF_BODY.replace(false);
+    let made = make();
+    let noticed = OF_BODY.get();
+    OF_BODY.set(before || noticed);
+    (made, noticed)
+}
+
 impl Variable {
     /// Prepares the variable of a name, without its `$`. A name that is not known is one that a plugin may
     /// set.
     pub fn parse(name: &str) -> Variable {
         let name = if name == "document_uri" { "uri" } else { name };
-        Variable { name: name.into(), kind: Kind::parse(name) }
+        let variable = Variable { name: name.into(), kind: Kind::parse(name) };
+        if variable.is_of_body() {
+            OF_BODY.set(true);
+        }
+        variable
     }
 
     /// Prepares the variable of a name for nginx's access log, which sees the request as the client sent it: APISIX
@@ -140,6 +162,16 @@ impl Variable {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether its value is a number in APISIX, and not the text of one: those of nginx that lua-var-nginx-module reads so.
+    pub(super) fn is_number(&self) -> bool {
+        matches!(&*self.name, "status" | "request_length" | "bytes_sent")
+    }
+
+    /// Whether its value is in the request's body.
+    pub(super) fn is_of_body(&self) -> bool {
+        matches!(self.kind, Kind::FormField(_) | Kind::BodyField(_) | Kind::Graphql(_))
     }
 
     /// The number of the match group that it means.
@@ -187,6 +219,7 @@ impl Variable {
             Kind::ForwardedFor => client_forwarded_for(stream),
             Kind::ResponseTrailer(field) => field.get(&stream.response_trailers),
             Kind::Graphql(part) => graphql::get(stream, *part).map(Cow::Owned),
+            Kind::Declared(value) => Some(Cow::Borrowed(value.as_bytes())),
             Kind::Capture(_) | Kind::Assigned => None,
         }
     }
@@ -240,6 +273,9 @@ impl Kind {
     fn parse(name: &str) -> Kind {
         if let Some(read) = nginx::find(name) {
             return Kind::Read(read);
+        }
+        if let Some(value) = nginx::declared(name) {
+            return Kind::Declared(value);
         }
         type Prefix = (&'static str, fn(&str) -> Kind);
         const PREFIXES: &[Prefix] = &[

@@ -38,6 +38,8 @@ pub struct Chain {
     trailers: [Box<[Placed<dyn OnTrailers>]>; 2],
     /// Whether a plugin looks at the bodies or trailers of all requests, and not of calls of gRPC alone.
     looks_at_all: [bool; 2],
+    /// Whether a plugin asks for variables of the request's body.
+    has_body_variables: bool,
     log: Box<[Placed<dyn OnLog>]>,
     members: Box<[Member]>,
     owners: Box<[Owner]>,
@@ -122,6 +124,7 @@ impl ChainBuilder {
                 _ => None,
             }),
             owners: self.members.iter().filter_map(Owner::of).collect(),
+            has_body_variables: self.members.iter().any(|member| member.plugin.has_body_variables),
             members: self.members.into(),
             reverse_response: reverse,
             brought: self.brought,
@@ -173,6 +176,12 @@ impl Chain {
     #[inline]
     pub fn has(&self, phase: HeadPhase) -> bool {
         !self.head(phase).is_empty()
+    }
+
+    /// Whether any plugin asks for variables of the request's body, which is to be read before.
+    #[inline]
+    pub fn has_body_variables(&self) -> bool {
+        self.has_body_variables
     }
 
     /// Whether any plugin has a handler of bodies or trailers of that direction.

@@ -1,6 +1,6 @@
 //! What makes plugins: one kind of factory for APISIX's, one for Envoy's filters.
 
-use super::{BuildContext, Credential, Plugin, Prepared};
+use super::{BuildContext, Credential, MakeEndpoint, Plugin, Prepared};
 use crate::error::ConfigError;
 use crate::listener::ConnectionFilter;
 use serde::de::DeserializeOwned;
@@ -55,6 +55,8 @@ pub struct ApisixFactory {
     pub run_policy: RunPolicy,
     /// The field of the consumer's part that it is found by; empty for a plugin that does not authenticate.
     pub found_by: &'static str,
+    /// What makes its endpoint, if it brings one.
+    pub(super) endpoint: Option<MakeEndpoint>,
     agreement: Option<Agreement>,
     words: Option<Words>,
     upstreams: Option<Upstreams>,
@@ -101,6 +103,7 @@ impl ApisixFactory {
             kind: Kind::Plain,
             run_policy: RunPolicy::Both,
             found_by: "",
+            endpoint: None,
             agreement: None,
             words: None,
             upstreams: None,
@@ -166,6 +169,13 @@ impl ApisixFactory {
     /// What is wrong beyond the schema.
     pub fn read_metadata(&self, metadata: &Value) -> Result<Option<Prepared>, ConfigError> {
         self.read_metadata.as_ref().map(|read| read(metadata)).transpose()
+    }
+
+    /// Has it bring an endpoint for the whole gateway, which public-api makes reachable.
+    #[must_use]
+    pub fn endpoint(mut self, make: MakeEndpoint) -> ApisixFactory {
+        self.endpoint = Some(make);
+        self
     }
 
     /// Keeps the one of a global rule from running where the route has its own.

@@ -37,6 +37,8 @@ pub struct Plugin {
     pub(super) origin: Option<Arc<str>>,
     /// Bodies of calls of gRPC alone are of interest.
     pub(super) of_calls: bool,
+    /// What it is configured with has variables of the request's body.
+    pub(super) has_body_variables: bool,
 }
 
 /// A handler and its phase.
@@ -89,6 +91,13 @@ impl Plugin {
     #[must_use]
     pub fn of_resource(mut self, key: Arc<str>) -> Plugin {
         self.origin = Some(key);
+        self
+    }
+
+    /// Has the request's body read before its chain runs: what it is configured with has variables of that.
+    #[must_use]
+    pub fn with_body_variables(mut self, has: bool) -> Plugin {
+        self.has_body_variables |= has;
         self
     }
 

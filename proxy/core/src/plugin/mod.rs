@@ -18,6 +18,7 @@ mod layer;
 mod metadata;
 mod owned;
 mod part;
+mod public_api;
 mod registry;
 mod run;
 mod slot;
@@ -41,6 +42,7 @@ pub use layer::{ChainBody, ChainBodyError, ChainLayer, ChainService, NeedsReques
 pub use metadata::{Metadata, MetadataChange, PluginMetadata, Prepared};
 pub use owned::OwnedHeaders;
 pub use part::Part;
+pub use public_api::{Endpoint, MakeEndpoint, PublicApi, PublicApis};
 pub use registry::{BuildContext, LocalNode, Registry, SharedState, TrafficDirection, brought_name};
 pub use run::{Outcome, Passed, RequestPhases};
 pub use slot::{PluginStates, Position, Scope, Slot};

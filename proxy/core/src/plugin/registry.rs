@@ -1,6 +1,9 @@
 //! The plugins this binary has.
 
-use super::{ApisixFactory, Callout, Consumers, FilterFactory, NetworkFilterFactory, PluginMetadata};
+use super::{
+    ApisixFactory, Callout, Consumers, FilterFactory, NetworkFilterFactory, PluginMetadata, PublicApis,
+};
+use crate::access_log::MakeSink;
 use crate::cluster::{ClusterCell, Clusters};
 use crate::export::{self, Background};
 use crate::metrics;
@@ -22,6 +25,8 @@ pub struct BuildContext {
     pub callout: Arc<dyn Callout>,
     /// Runs what is told to services beside the request path.
     pub background: Arc<dyn Background>,
+    /// Opens the files of plugins that write logs.
+    pub log_sinks: Arc<dyn MakeSink>,
     /// Statistics.
     pub metrics: metrics::Registry,
     /// State that plugins share over the whole process and over configuration changes, such as limiters.
@@ -54,6 +59,11 @@ pub struct BuildContext {
     pub failing_checks: Arc<AtomicBool>,
     /// What plugins of APISIX are told for the whole gateway.
     pub metadata: Arc<PluginMetadata>,
+    /// Whether that is all that they are told, as where one resource is looked at by itself before it is written. Else more may
+    /// come with the resource.
+    pub metadata_is_whole: bool,
+    /// The endpoints of the plugins of APISIX that may be used.
+    pub public_apis: Arc<PublicApis>,
     /// The consumers that plugins of APISIX find by credentials.
     pub consumers: Arc<Consumers>,
     /// The cluster of this proxy and those like it (`cluster_manager.local_cluster_name`).
@@ -68,6 +78,7 @@ impl BuildContext {
         BuildContext {
             callout,
             background: Arc::new(export::Nowhere),
+            log_sinks: Arc::new(crate::detached::Nowhere),
             metrics,
             shared: Arc::default(),
             resource: "".into(),
@@ -83,6 +94,8 @@ impl BuildContext {
             filter: "".into(),
             failing_checks: Arc::default(),
             metadata: Arc::default(),
+            metadata_is_whole: false,
+            public_apis: Arc::default(),
             consumers: Arc::default(),
             peers: None,
             tls_ports: Arc::default(),

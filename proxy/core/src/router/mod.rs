@@ -22,7 +22,7 @@ pub use template::{Template, parse_rewrite};
 use crate::error::ConfigError;
 use crate::header_ops::HeaderOps;
 use crate::headers::HeaderName;
-use crate::lookup::Lookup;
+use crate::lookup::{self, Lookup};
 use crate::matching::{Subject, Tree};
 use crate::metadata::Metadata;
 use crate::plugin::Chain;
@@ -186,6 +186,8 @@ pub struct Found {
     /// That there is no route because trying all candidates would have taken too long: which one the request is for is not
     /// known.
     pub cut_short: bool,
+    /// That conditions depend on the request's body, which was not read: with so many bytes of it there may be another route.
+    pub wants_body: Option<usize>,
 }
 
 impl VirtualHost {
@@ -290,22 +292,27 @@ impl RouteTable {
         let path = self.path(stream);
         work::grant(MAX_SCANNED);
         let once = Lookup::begin();
+        // Of whoever has looked before.
+        lookup::take_wanted_body();
         let mut found = match &self.hosts {
             Hosts::Domains(domains) => {
                 domains.find(&stream.request.authority, self.options.ignore_port).map(|host| Found {
                     virtual_host: host.host.clone(),
                     route: host.find(&path, stream, &mut captures).cloned(),
                     cut_short: false,
+                    wants_body: None,
                 })
             }
             Hosts::Apisix(hosts) => Some(Found {
                 virtual_host: hosts.virtual_host().clone(),
                 route: hosts.find(&path, stream, &mut captures).cloned(),
                 cut_short: false,
+                wants_body: None,
             }),
         };
         if let Some(found) = &mut found {
             found.cut_short = found.route.is_none() && work::is_spent();
+            found.wants_body = lookup::take_wanted_body();
         }
         work::grant(usize::MAX);
         drop(once);

@@ -15,6 +15,7 @@ use super::timeouts::RequestTimeouts;
 use crate::upstream::{choose_cluster, destination};
 use sixfold_core::cluster::{Choice, Cluster, InFlight, OutcomeKind};
 use sixfold_core::flags::Flag;
+use sixfold_core::format::BodyLimits;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::message::Version;
@@ -53,6 +54,9 @@ impl<D: Downstream> Exchange<'_, D> {
     pub(super) async fn forward(&mut self, route: &Route, forward: &Forward) -> Result<(), Interrupt> {
         // Before the upstream's request is made, which has no such header.
         self.answer_expect();
+        if forward.hash.iter().any(|policy| policy.input.is_of_body()) {
+            Box::pin(self.read_for_variables(BodyLimits::most())).await?;
+        }
         let mut plan = match self.plan(route, forward) {
             Ok(plan) => plan,
             Err(reply) => return self.respond(*reply).await,

@@ -38,8 +38,10 @@ sixfold_core::stat_block! {
 /// When an output is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flush {
-    /// As soon as there is a line.
+    /// As soon as there is a line. It is the log of the process, which says nothing of itself.
     AtOnce,
+    /// As soon as there is a line, of any other log; a file is opened with the first.
+    Soon,
     /// After this time at the latest, or once much has gathered.
     Within(Duration),
 }
@@ -173,6 +175,11 @@ impl Shared {
         }
     }
 
+    /// Whether any line waits.
+    fn has_lines(&self) -> bool {
+        self.buffers.iter().any(|buffer| !buffer.0.lock().is_empty())
+    }
+
     fn add(&self, line: &[u8]) {
         let Some(buffer) = self.buffers.get(metrics::shard()).or_else(|| self.buffers.first()) else {
             return;
@@ -189,7 +196,7 @@ impl Shared {
         drop(waiting);
         self.stats.write_buffered().inc();
         // Only the line that crosses the mark wakes the writer.
-        let mark = if self.flush == Flush::AtOnce { 1 } else { FLUSH_AT };
+        let mark = if matches!(self.flush, Flush::Within(_)) { FLUSH_AT } else { 1 };
         if before < mark && after >= mark {
             self.wake();
         }
@@ -221,7 +228,7 @@ impl Writer {
                 continue;
             }
             let interval = match self.shared.flush {
-                Flush::AtOnce => None,
+                Flush::AtOnce | Flush::Soon => None,
                 Flush::Within(interval) => Some(interval),
             };
             match (interval, chore) {
@@ -235,14 +242,14 @@ impl Writer {
     /// Writes every buffer out.
     fn round(&mut self) {
         self.shared.rounds.lock().begun += 1;
-        if self.file.is_none() {
+        if self.file.is_none() && (self.shared.flush != Flush::Soon || self.shared.has_lines()) {
             self.file = self.opened("open");
         }
         for index in 0..self.shared.buffers.len() {
             self.write_buffer(index);
         }
         self.tell_of_dropped();
-        if self.shared.reopen.swap(false, Relaxed) {
+        if self.shared.reopen.swap(false, Relaxed) && self.file.is_some() {
             self.file = self.opened("reopen").or(self.file.take());
         }
         let mut rounds = self.shared.rounds.lock();

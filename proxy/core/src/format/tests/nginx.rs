@@ -26,7 +26,7 @@ fn apisix_variables() {
         ("$balancer_ip $balancer_port", "127.0.0.1 9000"),
         ("$upstream_scheme://$upstream_host$upstream_uri", "http://Oracle.test:81"),
         ("${none ?? fallback} ${host ?? fallback} ${ host }", "fallback oracle.test oracle.test"),
-        ("\\$host $ 5$ ${bad name} ${host", "$host $ 5$ ${bad name} ${host"),
+        ("\\$host $ 5$ ${bad name} ${host", "\\$host $ 5$  ${host"),
         ("$proxy_add_x_forwarded_for", "1.2.3.4"),
         ("$consumer_name", ""),
     ] {
@@ -140,8 +140,35 @@ fn variables_of_bodies_and_graphql() {
     s.request_body = Some(Bytes::from(json!({ "query": query }).to_string()));
     assert_eq!(
         value("$graphql_operation $graphql_name $graphql_root_fields", &s),
-        "query getUser user,posts"
+        "query getUser [\"user\",\"posts\"]"
     );
     s.request_body = Some(Bytes::from_static(b"nonsense"));
     assert_eq!(get("graphql_name", &s), None);
+    assert_eq!(get("graphql_x", &s), None);
+}
+
+/// Variables of bodies were nothing while a route was looked for, for nobody had read the body.
+#[test]
+fn who_looks_for_a_route_is_told_that_the_body_is_wanted() {
+    let mut s = stream();
+    s.request.method = http::Method::POST;
+    s.request.headers.set("content-type", b"application/json; charset=utf-8");
+    s.timing.request_complete = None;
+    let variable = Variable::parse("post_arg.model");
+    crate::lookup::take_wanted_body();
+    assert_eq!(variable.get(&s), None);
+    assert_eq!(crate::lookup::take_wanted_body(), Some(64 << 20));
+    s.request.headers.set("content-length", b"99999999999");
+    assert_eq!((variable.get(&s), crate::lookup::take_wanted_body()), (None, None), "it is too long");
+    s.request.headers.set("content-length", b"17");
+    s.request_body = Some(Bytes::from_static(b"{\"model\":\"large\"}"));
+    let _once = crate::lookup::Lookup::begin();
+    assert_eq!(variable.get(&s).as_deref(), Some(&b"large"[..]));
+    // It is read once for all.
+    s.request_body = Some(Bytes::from_static(b"{\"model\":\"small\"}"));
+    assert_eq!(variable.get(&s).as_deref(), Some(&b"large"[..]));
+    assert_eq!(crate::lookup::take_wanted_body(), None);
+    s.request_body = None;
+    s.timing.request_complete = Some(s.timing.start);
+    assert_eq!((Variable::parse("graphql_name").get(&s), crate::lookup::take_wanted_body()), (None, None));
 }
