@@ -158,9 +158,9 @@ impl<'a> Batch<'a> {
     }
 
     /// Leaves a change in that refers to what is not there, and tells of it.
-    fn bear(&mut self, key: Key, fault: Fault) {
+    fn bear(&mut self, key: &Key, fault: Fault) {
         self.refuse(key.clone(), vec![fault], None);
-        if let Some(refused) = self.refused.get_mut(&key) {
+        if let Some(refused) = self.refused.get_mut(key) {
             refused.in_force = true;
         }
     }
@@ -215,7 +215,7 @@ impl<'a> Batch<'a> {
             }
             for Wrong { key, fault, bears } in wrong {
                 match fault {
-                    Some(fault) if bears && self.pending.contains_key(&key) => self.bear(key, fault),
+                    Some(fault) if bears && self.pending.contains_key(&key) => self.bear(&key, fault),
                     fault => {
                         let waiting = self.take_out(&key);
                         self.refuse(key, fault.into_iter().collect(), waiting);
