@@ -16,6 +16,11 @@ pub struct Tool {
     pub what_for: &'static str,
 }
 
+pub const ETCD: Tool = Tool {
+    program: "etcd",
+    package: "etcd-server",
+    what_for: "a store of APISIX's resources, for the tests",
+};
 pub const PYTHON: Tool = Tool { program: "python3", package: "python3", what_for: "the conformance kit" };
 pub const GO: Tool = Tool { program: "go", package: "golang", what_for: "building h2spec" };
 pub const NGINX: Tool =

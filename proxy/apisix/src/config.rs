@@ -7,6 +7,7 @@
 
 mod admin;
 mod environment;
+mod etcd;
 mod keys;
 mod merge;
 mod ports;
@@ -39,6 +40,7 @@ use crate::file;
 pub use self::admin::{AdminConfig, AdminKey, AdminTls, Role as AdminRole};
 pub use self::environment::{EnvVars, Places, Replaced, substitute_text};
 pub(crate) use self::environment::{UNSET, holds_unset, is_of_unset, substitute_file};
+pub use self::etcd::{EtcdConfig, EtcdHost, EtcdTls, EtcdUser};
 pub use self::stream::{ProxyMode, StreamListen, StreamProxy};
 
 /// The static configuration of a gateway.
@@ -135,13 +137,18 @@ pub struct Deployment {
     pub role: Role,
     /// Where resources are read.
     pub provider: Provider,
-    /// The folder of the embedded store (`deployment.embedded.directory`, ours), below that of config.yaml; `data` by default.
+    /// The folder of the embedded store (`deployment.embedded.directory`, ours), below that of config.yaml; `data` by default. What
+    /// was last read of an etcd is kept there, too.
     pub directory: PathBuf,
+    /// How the etcd is reached that resources are in, if they are.
+    pub etcd: Option<EtcdConfig>,
 }
 
 /// What a process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
+    /// Serves the Admin API, and no traffic.
+    ControlPlane,
     /// Serves traffic.
     DataPlane,
     /// Serves traffic and configuration.
@@ -153,6 +160,8 @@ pub enum Role {
 pub enum Provider {
     /// A store in a file of this machine, which the Admin API writes.
     Embedded,
+    /// An etcd that others write, too.
+    Etcd,
     /// `apisix.json` beside config.yaml.
     Json,
     /// `apisix.yaml` beside config.yaml.
@@ -351,10 +360,13 @@ impl Config {
     }
 
     /// The file with the resources, beside the config.yaml in `directory`: `apisix.yaml`, or `apisix-x.yaml`
-    /// with the profile `x`; that of the embedded store, if that is where they are.
+    /// with the profile `x`; that of the embedded store, if that is where they are, or the one that keeps what was last
+    /// read of an etcd.
     pub fn resources_path(&self, directory: &Path, environment: &EnvVars) -> PathBuf {
+        let kept = |name| directory.join(&self.deployment.directory).join(name);
         let extension = match self.deployment.provider {
-            Provider::Embedded => return directory.join(&self.deployment.directory).join("resources.redb"),
+            Provider::Embedded => return kept("resources.redb"),
+            Provider::Etcd => return kept("etcd.redb"),
             Provider::Json => "json",
             Provider::Yaml => "yaml",
         };

@@ -125,7 +125,7 @@ impl ControlApi {
 
     fn all(&self, kind: Kind) -> Result<AdminReply, AdminReply> {
         let all = self.store.list(kind)?;
-        let shown = all.iter().map(|(key, kept)| in_memory(key, kept)).collect();
+        let shown = all.iter().map(|(key, kept)| in_memory(self.store.prefix(), key, kept)).collect();
         Ok(AdminReply::json(StatusCode::OK, &list(shown)))
     }
 
@@ -133,7 +133,7 @@ impl ControlApi {
         let key = Key::new(kind, id);
         let missing = || AdminReply::error(StatusCode::NOT_FOUND, format!("{kind}[{id}] not found"));
         let kept = self.store.get(&key)?.ok_or_else(missing)?;
-        Ok(AdminReply::json(StatusCode::OK, &in_memory(&key, &kept)))
+        Ok(AdminReply::json(StatusCode::OK, &in_memory(self.store.prefix(), &key, &kept)))
     }
 
     fn all_metadata(&self) -> Result<AdminReply, AdminReply> {
@@ -156,7 +156,7 @@ fn list(items: Vec<Value>) -> Value {
 }
 
 /// A resource as APISIX has it in memory: with its defaults.
-fn in_memory(key: &Key, kept: &Kept) -> Value {
+fn in_memory(prefix: &str, key: &Key, kept: &Kept) -> Value {
     let mut value = kept_value(kept);
     // What could not be filled in is shown as it is.
     let _ = schema::resource(key.kind).validate(&mut value);
@@ -169,7 +169,7 @@ fn in_memory(key: &Key, kept: &Kept) -> Value {
         }
     }
     json!({
-        "key": key.path("/apisix"),
+        "key": key.path(prefix),
         "value": value,
         "createdIndex": kept.created,
         "modifiedIndex": kept.modified,
@@ -225,7 +225,7 @@ mod tests {
     fn nodes_are_listed_as_apisix_has_them_in_memory() {
         let shown = |value: Value| {
             let kept = Kept { value: value.to_string().into(), created: 1, modified: 2 };
-            in_memory(&Key::new(Kind::Upstream, "5"), &kept)
+            in_memory("/apisix", &Key::new(Kind::Upstream, "5"), &kept)
         };
         let shown_nodes =
             shown(json!({"id": 5, "nodes": {"127.0.0.1:80": 1, "[::1]:81": 2, "a.example": 3}}));

@@ -23,7 +23,7 @@ use sixfold_core::compile::CompileContext;
 use sixfold_core::document::Format;
 use sixfold_core::error::ConfigError;
 use sixfold_core::model::Diff;
-use sixfold_core::plugin::Registry;
+use sixfold_core::plugin::{Callout, Registry};
 use sixfold_core::router::{RouteTableCell, TableKey};
 
 use self::batch::Batch;
@@ -36,11 +36,11 @@ pub(crate) use self::record::ServiceParts;
 pub(crate) use self::single::Checker;
 use self::state::{Fault, State};
 use crate::admin::StandaloneStore;
-use crate::config::{Config, EnvVars, Provider};
+use crate::config::{Config, EnvVars, EtcdConfig, Provider, Role};
 use crate::file;
 use crate::plugin::ChainCache;
 use crate::shared::SharedParts;
-use crate::store::{EmbeddedStore, FileStore, Resources, Store};
+use crate::store::{EmbeddedStore, EtcdOptions, EtcdStore, FileStore, Resources, Store};
 use crate::tls;
 
 /// The name of the route table that every listener of APISIX's configuration uses.
@@ -130,6 +130,8 @@ pub fn load(config: Config, config_path: &Path, context: SourceContext) -> Resul
     let (store, standalone) = if config.is_standalone_api() {
         let store = standalone(&path, &context.environment)?;
         (store.clone() as Arc<dyn Store>, Some(store))
+    } else if let Some(etcd) = &config.deployment.etcd {
+        (of_etcd(&config, etcd, &path, &context.compile.build.callout)?, None)
     } else {
         (store(&config, &path, &context.environment)?, None)
     };
@@ -147,6 +149,28 @@ fn standalone(path: &Path, environment: &EnvVars) -> Result<Arc<StandaloneStore>
         store.begin_with(Resources { text: &text, format: Format::Yaml, name: &name });
     }
     Ok(Arc::new(store))
+}
+
+/// Those of an etcd, of which what was read last is kept at `path`.
+fn of_etcd(
+    config: &Config,
+    etcd: &EtcdConfig,
+    path: &Path,
+    callout: &Arc<dyn Callout>,
+) -> Result<Arc<dyn Store>, Vec<ConfigError>> {
+    let options = EtcdOptions {
+        etcd: etcd.clone(),
+        trusted: config.ssl.trusted_file().map(Path::to_owned),
+        may_wait: config.deployment.role == Role::DataPlane,
+        writes: config.admin.is_some(),
+        plugins: config.plugins.as_ref().map(|names| names.iter().cloned().collect()),
+    };
+    let fault = |error: ConfigError| {
+        let error = error.in_key("deployment.etcd");
+        config.fault(error.field.as_deref().unwrap_or_default(), error.reason)
+    };
+    let opened = EtcdStore::open(options, path, callout);
+    Ok(Arc::new(opened.map_err(|error| vec![fault(error)])?))
 }
 
 /// The resources at `path`, as `config` has them.
@@ -189,7 +213,7 @@ pub fn load_resources(path: &Path, context: SourceContext) -> Result<Loaded, Vec
 fn format(config: &Config) -> Format {
     match config.deployment.provider {
         Provider::Json => Format::Json,
-        Provider::Yaml | Provider::Embedded => Format::Yaml,
+        Provider::Yaml | Provider::Embedded | Provider::Etcd => Format::Yaml,
     }
 }
 

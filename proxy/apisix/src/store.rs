@@ -7,8 +7,10 @@
 #[cfg(test)]
 mod conformance;
 mod embedded;
+mod etcd;
 mod file;
 mod kept;
+mod last_good;
 mod listing;
 mod memory;
 #[cfg(test)]
@@ -24,6 +26,7 @@ use sixfold_core::document::{Format, Node, Options, Value};
 use sixfold_core::error::{ConfigError, Place};
 
 pub use self::embedded::EmbeddedStore;
+pub use self::etcd::{EtcdOptions, EtcdStore};
 pub use self::file::FileStore;
 pub use self::kept::{Action, Committed, Kept, Write};
 pub use self::listing::{Listing, Resources};
@@ -153,6 +156,16 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// As of [`Store::commit`].
     fn next_id(&self) -> Result<u64, StoreError>;
+
+    /// What keys begin with where they are shown, without a `/` at its end.
+    fn prefix(&self) -> &str {
+        "/apisix"
+    }
+
+    /// Whether there is a configuration yet, be it an empty one.
+    fn is_loaded(&self) -> bool {
+        true
+    }
 
     /// Whether changes come one by one, so that it is worth to wait a moment for more of them.
     fn gathers(&self) -> bool {

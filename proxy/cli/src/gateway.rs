@@ -57,8 +57,6 @@ pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> R
     admin::say_where(&config, path, &context);
     let Loaded { source, update, standalone } = sixfold_apisix::load(config.clone(), path, context)?;
     update.log();
-    // Of the standalone API that nothing was put to yet.
-    let waits = standalone.as_ref().is_some_and(|store| store.is_empty());
     let build = &process.compile.build;
     let (consumers, metadata) = (build.consumers.clone(), build.metadata.clone());
     let store = source.store().clone();
@@ -70,12 +68,13 @@ pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> R
     if !process.go_live(diff, APISIX_PATIENCE, || Ok(()), (&events, &sender))? {
         return Ok(());
     }
-    if !waits {
+    // Nothing may have been put to the standalone API yet, or an etcd is waited for.
+    if source.store().is_loaded() {
         readiness.set(Ok(()));
     }
-    let server = process.server.clone();
+    let (server, store) = (process.server.clone(), source.store().clone());
     let feed = Feed::start(source, move |diff| {
-        let ready = !diff.is_empty();
+        let ready = store.is_loaded();
         for error in server.apply_blocking(diff).err().into_iter().flatten() {
             tracing::error!("part of a change is not in force: {error}");
         }

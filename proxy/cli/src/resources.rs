@@ -13,21 +13,21 @@ use std::sync::Arc;
 /// The resources of `config`, which was read from `path`. Those of an embedded store that a gateway has open are asked of
 /// its Admin API; where there is no store yet, there are none.
 pub(crate) fn of(config: &Config, path: &Path) -> Result<Arc<dyn Store>, Failure> {
-    if config.deployment.provider != Provider::Embedded {
-        return Ok(sixfold_apisix::open_store(config, path, &EnvVars::Process)?);
-    }
-    let file = config.resources_path(directory(path), &EnvVars::Process);
-    if !file.exists() {
-        return Ok(Arc::new(MemoryStore::default()));
-    }
-    let refused = match EmbeddedStore::open(&file) {
-        Ok(store) => return Ok(Arc::new(store)),
-        Err(reason) => reason,
+    let (key, refused) = match config.deployment.provider {
+        Provider::Etcd => ("deployment.etcd", "it is for gateways alone to ask".to_owned()),
+        Provider::Embedded => {
+            let file = config.resources_path(directory(path), &EnvVars::Process);
+            if !file.exists() {
+                return Ok(Arc::new(MemoryStore::default()));
+            }
+            match EmbeddedStore::open(&file) {
+                Ok(store) => return Ok(Arc::new(store)),
+                Err(reason) => ("deployment.role_traditional.config_provider", reason),
+            }
+        }
+        _ => return Ok(sixfold_apisix::open_store(config, path, &EnvVars::Process)?),
     };
-    let told = |reason: String| {
-        let reason = format!("{refused}, and {reason}");
-        Failure::from(config.fault("deployment.role_traditional.config_provider", reason))
-    };
+    let told = |reason: String| Failure::from(config.fault(key, format!("{refused}, and {reason}")));
     let admin = config.admin.as_ref().ok_or_else(|| told("there is no Admin API to ask".to_owned()))?;
     Ok(Arc::new(of_gateway(config, admin, path).map_err(told)?))
 }

@@ -5,91 +5,10 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
-use support::{Directory, LIMIT, Process, Response, free_port, get, sixfold};
-
-/// A gateway with its folder.
-struct Gateway {
-    process: Process,
-    ports: Ports,
-    key: String,
-}
-
-#[derive(Clone, Copy)]
-struct Ports {
-    http: u16,
-    admin: u16,
-    control: u16,
-    status: u16,
-}
-
-impl Ports {
-    fn free() -> Ports {
-        Ports { http: free_port(), admin: free_port(), control: free_port(), status: free_port() }
-    }
-
-    fn config(self, deployment: &str) -> String {
-        let Ports { http, admin, control, status } = self;
-        format!(
-            "apisix:\n  node_listen: [{{ip: 127.0.0.1, port: {http}}}]\n  ssl: {{enable: false}}\n  \
-             control: {{port: {control}}}\n  status: {{port: {status}}}\n\
-             nginx_config: {{worker_processes: 2, http: {{enable_access_log: false}}}}\n\
-             plugin_attr: {{prometheus: {{enable_export_server: false}}}}\n\
-             deployment:\n  admin: {{admin_listen: {{port: {admin}}}}}\n  {deployment}\n"
-        )
-    }
-}
-
-fn start(directory: &Directory) -> Process {
-    let mut command = sixfold();
-    command.args(["run", "-c", &directory.path("config.yaml")]).current_dir(&directory.0);
-    Process(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
-}
-
-impl Gateway {
-    fn start(directory: &Directory, ports: Ports) -> Gateway {
-        let mut process = start(directory);
-        process.until("the gateway", || get(ports.http, "/none"));
-        let key = std::fs::read_to_string(directory.path("data/admin-key")).unwrap().trim().to_owned();
-        Gateway { process, ports, key }
-    }
-
-    fn ask(&self, method: &str, target: &str, body: &str) -> Response {
-        call(self.ports.admin, &self.key, method, &format!("/apisix/admin{target}"), body).unwrap()
-    }
-
-    fn until_status(&mut self, path: &str, status: u16) -> Duration {
-        let start = Instant::now();
-        // Finer than the steps of `until`.
-        while get(self.ports.http, path).is_none_or(|answer| answer.status != status) {
-            assert!(start.elapsed() < LIMIT, "{path} is not {status}: {}", self.process.errors());
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        start.elapsed()
-    }
-}
-
-/// One request on a connection of its own.
-fn call(port: u16, key: &str, method: &str, target: &str, body: &str) -> Option<Response> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
-    ask_on(&mut stream, key, method, target, body)
-}
-
-fn ask_on(stream: &mut TcpStream, key: &str, method: &str, target: &str, body: &str) -> Option<Response> {
-    let head = format!(
-        "{method} {target} HTTP/1.1\r\nHost: localhost\r\nX-API-KEY: {key}\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(format!("{head}{body}").as_bytes()).ok()?;
-    support::read(stream)
-}
-
-fn route(uri: &str, text: &str) -> String {
-    format!(r#"{{"uri":"{uri}","plugins":{{"mocking":{{"response_example":"{text}"}}}}}}"#)
-}
+use support::gateway::{Gateway, Ports, ask_on, call, route, start};
+use support::{Directory, LIMIT, get};
 
 #[test]
 fn a_route_is_written_served_changed_and_outlives_the_process() {

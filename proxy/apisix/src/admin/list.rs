@@ -5,7 +5,7 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::message::{AdminReply, AdminRequest};
-use super::resource::{KEY_PREFIX, kept_json};
+use super::resource::kept_json;
 use crate::encryption::Turn;
 use crate::resource::Kind;
 use crate::source::Checker;
@@ -26,10 +26,10 @@ pub(super) fn opened(checker: &Checker, key: &Key, kept: &Kept) -> Value {
     value
 }
 
-/// As it is shown, without private keys.
-pub(super) fn shown(checker: &Checker, key: &Key, kept: &Kept) -> Value {
+/// As it is shown, without private keys; keys begin with `prefix`.
+pub(super) fn shown(prefix: &str, checker: &Checker, key: &Key, kept: &Kept) -> Value {
     json!({
-        "key": key.path(KEY_PREFIX),
+        "key": key.path(prefix),
         "value": without_keys(key.kind, opened(checker, key, kept)),
         "createdIndex": kept.created,
         "modifiedIndex": kept.modified,
@@ -129,7 +129,7 @@ impl Page {
 
 /// The answer to who asks for all of a kind.
 pub(super) fn answer(
-    checker: &Checker,
+    (prefix, checker): (&str, &Checker),
     kind: Kind,
     all: &[(Key, Kept)],
     request: &AdminRequest,
@@ -137,7 +137,7 @@ pub(super) fn answer(
     let wanted = Wanted::of(kind, request);
     let mut found: Vec<(u64, Value)> = Vec::new();
     for (key, kept) in all {
-        let shown = shown(checker, key, kept);
+        let shown = shown(prefix, checker, key, kept);
         if wanted.has(shown.get("value").unwrap_or(&Value::Null)) {
             found.push((kept.created, shown));
         }

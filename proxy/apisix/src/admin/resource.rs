@@ -16,9 +16,6 @@ use crate::resource::Kind;
 use crate::source::Checker;
 use crate::store::{Action, Kept, Key, Store, Write};
 
-/// What keys begin with in answers.
-pub(super) const KEY_PREFIX: &str = "/apisix";
-
 type Answered = Result<AdminReply, AdminReply>;
 
 /// The resources of a store.
@@ -74,7 +71,7 @@ impl Resources<'_> {
         let Some(id) = target.id else { return self.list(target, request) };
         let key = target.key(id);
         let kept = self.store.get(&key)?.ok_or_else(AdminReply::no_key)?;
-        Ok(AdminReply::json(StatusCode::OK, &list::shown(self.checker, &key, &kept)))
+        Ok(AdminReply::json(StatusCode::OK, &list::shown(self.store.prefix(), self.checker, &key, &kept)))
     }
 
     fn list(&self, target: &Target<'_>, request: &AdminRequest) -> Answered {
@@ -90,7 +87,7 @@ impl Resources<'_> {
                 return Err(AdminReply::no_key());
             }
         }
-        list::answer(self.checker, target.kind, &all, request)
+        list::answer((self.store.prefix(), self.checker), target.kind, &all, request)
     }
 
     fn put(&self, target: &Target<'_>, body: Option<Value>, ttl: Option<Duration>) -> Answered {
@@ -168,7 +165,7 @@ impl Resources<'_> {
         if self.store.commit(writes)?.replaced.first() != Some(&true) {
             return Err(AdminReply::no_key());
         }
-        Ok(AdminReply::json(StatusCode::OK, &json!({"deleted": "1", "key": key.path(KEY_PREFIX)})))
+        Ok(AdminReply::json(StatusCode::OK, &json!({"deleted": "1", "key": key.path(self.store.prefix())})))
     }
 
     /// Looks at a value that is to be written; answers its key. Of a value without one that is not told yet, it means nothing.
@@ -241,7 +238,7 @@ impl Resources<'_> {
         let replaced = committed.replaced.first() == Some(&true);
         let usual = if replaced { StatusCode::OK } else { StatusCode::CREATED };
         let mut shown = Map::new();
-        shown.insert("key".to_owned(), key.path(KEY_PREFIX).into());
+        shown.insert("key".to_owned(), key.path(self.store.prefix()).into());
         shown.insert("value".to_owned(), list::without_keys(key.kind, conf));
         Ok(AdminReply::json(status.unwrap_or(usual), &Value::Object(shown)))
     }

@@ -180,6 +180,10 @@ impl StandaloneStore {
 }
 
 impl Store for StandaloneStore {
+    fn is_loaded(&self) -> bool {
+        !self.is_empty()
+    }
+
     fn changes(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
         self.watched.lock().changed = false;
         self.text.changes(sink)

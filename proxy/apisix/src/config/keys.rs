@@ -21,7 +21,6 @@ const STREAM_LOG: &str = "streams have no access log";
 const SNIPPET: &str = "nginx's configuration language is not read";
 const DISCOVERY: &str = "dns is the only discovery that there is; upstreams that need another are refused";
 const NGINX: &str = "it tunes nginx's own memory or processes and has no meaning here";
-const ETCD: &str = "etcd is not used, resources are read from a file";
 
 const ABSENT: &str = "the plugin is not part of the gateway, or has no attributes here";
 const ABSENT_METRIC: &str = "the plugins that it is about are not part of the gateway";
@@ -69,7 +68,7 @@ const KEYS: &[(&str, Rule)] = &[
     ("apisix.control.ip", Read),
     ("apisix.control.port", Read),
     ("apisix.control.router", Report("the control API has one router")),
-    ("apisix.disable_sync_configuration_during_start", Report(ETCD)),
+    ("apisix.disable_sync_configuration_during_start", Report("an etcd is read before anything is served")),
     ("apisix.disable_upstream_healthcheck", Read),
     ("apisix.trusted_addresses", Read),
     ("apisix.data_encryption.enable_encrypt_fields", Read),
@@ -175,7 +174,7 @@ const KEYS: &[(&str, Rule)] = &[
     ("deployment.role", Read),
     ("deployment.role_traditional.config_provider", Read),
     ("deployment.role_data_plane.config_provider", Read),
-    ("deployment.role_control_plane.config_provider", Report("this process is no control plane")),
+    ("deployment.role_control_plane.config_provider", Read),
     ("deployment.admin.admin_key_required", Read),
     ("deployment.admin.admin_key", Read),
     ("deployment.admin.enable_admin_cors", Read),
@@ -187,7 +186,19 @@ const KEYS: &[(&str, Rule)] = &[
     ("deployment.admin.admin_api_mtls", Read),
     ("deployment.admin.admin_api_version", Refuse("v3 is the only one")),
     ("deployment.embedded.directory", Read),
-    ("deployment.etcd", Report(ETCD)),
+    ("deployment.etcd.host", Read),
+    ("deployment.etcd.prefix", Read),
+    ("deployment.etcd.timeout", Read),
+    ("deployment.etcd.watch_timeout", Read),
+    ("deployment.etcd.resync_delay", Read),
+    ("deployment.etcd.health_check_timeout", Read),
+    ("deployment.etcd.startup_retry", Read),
+    ("deployment.etcd.user", Read),
+    ("deployment.etcd.password", Read),
+    ("deployment.etcd.tls.cert", Read),
+    ("deployment.etcd.tls.key", Read),
+    ("deployment.etcd.tls.verify", Read),
+    ("deployment.etcd.tls.sni", Read),
 ];
 
 /// Holds the user's file against the table: `reports` gets what has no effect, `errors` every value that would

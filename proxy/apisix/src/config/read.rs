@@ -2,6 +2,7 @@
 
 mod admin;
 mod attributes;
+mod deployment;
 mod listen;
 mod stream;
 mod values;
@@ -21,8 +22,8 @@ use crate::encryption::Keyring;
 
 use self::values::{network, nginx_time, port, seconds, shown, size};
 use super::{
-    AccessLog, AccessLogEscape, Config, DataEncryption, Deployment, EnvVars, HttpConfig, Provider, RealIp,
-    Role, RouterKind, SslConfig, UpstreamKeepalive, Written,
+    AccessLog, AccessLogEscape, Config, DataEncryption, EnvVars, HttpConfig, RealIp, Role, RouterKind,
+    SslConfig, UpstreamKeepalive, Written,
 };
 
 /// Reads every key that has a meaning. Every value that can't be read is an error, and a default stands for it; keys that
@@ -184,10 +185,11 @@ impl Reader<'_> {
     fn config(&mut self, document: &Node, written: Written, environment: &EnvVars) -> Config {
         let root = Field { node: Some(document), path: String::new() };
         let (apisix, nginx) = (root.key("apisix"), root.key("nginx_config"));
-        let deployment = self.deployment(&root.key("deployment"));
+        let deployment = self.deployment(&root.key("deployment"), environment);
         let proxy_mode = self.proxy_mode(&apisix.key("proxy_mode"));
         let (mut http_listeners, mut https_listeners) = self.listeners(&apisix);
-        if !proxy_mode.has_http() {
+        // A control plane serves no traffic.
+        if !proxy_mode.has_http() || deployment.role == Role::ControlPlane {
             (http_listeners, https_listeners) = Default::default();
         }
         let admin = self.admin(&apisix, &root.key("deployment").key("admin"), deployment.role, proxy_mode);
@@ -254,51 +256,6 @@ impl Reader<'_> {
             enable_encrypt_fields: self.flag(&field.key("enable_encrypt_fields")),
             keyring: Arc::new(keyring),
         }
-    }
-
-    fn deployment(&mut self, deployment: &Field<'_>) -> Deployment {
-        let role_field = deployment.key("role");
-        let role = self.text(&role_field);
-        let directory_field = deployment.key("embedded").key("directory");
-        let directory = directory_field.node.and_then(|_| self.text(&directory_field));
-        let directory = PathBuf::from(directory.as_deref().unwrap_or("data"));
-        let (role, section) = match role.as_deref() {
-            Some("traditional") => (Role::Traditional, "role_traditional"),
-            Some("data_plane") => (Role::DataPlane, "role_data_plane"),
-            other => {
-                let other = other.unwrap_or_default();
-                self.fault(
-                    &role_field,
-                    format!("role \"{other}\" is not supported; data_plane and traditional are"),
-                );
-                return Deployment { role: Role::DataPlane, provider: Provider::Yaml, directory };
-            }
-        };
-        let field = deployment.key(section).key("config_provider");
-        let is_default = field.node.is_none_or(|node| node.place.line == 0);
-        let traditional = role == Role::Traditional;
-        let provider = match self.text(&field).as_deref() {
-            Some("yaml") => Provider::Yaml,
-            Some("json") if !traditional => Provider::Json,
-            Some("embedded") if traditional => Provider::Embedded,
-            // Nobody has said where an etcd would be, nor that there is one.
-            Some("etcd") if traditional && is_default && deployment.key("etcd").node.is_none() => {
-                Provider::Embedded
-            }
-            other => {
-                let other = other.unwrap_or_default();
-                let default = if is_default { ", the default," } else { "" };
-                let reason = format!(
-                    "config_provider \"{other}\"{default} is not supported: resources are read from a file beside this \
-                     one, or kept here; write `deployment: {{role: data_plane, role_data_plane: {{config_provider: \
-                     yaml}}}}` for apisix.yaml, `json` for apisix.json, or `deployment: {{role: traditional, \
-                     role_traditional: {{config_provider: embedded}}}}` for a store that the Admin API writes"
-                );
-                self.fault(&field, reason);
-                Provider::Yaml
-            }
-        };
-        Deployment { role, provider, directory }
     }
 
     fn ssl(&mut self, ssl: &Field<'_>) -> SslConfig {

@@ -67,19 +67,83 @@ fn who_says_nothing_of_etcd_has_the_embedded_store() {
         "deployment: {etcd: {host: ['http://127.0.0.1:2379']}}\n",
         "deployment: {role_traditional: {config_provider: etcd}}\n",
     ] {
-        let errors = Config::parse(text, "config.yaml", &EnvVars::Fixed(HashMap::new())).unwrap_err();
-        let etcd = |e: &ConfigError| e.reason.starts_with("config_provider \"etcd\"");
-        assert!(errors.iter().any(etcd), "{errors:?}");
+        assert_eq!(provider(text), (Provider::Etcd, PathBuf::from("conf/data/etcd.redb")));
     }
+}
+
+/// What is wrong with each key is told at its place, and none of them is passed over.
+#[test]
+fn the_etcd_has_apisixs_settings() {
+    let etcd = |text: &str, vars: &[(&str, &str)]| {
+        let vars = vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let text =
+            format!("deployment: {{role: data_plane, role_data_plane: {{config_provider: etcd}}, {text}}}\n");
+        let config = Config::parse(&text, "config.yaml", &EnvVars::Fixed(vars));
+        config.map(|config| (config.deployment.etcd.unwrap(), config.admin.is_some(), config.reports.len()))
+    };
+    let (default, has_admin, reports) = etcd("etcd: {}", &[]).unwrap();
+    assert_eq!(
+        (default.hosts[0].to_string().as_str(), default.prefix.as_str()),
+        ("http://127.0.0.1:2379", "/apisix")
+    );
+    let seconds = |etcd: &EtcdConfig| {
+        [etcd.timeout, etcd.watch_timeout, etcd.resync_delay, etcd.health_check_timeout]
+            .map(|time| time.as_secs())
+    };
+    assert_eq!((seconds(&default), default.startup_retry, default.tls.verify), ([30, 50, 5, 10], 2, true));
+    assert_eq!((has_admin, reports), (false, 0));
+    let text = "etcd: {host: ['http://a:1', 'https://b'], prefix: /x/, timeout: 1, watch_timeout: 2, resync_delay: 0, \
+                health_check_timeout: 4, startup_retry: 0, user: u, password: p, tls: {cert: c, key: k, verify: false, sni: s}}";
+    let (read, ..) = etcd(text, &[]).unwrap();
+    assert_eq!((seconds(&read), read.startup_retry, read.prefix.as_str()), ([1, 2, 0, 4], 0, "/x"));
+    assert_eq!(
+        read.hosts.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["http://a:1", "https://b:2379"]
+    );
+    let user = read.user.unwrap();
+    assert_eq!((user.name.as_str(), user.password.as_str()), ("u", "p"));
+    assert!(!format!("{user:?}").contains("\"p\""));
+    let tls = EtcdTls { identity: Some(("c".into(), "k".into())), verify: false, sni: Some("s".to_owned()) };
+    assert_eq!(read.tls, tls);
+    let hosts = r#"["http://c:3"]"#;
+    let (read, ..) = etcd("etcd: {host: ['http://a:1']}", &[("APISIX_DEPLOYMENT_ETCD_HOST", hosts)]).unwrap();
+    assert_eq!(read.hosts[0].to_string(), "http://c:3");
+    for (text, field) in [
+        ("etcd: {host: ['a:1']}", "host[0]"),
+        ("etcd: {host: []}", "host"),
+        ("etcd: {timeout: 0}", "timeout"),
+        ("etcd: {watch_timeout: x}", "watch_timeout"),
+        ("etcd: {startup_retry: -1}", "startup_retry"),
+        ("etcd: {password: p}", "password"),
+        ("etcd: {tls: {cert: c}}", "tls.cert"),
+        ("etcd: {tls: {key: k}}", "tls.key"),
+    ] {
+        let error = etcd(text, &[]).unwrap_err()[0].to_string();
+        assert!(error.starts_with("config.yaml:1:"), "{error}");
+        assert!(error.contains(&format!(" deployment.etcd.{field}: ")), "{error}");
+    }
+    let error = etcd("etcd: {}", &[("APISIX_DEPLOYMENT_ETCD_HOST", "http://c:3")]).unwrap_err();
+    assert!(error[0].to_string().contains("APISIX_DEPLOYMENT_ETCD_HOST"), "{error:?}");
+}
+
+#[test]
+fn a_control_plane_has_an_etcd_and_serves_no_traffic() {
+    let parse = |text: &str| Config::parse(text, "config.yaml", &EnvVars::Fixed(HashMap::new()));
+    let config = parse("apisix: {enable_admin: false}\ndeployment: {role: control_plane}\n").unwrap();
+    assert_eq!(config.deployment.provider, Provider::Etcd);
+    assert!(config.admin.is_some() && config.http_listeners.is_empty() && config.https_listeners.is_empty());
+    // Where etcd is not used what is said of it is reported.
+    let text = "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}, etcd: {host: []}}\n";
+    assert_eq!(parse(text).unwrap().reports[0].field.as_deref(), Some("deployment.etcd"));
 }
 
 /// The place was that of the default, in a file that the user does not have.
 #[test]
 fn a_default_that_is_not_supported_is_told_at_the_users_key() {
-    let text = "apisix: {node_listen: 9080}\n\ndeployment:\n  etcd: {host: ['http://127.0.0.1:2379']}\n";
+    let text = "apisix: {node_listen: 9080}\n\ndeployment:\n  role: control_plane\n  role_control_plane: {config_provider: yaml}\n";
     let errors = Config::parse(text, "config.yaml", &EnvVars::Fixed(HashMap::new())).unwrap_err();
     let error = errors[0].to_string();
-    assert!(error.starts_with("config.yaml:3:1: deployment.role_traditional.config_provider: "), "{error}");
+    assert!(error.starts_with("config.yaml:5:"), "{error}");
     assert!(error.contains("role_data_plane: {config_provider: yaml}"), "{error}");
 }
 

@@ -47,7 +47,7 @@ pub fn validate<E>(
         // Who knows what config.yaml should have said of them.
         return (findings, None);
     }
-    if config.deployment.provider == Provider::Embedded {
+    if matches!(config.deployment.provider, Provider::Embedded | Provider::Etcd) {
         if is_wrong {
             return (findings, None);
         }

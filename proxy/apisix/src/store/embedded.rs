@@ -27,11 +27,11 @@ use super::{Change, Committed, Document, Kept, Key, Notify, Sink, Store, StoreEr
 use crate::resource::{Id, Kind};
 
 /// Values by [`name`], each behind its header.
-const VALUES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("values");
+pub(super) const VALUES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("values");
 /// When values are over, in milliseconds since 1970, and their names.
 const ENDS: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("ends");
 /// [`FORMAT_KEY`] and [`REVISION_KEY`].
-const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+pub(super) const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 
 const FORMAT_KEY: &str = "format";
 const REVISION_KEY: &str = "revision";
@@ -72,12 +72,19 @@ struct Changed {
 }
 
 /// A value and what is kept with it.
-struct Record<'a> {
-    created: u64,
-    modified: u64,
+pub(super) struct Record<'a> {
+    pub(super) created: u64,
+    pub(super) modified: u64,
     /// When it is over, in milliseconds since 1970; 0 for never.
-    end: u64,
-    value: &'a [u8],
+    pub(super) end: u64,
+    pub(super) value: &'a [u8],
+}
+
+/// Why a file is not opened.
+pub(super) struct Unopened {
+    /// Another process has it.
+    pub(super) is_busy: bool,
+    pub(super) reason: String,
 }
 
 impl EmbeddedStore {
@@ -94,7 +101,7 @@ impl EmbeddedStore {
         path: &Path,
         over: impl Fn(FileBackend) -> B + Send + Sync + 'static,
     ) -> Result<EmbeddedStore, String> {
-        let open: Open = Box::new(move |path| database(path, &over));
+        let open: Open = Box::new(move |path| database(path, &over).map_err(|refused| refused.reason));
         let shared = Arc::new(Shared {
             database: RwLock::new(Some(open(path)?)),
             open,
@@ -127,23 +134,30 @@ impl Drop for EmbeddedStore {
     }
 }
 
-fn database<B: StorageBackend>(path: &Path, over: &impl Fn(FileBackend) -> B) -> Result<Database, String> {
+/// Opens a file of tables, or makes it, with its folder, for this user alone.
+pub(super) fn database<B: StorageBackend>(
+    path: &Path,
+    over: &impl Fn(FileBackend) -> B,
+) -> Result<Database, Unopened> {
+    let unopened = |reason| Unopened { is_busy: false, reason };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.exists()) {
         // Private keys and credentials are in it.
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|error| format!("can't make the folder {}: {error}", folder.display()))?;
+        made.map_err(|error| unopened(format!("can't make the folder {}: {error}", folder.display())))?;
     }
     let told = |error: &dyn std::fmt::Display| format!("can't open {}: {error}", path.display());
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let file = options.open(path).map_err(|error| told(&error))?;
+    let file = options.open(path).map_err(|error| unopened(told(&error)))?;
     if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-        return Err(format!("can't open {}: it is no regular file", path.display()));
+        return Err(unopened(told(&"it is no regular file")));
     }
     let refused = |error| match error {
-        redb::DatabaseError::DatabaseAlreadyOpen => told(&"another process has it open"),
-        other => told(&other),
+        redb::DatabaseError::DatabaseAlreadyOpen => {
+            Unopened { is_busy: true, reason: told(&"another process has it open") }
+        }
+        other => unopened(told(&other)),
     };
     let backend = over(FileBackend::new(file).map_err(refused)?);
     let mut builder = Database::builder();
@@ -154,7 +168,7 @@ fn database<B: StorageBackend>(path: &Path, over: &impl Fn(FileBackend) -> B) ->
         let is_whole = database.check_integrity()?;
         Ok((database, is_whole))
     }));
-    let (database, is_whole) = opened.map_err(|_| told(&"it is damaged"))?.map_err(refused)?;
+    let (database, is_whole) = opened.map_err(|_| unopened(told(&"it is damaged")))?.map_err(refused)?;
     if !is_whole {
         tracing::error!(file = %path.display(), "it was damaged, and what was written last may be lost");
     }
@@ -162,24 +176,24 @@ fn database<B: StorageBackend>(path: &Path, over: &impl Fn(FileBackend) -> B) ->
 }
 
 /// What a resource is called in the file.
-fn name(key: &Key) -> String {
+pub(super) fn name(key: &Key) -> String {
     format!("{}/{}", key.kind.section(), key.id)
 }
 
-fn key_of(name: &str) -> Option<Key> {
+pub(super) fn key_of(name: &str) -> Option<Key> {
     let (section, id) = name.split_once('/')?;
     let kind = Kind::ALL.into_iter().find(|kind| kind.section() == section)?;
     Some(Key { kind, id: Id::from(id) })
 }
 
 impl<'a> Record<'a> {
-    fn read(bytes: &'a [u8]) -> Option<Record<'a>> {
+    pub(super) fn read(bytes: &'a [u8]) -> Option<Record<'a>> {
         let (header, value) = bytes.split_at_checked(HEADER)?;
         let mut numbers = header.as_chunks::<8>().0.iter().map(|number| u64::from_le_bytes(*number));
         Some(Record { created: numbers.next()?, modified: numbers.next()?, end: numbers.next()?, value })
     }
 
-    fn written(&self) -> Vec<u8> {
+    pub(super) fn written(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEADER + self.value.len());
         for number in [self.created, self.modified, self.end] {
             bytes.extend_from_slice(&number.to_le_bytes());
@@ -188,14 +202,14 @@ impl<'a> Record<'a> {
         bytes
     }
 
-    fn kept(&self) -> Kept {
+    pub(super) fn kept(&self) -> Kept {
         let Record { created, modified, value, .. } = *self;
         Kept { value: Bytes::copy_from_slice(value), created, modified }
     }
 }
 
 /// In the words of the storage.
-fn unavailable(error: impl Into<redb::Error>) -> StoreError {
+pub(super) fn unavailable(error: impl Into<redb::Error>) -> StoreError {
     StoreError::Unavailable(error.into().to_string())
 }
 

@@ -3,6 +3,8 @@
 
 pub mod authority;
 pub mod envoy;
+pub mod etcd;
+pub mod gateway;
 pub mod traffic;
 pub mod xds;
 

@@ -21,7 +21,8 @@ impl Reader<'_> {
         role: Role,
         mode: ProxyMode,
     ) -> Option<AdminConfig> {
-        if !self.flag(&apisix.key("enable_admin")) || role != Role::Traditional {
+        let enabled = self.flag(&apisix.key("enable_admin")) || role == Role::ControlPlane;
+        if !enabled || role == Role::DataPlane {
             return None;
         }
         let listen = admin.key("admin_listen");

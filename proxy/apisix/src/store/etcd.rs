@@ -1,0 +1,429 @@
+//! An etcd with APISIX's layout of keys, so that gateways of both kinds share one cluster.
+//!
+//! One thread speaks to it: it reads everything below the prefix once, then follows the changes by one watch (`follow`), and
+//! sends what others ask for. What is known of values is their revisions (`mirror`); the values themselves go to whoever takes
+//! the changes, and to a file from which a gateway starts while etcd is away (`last_good`).
+
+mod follow;
+mod link;
+mod messages;
+mod mirror;
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use sixfold_core::error::ConfigError;
+use sixfold_core::plugin::Callout;
+use sixfold_core::plugin::grpc::Status;
+use tokio::sync::{mpsc, watch};
+
+use self::link::{Link, Repeat, words};
+use self::messages::{
+    Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseGrantResponse, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, Request, RequestOp, Response, TxnRequest, TxnResponse,
+};
+use self::mirror::{Mirror, Snapshot, kept, unsigned};
+use super::last_good::{Batch, Found, LastGood};
+use super::{Action, Change, Committed, Document, Kept, Key, Notify, Sink, Store, StoreError, Watch, Write};
+use crate::config::EtcdConfig;
+use crate::resource::Kind;
+
+/// How long a start waits for etcd where there is something to serve without it.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a write waits for the watch to tell of it, beside being done.
+const ECHO: Duration = Duration::from_secs(1);
+/// Changes of one transaction: etcd takes 128 (`--max-txn-ops`).
+const MAX_CHANGES: usize = 100;
+
+/// What is done on the store's thread.
+type Job = Box<dyn FnOnce(Arc<Shared>) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+
+/// How a gateway stands to the etcd.
+#[derive(Clone)]
+pub struct EtcdOptions {
+    /// How it is reached.
+    pub etcd: EtcdConfig,
+    /// `apisix.ssl.ssl_trusted_certificate`; `None` for the system's.
+    pub trusted: Option<PathBuf>,
+    /// Whether it may serve nothing until etcd is there: nobody writes through it, who would want to be told.
+    pub may_wait: bool,
+    /// Whether it makes APISIX's directories and tells its list of plugins, rather than following the one that is kept there.
+    pub writes: bool,
+    /// The plugins that config.yaml lists, if it does.
+    pub plugins: Option<BTreeSet<String>>,
+}
+
+/// Resources in an etcd.
+pub struct EtcdStore {
+    shared: Arc<Shared>,
+    /// `None` while it is dropped.
+    jobs: Option<mpsc::UnboundedSender<Job>>,
+}
+
+struct Shared {
+    link: Link,
+    prefix: String,
+    timeout: Duration,
+    watch_timeout: Duration,
+    resync_delay: Duration,
+    writes: bool,
+    plugins: Option<BTreeSet<String>>,
+    mirror: Mutex<Mirror>,
+    last_good: Option<LastGood>,
+    /// The revision up to which everything is known, while changes are followed.
+    reached: watch::Sender<Option<u64>>,
+    first: Mutex<Option<Sender<Result<(), Status>>>>,
+    /// What was said of it last.
+    outage: Mutex<Option<String>>,
+}
+
+impl EtcdStore {
+    /// Reads everything below the prefix. While etcd is not there, that is what the file at `path` has; without such a file it
+    /// is an error, or nothing to begin with where the options say so.
+    ///
+    /// # Errors
+    /// Certificates that can't be used, and an etcd that is not reached, with the field of `deployment.etcd`.
+    pub fn open(
+        options: EtcdOptions,
+        path: &Path,
+        callout: &Arc<dyn Callout>,
+    ) -> Result<EtcdStore, ConfigError> {
+        let EtcdOptions { etcd, trusted, may_wait, writes, plugins } = options;
+        let link = Link::new(&etcd, trusted.as_deref(), callout)?;
+        let kept = LastGood::open(path, &etcd.prefix).map_err(|reason| {
+            tracing::warn!(reason, "what is read of etcd is not kept for the next start");
+        });
+        let (last_good, found) = kept.ok().unzip();
+        let found = found.flatten();
+        let mut mirror = Mirror::new(!writes);
+        let is_kept = found.is_some();
+        if let Some(Found { values, revision, cluster }) = found {
+            mirror.begin_with(Snapshot { values, revision, cluster, ..Snapshot::default() });
+        }
+        let (first, outcomes) = channel();
+        let shared = Arc::new(Shared {
+            link,
+            prefix: etcd.prefix.clone(),
+            timeout: etcd.timeout,
+            watch_timeout: etcd.watch_timeout,
+            resync_delay: etcd.resync_delay,
+            writes,
+            plugins,
+            mirror: Mutex::new(mirror),
+            last_good,
+            reached: watch::Sender::new(None),
+            first: Mutex::new(Some(first)),
+            outage: Mutex::new(None),
+        });
+        let jobs = start(shared.clone()).map_err(|error| ConfigError::new(error.to_string()))?;
+        let store = EtcdStore { shared, jobs: Some(jobs) };
+        let deadline = Instant::now() + PATIENCE;
+        let mut failed = 0;
+        loop {
+            let outcome = match is_kept {
+                true => outcomes.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok(),
+                false => outcomes.recv().ok(),
+            };
+            match outcome {
+                Some(Ok(())) => return Ok(store),
+                None if is_kept => {
+                    tracing::warn!("etcd is not reached: serving what was read of it last");
+                    return Ok(store);
+                }
+                Some(Err(status)) => {
+                    failed += 1;
+                    if failed <= etcd.startup_retry || is_kept {
+                        continue;
+                    }
+                    if may_wait {
+                        return Ok(store);
+                    }
+                    let reason = format!("{}: {}", words(&status), status.message);
+                    return Err(ConfigError::field("host", reason));
+                }
+                None => return Err(ConfigError::new("the thread of the store has ended")),
+            }
+        }
+    }
+
+    fn ask<T, F>(&self, job: impl FnOnce(Arc<Shared>) -> F + Send + 'static) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, StoreError>> + 'static,
+    {
+        let ended = || StoreError::Unavailable("the store is closed".to_owned());
+        let (answer, answered) = sync_channel(1);
+        let job: Job = Box::new(move |shared| {
+            let done = job(shared);
+            // Whoever asked waits for it.
+            Box::pin(async move { drop(answer.send(done.await)) })
+        });
+        self.jobs.as_ref().ok_or_else(ended)?.send(job).map_err(|_| ended())?;
+        answered.recv().map_err(|_| ended())?
+    }
+}
+
+impl Drop for EtcdStore {
+    /// Ends the thread, and does not wait for what etcd owes it.
+    fn drop(&mut self) {
+        self.jobs = None;
+    }
+}
+
+/// Starts the thread that speaks to etcd.
+fn start(shared: Arc<Shared>) -> std::io::Result<mpsc::UnboundedSender<Job>> {
+    let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("etcd".to_owned()).spawn(move || {
+        let tasks = tokio::task::LocalSet::new();
+        tasks.spawn_local(follow::follow(shared.clone()));
+        runtime.block_on(tasks.run_until(async move {
+            while let Some(job) = queue.recv().await {
+                tokio::task::spawn_local(job(shared.clone()));
+            }
+        }));
+    })?;
+    Ok(jobs)
+}
+
+impl Shared {
+    /// The range of all keys whose paths below the prefix begin like this; the path ends with `/` or is empty.
+    fn range(&self, path: &str) -> (Vec<u8>, Vec<u8>) {
+        let from = format!("{}/{path}", self.prefix).into_bytes();
+        let mut end = from.clone();
+        if let Some(last) = end.last_mut() {
+            // What follows `/`.
+            *last += 1;
+        }
+        (from, end)
+    }
+
+    /// What a key is called below the prefix.
+    fn path_of(&self, key: &[u8]) -> Option<String> {
+        let key = std::str::from_utf8(key).ok()?;
+        Some(key.strip_prefix(&*self.prefix)?.strip_prefix('/')?.to_owned())
+    }
+
+    fn key(&self, key: &Key) -> Vec<u8> {
+        key.path(&self.prefix).into_bytes()
+    }
+
+    /// Passes changes on: to the file, and to whoever waits for some.
+    fn tell(&self, changed: Batch) {
+        let revision = changed.revision;
+        if let Some(file) = &self.last_good {
+            file.keep(changed);
+        }
+        let notify = self.mirror.lock().notify.clone();
+        notify.iter().for_each(|notify| notify());
+        // Last: whoever waits for a write to be told looks then.
+        self.reached.send_modify(|reached| *reached = reached.map(|_| revision));
+    }
+
+    /// Whether changes come by themselves now.
+    fn set_following(&self, follows: bool) {
+        let revision = self.mirror.lock().revision;
+        self.reached.send_replace(follows.then_some(revision));
+    }
+
+    /// Says what has become of asking, once for each outage, and to whoever waits for the start.
+    fn outcome(&self, outcome: Result<(), &Status>) {
+        let mut outage = self.outage.lock();
+        let told = outcome.map_err(|status| format!("{}: {}", words(status), status.message)).err();
+        match &told {
+            Some(reason) if outage.is_none() => {
+                tracing::warn!(reason, "etcd is not followed, what it said last stays")
+            }
+            None if outage.is_some() => tracing::info!("etcd is followed again"),
+            _ => {}
+        }
+        *outage = told;
+        let mut first = self.first.lock();
+        if let Some(waiting) = &*first
+            && (waiting.send(outcome.map_err(Status::clone)).is_err() || outcome.is_ok())
+        {
+            *first = None;
+        }
+    }
+
+    async fn get(&self, key: Vec<u8>) -> Result<Option<Kept>, StoreError> {
+        let question = RangeRequest { key, ..RangeRequest::default() };
+        let answer: RangeResponse = self.link.ask("/etcdserverpb.KV/Range", &question, Repeat::Safe).await?;
+        Ok(answer.kvs.into_iter().next().map(kept))
+    }
+
+    async fn list(&self, kind: Kind) -> Result<Vec<(Key, Kept)>, StoreError> {
+        let section = match kind {
+            Kind::Credential => Kind::Consumer.section(),
+            kind => kind.section(),
+        };
+        let (key, range_end) = self.range(&format!("{section}/"));
+        let question = RangeRequest { key, range_end, ..RangeRequest::default() };
+        let answer: RangeResponse = self.link.ask("/etcdserverpb.KV/Range", &question, Repeat::Safe).await?;
+        let named = |kv: messages::KeyValue| Some((Key::of_path(&self.path_of(&kv.key)?)?, kept(kv)));
+        Ok(answer.kvs.into_iter().filter_map(named).filter(|(key, _)| key.kind == kind).collect())
+    }
+
+    /// Does some of a commit in one transaction.
+    async fn transact(&self, writes: &[Write]) -> Result<Committed, StoreError> {
+        let (mut compare, mut success) = (Vec::new(), Vec::new());
+        for Write { key, action, expected } in writes {
+            let key = self.key(key);
+            if let Some(expected) = expected {
+                let expected = i64::try_from(*expected).unwrap_or(i64::MAX);
+                compare.push(Compare::at(key.clone(), expected));
+            }
+            let request = match action {
+                Action::Put(value, ttl) => {
+                    let lease = match ttl {
+                        Some(ttl) => self.lease(*ttl).await?,
+                        None => 0,
+                    };
+                    Request::Put(PutRequest { key, value: value.clone(), lease, prev_kv: true })
+                }
+                Action::Delete => Request::Delete(DeleteRangeRequest { key }),
+            };
+            success.push(RequestOp { request: Some(request) });
+        }
+        let question = TxnRequest { compare, success };
+        let answer: TxnResponse = self.link.ask("/etcdserverpb.KV/Txn", &question, Repeat::Once).await?;
+        if !answer.succeeded {
+            return Err(StoreError::Changed);
+        }
+        let revision = unsigned(answer.header.unwrap_or_default().revision);
+        let mut changed = false;
+        let replaced = answer.responses.into_iter().map(|response| match response.response {
+            Some(Response::Put(put)) => {
+                changed = true;
+                put.prev_kv.is_some()
+            }
+            Some(Response::Delete(delete)) => {
+                changed |= delete.deleted > 0;
+                delete.deleted > 0
+            }
+            None => false,
+        });
+        let replaced = replaced.collect();
+        if changed {
+            self.until_told(revision).await;
+        }
+        Ok(Committed { revision, replaced })
+    }
+
+    /// Waits until changes up to a revision are among those that can be looked at, if any come now.
+    async fn until_told(&self, revision: u64) {
+        let mut reached = self.reached.subscribe();
+        let is_told = |reached: &Option<u64>| reached.is_none_or(|reached| reached >= revision);
+        // A write that was done is not undone for it.
+        let _ = tokio::time::timeout(ECHO, reached.wait_for(is_told)).await;
+    }
+
+    async fn lease(&self, ttl: Duration) -> Result<i64, StoreError> {
+        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+        let question = LeaseGrantRequest { ttl: i64::try_from(seconds.max(1)).unwrap_or(i64::MAX) };
+        // One that nobody hears of ends by itself.
+        let path = "/etcdserverpb.Lease/LeaseGrant";
+        let answer: LeaseGrantResponse = self.link.ask(path, &question, Repeat::Safe).await?;
+        Ok(answer.id)
+    }
+
+    async fn next_id(&self) -> Result<u64, StoreError> {
+        let key = format!("{}/gen_id", self.prefix).into_bytes();
+        let question = PutRequest { key, value: "1".into(), ..PutRequest::default() };
+        // Numbers may be left out.
+        let answer: PutResponse = self.link.ask("/etcdserverpb.KV/Put", &question, Repeat::Safe).await?;
+        Ok(unsigned(answer.header.unwrap_or_default().revision))
+    }
+}
+
+impl Store for EtcdStore {
+    fn changes(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+        let mut mirror = self.shared.mirror.lock();
+        let (pending, plugins) = mirror.pending();
+        // A revision of another cluster is another one.
+        let generation = mirror.generation << 48;
+        drop(mirror);
+        if let Some(plugins) = plugins {
+            sink.plugins(plugins);
+        }
+        for (key, kept) in pending {
+            sink.change(Change {
+                revision: kept.as_ref().map_or(0, |kept| kept.modified.wrapping_add(generation)),
+                order: kept.as_ref().map_or(0, |kept| kept.created),
+                value: kept.map(|kept| Document::json(kept.value)),
+                key,
+                takes_place: false,
+            });
+        }
+        Ok(Vec::new())
+    }
+
+    fn watch(&self, notify: Notify) -> std::io::Result<Watch> {
+        let waiting = {
+            let mut mirror = self.shared.mirror.lock();
+            mirror.notify = Some(notify.clone());
+            // That there is nothing is news, too, for whoever waits for a configuration.
+            mirror.has_pending() || mirror.is_loaded
+        };
+        if waiting {
+            notify();
+        }
+        Ok(Box::new(Watching(self.shared.clone())))
+    }
+
+    fn get(&self, key: &Key) -> Result<Option<Kept>, StoreError> {
+        let key = self.shared.key(key);
+        self.ask(|shared| async move { shared.get(key).await })
+    }
+
+    fn list(&self, kind: Kind) -> Result<Vec<(Key, Kept)>, StoreError> {
+        self.ask(move |shared| async move { shared.list(kind).await })
+    }
+
+    /// More writes than etcd takes at once are several transactions, that of the first write last: it is what is answered.
+    fn commit(&self, writes: Vec<Write>) -> Result<Committed, StoreError> {
+        self.ask(move |shared| async move {
+            let mut parts = writes.chunks(MAX_CHANGES);
+            let Some(first) = parts.next() else { return shared.transact(&[]).await };
+            let mut replaced = Vec::new();
+            for part in parts {
+                replaced.extend(shared.transact(part).await?.replaced);
+            }
+            let mut committed = shared.transact(first).await?;
+            committed.replaced.extend(replaced);
+            Ok(committed)
+        })
+    }
+
+    fn next_id(&self) -> Result<u64, StoreError> {
+        self.ask(|shared| async move { shared.next_id().await })
+    }
+
+    fn prefix(&self) -> &str {
+        &self.shared.prefix
+    }
+
+    fn is_loaded(&self) -> bool {
+        self.shared.mirror.lock().is_loaded
+    }
+}
+
+struct Watching(Arc<Shared>);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.0.mirror.lock().notify = None;
+    }
+}
+
+impl std::fmt::Debug for EtcdStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "resources in etcd below {}", self.shared.prefix)
+    }
+}

@@ -1,0 +1,260 @@
+//! What is known of the values below a prefix, and what of it nobody has looked at yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::messages::{Event, KeyValue};
+use crate::store::last_good::Batch;
+use crate::store::{Kept, Key, Notify};
+
+/// Below the prefix, a list of plugins in JSON.
+pub(super) const PLUGINS: &str = "plugins";
+
+/// The values as far as they are known.
+#[derive(Default)]
+pub(super) struct Mirror {
+    /// Created and modified revisions.
+    known: BTreeMap<Key, (u64, u64)>,
+    /// What nobody has looked at yet.
+    pending: BTreeMap<Key, Option<Kept>>,
+    /// Up to here everything is known.
+    pub(super) revision: u64,
+    /// The cluster that it is known of; 0 for none.
+    pub(super) cluster: u64,
+    /// Revisions of different ones are not comparable.
+    pub(super) generation: u64,
+    /// Whether the list of plugins counts that others keep.
+    follows_plugins: bool,
+    plugins: Option<BTreeSet<String>>,
+    plugins_changed: bool,
+    /// Whether there is a configuration: it was read, or is that of before.
+    pub(super) is_loaded: bool,
+    pub(super) notify: Option<Notify>,
+}
+
+/// All values below a prefix at one revision.
+#[derive(Default)]
+pub(super) struct Snapshot {
+    pub(super) cluster: u64,
+    pub(super) revision: u64,
+    pub(super) values: BTreeMap<Key, Kept>,
+    pub(super) plugins: Option<BTreeSet<String>>,
+    /// What directories there are, as APISIX makes them.
+    pub(super) directories: BTreeSet<String>,
+}
+
+/// What events have come to.
+pub(super) struct Taken {
+    pub(super) changed: Batch,
+    /// Everything is to be read and told anew: other plugins are enabled.
+    pub(super) everything: bool,
+}
+
+impl Snapshot {
+    /// Takes one value; `path` is its key below the prefix.
+    pub(super) fn take(&mut self, path: &str, kv: KeyValue) {
+        if let Some(directory) = path.strip_suffix('/') {
+            self.directories.insert(directory.to_owned());
+        } else if path == PLUGINS {
+            self.plugins = plugins(&kv.value);
+        } else if let Some(key) = Key::of_path(path) {
+            self.values.insert(key, kept(kv));
+        }
+    }
+}
+
+impl Mirror {
+    /// Of nothing yet.
+    pub(super) fn new(follows_plugins: bool) -> Mirror {
+        Mirror { follows_plugins, ..Mirror::default() }
+    }
+
+    /// Begins with what was kept of before.
+    pub(super) fn begin_with(&mut self, snapshot: Snapshot) {
+        self.cluster = snapshot.cluster;
+        self.is_loaded = true;
+        self.replace(snapshot);
+    }
+
+    /// Takes all values, and answers what is different.
+    pub(super) fn replace(&mut self, snapshot: Snapshot) -> Batch {
+        let Snapshot { cluster, revision, values, plugins, .. } = snapshot;
+        let others = cluster != self.cluster || revision < self.revision;
+        let mut all = others;
+        if others {
+            self.generation += 1;
+        }
+        if self.follows_plugins && plugins != self.plugins {
+            (self.plugins, self.plugins_changed, all) = (plugins, true, true);
+        }
+        let mut changed = Batch { revision, cluster, ..Batch::default() };
+        let gone: Vec<Key> = self.known.keys().filter(|key| !values.contains_key(key)).cloned().collect();
+        for key in gone {
+            self.known.remove(&key);
+            self.pending.insert(key.clone(), None);
+            changed.values.push((key, None));
+        }
+        for (key, kept) in values {
+            let revisions = (kept.created, kept.modified);
+            let is_new = self.known.get(&key) != Some(&revisions);
+            self.known.insert(key.clone(), revisions);
+            if is_new || all {
+                self.pending.insert(key.clone(), Some(kept.clone()));
+            }
+            if is_new || others {
+                changed.values.push((key, Some(kept)));
+            }
+        }
+        (self.revision, self.cluster, self.is_loaded) = (revision, cluster, true);
+        changed
+    }
+
+    /// Takes what a watch tells; `path_of` answers what a key is called below the prefix.
+    pub(super) fn events(&mut self, events: Vec<Event>, path_of: impl Fn(&[u8]) -> Option<String>) -> Taken {
+        let mut taken =
+            Taken { changed: Batch { cluster: self.cluster, ..Batch::default() }, everything: false };
+        for Event { kind, kv } in events {
+            let Some(kv) = kv else { continue };
+            let revision = unsigned(kv.mod_revision);
+            // A connection to another member may begin with what is known.
+            if revision <= self.revision {
+                continue;
+            }
+            let (Some(path), is_put) = (path_of(&kv.key), kind == 0) else { continue };
+            if path == PLUGINS && self.follows_plugins {
+                let told = is_put.then(|| plugins(&kv.value)).flatten();
+                taken.everything |= told != self.plugins;
+            }
+            let Some(key) = Key::of_path(&path) else { continue };
+            let value = is_put.then(|| kept(kv));
+            match &value {
+                Some(kept) => drop(self.known.insert(key.clone(), (kept.created, kept.modified))),
+                None if self.known.remove(&key).is_none() => continue,
+                None => {}
+            }
+            self.pending.insert(key.clone(), value.clone());
+            taken.changed.values.push((key, value));
+        }
+        taken
+    }
+
+    /// Everything is known up to here.
+    pub(super) fn reached(&mut self, revision: u64) {
+        self.revision = self.revision.max(revision);
+    }
+
+    /// What nobody has looked at yet, and the plugins if they are others than before.
+    pub(super) fn pending(&mut self) -> (BTreeMap<Key, Option<Kept>>, Option<Option<BTreeSet<String>>>) {
+        let plugins = std::mem::take(&mut self.plugins_changed).then(|| self.plugins.clone());
+        (std::mem::take(&mut self.pending), plugins)
+    }
+
+    pub(super) fn has_pending(&self) -> bool {
+        self.plugins_changed || !self.pending.is_empty()
+    }
+}
+
+/// A value of etcd in ours.
+pub(super) fn kept(kv: KeyValue) -> Kept {
+    let (created, modified) = (unsigned(kv.create_revision), unsigned(kv.mod_revision));
+    Kept { value: kv.value, created, modified }
+}
+
+pub(super) fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}
+
+/// The plugins of HTTP in a list such as `[{"name": "cors"}, {"name": "mqtt-proxy", "stream": true}]`; `None` for what is no
+/// such list.
+fn plugins(value: &[u8]) -> Option<BTreeSet<String>> {
+    let listed: Vec<serde_json::Value> = serde_json::from_slice(value).ok()?;
+    let of_http = listed.iter().filter(|one| one.get("stream") != Some(&serde_json::Value::Bool(true)));
+    Some(of_http.filter_map(|one| one.get("name")?.as_str().map(str::to_owned)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn kv(key: &str, created: i64, modified: i64) -> KeyValue {
+        let (key, value) = (key.to_owned().into(), "{}".into());
+        KeyValue { key, create_revision: created, mod_revision: modified, value }
+    }
+
+    fn snapshot(cluster: u64, revision: u64, kvs: &[(&str, i64, i64)]) -> Snapshot {
+        let mut snapshot = Snapshot { cluster, revision, ..Snapshot::default() };
+        for (path, created, modified) in kvs {
+            snapshot.take(path, kv(path, *created, *modified));
+        }
+        snapshot
+    }
+
+    fn told(mirror: &mut Mirror) -> Vec<String> {
+        let pending = mirror.pending().0.into_iter();
+        pending.map(|(key, kept)| format!("{}{key}", if kept.is_some() { '+' } else { '-' })).collect()
+    }
+
+    fn path_of(key: &[u8]) -> Option<String> {
+        Some(String::from_utf8(key.to_vec()).unwrap())
+    }
+
+    #[test]
+    fn reading_everything_again_tells_what_is_different() {
+        let mut mirror = Mirror::default();
+        let directories = ("routes/", 1, 1);
+        mirror.begin_with(snapshot(7, 5, &[("routes/a", 2, 2), ("routes/b", 3, 3), directories]));
+        assert_eq!(told(&mut mirror), ["+route \"a\"", "+route \"b\""]);
+        let changed = mirror.replace(snapshot(7, 9, &[("routes/b", 3, 8), ("routes/c", 9, 9)]));
+        assert_eq!(told(&mut mirror), ["-route \"a\"", "+route \"b\"", "+route \"c\""]);
+        assert_eq!((changed.values.len(), changed.revision, mirror.generation), (3, 9, 0));
+        mirror.replace(snapshot(7, 9, &[("routes/b", 3, 8), ("routes/c", 9, 9)]));
+        assert_eq!(told(&mut mirror), [""; 0]);
+        // Another cluster, and one that was put back to how it was, may have other values at the same revisions.
+        for (cluster, revision) in [(8, 9), (8, 8)] {
+            mirror.replace(snapshot(cluster, revision, &[("routes/b", 3, 8)]));
+            assert!(told(&mut mirror).contains(&"+route \"b\"".to_owned()));
+        }
+        assert_eq!((mirror.generation, mirror.revision), (2, 8));
+    }
+
+    #[test]
+    fn events_are_told_once_and_strange_keys_passed_over() {
+        let mut mirror = Mirror::default();
+        mirror.begin_with(snapshot(7, 5, &[("routes/a", 2, 2)]));
+        told(&mut mirror);
+        let event = |kind, key: &str, revision| Event { kind, kv: Some(kv(key, 2, revision)) };
+        let events = vec![
+            event(0, "routes/a", 4),
+            event(0, "routes/a", 6),
+            event(0, "gen_id", 7),
+            event(0, "routes/", 8),
+            event(1, "routes/never", 9),
+            event(0, "plugins", 9),
+        ];
+        let taken = mirror.events(events, path_of);
+        assert_eq!(taken.changed.values.len(), 1);
+        assert!(!taken.everything);
+        assert_eq!(told(&mut mirror), ["+route \"a\""]);
+        mirror.reached(9);
+        assert!(mirror.events(vec![event(1, "routes/a", 9)], path_of).changed.values.is_empty());
+        mirror.events(vec![event(1, "routes/a", 10)], path_of);
+        assert_eq!(told(&mut mirror), ["-route \"a\""]);
+    }
+
+    #[test]
+    fn who_follows_the_list_of_plugins_reads_everything_anew() {
+        let mut mirror = Mirror::new(true);
+        let with_plugins = |list: &'static str| {
+            let mut snapshot = snapshot(7, 5, &[("routes/a", 2, 2)]);
+            snapshot.take("plugins", KeyValue { value: list.into(), ..kv("plugins", 3, 3) });
+            snapshot
+        };
+        mirror.begin_with(with_plugins(r#"[{"name":"cors"},{"name":"mqtt-proxy","stream":true}]"#));
+        let (pending, plugins) = mirror.pending();
+        assert_eq!((pending.len(), plugins), (1, Some(Some(BTreeSet::from(["cors".to_owned()])))));
+        let value = || KeyValue { value: r#"[{"name":"echo"}]"#.into(), ..kv("plugins", 3, 6) };
+        assert!(mirror.events(vec![Event { kind: 0, kv: Some(value()) }], path_of).everything);
+        mirror.replace(with_plugins(r#"[{"name":"echo"}]"#));
+        assert_eq!(mirror.pending().1, Some(Some(BTreeSet::from(["echo".to_owned()]))));
+    }
+}
