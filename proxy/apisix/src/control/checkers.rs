@@ -57,7 +57,7 @@ impl ControlApi {
         let kind = kind("active").or_else(|| kind("passive")).unwrap_or("http");
         let prefix = match self.provider {
             Provider::Yaml | Provider::Json => "",
-            _ => "/apisix",
+            _ => self.store.prefix(),
         };
         let cluster = self.clusters.find(&format!("{}/{}", key.kind.section(), key.id));
         let nodes = cluster.map(|cluster| nodes(&cluster)).unwrap_or_default();
