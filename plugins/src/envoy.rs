@@ -56,8 +56,6 @@ use sixfold_core::message::RequestHead;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, NetworkFilterFactory};
 use sixfold_core::route::Action;
 use sixfold_core::stream::Stream;
-use sixfold_xds_api::pb::envoy::r#type::v3::FractionalPercent;
-use sixfold_xds_api::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -160,31 +158,4 @@ fn shared_key(what: &str, config: &[u8], context: &BuildContext) -> String {
 /// A filter's message from its bytes.
 fn decode<M: Message + Default + Name>(bytes: &[u8]) -> Result<M, ConfigError> {
     M::decode(bytes).map_err(|e| ConfigError::new(format!("is not a valid {}: {e}", M::full_name())))
-}
-
-/// A fraction of requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Fraction {
-    /// Requests that count, of `of`.
-    pub(crate) numerator: u32,
-    /// 100, 10,000 or 1,000,000.
-    pub(crate) of: u32,
-}
-
-impl Fraction {
-    /// type/v3/percent.proto FractionalPercent; a missing one is none.
-    pub(crate) fn new(value: Option<FractionalPercent>) -> Fraction {
-        let value = value.unwrap_or_default();
-        let of = match value.denominator() {
-            DenominatorType::Hundred => 100,
-            DenominatorType::TenThousand => 10_000,
-            DenominatorType::Million => 1_000_000,
-        };
-        Fraction { numerator: value.numerator, of }
-    }
-
-    /// Whether this request is in the fraction.
-    pub(crate) fn draw(self) -> bool {
-        fastrand::u32(..self.of) < self.numerator
-    }
 }

@@ -35,12 +35,6 @@ const ROOTS: [&str; 10] = [
     "envoy.extensions.filters.http.cors.v3.CorsPolicy",
 ];
 
-/// Messages whose fields are read one by one, and the file that does: no pattern counts them there.
-const READ: [(&str, &str); 2] = [
-    ("envoy.extensions.filters.http.fault.v3.HTTPFault", "../plugins/src/envoy/fault.rs"),
-    ("envoy.extensions.filters.http.cors.v3.CorsPolicy", "../plugins/src/envoy/cors.rs"),
-];
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
     Supported,
@@ -326,19 +320,6 @@ fn record() -> Record {
             let (imports, refused) = Default::default();
             let record = &mut record;
             Reader { record, imports, read, readers, refused, arm: BTreeSet::new() }.visit_file(file);
-        }
-    }
-    for (message, file) in READ {
-        let names = names(&parsed(&root.join(file)));
-        let fields = record.messages.entry(normal(message)).or_default();
-        for field in definition::fields(message).unwrap() {
-            let name = normal(field.name);
-            let state = match name {
-                _ if names.refused.contains(&name) => State::Refused,
-                _ if names.read.contains(&name) => State::Supported,
-                _ => State::Ignored,
-            };
-            fields.insert(name, state);
         }
     }
     record

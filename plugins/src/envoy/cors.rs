@@ -3,15 +3,17 @@
 #[cfg(test)]
 mod tests;
 
-use crate::envoy::{self, Fraction};
+use crate::envoy;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::headers::Known;
 use sixfold_core::matcher::StringMatcher;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
 use sixfold_core::route::Action;
+use sixfold_core::runtime::{Fraction, Runtime};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::matcher;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::cors::v3::{Cors as ProtoCors, CorsPolicy};
+use sixfold_xds_api::values::{bool_or, runtime_fraction};
 
 sixfold_core::stat_block! {
     /// Statistics under `http.PREFIX.cors.`, of all policies together.
@@ -27,7 +29,7 @@ fn build(_: ProtoCors, levels: Vec<CorsPolicy>, context: &BuildContext) -> Built
     // Without a policy there is nothing to do.
     let Some(policy) = levels.into_iter().reduce(merge) else { return Ok(Plugin::default()) };
     let stats = CorsStats::new(&context.metrics, &format!("{}cors.", context.scope));
-    let policy = Policy::new(policy, stats)?;
+    let policy = Policy::new(policy, stats, &context.runtime)?;
     Ok(Plugin::of(policy).access(Policy::access).header_filter(Policy::header_filter).build())
 }
 
@@ -62,6 +64,8 @@ struct Policy {
     max_age: String,
     credentials: bool,
     enabled: Option<Fraction>,
+    /// Requests that are judged and counted without more.
+    shadow: Option<Fraction>,
     private_network: bool,
     forward_not_matching: bool,
     stats: CorsStats,
@@ -71,30 +75,34 @@ struct Policy {
 struct Origin(Vec<u8>);
 
 impl Policy {
-    fn new(policy: CorsPolicy, stats: CorsStats) -> Result<Policy, ConfigError> {
-        if policy.shadow_enabled.is_some() {
-            return Err(ConfigError::field("shadow_enabled", "is not supported"));
-        }
-        if policy.filter_enabled.as_ref().is_some_and(|fraction| !fraction.runtime_key.is_empty()) {
-            return Err(ConfigError::field("filter_enabled.runtime_key", "is not supported"));
-        }
-        let enabled = policy.filter_enabled.map(|fraction| Fraction::new(fraction.default_value));
+    fn new(policy: CorsPolicy, stats: CorsStats, runtime: &Runtime) -> Result<Policy, ConfigError> {
+        let CorsPolicy {
+            allow_origin_string_match,
+            allow_methods,
+            allow_headers,
+            expose_headers,
+            max_age,
+            allow_credentials,
+            filter_enabled,
+            shadow_enabled,
+            allow_private_network_access,
+            forward_not_matching_preflights,
+        } = policy;
+        let origins = allow_origin_string_match.iter().enumerate();
+        let origins = origins.map(|(index, origin)| matcher::string(origin).in_index(index));
+        let enabled = filter_enabled.as_ref().map(|share| runtime_fraction(runtime, share));
+        let shadow = shadow_enabled.as_ref().map(|share| runtime_fraction(runtime, share));
         Ok(Policy {
-            origins: policy
-                .allow_origin_string_match
-                .iter()
-                .enumerate()
-                .map(|(index, origin)| matcher::string(origin).in_index(index))
-                .collect::<Result<_, _>>()
-                .in_key("allow_origin_string_match")?,
-            methods: policy.allow_methods,
-            headers: policy.allow_headers,
-            expose: policy.expose_headers,
-            max_age: policy.max_age,
-            credentials: policy.allow_credentials.is_some_and(|b| b.value),
-            enabled,
-            private_network: policy.allow_private_network_access.is_some_and(|b| b.value),
-            forward_not_matching: policy.forward_not_matching_preflights.is_none_or(|b| b.value),
+            origins: origins.collect::<Result<_, _>>().in_key("allow_origin_string_match")?,
+            methods: allow_methods,
+            headers: allow_headers,
+            expose: expose_headers,
+            max_age,
+            credentials: bool_or(&allow_credentials, false),
+            enabled: enabled.transpose().in_key("filter_enabled")?,
+            shadow: shadow.transpose().in_key("shadow_enabled")?,
+            private_network: bool_or(&allow_private_network_access, false),
+            forward_not_matching: bool_or(&forward_not_matching_preflights, true),
             stats,
         })
     }
@@ -153,15 +161,19 @@ impl Policy {
     fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
         let forwards = matches!(stream.route.as_deref().map(|r| &r.action), Some(Action::Forward(_)));
         let origin = stream.request.headers.get(Known::ORIGIN).filter(|o| !o.is_empty());
-        let Some(origin) = origin.filter(|_| forwards && self.enabled.is_none_or(Fraction::draw)) else {
-            return Step::Continue;
-        };
+        let drawn = |share: Fraction| share.draw(fastrand::u64(..));
+        let enabled = self.enabled.is_none_or(drawn);
+        let judged = forwards && (enabled || self.shadow.is_some_and(drawn));
+        let Some(origin) = origin.filter(|_| judged) else { return Step::Continue };
         let origin = origin.to_vec();
         let allowed = self.allows(&origin);
         if allowed {
             self.stats.origin_valid().inc();
         } else {
             self.stats.origin_invalid().inc();
+        }
+        if !enabled {
+            return Step::Continue;
         }
         let asked = stream.request.headers.get("access-control-request-method");
         let preflight =

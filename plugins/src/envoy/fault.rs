@@ -1,24 +1,30 @@
 //! Envoy's fault filter (source/extensions/filters/http/fault/fault_filter.cc): delays and aborts.
+//!
+//! Runtime keys are read when the configuration is compiled. Those with a downstream cluster's name in them
+//! (`x-envoy-downstream-service-cluster`) are not.
 
 #[cfg(test)]
 mod tests;
 
-use crate::envoy::{self, Fraction};
+use crate::envoy;
 use serde_json::Value;
 use sixfold_core::cluster::ClusterCell;
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::flags::Flag;
 use sixfold_core::headers::{HeaderName, Known};
 use sixfold_core::matcher::HeaderMatcher;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
 use sixfold_core::route::{Action, ClusterChoice};
+use sixfold_core::runtime::{Fraction, Runtime};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::any::struct_to_json;
-use sixfold_xds_api::matcher;
+use sixfold_xds_api::pb::envoy::extensions::filters::common::fault::v3::FaultDelay;
 use sixfold_xds_api::pb::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::fault::v3::fault_abort::ErrorType;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault};
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use sixfold_xds_api::pb::envoy::r#type::v3::FractionalPercent;
+use sixfold_xds_api::values::fractional_percent;
+use sixfold_xds_api::{destructure, matcher};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -40,41 +46,54 @@ pub(crate) fn factory() -> FilterFactory {
 
 /// The most specific configuration holds whole.
 fn build(config: HttpFault, mut overrides: Vec<HttpFault>, context: &BuildContext) -> Built {
-    let stats = FaultStats::new(&context.metrics, &format!("{}fault.", context.scope));
-    let fault = Fault::new(overrides.pop().unwrap_or(config), stats)?;
+    let scope = format!("{}fault.", context.scope);
+    let make = || FaultStats::new(&context.metrics, &scope);
+    let stats = context.shared.get_or_insert(&format!("statistics {scope}"), make);
+    let fault = Fault::new(&overrides.pop().unwrap_or(config), stats, &context.runtime)?;
     Ok(Plugin::of(fault).access(Fault::access).build())
 }
 
 struct Fault {
-    delay: Option<(Delay, Fraction)>,
-    abort: Option<(Abort, Fraction, String)>,
+    delay: Option<(Delay, Share)>,
+    abort: Option<(Abort, Share, String)>,
     upstream_cluster: String,
     headers: Vec<HeaderMatcher>,
     downstream_nodes: Vec<String>,
-    max_active: Option<u32>,
-    active: Arc<AtomicU32>,
-    metadata: Vec<(Arc<str>, Value)>,
-    stats: FaultStats,
+    /// Of all configurations with these statistics together.
+    max_active: Option<u64>,
+    metadata: Vec<(Arc<str>, Arc<str>, Value)>,
+    /// Shared by all of a connection manager: the bound looks at the gauge.
+    stats: Arc<FaultStats>,
 }
 
 enum Delay {
     Fixed(Duration),
-    Header,
+    Header {
+        /// A runtime key's, in place of what requests ask for.
+        instead: Option<Duration>,
+    },
 }
 
 enum Abort {
     Http(u16),
     Grpc(u32),
-    Header,
+    Header { http: Option<u16>, grpc: Option<u32> },
+}
+
+/// The share of requests that are hit.
+#[derive(Clone, Copy)]
+struct Share {
+    fraction: Fraction,
+    /// A request may lower it: no runtime key says what it is.
+    lowers: bool,
 }
 
 /// A fault under way; it counts until the stream ends.
-struct Active(Arc<AtomicU32>, FaultStats);
+struct Active(Arc<FaultStats>);
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-        self.1.active_faults().dec();
+        self.0.active_faults().dec();
     }
 }
 
@@ -98,55 +117,67 @@ static HEADERS: LazyLock<Option<FaultHeaders>> = LazyLock::new(|| {
     })
 });
 
+/// Runtime keys where the configuration names none.
+mod keys {
+    pub(super) const DELAY_PERCENT: &str = "fault.http.delay.fixed_delay_percent";
+    pub(super) const DELAY_DURATION: &str = "fault.http.delay.fixed_duration_ms";
+    pub(super) const ABORT_PERCENT: &str = "fault.http.abort.abort_percent";
+    pub(super) const ABORT_HTTP_STATUS: &str = "fault.http.abort.http_status";
+    pub(super) const ABORT_GRPC_STATUS: &str = "fault.http.abort.grpc_status";
+    pub(super) const MAX_ACTIVE_FAULTS: &str = "fault.http.max_active_faults";
+}
+
+/// The key that the configuration names, else the usual one.
+fn key<'a>(named: &'a str, usual: &'a str) -> &'a str {
+    if named.is_empty() { usual } else { named }
+}
+
 impl Fault {
-    fn new(config: HttpFault, stats: FaultStats) -> Result<Fault, ConfigError> {
-        if config.response_rate_limit.is_some() {
-            return Err(ConfigError::field("response_rate_limit", "is not supported"));
-        }
-        let runtime = [
-            ("delay_percent_runtime", &config.delay_percent_runtime),
-            ("abort_percent_runtime", &config.abort_percent_runtime),
-            ("delay_duration_runtime", &config.delay_duration_runtime),
-            ("abort_http_status_runtime", &config.abort_http_status_runtime),
-            ("max_active_faults_runtime", &config.max_active_faults_runtime),
-            ("abort_grpc_status_runtime", &config.abort_grpc_status_runtime),
-            ("response_rate_limit_percent_runtime", &config.response_rate_limit_percent_runtime),
-        ];
-        if let Some((field, _)) = runtime.iter().find(|(_, key)| !key.is_empty()) {
-            return Err(ConfigError::field(field, "is not supported"));
-        }
-        let delay = config.delay.map(|delay| {
-            let kind =
-                match delay.fault_delay_secifier {
-                    Some(FaultDelaySecifier::FixedDelay(time)) => {
-                        let time = duration(time.seconds, time.nanos).filter(|t| !t.is_zero());
-                        Delay::Fixed(time.ok_or_else(|| {
-                            ConfigError::field("delay.fixed_delay", "must be greater than 0")
-                        })?)
-                    }
-                    Some(FaultDelaySecifier::HeaderDelay(_)) => Delay::Header,
-                    None => {
-                        return Err(ConfigError::field(
-                            "delay",
-                            "one of fixed_delay and header_delay is missing",
-                        ));
-                    }
-                };
-            Ok((kind, Fraction::new(delay.percentage)))
+    fn new(config: &HttpFault, stats: Arc<FaultStats>, runtime: &Runtime) -> Result<Fault, ConfigError> {
+        destructure!(HttpFault {
+            delay,
+            abort,
+            upstream_cluster,
+            headers,
+            downstream_nodes,
+            max_active_faults,
+            delay_percent_runtime,
+            abort_percent_runtime,
+            delay_duration_runtime,
+            abort_http_status_runtime,
+            max_active_faults_runtime,
+            abort_grpc_status_runtime,
+            filter_metadata,
+            // There are none by downstream clusters.
+            disable_downstream_cluster_stats: _
+        } refusing { response_rate_limit, response_rate_limit_percent_runtime } = config);
+        let delay = delay.as_ref().map(|value| {
+            let share =
+                Share::new(&value.percentage, runtime, key(delay_percent_runtime, keys::DELAY_PERCENT))?;
+            Ok((Delay::new(value, runtime, key(delay_duration_runtime, keys::DELAY_DURATION))?, share))
         });
-        let metadata = config.filter_metadata.map(struct_to_json);
+        let abort = abort.as_ref().map(|value| {
+            let share =
+                Share::new(&value.percentage, runtime, key(abort_percent_runtime, keys::ABORT_PERCENT))?;
+            let http = key(abort_http_status_runtime, keys::ABORT_HTTP_STATUS);
+            let grpc = key(abort_grpc_status_runtime, keys::ABORT_GRPC_STATUS);
+            let body = key(&value.response_body, "fault filter abort").to_owned();
+            Ok((Abort::new(value, runtime, http, grpc)?, share, body))
+        });
+        let max_active = runtime.whole(key(max_active_faults_runtime, keys::MAX_ACTIVE_FAULTS));
+        let name: Arc<str> = NAME.into();
+        let metadata = match filter_metadata.clone().map(struct_to_json) {
+            Some(Value::Object(map)) => map.into_iter().map(|(k, v)| (name.clone(), k.into(), v)).collect(),
+            _ => Vec::new(),
+        };
         Ok(Fault {
-            delay: delay.transpose()?,
-            abort: config.abort.as_ref().map(abort).transpose()?,
-            upstream_cluster: config.upstream_cluster,
-            headers: matcher::headers(&config.headers, "headers")?,
-            downstream_nodes: config.downstream_nodes,
-            max_active: config.max_active_faults.map(|n| n.value),
-            active: Arc::default(),
-            metadata: match metadata {
-                Some(Value::Object(map)) => map.into_iter().map(|(k, v)| (k.into(), v)).collect(),
-                _ => Vec::new(),
-            },
+            delay: delay.transpose().in_key("delay")?,
+            abort: abort.transpose().in_key("abort")?,
+            upstream_cluster: upstream_cluster.clone(),
+            headers: matcher::headers(headers, "headers")?,
+            downstream_nodes: downstream_nodes.clone(),
+            max_active: max_active.or(max_active_faults.map(|n| n.value.into())),
+            metadata,
             stats,
         })
     }
@@ -161,34 +192,37 @@ impl Fault {
     }
 
     fn delay(&self, stream: &Stream) -> Option<Duration> {
-        let (delay, fraction) = self.delay.as_ref()?;
+        let (delay, share) = self.delay.as_ref()?;
         let headers = HEADERS.as_ref()?;
         let (time, fraction) = match delay {
-            Delay::Fixed(time) => (*time, *fraction),
-            Delay::Header => {
-                let ms = number(stream, &headers.delay)?;
-                (Duration::from_millis(ms), lowered(*fraction, stream, &headers.delay_percentage))
+            Delay::Fixed(time) => (*time, share.fraction),
+            Delay::Header { instead } => {
+                let asked = Duration::from_millis(number(stream, &headers.delay)?);
+                (instead.unwrap_or(asked), share.asked(stream, &headers.delay_percentage))
             }
         };
-        (!time.is_zero() && fraction.draw()).then_some(time)
+        (!time.is_zero() && fraction.draw(fastrand::u64(..))).then_some(time)
     }
 
     fn abort(&self, stream: &Stream) -> Option<LocalReply> {
-        let (abort, fraction, body) = self.abort.as_ref()?;
+        let (abort, share, body) = self.abort.as_ref()?;
         let headers = HEADERS.as_ref()?;
         let (status, grpc, fraction) = match abort {
-            Abort::Http(status) => (*status, None, *fraction),
-            Abort::Grpc(status) => (200, Some(*status), *fraction),
-            Abort::Header => {
-                let fraction = lowered(*fraction, stream, &headers.abort_percentage);
-                let http = number(stream, &headers.abort).and_then(|n| u16::try_from(n).ok());
-                match http.filter(|status| (200..600).contains(status)) {
-                    Some(status) => (status, None, fraction),
-                    None => (200, Some(u32::try_from(number(stream, &headers.abort_grpc)?).ok()?), fraction),
+            Abort::Http(status) => (*status, None, share.fraction),
+            Abort::Grpc(status) => (200, Some(*status), share.fraction),
+            Abort::Header { http, grpc } => {
+                let fraction = share.asked(stream, &headers.abort_percentage);
+                let asked = number(stream, &headers.abort).and_then(|n| u16::try_from(n).ok());
+                match asked.filter(|status| (200..600).contains(status)) {
+                    Some(status) => (http.unwrap_or(status), None, fraction),
+                    None => {
+                        let asked = u32::try_from(number(stream, &headers.abort_grpc)?).ok()?;
+                        (200, Some(grpc.unwrap_or(asked)), fraction)
+                    }
                 }
             }
         };
-        if !fraction.draw() {
+        if !fraction.draw(fastrand::u64(..)) {
             return None;
         }
         let mut reply = LocalReply::new(status, body.clone(), "fault_filter_abort");
@@ -202,15 +236,13 @@ impl Fault {
         if stream.state::<Active>(slot).is_some() {
             return true;
         }
-        if self.max_active.is_some_and(|max| self.active.load(Relaxed) >= max) {
+        if self.max_active.is_some_and(|max| self.stats.active_faults().get() >= max) {
             self.stats.faults_overflow().inc();
             return false;
         }
-        self.active.fetch_add(1, Relaxed);
         self.stats.active_faults().inc();
-        stream.set_state(slot, Active(self.active.clone(), self.stats.clone()));
-        let entries = self.metadata.iter().map(|(key, value)| (NAME.into(), key.clone(), value.clone()));
-        stream.metadata.extend(entries);
+        stream.set_state(slot, Active(self.stats.clone()));
+        stream.metadata.extend(self.metadata.iter().cloned());
         true
     }
 
@@ -244,26 +276,58 @@ fn duration(seconds: i64, nanos: i32) -> Option<Duration> {
     Some(Duration::new(seconds.try_into().ok()?, nanos.try_into().ok()?))
 }
 
-fn abort(config: &FaultAbort) -> Result<(Abort, Fraction, String), ConfigError> {
-    let kind = match &config.error_type {
-        Some(ErrorType::HttpStatus(status)) => {
-            let status = u16::try_from(*status).ok().filter(|s| (200..600).contains(s));
-            Abort::Http(
-                status.ok_or_else(|| ConfigError::field("abort.http_status", "must be from 200 to 599"))?,
-            )
+impl Delay {
+    fn new(value: &FaultDelay, runtime: &Runtime, key: &str) -> Result<Delay, ConfigError> {
+        let FaultDelay { percentage: _, fault_delay_secifier } = value;
+        let instead = runtime.whole(key).map(Duration::from_millis);
+        match fault_delay_secifier {
+            Some(FaultDelaySecifier::FixedDelay(time)) => {
+                let time = duration(time.seconds, time.nanos).filter(|time| !time.is_zero());
+                let time = time.ok_or_else(|| ConfigError::field("fixed_delay", "must be greater than 0"))?;
+                Ok(Delay::Fixed(instead.unwrap_or(time)))
+            }
+            Some(FaultDelaySecifier::HeaderDelay(_)) => Ok(Delay::Header { instead }),
+            None => Err(ConfigError::new("one of fixed_delay and header_delay is missing")),
         }
-        Some(ErrorType::GrpcStatus(status)) => Abort::Grpc(*status),
-        Some(ErrorType::HeaderAbort(_)) => Abort::Header,
-        None => {
-            let reason = "one of http_status, grpc_status and header_abort is missing";
-            return Err(ConfigError::field("abort", reason));
+    }
+}
+
+impl Abort {
+    fn new(value: &FaultAbort, runtime: &Runtime, http: &str, grpc: &str) -> Result<Abort, ConfigError> {
+        let FaultAbort { percentage: _, error_type, response_body: _ } = value;
+        let in_range = |status: &u16| (200..600).contains(status);
+        let http = runtime.whole(http).and_then(|status| u16::try_from(status).ok()).filter(in_range);
+        let grpc = runtime.whole(grpc).and_then(|status| u32::try_from(status).ok());
+        match error_type {
+            Some(ErrorType::HttpStatus(status)) => {
+                let status = u16::try_from(*status).ok().filter(in_range);
+                let status =
+                    status.ok_or_else(|| ConfigError::field("http_status", "must be from 200 to 599"))?;
+                Ok(Abort::Http(http.unwrap_or(status)))
+            }
+            Some(ErrorType::GrpcStatus(status)) => Ok(Abort::Grpc(grpc.unwrap_or(*status))),
+            Some(ErrorType::HeaderAbort(_)) => Ok(Abort::Header { http, grpc }),
+            None => Err(ConfigError::new("one of http_status, grpc_status and header_abort is missing")),
         }
-    };
-    let body = match config.response_body.as_str() {
-        "" => "fault filter abort".to_owned(),
-        body => body.to_owned(),
-    };
-    Ok((kind, Fraction::new(config.percentage), body))
+    }
+}
+
+impl Share {
+    fn new(value: &Option<FractionalPercent>, runtime: &Runtime, key: &str) -> Result<Share, ConfigError> {
+        let told = runtime.share(key);
+        // A share that is missing is none.
+        let given = value.as_ref().map_or(Ok((0, 100)), fractional_percent).in_key("percentage")?;
+        let (numerator, denominator) = told.unwrap_or(given);
+        Ok(Share { fraction: Fraction::new(numerator, denominator), lowers: told.is_none() })
+    }
+
+    /// That of a request, which may lower it and not raise it.
+    fn asked(self, stream: &Stream, name: &HeaderName) -> Fraction {
+        match number(stream, name).filter(|_| self.lowers) {
+            Some(numerator) => self.fraction.at_most(numerator),
+            None => self.fraction,
+        }
+    }
 }
 
 fn goes_to(stream: &Stream, cluster: &str) -> bool {
@@ -286,10 +350,4 @@ fn goes_to(stream: &Stream, cluster: &str) -> bool {
 
 fn number(stream: &Stream, name: &HeaderName) -> Option<u64> {
     stream.request.headers.get_str(name)?.trim().parse().ok()
-}
-
-/// A request may lower its fraction, not raise it.
-fn lowered(fraction: Fraction, stream: &Stream, name: &HeaderName) -> Fraction {
-    let asked = number(stream, name).and_then(|n| u32::try_from(n).ok());
-    Fraction { numerator: asked.map_or(fraction.numerator, |n| n.min(fraction.numerator)), ..fraction }
 }

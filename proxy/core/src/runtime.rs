@@ -2,8 +2,6 @@
 
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Runtime keys and their values, read when configuration is compiled.
 #[derive(Debug, Clone, Default)]
@@ -138,28 +136,34 @@ fn share_of(parts: &Map<String, Value>) -> Option<(u64, u64)> {
 }
 
 /// A share of requests, numerator over denominator (type/v3/percent.proto FractionalPercent).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fraction {
-    /// Requests that count, of `denominator`; shared so that a runtime layer could change it.
-    numerator: Arc<AtomicU64>,
+    /// Requests that count, of `denominator`.
+    numerator: u64,
     denominator: u64,
 }
 
 impl Fraction {
     /// `numerator` of `denominator` requests.
     pub fn new(numerator: u64, denominator: u64) -> Fraction {
-        Fraction { numerator: Arc::new(AtomicU64::new(numerator)), denominator: denominator.max(1) }
+        Fraction { numerator, denominator: denominator.max(1) }
+    }
+
+    /// The same, but of no more than `numerator` requests.
+    #[must_use]
+    pub fn at_most(self, numerator: u64) -> Fraction {
+        Fraction { numerator: self.numerator.min(numerator), ..self }
     }
 
     /// Whether a request with this random number is in the share.
     pub fn draw(&self, random: u64) -> bool {
-        random % self.denominator < self.numerator.load(Relaxed)
+        random % self.denominator < self.numerator
     }
 }
 
 impl std::fmt::Display for Fraction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} of {}", self.numerator.load(Relaxed), self.denominator)
+        write!(f, "{} of {}", self.numerator, self.denominator)
     }
 }
 

@@ -6,8 +6,10 @@ use sixfold_core::cluster::Clusters;
 use sixfold_core::plugin::Chain;
 use sixfold_core::route::{ClusterChoice, DirectResponse, Forward, Route};
 use sixfold_core::router::PathMatch;
+use sixfold_xds_api::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use sixfold_xds_api::pb::envoy::r#type::matcher::v3::StringMatcher as ProtoString;
 use sixfold_xds_api::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use sixfold_xds_api::pb::envoy::r#type::v3::FractionalPercent;
 use sixfold_xds_api::pb::google::protobuf::BoolValue;
 use std::sync::Arc;
 
@@ -158,7 +160,7 @@ fn bad_configurations_are_refused() {
     assert!(error.starts_with("allow_origin_string_match"), "{error}");
     let shadow = CorsPolicy { shadow_enabled: Some(Default::default()), ..policy(&["a.com"]) };
     let error = build(&[shadow]).err().unwrap();
-    assert_eq!(error, "shadow_enabled: is not supported");
+    assert_eq!(error, "shadow_enabled.default_value: is missing");
     assert!(testing::filter(&factory(), &[], &[vec![0xFF]]).is_err());
 }
 
@@ -174,4 +176,35 @@ fn origins_are_counted() {
     assert!(now(filter.access(&mut request("GET", &[]))).is_none());
     let counted = |name: &str| context.metrics.sum("http.in.cors.", name);
     assert_eq!((counted("origin_valid"), counted("origin_invalid")), (2, 1));
+}
+
+/// Keys and shadows were refused, the form of Envoy's own example.
+#[test]
+fn policies_are_on_by_shares_and_in_the_shadow_only_judged() {
+    let runtime = sixfold_core::runtime::Runtime::new([("off".to_owned(), 0.into())].into());
+    let context = sixfold_core::plugin::BuildContext {
+        scope: "http.in.".into(),
+        runtime: Arc::new(runtime),
+        ..testing::context()
+    };
+    let share = |key: &str, numerator| {
+        let default_value = Some(FractionalPercent { numerator, denominator: 0 });
+        Some(RuntimeFractionalPercent { default_value, runtime_key: key.into() })
+    };
+    let mut filters = Vec::new();
+    let mut answered = |filter_enabled, shadow_enabled| {
+        let policy = CorsPolicy { filter_enabled, shadow_enabled, ..policy(&["https://ok.test"]) };
+        let filter = testing::filter_in(&factory(), &[], &[policy.encode_to_vec()], &context).unwrap();
+        let answered = now(filter.access(&mut request("OPTIONS", &PREFLIGHT))).is_some();
+        filters.push(filter);
+        answered
+    };
+    let valid = || context.metrics.sum("http.in.cors.", "origin_valid");
+    assert!(answered(share("none", 100), None));
+    assert!(!answered(share("off", 100), None));
+    assert_eq!(valid(), 1);
+    assert!(!answered(share("off", 100), share("", 100)));
+    assert_eq!(valid(), 2);
+    assert!(!answered(share("off", 100), share("", 0)));
+    assert_eq!(valid(), 2);
 }

@@ -2,6 +2,7 @@
 use super::*;
 use crate::testing::{self, Alone, finish, stream};
 use prost::Message;
+use serde_json::json;
 use sixfold_xds_api::pb::envoy::config::route::v3::HeaderMatcher as ProtoHeader;
 use sixfold_xds_api::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use sixfold_xds_api::pb::envoy::extensions::filters::common::fault::v3::FaultDelay;
@@ -121,6 +122,55 @@ async fn faults_under_way_are_bounded_and_given_back() {
     assert!(finish(filter.access(&mut stream("/", &[]))).await.is_some());
 }
 
+/// Each configuration counted its own.
+#[tokio::test]
+async fn faults_of_all_routes_are_bounded_together() {
+    let context = sixfold_core::plugin::BuildContext { scope: "http.in.".into(), ..testing::context() };
+    let config = HttpFault {
+        max_active_faults: Some(UInt32Value { value: 1 }),
+        ..aborts(ErrorType::HttpStatus(500), 100)
+    };
+    let of_route = || testing::filter_in(&factory(), &config.encode_to_vec(), &[], &context).unwrap();
+    let (one, other) = (of_route(), of_route());
+    let mut first = stream("/", &[]);
+    assert!(finish(one.access(&mut first)).await.is_some());
+    assert!(finish(other.access(&mut stream("/", &[]))).await.is_none());
+    drop(first);
+    assert!(finish(other.access(&mut stream("/", &[]))).await.is_some());
+}
+
+/// Keys of the runtime, named or the usual ones, take the place of what the configuration and requests say.
+#[tokio::test(start_paused = true)]
+async fn runtime_keys_hold_in_place_of_the_configuration() {
+    let values = [
+        ("mine", json!(0)),
+        ("fault.http.abort.http_status", json!(555)),
+        ("fault.http.delay.fixed_delay_percent", json!({"numerator": 100, "denominator": "HUNDRED"})),
+        ("fault.http.delay.fixed_duration_ms", json!(70)),
+        ("few", json!(0)),
+    ];
+    let runtime = Runtime::new(values.into_iter().map(|(key, value)| (key.to_owned(), value)).collect());
+    let context = sixfold_core::plugin::BuildContext { runtime: Arc::new(runtime), ..testing::context() };
+    let answer = async |config: &HttpFault, headers: &[(&str, &str)]| {
+        let filter = testing::filter_in(&factory(), &config.encode_to_vec(), &[], &context).unwrap();
+        finish(filter.access(&mut stream("/", headers))).await.map(|reply| reply.status)
+    };
+    let aborted = aborts(ErrorType::HttpStatus(418), 100);
+    assert_eq!(answer(&aborted, &[]).await, Some(555));
+    let none = HttpFault { abort_percent_runtime: "mine".into(), ..aborted.clone() };
+    assert_eq!(answer(&none, &[]).await, None);
+    let full = HttpFault { max_active_faults_runtime: "few".into(), ..aborted };
+    assert_eq!(answer(&full, &[]).await, None);
+    let kind = FaultDelaySecifier::HeaderDelay(HeaderDelay {});
+    let percentage = percent(0);
+    let delay = Some(FaultDelay { percentage, fault_delay_secifier: Some(kind) });
+    let (start, config) = (tokio::time::Instant::now(), HttpFault { delay, ..HttpFault::default() });
+    // The request asks for 5 ms and none of it.
+    let asks = [("x-envoy-fault-delay-request", "5"), ("x-envoy-fault-delay-request-percentage", "0")];
+    assert_eq!(answer(&config, &asks).await, None);
+    assert_eq!(start.elapsed().as_millis(), 70);
+}
+
 #[tokio::test]
 async fn the_most_specific_configuration_holds() {
     let of = |status| aborts(ErrorType::HttpStatus(status), 100).encode_to_vec();
@@ -142,8 +192,6 @@ fn bad_configurations_are_refused() {
     assert!(
         error(&HttpFault { delay: Some(FaultDelay::default()), ..HttpFault::default() }).starts_with("delay")
     );
-    let runtime = HttpFault { abort_percent_runtime: "key".into(), ..HttpFault::default() };
-    assert_eq!(error(&runtime), "abort_percent_runtime: is not supported");
     let rate = HttpFault { response_rate_limit: Some(Default::default()), ..HttpFault::default() };
     assert_eq!(error(&rate), "response_rate_limit: is not supported");
     let percent = HttpFault { response_rate_limit_percent_runtime: "key".into(), ..HttpFault::default() };
