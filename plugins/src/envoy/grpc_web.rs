@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
-use sixfold_core::format::http_to_grpc_status;
+use sixfold_core::grpc_status;
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::is_grpc_content_type;
 use sixfold_core::plugin::{
@@ -185,7 +185,7 @@ fn frame(trailers: &mut Headers) -> Vec<u8> {
 
 /// A response that is no gRPC becomes one without a message.
 fn stand_in(stream: &mut Stream, message: &[u8]) {
-    let status = http_to_grpc_status(stream.response.status);
+    let status = grpc_status::of_http(stream.response.status);
     let headers = &mut stream.response.headers;
     headers.set(Known::GRPC_MESSAGE, percent_encode(message, MESSAGE).to_string().as_bytes());
     headers.set(Known::GRPC_STATUS, status.to_string().as_bytes());

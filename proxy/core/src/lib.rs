@@ -20,6 +20,7 @@ pub mod fast_hash;
 pub mod files;
 pub mod flags;
 pub mod format;
+pub mod grpc_status;
 pub mod hash;
 pub mod hcm;
 pub mod header_ops;

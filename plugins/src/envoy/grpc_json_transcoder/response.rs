@@ -10,6 +10,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use percent_encoding::percent_decode;
 use prost::Message;
+use sixfold_core::grpc_status;
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::is_grpc_content_type;
 use sixfold_core::plugin::{BodyPiece, BodyStep, Hold, LocalReply, Overflow, Slot, Step};
@@ -112,7 +113,7 @@ impl Call {
         }
         let code = code_of(&response.headers);
         let converted = self.converted(code, &response.headers);
-        response.status = code.map_or(503, http_status);
+        response.status = code.map_or(503, grpc_status::to_http);
         let body = match converted {
             Some(json) => {
                 response.headers.remove(Known::GRPC_STATUS);
@@ -253,7 +254,7 @@ impl Call {
         let body = match self.converted(code, &stream.response_trailers) {
             Some(json) => {
                 if is_page {
-                    stream.response.status = code.map_or(503, http_status);
+                    stream.response.status = code.map_or(503, grpc_status::to_http);
                 }
                 json
             }
@@ -328,7 +329,7 @@ fn tell_status(stream: &mut Stream, is_body: bool) -> bool {
         return false;
     }
     let code = code_of(trailers);
-    response.status = code.map_or(503, http_status);
+    response.status = code.map_or(503, grpc_status::to_http);
     if !is_body {
         if let Some(code) = code {
             response.headers.set(Known::GRPC_STATUS, code.to_string().as_bytes());
@@ -348,24 +349,6 @@ fn tell_status(stream: &mut Stream, is_body: bool) -> bool {
 /// The status that trailers, or a head, tell; `None` where it is missing or no number.
 fn code_of(headers: &Headers) -> Option<u32> {
     headers.get_str(Known::GRPC_STATUS)?.parse().ok()
-}
-
-/// The status of HTTP of one of gRPC (source/common/grpc/status.cc `grpcToHttpStatus`).
-fn http_status(code: u32) -> u16 {
-    match code {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    }
 }
 
 /// The length of the message of a frame, once its head is there.

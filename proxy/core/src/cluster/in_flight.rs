@@ -1,6 +1,7 @@
 //! Attempts at endpoints: counted while they live, and told once when they end.
 
 use super::{Choice, Cluster, Health, Host, Member};
+use crate::grpc_status;
 use crate::headers::{Headers, Known};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -190,7 +191,7 @@ impl InFlight {
     /// place of the other if the request is of gRPC, and `x-envoy-immediate-health-check-fail` as a failed check.
     pub fn answered(&mut self, status: u16, headers: &Headers, end: bool) {
         self.settle(OutcomeKind::Response, status);
-        self.grpc = self.is_grpc.then(|| grpc_status(headers)).flatten();
+        self.grpc = self.is_grpc.then(|| status_of_grpc(headers)).flatten();
         // A gRPC status that a body follows is not the last word (`handleNon5xxResponseHeaders`).
         self.answer = match (self.is_grpc && status < 500, end) {
             (false, _) => Some(status),
@@ -209,7 +210,7 @@ impl InFlight {
     /// which a call has failed, and the load report that its head had not.
     pub fn trailed(&mut self, trailers: &Headers) {
         if self.is_grpc && self.answer.is_none() {
-            self.answer = Some(grpc_status(trailers).unwrap_or(NO_STATUS));
+            self.answer = Some(status_of_grpc(trailers).unwrap_or(NO_STATUS));
         }
         if trailers.is_empty() || self.load_known {
             return;
@@ -290,27 +291,9 @@ const NO_STATUS: u16 = 500;
 const LEAVE_ME: &str = "x-envoy-immediate-health-check-fail";
 
 /// What the gRPC status among these fields amounts to.
-fn grpc_status(fields: &Headers) -> Option<u16> {
+fn status_of_grpc(fields: &Headers) -> Option<u16> {
     let code = fields.get(Known::GRPC_STATUS).map(std::str::from_utf8)?;
-    Some(http_status(code.ok().and_then(|code| code.parse().ok())))
-}
-
-/// The HTTP status of a gRPC status (source/common/grpc/status.cc `grpcToHttpStatus`).
-fn http_status(code: Option<u32>) -> u16 {
-    match code {
-        Some(0) => 200,
-        Some(1) => 499,
-        Some(3 | 9 | 11) => 400,
-        Some(4) => 504,
-        Some(5) => 404,
-        Some(6 | 10) => 409,
-        Some(7) => 403,
-        Some(8) => 429,
-        Some(12) => 501,
-        Some(14) => 503,
-        Some(16) => 401,
-        _ => 500,
-    }
+    Some(code.ok().and_then(|code| code.parse().ok()).map_or(NO_STATUS, grpc_status::to_http))
 }
 
 impl Drop for InFlight {

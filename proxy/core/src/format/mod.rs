@@ -25,8 +25,9 @@ mod variable;
 pub use body::BodyLimits;
 pub use escape::Escape;
 pub use json::{Dialect, JsonOptions, quote};
+pub(crate) use json::quote;
+pub use operator::grpc_status;
 pub(crate) use operator::has_request;
-pub use operator::{grpc_status, http_to_grpc_status};
 pub use time::TimeFormat;
 #[cfg(test)]
 pub(crate) use variable::JOINED;

@@ -378,19 +378,7 @@ pub fn grpc_status(stream: &Stream) -> u32 {
     };
     of(&stream.response_trailers)
         .or_else(|| of(&stream.response.headers))
-        .unwrap_or_else(|| http_to_grpc_status(stream.response.status))
-}
-
-/// The gRPC status of an HTTP status (source/common/grpc/status.cc `httpToGrpcStatus`).
-pub fn http_to_grpc_status(status: u16) -> u32 {
-    match status {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502 | 503 | 504 => 14,
-        _ => 2,
-    }
+        .unwrap_or_else(|| crate::grpc_status::of_http(stream.response.status))
 }
 
 fn write_grpc_status(stream: &Stream, form: GrpcForm, out: &mut Vec<u8>) -> Written {

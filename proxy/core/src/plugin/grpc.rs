@@ -217,5 +217,5 @@ impl Call {
 
 /// What a status of HTTP means to a call.
 fn of_http(status: u16) -> Status {
-    Status::new(crate::format::http_to_grpc_status(status), format!("HTTP status {status}"))
+    Status::new(crate::grpc_status::of_http(status), format!("HTTP status {status}"))
 }

@@ -6,7 +6,7 @@ use crate::http::clock::Expired;
 use crate::upstream::UpstreamError;
 use bytes::Bytes;
 use sixfold_core::flags::Flag;
-use sixfold_core::format::http_to_grpc_status;
+use sixfold_core::grpc_status;
 use sixfold_core::hcm::{HttpConnectionManager, Profile};
 use sixfold_core::header_ops::Side;
 use sixfold_core::headers::Known;
@@ -142,7 +142,7 @@ fn frame_apisix(response: &mut ResponseHead, mut body: Bytes) -> Bytes {
 
 /// A gRPC client gets its status in headers, and nothing else.
 fn to_grpc(stream: &mut Stream, body: &[u8], status: Option<u32>) {
-    let code = status.unwrap_or_else(|| http_to_grpc_status(stream.response.status));
+    let code = status.unwrap_or_else(|| grpc_status::of_http(stream.response.status));
     stream.response.status = 200;
     let headers = &mut stream.response.headers;
     headers.remove(Known::CONTENT_LENGTH);
