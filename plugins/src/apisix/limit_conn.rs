@@ -210,7 +210,7 @@ impl LimitConn {
                     }
                 }
                 Ok(None) => {
-                    lease.is_not_counted();
+                    lease.leave_uncounted();
                     return Step::Respond(self.rejection.reply());
                 }
                 Err(_) if self.allow_degradation => {}

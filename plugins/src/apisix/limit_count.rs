@@ -292,7 +292,7 @@ fn hundredths(text: &mut Vec<u8>, time: Duration) -> &[u8] {
     let rest = (time.subsec_millis() / 10) as u8;
     if rest > 0 {
         text.extend([b'.', b'0' + rest / 10]);
-        text.extend((rest % 10 > 0).then_some(b'0' + rest % 10));
+        text.extend((!rest.is_multiple_of(10)).then_some(b'0' + rest % 10));
     }
     text
 }

@@ -106,7 +106,9 @@ fn iv(key: &[u8]) -> Option<FixedLength<16>> {
 fn each_private_key(kind: Kind, value: &mut Value, change: &mut dyn FnMut(&str) -> Option<String>) {
     match kind {
         Kind::Ssl => {
-            ["key", "keys"].into_iter().filter_map(|name| Some(leaf(value.get_mut(name)?, change))).count();
+            for name in ["key", "keys"] {
+                value.get_mut(name).into_iter().for_each(|key| leaf(key, change));
+            }
         }
         Kind::Upstream => of_upstream(value, change),
         _ => value.get_mut("upstream").into_iter().for_each(|upstream| of_upstream(upstream, change)),

@@ -2,14 +2,14 @@
 
 /// A command: its words, and the line on which it begins, from 0.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Command {
+pub(super) struct Command {
     pub line: usize,
     pub words: Vec<String>,
 }
 
 /// The commands of a text. Quotes are taken off, lines that end in a backslash go on, and nothing is expanded: a variable
 /// stays as it is written.
-pub fn commands(text: &str) -> Vec<Command> {
+pub(super) fn commands(text: &str) -> Vec<Command> {
     let mut reader = Reader::default();
     let mut chars = text.chars().peekable();
     while let Some(char) = chars.next() {

@@ -62,7 +62,7 @@ impl Remote {
 
 impl RemoteLease {
     /// Lets go of a request that there was no room for.
-    pub(super) fn is_not_counted(mut self) {
+    pub(super) fn leave_uncounted(mut self) {
         self.redis = None;
     }
 }

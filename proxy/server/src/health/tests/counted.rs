@@ -1,9 +1,9 @@
 //! APISIX's checks.
 
 use super::*;
+use parking_lot::Mutex;
 use sixfold_core::cluster::{ActiveCheck, CountedChecks, Limits, ProbeHeader, Seen};
 use sixfold_core::headers::HeaderName;
-use std::sync::Mutex;
 
 fn limits() -> Limits {
     Limits {
@@ -58,7 +58,7 @@ async fn node(status: u16) -> (SocketAddr, Arc<AtomicU16>, Arc<Mutex<String>>) {
         while let Ok((mut socket, _)) = listener.accept().await {
             let mut buffer = [0; 1024];
             let read = socket.read(&mut buffer).await.unwrap_or(0);
-            *heads.lock().unwrap() = String::from_utf8_lossy(&buffer[..read]).into_owned();
+            *heads.lock() = String::from_utf8_lossy(&buffer[..read]).into_owned();
             let answer = format!("HTTP/1.1 {} x\r\ncontent-length: 2\r\n\r\nok", answers.load(Relaxed));
             let _ = socket.write_all(answer.as_bytes()).await;
         }
@@ -74,8 +74,8 @@ async fn nodes_are_well_until_probes_have_failed_and_come_back() {
     assert_eq!(healthy(&cluster), 2, "new nodes are well");
     checker.take_over(&cluster);
     until("one left", || healthy(&cluster) == 1).await;
-    until("asked", || !head.lock().unwrap().is_empty()).await;
-    let asked = head.lock().unwrap().clone();
+    until("asked", || !head.lock().is_empty()).await;
+    let asked = head.lock().clone();
     assert!(asked.starts_with("GET /status HTTP/1.1\r\nHost: n.example\r\n"), "{asked}");
     assert!(asked.contains("X-Probe: 1\r\n") && !asked.to_lowercase().contains("user-agent"), "{asked}");
     status.store(500, Relaxed);
