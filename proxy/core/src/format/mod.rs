@@ -25,7 +25,6 @@ mod variable;
 pub use body::BodyLimits;
 pub use escape::Escape;
 pub use json::{Dialect, JsonOptions, quote};
-pub(crate) use json::quote;
 pub use operator::grpc_status;
 pub(crate) use operator::has_request;
 pub use time::TimeFormat;
