@@ -42,7 +42,9 @@ impl Place {
         address: &Address,
         login: &Login,
     ) -> Result<Open, RedisFault> {
-        let mut state = self.0.lock().await;
+        // Where connecting fails nobody waits for all who have tried before.
+        let turn = timeout(redis.settings.connect_timeout, self.0.lock()).await;
+        let mut state = turn.map_err(|_| RedisFault::Timeout)?;
         let number = state.opened;
         if let Some(kept) = &mut state.kept {
             kept.used = Instant::now();

@@ -130,6 +130,21 @@ async fn a_server_that_does_not_answer_costs_no_more_than_the_timeout() {
     assert!(begun.elapsed() < Duration::from_secs(2));
 }
 
+/// Each waited for those before it to try in vain.
+#[tokio::test]
+async fn requests_do_not_wait_for_each_others_failures() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (context, _) = connecting();
+    let mut config = at(listener.local_addr().unwrap().port());
+    config["redis_timeout"] = 100.into();
+    config["redis_password"] = "secret".into();
+    let redis = service("redis", config, &context);
+    let begun = std::time::Instant::now();
+    let answers = futures_of((0..30).map(|_| add(&redis, "k"))).await;
+    assert!(answers.iter().all(|answer| *answer == Err("timeout".to_owned())), "{answers:?}");
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
 #[tokio::test]
 async fn nodes_of_a_cluster_are_found_by_their_redirections() {
     let cluster = |port: u16| {
