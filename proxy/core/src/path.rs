@@ -15,8 +15,8 @@ use crate::message::Method;
 use crate::stream::Stream;
 use std::borrow::Cow;
 
-pub use nginx::escape;
 pub(crate) use nginx::{MATCH_URI, restore_target};
+pub use nginx::{escape, settle_target};
 
 /// What became of a request's path.
 #[derive(Debug, Clone, PartialEq, Eq)]

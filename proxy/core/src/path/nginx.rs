@@ -23,6 +23,11 @@ pub(crate) fn restore_target(stream: &mut Stream) {
     stream.request.target.set(stream.original_target.get(..cut).unwrap_or_default());
 }
 
+/// Says that the target is what the upstream gets, whatever the client sent: for a plugin that has made it.
+pub fn settle_target(stream: &mut Stream) {
+    stream.set_var(SAFE_TARGET, "");
+}
+
 /// Normalises the path as nginx does; the target becomes its safe spelling, and the raw one is kept in
 /// `original_target`.
 pub(super) fn prepare(options: ApisixPath, stream: &mut Stream) -> Prepared {

@@ -210,6 +210,19 @@ fn apisix_matches_the_decoded_path_and_sends_a_safe_one() {
 }
 
 #[test]
+fn apisixs_upstreams_get_the_target_that_was_sent_unless_a_plugin_has_made_it() {
+    let sent = |settled: bool| {
+        let mut stream = apisix(ApisixPath::default(), "/a%5Fb%20c?q=%5F").unwrap();
+        if settled {
+            settle_target(&mut stream);
+        }
+        restore_target(&mut stream);
+        String::from_utf8(stream.request.target.full().to_vec()).unwrap()
+    };
+    assert_eq!([sent(false), sent(true)], ["/a%5Fb%20c?q=%5F", "/a_b%20c?q=%5F"]);
+}
+
+#[test]
 fn apisix_options_change_what_is_matched() {
     let tail = ApisixPath { delete_tail_slash: true, ..ApisixPath::default() };
     assert_eq!(apisix(tail, "/a/").unwrap().var("uri"), Some(&b"/a"[..]));
