@@ -30,13 +30,14 @@ fn build(config: Config, context: &BuildContext) -> Built {
         let reason = "property \"path\" is not set in either the plugin conf or the metadata";
         return Err(ConfigError::new(reason));
     }
-    let path = config.path.as_deref().map(PathBuf::from);
+    let Config { path, entry } = config;
+    let path = path.map(PathBuf::from);
     let files = Files { sinks: context.log_sinks.clone(), open: ArcSwapOption::empty(), path };
     // Its writer is there before the first line.
     if let Some(path) = files.path.clone().or_else(general) {
         files.file(&path);
     }
-    Logger::plugin(NAME, &config.entry, files, context)
+    Logger::plugin(NAME, &entry, files, context)
 }
 
 /// The file of an instance: its own, or that of the metadata, which may change.

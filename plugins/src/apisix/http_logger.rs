@@ -48,8 +48,9 @@ fn build(config: Config, context: &BuildContext) -> Built {
     // Whatever else differs, entries of two configurations are not sent together.
     let key = format!("{NAME} {config:?}");
     let collector = Collector::new(&config, context)?;
-    let batches = Batches::new(&key, &config.batch, Box::new(collector), context);
-    Logger::plugin(NAME, &config.entry, batches, context)
+    let Config { entry, batch, .. } = config;
+    let batches = Batches::new(&key, &batch, Box::new(collector), context);
+    Logger::plugin(NAME, &entry, batches, context)
 }
 
 /// The server that gets the entries.

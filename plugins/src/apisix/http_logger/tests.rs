@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 use super::*;
 use crate::testing::{Service, build, context_with, stream};
 use serde_json::{Value, json};

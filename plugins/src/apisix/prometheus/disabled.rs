@@ -41,8 +41,9 @@ impl Labels {
 
 impl DisabledLabels {
     pub(super) fn read(config: MetadataConfig) -> Result<DisabledLabels, ConfigError> {
+        let MetadataConfig { disabled_labels } = config;
         let labels = |metric: &str, names: &[&str]| {
-            let disabled = config.disabled_labels.get(metric);
+            let disabled = disabled_labels.get(metric);
             let is_disabled = |name: &str| disabled.is_some_and(|labels| labels.iter().any(|l| l == name));
             let bits = (0u32..).zip(names).filter(|(_, name)| is_disabled(name)).map(|(place, _)| 1 << place);
             Labels(bits.sum())
