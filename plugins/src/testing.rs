@@ -133,12 +133,14 @@ pub(crate) struct Alone {
 }
 
 impl Alone {
-    /// The plugin, with one of the gateway's own before it so that it is not the first of everything.
+    /// The plugin in force, with one of the gateway's own before it so that it is not the first of everything.
     pub(crate) fn new(plugin: Plugin) -> Alone {
         let mut builder = ChainBuilder::new();
         builder.add("other", Plugin::default());
         builder.add("plugin", plugin);
-        Alone { chain: builder.build() }
+        let chain = builder.build();
+        chain.begin();
+        Alone { chain }
     }
 
     async fn run(&self, phase: HeadPhase, stream: &mut Stream) -> Option<LocalReply> {
@@ -382,9 +384,19 @@ pub(crate) fn filter_in(
     overrides: &[Vec<u8>],
     context: &BuildContext,
 ) -> Result<Alone, String> {
+    built_in(factory, config, overrides, context).map(Alone::new)
+}
+
+/// A filter that is not in force.
+pub(crate) fn built_in(
+    factory: &FilterFactory,
+    config: &[u8],
+    overrides: &[Vec<u8>],
+    context: &BuildContext,
+) -> Result<Plugin, String> {
     let overrides: Vec<&[u8]> = overrides.iter().map(Vec::as_slice).collect();
     let given = FilterConfig { config, overrides: &overrides };
-    factory.build(&given, context).map(Alone::new).map_err(|error| error.to_string())
+    factory.build(&given, context).map_err(|error| error.to_string())
 }
 
 /// Runs a phase to its end; an answer if it gives one.

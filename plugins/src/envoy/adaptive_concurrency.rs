@@ -7,7 +7,7 @@ mod latencies;
 mod tests;
 
 use crate::envoy;
-use gradient::{Controller, Settings};
+use gradient::{Controller, Gauges, GradientStats, Settings};
 use sixfold_core::error::ConfigContext;
 use sixfold_core::metrics::scope;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
@@ -36,12 +36,17 @@ fn build(config: Config, _: Vec<Config>, context: &BuildContext) -> Built {
     // What is no failure is 503, as in Envoy.
     let status = concurrency_limit_exceeded_status.and_then(|status| u16::try_from(status.code).ok());
     let prefix = scope(&[&context.scope, "adaptive_concurrency", "gradient_controller"]);
-    let stats = gradient::GradientStats::new(&context.metrics, &prefix);
+    let gauges = context.shared.get_or_insert(&format!("gauges of adaptive_concurrency {prefix}"), || {
+        Gauges::new(GradientStats::new(&context.metrics, &prefix))
+    });
     let filter = AdaptiveConcurrency {
         status: status.filter(|status| *status >= 400).unwrap_or(503),
-        controller: Arc::new(Controller::new(settings, stats, Instant::now())),
+        controller: Arc::new(Controller::new(settings, gauges, Instant::now())),
     };
-    let plugin = Plugin::of(filter).access(AdaptiveConcurrency::access).log(AdaptiveConcurrency::log);
+    let plugin = Plugin::of(filter)
+        .access(AdaptiveConcurrency::access)
+        .log(AdaptiveConcurrency::log)
+        .in_force(|filter| filter.controller.show_from_now());
     Ok(plugin.build())
 }
 

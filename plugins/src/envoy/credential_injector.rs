@@ -58,7 +58,7 @@ fn build(config: Config, mut overrides: Vec<Config>, context: &BuildContext) -> 
         optional: allow_request_without_credential,
         stats: InjectorStats::new(&context.metrics, &scope),
     };
-    Ok(Plugin::of(filter).access(Injector::access).build())
+    Ok(Plugin::of(filter).access(Injector::access).in_force(Injector::begin).build())
 }
 
 /// The place of a secret that a message names.
@@ -122,6 +122,13 @@ impl Credential {
 }
 
 impl Injector {
+    /// Has the token fetched that is injected.
+    fn begin(&self) {
+        if let Source::Client(client) = &self.credential.source {
+            client.start();
+        }
+    }
+
     fn access<'a>(&'a self, stream: &'a mut Stream, _: Slot) -> Step<'a> {
         match &self.credential.source {
             Source::Client(client) if !client.is_decided() => Step::Wait(Box::pin(async move {

@@ -80,16 +80,19 @@ fn build(config: JwtAuthentication, mut overrides: Vec<PerRouteConfig>, context:
         None => rules,
     };
     let filter = JwtAuthn {
+        providers: made.into_values().collect(),
         rules,
         owned,
         bypass_preflight: bypass_cors_preflight,
         strip: strip_failure_response,
         stats,
     };
-    Ok(Plugin::of(filter).access(JwtAuthn::access).build())
+    Ok(Plugin::of(filter).access(JwtAuthn::access).in_force(JwtAuthn::begin).build())
 }
 
 struct JwtAuthn {
+    /// All of them, whether a rule names them or not.
+    providers: Box<[Arc<Provider>]>,
     rules: Rules,
     /// What the upstream is told of tokens, and so by nobody else, whether one is wanted or not.
     owned: OwnedHeaders,
@@ -101,6 +104,10 @@ struct JwtAuthn {
 }
 
 impl JwtAuthn {
+    fn begin(&self) {
+        self.providers.iter().for_each(|provider| provider.start());
+    }
+
     fn access<'a>(&'a self, stream: &'a mut Stream, _: Slot) -> Step<'a> {
         self.owned.strip(&mut stream.request.headers);
         if self.bypass_preflight && is_preflight(&stream.request) {

@@ -68,6 +68,10 @@ impl Listeners for Nowhere {
 
     fn abandon(&mut self, _: &[Arc<str>]) {}
 
+    fn serves(&self) -> bool {
+        false
+    }
+
     async fn remove(&mut self, _: &[Arc<str>]) {}
 
     async fn upsert(&mut self, _: Arc<Listener>) -> Result<(), String> {

@@ -251,6 +251,16 @@ impl Listener {
         self.chains.iter().chain(&self.default_chain).filter_map(|chain| chain.tls.as_ref())
     }
 
+    /// Has the plugins of its connection managers and their routes begin what they do by themselves: it is in force.
+    pub(crate) fn enter(&self) {
+        for chain in self.chains.iter().chain(&self.default_chain) {
+            if let NetworkFilter::Http(manager) = &chain.filter {
+                manager.chain.begin();
+                manager.routes.enter();
+            }
+        }
+    }
+
     /// Every access log that it writes.
     pub fn access_logs(&self) -> impl Iterator<Item = &AccessLog> {
         let chains = self.chains.iter().chain(&self.default_chain);

@@ -102,6 +102,11 @@ pub trait Listeners {
     /// is a reason, and leaves what was there.
     fn upsert(&mut self, listener: Arc<Listener>) -> impl Future<Output = Result<(), String>> + Send;
 
+    /// Whether anybody is served by what is put in force. Plugins begin nothing by themselves where nobody is.
+    fn serves(&self) -> bool {
+        true
+    }
+
     /// Ends when no request is any more between its look at a route table of before and that at the cluster which this
     /// names, unless it waits there for something of its own.
     fn settled(&mut self) -> impl Future<Output = ()> + Send {
@@ -272,6 +277,9 @@ impl Model {
             let Some(listener) = listener else { continue };
             match listeners.upsert(listener.clone()).await {
                 Ok(()) => {
+                    if listeners.serves() {
+                        listener.enter();
+                    }
                     let mut state = self.state.lock();
                     let old = state.listeners.insert(name, listener);
                     state.retire(old);

@@ -94,6 +94,17 @@ impl Route {
         }
     }
 
+    /// The chains that its requests may run.
+    pub(crate) fn chains(&self) -> impl Iterator<Item = &Arc<Chain>> {
+        let members = match &self.action {
+            Action::Forward(Forward { cluster: ClusterChoice::Weighted(weighted), .. }) => {
+                &weighted.clusters[..]
+            }
+            _ => &[],
+        };
+        self.chain.iter().chain(members.iter().filter_map(|member| member.chain.as_ref()))
+    }
+
     /// Bytes kept for a retry; `None` takes the virtual host's limit, or the listener's.
     pub fn body_buffer_limit(&self) -> Option<u64> {
         self.rare.as_ref()?.body_buffer_limit

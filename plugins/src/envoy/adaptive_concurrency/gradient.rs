@@ -12,6 +12,7 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::adaptive_concurrency:
 };
 use sixfold_xds_api::pb::envoy::r#type::v3::Percent;
 use sixfold_xds_api::values::{optional_duration, positive_duration, required, u32_in};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -122,7 +123,9 @@ fn share(value: &Option<Percent>, default: f64) -> f64 {
 /// The limit, and what it is made of.
 pub(super) struct Controller {
     settings: Settings,
-    stats: GradientStats,
+    gauges: Arc<Gauges>,
+    /// Its number among those whose gauges these are; 0 before it is in force.
+    number: AtomicU64,
     began: Instant,
     limit: AtomicU32,
     active: AtomicU32,
@@ -143,8 +146,15 @@ struct State {
     shown: Shown,
 }
 
+/// The gauges of one prefix. Of the controllers that have them, the one that went into force last is shown: another may
+/// still be there for connections of before.
+pub(super) struct Gauges {
+    stats: GradientStats,
+    newest: Mutex<u64>,
+}
+
 /// What gauges show.
-#[derive(Default)]
+#[derive(Default, Clone, Copy)]
 struct Shown {
     burst: i64,
     limit: i64,
@@ -155,17 +165,19 @@ struct Shown {
 }
 
 impl Controller {
-    pub(super) fn new(settings: Settings, stats: GradientStats, now: Instant) -> Controller {
+    /// A controller that nobody sees before [`Controller::show_from_now`].
+    pub(super) fn new(settings: Settings, gauges: Arc<Gauges>, now: Instant) -> Controller {
         let (limit, update) = (settings.least, settings.update);
         let state = State {
             deferred: None,
             minimum: settings.fixed.unwrap_or_default(),
             next_measure: now,
             least_in_a_row: 0,
-            shown: Shown::default(),
+            shown: Shown { limit: i64::from(limit), ..Shown::default() },
         };
         let controller = Controller {
-            stats,
+            gauges,
+            number: AtomicU64::new(0),
             began: now,
             limit: AtomicU32::new(limit),
             active: AtomicU32::new(0),
@@ -175,13 +187,7 @@ impl Controller {
             state: Mutex::new(state),
             settings,
         };
-        {
-            let mut state = controller.state.lock();
-            controller.show(&mut state, |shown| shown.limit = i64::from(limit));
-            if controller.settings.measure.is_some() {
-                controller.measure(&mut state, now);
-            }
-        }
+        controller.measure(&mut controller.state.lock(), now);
         controller
     }
 
@@ -192,7 +198,7 @@ impl Controller {
         let next = |active: u32| (active < limit).then(|| active + 1);
         let entered = self.active.fetch_update(Relaxed, Relaxed, next).is_ok();
         if !entered {
-            self.stats.rq_blocked().inc();
+            self.gauges.stats.rq_blocked().inc();
         }
         entered
     }
@@ -285,31 +291,54 @@ impl Controller {
         }
     }
 
+    /// It is in force: the gauges are its own until another is.
+    pub(super) fn show_from_now(&self) {
+        let state = self.state.lock();
+        let mut newest = self.gauges.newest.lock();
+        *newest += 1;
+        self.number.store(*newest, Relaxed);
+        self.gauges.set(state.shown);
+    }
+
     fn show(&self, state: &mut State, change: impl FnOnce(&mut Shown)) {
-        let shown = &mut state.shown;
-        let before = [shown.burst, shown.limit, shown.gradient, shown.measuring, shown.minimum, shown.sample];
-        change(shown);
-        let after = [shown.burst, shown.limit, shown.gradient, shown.measuring, shown.minimum, shown.sample];
+        change(&mut state.shown);
+        self.tell(state.shown);
+    }
+
+    /// Sets the gauges, if they are its own.
+    fn tell(&self, shown: Shown) {
+        let newest = self.gauges.newest.lock();
+        if *newest == self.number.load(Relaxed) && *newest > 0 {
+            self.gauges.set(shown);
+        }
+    }
+}
+
+impl Gauges {
+    /// Gauges of nobody yet.
+    pub(super) fn new(stats: GradientStats) -> Gauges {
+        Gauges { stats, newest: Mutex::default() }
+    }
+
+    fn set(&self, shown: Shown) {
         let stats = &self.stats;
-        let gauges = [
-            stats.burst_queue_size(),
-            stats.concurrency_limit(),
-            stats.gradient(),
-            stats.min_rtt_calculation_active(),
-            stats.min_rtt_msecs(),
-            stats.sample_rtt_msecs(),
-        ];
-        for ((gauge, before), after) in gauges.into_iter().zip(before).zip(after) {
-            gauge.add(after - before);
+        for (gauge, value) in [
+            (stats.burst_queue_size(), shown.burst),
+            (stats.concurrency_limit(), shown.limit),
+            (stats.gradient(), shown.gradient),
+            (stats.min_rtt_calculation_active(), shown.measuring),
+            (stats.min_rtt_msecs(), shown.minimum),
+            (stats.sample_rtt_msecs(), shown.sample),
+        ] {
+            gauge.set(u64::try_from(value).unwrap_or(0));
         }
     }
 }
 
 impl Drop for Controller {
-    /// Gauges are those of the controllers that there are.
+    /// Nothing is shown of a controller that is no more.
     fn drop(&mut self) {
-        let mut state = self.state.lock();
-        self.show(&mut state, |shown| *shown = Shown::default());
+        self.tell(Shown::default());
     }
 }
 

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::testing::{self, Alone, context, stream};
+use crate::testing::{self, Alone, context, read, stream};
+use prost::Message;
 use std::time::Duration;
 
 fn built(config: &str, context: &BuildContext) -> Result<Alone, String> {
@@ -9,7 +10,7 @@ fn built(config: &str, context: &BuildContext) -> Result<Alone, String> {
 
 fn controller(gradient: &str, now: Instant) -> Controller {
     let settings = Settings::new(&testing::read(gradient)).unwrap();
-    Controller::new(settings, gradient::GradientStats::new(&context().metrics, "x."), now)
+    Controller::new(settings, Arc::new(Gauges::new(GradientStats::new(&context().metrics, "x."))), now)
 }
 
 /// How many requests are let in at a time.
@@ -91,6 +92,33 @@ async fn requests_beyond_the_limit_are_refused_until_others_end() {
     assert_eq!((counted("rq_blocked"), counted("concurrency_limit")), (1, 1));
     drop(filter);
     assert_eq!(counted("concurrency_limit"), 0);
+}
+
+/// Gauges told the sum of all controllers that were compiled, for connections of before or for nobody.
+#[test]
+fn gauges_are_those_of_the_controller_that_went_into_force_last() {
+    let context = context();
+    let config = |least: u32| {
+        read::<Config>(&format!(
+            "{{gradient_controller_config: {{concurrency_limit_params: {{concurrency_update_interval: 60s}}, min_rtt_calc_params: {{interval: 60s, min_concurrency: {least}}}}}}}"
+        ))
+        .encode_to_vec()
+    };
+    let built = |least| testing::built_in(&factory(), &config(least), &[], &context).unwrap();
+    let gauges = || {
+        let counted = |name| context.metrics.sum("adaptive_concurrency.gradient_controller.", name);
+        (counted("concurrency_limit"), counted("min_rtt_calculation_active"))
+    };
+    let refused = built(9);
+    assert_eq!(gauges(), (0, 0), "nobody has it");
+    let first = Alone::new(built(3));
+    assert_eq!(gauges(), (3, 1));
+    let second = Alone::new(built(5));
+    assert_eq!(gauges(), (5, 1));
+    drop((first, refused));
+    assert_eq!(gauges(), (5, 1));
+    drop(second);
+    assert_eq!(gauges(), (0, 0));
 }
 
 #[tokio::test]

@@ -41,7 +41,8 @@ sixfold_core::stat_block! {
     }
 }
 
-/// The token of one client, fetched anew when half of its time is over, for as long as somebody has this.
+/// The token of one client, fetched anew when half of its time is over, for as long as somebody has this and once it was
+/// [started](ClientCredentials::start).
 pub(super) struct ClientCredentials {
     service: HttpService,
     client_id: String,
@@ -60,7 +61,7 @@ pub(super) struct ClientCredentials {
 }
 
 impl ClientCredentials {
-    /// The token of this client, which is fetched from now on. All of one connection manager who say the same have the
+    /// The token of this client, of which nobody is asked yet. All of one connection manager who say the same have the
     /// same, also after another configuration: each would ask the server for its own.
     ///
     /// # Errors
@@ -103,11 +104,15 @@ impl ClientCredentials {
             stats: TokenStats::new(&context.metrics, &metrics::scope(&[scope, "oauth2"])),
         };
         let key = shared_key("token of credential_injector", &value.encode_to_vec(), context);
-        let client = context.shared.get_or_insert(&key, || client);
-        if !client.started.swap(true, Ordering::Relaxed) {
-            background::spawn(keep_fresh(Arc::downgrade(&client)));
+        Ok(context.shared.get_or_insert(&key, || client))
+    }
+
+    /// Has the token fetched from now on. The server is told the client's secret, so not before the configuration that
+    /// names both is in force.
+    pub(super) fn start(self: &Arc<Self>) {
+        if !self.started.swap(true, Ordering::Relaxed) {
+            background::spawn(keep_fresh(Arc::downgrade(self)));
         }
-        Ok(client)
     }
 
     /// `Bearer` and the token, if there is one.
@@ -184,7 +189,7 @@ async fn keep_fresh(client: Weak<ClientCredentials>) {
     if let Some((cluster, again)) = at_start {
         let changed = cluster.changed();
         if cluster.load().is_none() {
-            // At the start of the process: the cluster comes with the configuration that is being compiled.
+            // At the start of the process: the cluster may come after the listener.
             let _ = tokio::time::timeout(again, changed).await;
         }
     }

@@ -3,16 +3,22 @@ use super::*;
 use crate::testing::{self, Alone, context_with, finish, message, now, request_header, stream};
 use bytes::Bytes;
 use serde_json::{Value, json};
+use sixfold_core::cluster::{Cluster, ClusterConfig};
 use sixfold_core::headers::Headers;
 use sixfold_core::plugin::CalloutResponse;
+use std::time::Duration;
 
 const GENERIC: &str = "type.googleapis.com/envoy.extensions.http.injected_credentials.generic.v3.Generic";
 const OAUTH2: &str = "type.googleapis.com/envoy.extensions.http.injected_credentials.oauth2.v3.OAuth2";
 
-fn filter_in(members: Value, credential: Value, context: &BuildContext) -> Result<Alone, String> {
+fn config(members: Value, credential: Value) -> Vec<u8> {
     let mut config = json!({"credential": {"name": "c", "typed_config": credential}});
     config.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
-    testing::filter_in(&factory(), &message::<Config>(config).encode_to_vec(), &[], context)
+    message::<Config>(config).encode_to_vec()
+}
+
+fn filter_in(members: Value, credential: Value, context: &BuildContext) -> Result<Alone, String> {
+    testing::filter_in(&factory(), &config(members, credential), &[], context)
 }
 
 #[test]
@@ -88,6 +94,24 @@ async fn a_token_is_fetched_beside_requests() {
     assert_eq!(finish(other.access(&mut stream("/", &[]))).await.unwrap().status, 401);
     let count = |name: &str| context.metrics.sum("credential_injector.oauth2.", name);
     assert_eq!((count("token_requested"), count("token_fetched")), (2, 1));
+}
+
+/// A configuration that was refused told the client's secret to the server that it named.
+#[tokio::test]
+async fn no_server_is_told_a_secret_before_the_filter_is_in_force() {
+    let (context, service) = context_with(None);
+    let (context, _) = testing::with_secrets(context, &[("s", "shh")]);
+    let cluster = Cluster::new(ClusterConfig::named("c"), Vec::new(), None, &context.metrics).unwrap();
+    context.clusters.cell("c").swap(Some(cluster));
+    let config = config(json!({}), client(json!({})));
+    let built = || testing::built_in(&factory(), &config, &[], &context).unwrap();
+    let held = built();
+    drop(built());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(service.asked.lock().len(), 0);
+    let filter = Alone::new(held);
+    assert_eq!(finish(filter.access(&mut stream("/", &[]))).await.unwrap().status, 401);
+    assert_eq!(service.asked.lock().len(), 1);
 }
 
 #[tokio::test]

@@ -201,6 +201,13 @@ impl Provider {
         })
     }
 
+    /// Has keys fetched that are to be there before the first request.
+    pub(super) fn start(&self) {
+        if let Keys::Remote(remote) = &self.keys {
+            remote.start();
+        }
+    }
+
     /// Its keys now.
     pub(super) fn keys(&self) -> Ready {
         match &self.keys {
@@ -387,9 +394,7 @@ impl Keys {
                 let made = Remote::new(remote, context, stats.clone()).in_key("remote_jwks")?;
                 // What was fetched outlives the configuration, as long as that goes on to name it.
                 let key = shared_key("remote keys of jwt_authn", &remote.encode_to_vec(), context);
-                let remote = context.shared.get_or_insert(&key, || made);
-                remote.start();
-                Ok(Keys::Remote(remote))
+                Ok(Keys::Remote(context.shared.get_or_insert(&key, || made)))
             }
             None => Err(ConfigError::new("one of remote_jwks and local_jwks is missing")),
         }

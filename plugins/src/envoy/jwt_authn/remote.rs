@@ -78,7 +78,8 @@ impl Remote {
         })
     }
 
-    /// With `async_fetch` the keys are fetched from now on, for as long as somebody has them.
+    /// With `async_fetch` the keys are fetched from now on, for as long as somebody has them: when what names them is in
+    /// force.
     pub(super) fn start(self: &Arc<Self>) {
         if let Some(again) = self.again
             && !self.started.swap(true, Ordering::Relaxed)
@@ -147,7 +148,7 @@ async fn keep_fresh(remote: Weak<Remote>, again: Duration) {
         let cluster = held.service.cluster.clone();
         let changed = cluster.changed();
         if cluster.load().is_none() {
-            // At the start of the process: the cluster comes with the configuration that is being compiled.
+            // At the start of the process: the cluster may come after the listener.
             drop(held);
             let _ = tokio::time::timeout(again, changed).await;
             continue;

@@ -469,6 +469,26 @@ async fn keys_are_fetched_beside_requests() {
     assert!(service.answer.lock().is_some(), "nobody is there to ask for them");
 }
 
+/// A configuration that was refused had its keys fetched.
+#[tokio::test]
+async fn no_keys_are_fetched_beside_requests_before_the_filter_is_in_force() {
+    let (context, service) = context_with(None);
+    let cluster = Cluster::new(ClusterConfig::named("c"), Vec::new(), None, &context.metrics).unwrap();
+    context.clusters.cell("c").swap(Some(cluster));
+    let config = config(remote(json!({"async_fetch": {}})), "");
+    let built = testing::built_in(&factory(), &config, &[], &context).unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    assert_eq!(service.asked.lock().len(), 0);
+    let _in_force = Alone::new(built);
+    for _ in 0..400 {
+        if !service.asked.lock().is_empty() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    panic!("nobody fetches them");
+}
+
 /// Of two places whose names and prefixes are the same text together, the first was looked at for both.
 #[test]
 fn places_are_told_apart_by_name_and_prefix() {

@@ -1,5 +1,6 @@
 //! The flat chain of a route.
 
+use super::begin::Begins;
 use super::handlers::{Handler, OnBody, OnHead, OnLog, OnTrailers};
 use super::owned::OwnedHeaders;
 use super::{Direction, HeadPhase, Plugin, Position, Slot};
@@ -43,6 +44,7 @@ pub struct Chain {
     log: Box<[Placed<dyn OnLog>]>,
     members: Box<[Member]>,
     owners: Box<[Owner]>,
+    begins: Begins,
     reverse_response: bool,
     /// Positions of what a consumer has brought, once one has.
     brought: Option<Box<[Position]>>,
@@ -125,6 +127,7 @@ impl ChainBuilder {
             }),
             owners: self.members.iter().filter_map(Owner::of).collect(),
             has_body_variables: self.members.iter().any(|member| member.plugin.has_body_variables),
+            begins: Begins::new(self.members.iter().flat_map(|member| member.plugin.begins.iter().cloned())),
             members: self.members.into(),
             reverse_response: reverse,
             brought: self.brought,
@@ -170,6 +173,17 @@ impl Chain {
     /// The plugins, in the order of their request phases.
     pub fn members(&self) -> &[Member] {
         &self.members
+    }
+
+    /// Has the plugins begin what they do by themselves, as [`Model::apply`](crate::model::Model::apply) does when what has
+    /// the chain goes into force; for tests and whoever runs a chain without a model.
+    pub fn begin(&self) {
+        self.begins.begin();
+    }
+
+    /// What the plugins begin.
+    pub(super) fn begins(&self) -> &Begins {
+        &self.begins
     }
 
     /// Whether any plugin has a handler for the phase.

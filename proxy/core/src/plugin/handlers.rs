@@ -1,5 +1,6 @@
 //! One plugin with its configuration: the handlers it has, by phase.
 
+use super::begin::Begin;
 use super::body::{BodyPiece, BodyStep};
 use super::owned::OwnedHeaders;
 use super::part::Part;
@@ -39,6 +40,8 @@ pub struct Plugin {
     pub(super) of_calls: bool,
     /// What it is configured with has variables of the request's body.
     pub(super) has_body_variables: bool,
+    /// What it begins when it goes into force.
+    pub(super) begins: Vec<Begin>,
 }
 
 /// A handler and its phase.
@@ -189,6 +192,17 @@ impl<T: Send + Sync + 'static> PluginBuilder<T> {
     #[must_use]
     pub fn bodies_of_calls(mut self) -> Self {
         self.plugin.of_calls = true;
+        self
+    }
+
+    /// What the plugin begins by itself, such as fetching a token, or shows of itself, such as a gauge. Building it does
+    /// neither, since the listener or table that it is built for may be refused. It is called on the control thread when a
+    /// listener or a route table that has the plugin goes into force, again with each that does; it may not wait. Of the
+    /// plugins of a consumer it is not called.
+    #[must_use]
+    pub fn in_force(mut self, begin: impl Fn(&T) + Send + Sync + 'static) -> Self {
+        let target = self.target.clone();
+        self.plugin.begins.push(Arc::new(move || begin(&target)));
         self
     }
 

@@ -33,6 +33,7 @@ impl Part {
         let first = rewrite.as_mut().unwrap_or(&mut rest);
         first.owned = plugin.owned.clone();
         first.has_body_variables = plugin.has_body_variables;
+        first.begins = plugin.begins.clone();
         Part { name: name.into(), index, priority, rewrite: rewrite.map(Arc::new), rest: Arc::new(rest) }
     }
 

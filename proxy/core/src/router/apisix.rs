@@ -13,6 +13,7 @@ use super::index::{Captures, Index};
 use super::{VirtualHost, VirtualHostOptions};
 use crate::error::ConfigError;
 use crate::fast_hash::FastSet;
+use crate::plugin::Begins;
 use crate::route::Route;
 use crate::stream::Stream;
 use hosts::{HostMap, Side};
@@ -73,6 +74,8 @@ pub struct ApisixRoutes {
     /// By length of the text behind the star, longest first.
     suffixes: Vec<(usize, HostMap)>,
     any: Paths,
+    /// Those whose plugins begin something when they go into force. Nearly always none.
+    beginning: Vec<Arc<Route>>,
 }
 
 impl ApisixRoutes {
@@ -101,6 +104,9 @@ impl ApisixRoutes {
         for (side, edits) in changes {
             next.edit(side, edits, &gone);
         }
+        next.beginning.retain(|route| !gone.contains(&(Arc::as_ptr(route) as usize)));
+        let begins = |route: &&Arc<Route>| !Begins::of_chains(route.chains()).is_empty();
+        next.beginning.extend(come.iter().map(|come| &come.route).filter(begins).cloned());
         next
     }
 
@@ -173,6 +179,10 @@ pub(super) struct ApisixHosts {
 impl ApisixHosts {
     pub(super) fn new(name: &str, shell: VirtualHostOptions, routes: ApisixRoutes) -> ApisixHosts {
         ApisixHosts { shell: VirtualHost::new(name, shell), routes }
+    }
+
+    pub(super) fn begins(&self) -> Begins {
+        Begins::of_chains(self.routes.beginning.iter().flat_map(|route| route.chains()))
     }
 
     pub(super) fn virtual_host(&self) -> &Arc<VirtualHost> {

@@ -25,7 +25,7 @@ use crate::headers::HeaderName;
 use crate::lookup::{self, Lookup};
 use crate::matching::{Subject, Tree};
 use crate::metadata::Metadata;
-use crate::plugin::Chain;
+use crate::plugin::{Begins, Chain};
 use crate::rate_limit::LimitPolicy;
 use crate::regex::{Regex, work};
 use crate::retry::RetryPolicy;
@@ -132,6 +132,8 @@ pub struct HostRoutes {
     host: Arc<VirtualHost>,
     index: Index,
     tree: Option<Box<RouteTree>>,
+    /// What plugins of it begin when a table that has it goes into force.
+    begins: Begins,
 }
 
 /// Routes that a tree leads to.
@@ -164,6 +166,7 @@ pub struct RouteTable {
     /// Whether the options change anything of a request or its response.
     counts: bool,
     hosts: Hosts,
+    begins: Begins,
     origin: Option<Arc<dyn Any + Send + Sync>>,
 }
 
@@ -200,16 +203,22 @@ impl VirtualHost {
 impl HostRoutes {
     /// A virtual host whose routes are tried in this order, as Envoy does.
     pub fn new(name: &str, options: VirtualHostOptions, routes: Vec<Arc<Route>>) -> Arc<HostRoutes> {
+        let begins = HostRoutes::begins(&options, &routes);
         let index = Index::of_list(routes);
-        Arc::new(HostRoutes { host: VirtualHost::new(name, options), index, tree: None })
+        Arc::new(HostRoutes { host: VirtualHost::new(name, options), index, tree: None, begins })
     }
 
     /// A virtual host whose routes are led to by a tree (Envoy's `matcher`). A route at its end must fit too.
     pub fn of_tree(name: &str, options: VirtualHostOptions, tree: Tree<RouteList>) -> Arc<HostRoutes> {
         let mut routes = Vec::new();
         tree.each(&mut |list| routes.extend_from_slice(list.0.routes()));
+        let begins = HostRoutes::begins(&options, &routes);
         let tree = Some(Box::new(RouteTree { tree, routes }));
-        Arc::new(HostRoutes { host: VirtualHost::new(name, options), index: Index::default(), tree })
+        Arc::new(HostRoutes { host: VirtualHost::new(name, options), index: Index::default(), tree, begins })
+    }
+
+    fn begins(options: &VirtualHostOptions, routes: &[Arc<Route>]) -> Begins {
+        Begins::of_chains(options.chain.iter().chain(routes.iter().flat_map(|route| route.chains())))
     }
 
     /// The routes in the configuration's order.
@@ -252,7 +261,17 @@ impl RouteTable {
 
     fn of(name: &str, options: TableOptions, hosts: Hosts) -> RouteTable {
         let counts = options.change_requests();
-        RouteTable { name: name.into(), options: Arc::new(options), counts, hosts, origin: None }
+        let of_hosts = match &hosts {
+            Hosts::Domains(domains) => Begins::all(domains.all().iter().map(|host| &host.begins)),
+            Hosts::Apisix(hosts) => hosts.begins(),
+        };
+        let begins = Begins::all([&of_hosts, &Begins::of_chains(options.chain.iter())].into_iter());
+        RouteTable { name: name.into(), options: Arc::new(options), counts, hosts, begins, origin: None }
+    }
+
+    /// Has the plugins of its routes begin what they do by themselves.
+    fn begin(&self) {
+        self.begins.begin();
     }
 
     /// The options, for a request to keep: most tables have none that mean anything to it, and a count that all workers

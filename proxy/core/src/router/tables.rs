@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use tokio::sync::Notify;
 
 /// The HTTP filters that the chains of a table are made of: equal to itself alone, since a filter of one connection
@@ -75,13 +75,16 @@ pub struct RouteTableCell {
     changes: Notify,
     /// What came first could not be used.
     refused: AtomicBool,
+    /// A listener that has it is in force, or was.
+    in_force: AtomicBool,
 }
 
 impl RouteTableCell {
     /// A cell by itself with a table, or waiting for one.
     pub fn new(key: TableKey, table: Option<Arc<RouteTable>>) -> Arc<RouteTableCell> {
-        let (current, changes, refused) = (ArcSwapOption::new(table), Notify::new(), AtomicBool::new(false));
-        Arc::new(RouteTableCell { key, current, changes, refused })
+        let (current, changes) = (ArcSwapOption::new(table), Notify::new());
+        let [refused, in_force] = [const { AtomicBool::new(false) }; 2];
+        Arc::new(RouteTableCell { key, current, changes, refused, in_force })
     }
 
     /// The table now, for as long as a look-up takes: it costs no count that workers share.
@@ -95,11 +98,25 @@ impl RouteTableCell {
         self.current.load_full()
     }
 
-    /// Puts a table in; answers what was there, for the control thread to drop.
+    /// Puts a table in; answers what was there, for the control thread to drop. Its plugins begin what they do by
+    /// themselves once the cell is in force.
     pub fn swap(&self, table: Option<Arc<RouteTable>>) -> Option<Arc<RouteTable>> {
+        let begins = table.clone().filter(|_| self.in_force.load(Relaxed));
         let before = self.current.swap(table);
         self.changes.notify_waiters();
+        if let Some(table) = begins {
+            table.begin();
+        }
         before
+    }
+
+    /// A listener that has it is in force now: plugins of this table, and of those that come, begin what they do by
+    /// themselves. For the control thread, as [`RouteTableCell::swap`] is.
+    pub(crate) fn enter(&self) {
+        self.in_force.store(true, Relaxed);
+        if let Some(table) = self.load() {
+            table.begin();
+        }
     }
 
     /// Whether nothing has come yet, good or bad.
