@@ -11,6 +11,7 @@ pub(crate) mod counters;
 pub(crate) mod encoding;
 pub(crate) mod header_changes;
 pub(crate) mod header_names;
+pub(crate) mod joint;
 pub(crate) mod json;
 pub(crate) mod jwt;
 pub(crate) mod limits;

@@ -2,6 +2,7 @@
 
 use super::JwtStats;
 use crate::envoy::http_service::HttpService;
+use crate::shared::joint::Joint;
 use crate::shared::jwt::{Fault, KeySet};
 use crate::shared::{background, offload};
 use arc_swap::ArcSwapOption;
@@ -11,10 +12,9 @@ use sixfold_core::headers::Headers;
 use sixfold_core::plugin::BuildContext;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::jwt_authn::v3::{JwksAsyncFetch, RemoteJwks};
 use sixfold_xds_api::values::{duration_or, optional_duration};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-use tokio::sync::Mutex;
 
 /// How long keys hold unless the configuration says so.
 const LIFETIME: Duration = Duration::from_secs(600);
@@ -28,10 +28,8 @@ pub(super) struct Remote {
     service: HttpService,
     lifetime: Duration,
     current: ArcSwapOption<Fetched>,
-    /// One request asks for all that wait.
-    turn: Mutex<()>,
-    /// Requests that the server has answered or not, so that those who have waited know of it.
-    asked: AtomicU64,
+    /// All that wait are answered by one request to the server.
+    fetching: Joint<Result<Arc<KeySet>, Fault>>,
     /// How long after a failure they are fetched again beside requests; `None` fetches them for requests alone.
     again: Option<Duration>,
     started: AtomicBool,
@@ -70,8 +68,7 @@ impl Remote {
             service: HttpService::new(http_uri, retry_policy, context, "http_uri")?,
             lifetime: duration_or(cache_duration, LIFETIME, "cache_duration")?,
             current: ArcSwapOption::empty(),
-            turn: Mutex::default(),
-            asked: AtomicU64::new(0),
+            fetching: Joint::default(),
             again,
             started: AtomicBool::new(false),
             stats,
@@ -96,25 +93,22 @@ impl Remote {
         holds.then(|| fetched.keys.clone())
     }
 
-    /// The keys, fetched if they are not there. Requests that come meanwhile wait for the same answer.
+    /// The keys, fetched if they are not there. Requests that come meanwhile wait for the same answer, also when the first
+    /// of them goes away.
     ///
     /// # Errors
     /// The server gives none.
-    pub(super) async fn fetch(&self) -> Result<Arc<KeySet>, Fault> {
-        let asked = self.asked.load(Ordering::Acquire);
-        let _turn = self.turn.lock().await;
-        if let Some(keys) = self.current() {
-            return Ok(keys);
-        }
-        if self.asked.load(Ordering::Acquire) != asked {
-            return Err(Fault::FetchFailed);
-        }
-        self.fetch_now(Some(self.lifetime)).await
+    pub(super) async fn fetch(self: &Arc<Self>) -> Result<Arc<KeySet>, Fault> {
+        let begin = || {
+            let remote = self.clone();
+            async move { remote.fetch_now(Some(remote.lifetime)).await }
+        };
+        let fetched = self.fetching.join(|| self.current().map(Ok), begin, background::spawn).await;
+        fetched.unwrap_or(Err(Fault::FetchFailed))
     }
 
     async fn fetch_now(&self, lifetime: Option<Duration>) -> Result<Arc<KeySet>, Fault> {
         let fetched = self.ask().await;
-        self.asked.fetch_add(1, Ordering::Release);
         match fetched {
             Ok(keys) => {
                 self.stats.jwks_fetch_success().inc();

@@ -8,9 +8,12 @@ use prost::Message;
 use serde_json::{Value, json};
 use sixfold_core::cluster::{Cluster, ClusterConfig};
 use sixfold_core::headers::Headers;
-use sixfold_core::plugin::CalloutResponse;
+use sixfold_core::plugin::{
+    Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, CalloutStreamFuture,
+};
 use sixfold_core::stream::FilterObject;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::jwt_authn::v3::per_route_config::RequirementSpecifier;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// A set of keys where it does not matter which.
 const KEYS: &str = r#"{"keys": [{"kty": "oct", "k": "AAAA"}]}"#;
@@ -415,7 +418,8 @@ async fn a_server_without_keys_refuses() {
         (Some(answer(200, "")), 1),
     ] {
         let (context, service) = context_with(answered);
-        let policy = json!({"retry_policy": {"num_retries": 2}});
+        let back_off = json!({"base_interval": "0.001s", "max_interval": "0.001s"});
+        let policy = json!({"retry_policy": {"num_retries": 2, "retry_back_off": back_off}});
         let filter = testing::filter_in(&factory(), &config(remote(policy), ""), &[], &context).unwrap();
         let reply = finish(filter.access(&mut stream("/", &[("authorization", &bearer)]))).await.unwrap();
         assert_eq!((reply.status, &reply.body[..]), (401, &b"Jwks remote fetch is failed"[..]));
@@ -467,6 +471,46 @@ async fn keys_are_fetched_beside_requests() {
     *service.answer.lock() = keys();
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     assert!(service.answer.lock().is_some(), "nobody is there to ask for them");
+}
+
+/// A key server that answers after a while.
+struct Slow {
+    keys: String,
+    asked: AtomicU32,
+}
+
+impl Callout for Slow {
+    fn send(&self, _: CalloutRequest) -> CalloutFuture {
+        self.asked.fetch_add(1, Relaxed);
+        let keys = answer(200, &self.keys);
+        Box::pin(async move {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            Ok(keys)
+        })
+    }
+
+    fn open(&self, _: CalloutRequest) -> CalloutStreamFuture {
+        Box::pin(async { Err(CalloutError::Timeout) })
+    }
+}
+
+/// Clients that left in time had everybody else wait for the keys for as long as they came.
+#[tokio::test]
+async fn the_fetch_goes_on_when_the_client_that_began_it_leaves() {
+    let signer = Signer::new("ES256");
+    let bearer = bearer(&signer.token(&claims(json!({}))));
+    let headers = [("authorization", bearer.as_str())];
+    let service = Arc::new(Slow { keys: set_of(&[signer.jwk()]), asked: AtomicU32::new(0) });
+    let context = BuildContext { callout: service.clone(), ..testing::context() };
+    let filter = testing::filter_in(&factory(), &config(remote(json!({})), ""), &[], &context).unwrap();
+    for _ in 0..3 {
+        let mut leaves = stream("/", &headers);
+        let access = filter.access(&mut leaves);
+        let left = tokio::time::timeout(std::time::Duration::from_millis(20), access).await;
+        assert!(left.is_err(), "it waits");
+    }
+    assert!(finish(filter.access(&mut stream("/", &headers))).await.is_none());
+    assert_eq!(service.asked.load(Relaxed), 1);
 }
 
 /// A configuration that was refused had its keys fetched.
