@@ -10,7 +10,6 @@ use crate::shared::offload::{self, Lane};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::header_ops::Side;
 use sixfold_core::headers::{HeaderName, Headers, Known};
 use sixfold_core::message::Method;
 use sixfold_core::metrics::scope;
@@ -23,7 +22,7 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::decompressor::v3::dec
 use sixfold_xds_api::values::{bool_or, header_name, required, runtime_flag};
 use std::sync::Arc;
 
-/// Bytes of a piece that are decompressed on the worker; a longer one is decompressed beside it.
+/// Bytes of a piece that are decompressed on the worker; a longer one is decompressed beside it, the last as well.
 const AT_ONCE: usize = 8 << 10;
 
 sixfold_core::stat_block! {
@@ -219,47 +218,35 @@ impl Decompressor {
 
     fn request_body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
         match stream.state::<Kept>(slot).and_then(|kept| kept.request.clone()) {
-            Some(body) => self.decompress(body, &self.request, piece, stream, Side::RequestTrailers),
+            Some(body) => self.decompress(body, &self.request, piece),
             None => BodyStep::Pass,
         }
     }
 
     fn response_body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
         match stream.state::<Kept>(slot).and_then(|kept| kept.response.clone()) {
-            Some(body) => self.decompress(body, &self.response, piece, stream, Side::ResponseTrailers),
+            Some(body) => self.decompress(body, &self.response, piece),
             None => BodyStep::Pass,
         }
     }
 
     /// Decodes a piece at once, or beside the worker if it is long. What is no encoded body, or stands for more than it may,
     /// ends where that is seen, as in Envoy.
-    fn decompress(
-        &self,
-        body: Shared,
-        direction: &Direction,
-        piece: &BodyPiece<'_>,
-        stream: &mut Stream,
-        trailers: Side,
-    ) -> BodyStep {
+    fn decompress(&self, body: Shared, direction: &Direction, piece: &BodyPiece<'_>) -> BodyStep {
         let (stats, faults, length) = (direction.stats.clone(), self.faults.clone(), piece.data.len());
-        let settle = move |(decoded, fault): (Vec<u8>, Option<Undecodable>)| {
+        let names = piece.last.then(|| [self.compressed.clone(), self.uncompressed.clone()]);
+        let settle = move |Decoded { bytes, fault, lengths }: Decoded| {
             if let Some(fault) = fault {
                 faults.count(fault);
             }
             stats.total_compressed_bytes().add(length as u64);
-            stats.total_uncompressed_bytes().add(decoded.len() as u64);
-            BodyStep::Replace(Bytes::from(decoded))
+            stats.total_uncompressed_bytes().add(bytes.len() as u64);
+            let Some(names) = names else { return BodyStep::Replace(bytes.into()) };
+            let lengths = lengths.map(|length| length.to_string().into_bytes());
+            BodyStep::Finish(bytes.into(), names.into_iter().zip(lengths).collect())
         };
-        // The trailers tell what the last piece comes to, so that one is not done elsewhere.
-        if length <= AT_ONCE || piece.last {
-            let mut body = body.lock();
-            let decoded = body.decode(piece.data);
-            if piece.last {
-                let trailers = trailers.headers(stream);
-                trailers.set(&self.compressed, body.compressed.to_string().as_bytes());
-                trailers.set(&self.uncompressed, body.uncompressed.to_string().as_bytes());
-            }
-            return settle(decoded);
+        if length <= AT_ONCE {
+            return settle(body.lock().decode(piece.data));
         }
         let data = piece.data.to_vec();
         BodyStep::Wait(Box::pin(async move {
@@ -269,12 +256,21 @@ impl Decompressor {
     }
 }
 
+/// What came of a piece.
+struct Decoded {
+    bytes: Vec<u8>,
+    /// Why there is no more.
+    fault: Option<Undecodable>,
+    /// Bytes of the body so far, before and after.
+    lengths: [u64; 2],
+}
+
 impl Body {
-    fn decode(&mut self, data: &[u8]) -> (Vec<u8>, Option<Undecodable>) {
-        let (decoded, fault) = self.decoder.decode(data);
+    fn decode(&mut self, data: &[u8]) -> Decoded {
+        let (bytes, fault) = self.decoder.decode(data);
         self.compressed += data.len() as u64;
-        self.uncompressed += decoded.len() as u64;
-        (decoded, fault)
+        self.uncompressed += bytes.len() as u64;
+        Decoded { bytes, fault, lengths: [self.compressed, self.uncompressed] }
     }
 }
 

@@ -133,6 +133,45 @@ fn wraps(letter: char) -> Plugin {
     Plugin::of(Wraps(letter)).access(Wraps::access).request_body(Wraps::piece).build()
 }
 
+/// Makes each piece many times as long, and tells the upstream of the last.
+struct Grows(usize);
+
+impl Grows {
+    fn access(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
+        stream.request.headers.remove(Known::CONTENT_LENGTH);
+        Step::Continue
+    }
+
+    fn piece(&self, stream: &mut Stream, _: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+        assert!(piece.data.len() <= 64 << 10, "{} at once", piece.data.len());
+        if piece.last {
+            stream.request.headers.set("x-seen", b"the end");
+        }
+        BodyStep::Replace(piece.data.repeat(self.0).into())
+    }
+}
+
+fn grows(times: usize) -> Plugin {
+    Plugin::of(Grows(times)).access(Grows::access).request_body(Grows::piece).build()
+}
+
+/// A body that was read whole went through the plugins behind as one piece, and what they made of it had no bound.
+#[tokio::test]
+async fn what_is_made_of_a_whole_body_is_bounded_and_made_piece_by_piece() {
+    let long = "x".repeat(200_000);
+    for times in [1, 2] {
+        let proxy = serve_all([reader(1 << 20, Overflow::Refuse), grows(times)]).await;
+        let answer = ask(proxy, &post("/", &long)).await;
+        // The upstream counts the lines of chunks too.
+        let came = answer.rsplit_once("the end, ").and_then(|(_, came)| came.strip_suffix(" came"));
+        let came: usize = came.and_then(|came| came.parse().ok()).unwrap_or_else(|| panic!("{answer}"));
+        assert!((times * 200_000..times * 200_000 + 1000).contains(&came), "{came}");
+    }
+    let proxy = serve_all([reader(1 << 20, Overflow::Refuse), grows(6)]).await;
+    let answer = ask(proxy, &post("/", &long)).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+}
+
 /// Notes the body it is shown, then is as good as the next plugin.
 struct Notes(ReadBody);
 

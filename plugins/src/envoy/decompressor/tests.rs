@@ -2,6 +2,8 @@
 use super::*;
 use crate::shared::encoding::tests::{brotli, gzip};
 use crate::testing::{self, Alone, context, request_header, response_header, stream};
+use sixfold_core::plugin::{BodyFilters, Direction, Filtered};
+use std::future::poll_fn;
 
 const GZIP: &str = "decompressor_library: {name: g, typed_config: {'@type': type.googleapis.com/envoy.extensions.compression.gzip.decompressor.v3.Gzip}}";
 const BROTLI: &str = "decompressor_library: {name: b, typed_config: {'@type': type.googleapis.com/envoy.extensions.compression.brotli.decompressor.v3.Brotli}}";
@@ -89,6 +91,23 @@ async fn what_is_not_encoded_ends_where_that_is_seen() {
     let mut stream = responded(&filter, &[("content-encoding", "gzip")]).await;
     assert_eq!(filter.response_bytes(&mut stream, &[b"no gzip at all", b"more"]), b"");
     assert_eq!(context.metrics.sum("decompressor.g.gzip.decompressor_library.", "zlib_data_error"), 1);
+}
+
+/// The last piece was decompressed on the worker, however long it was.
+#[tokio::test]
+async fn a_long_piece_is_decompressed_beside_the_worker_and_so_is_the_last() {
+    let filter = built(GZIP, &context());
+    let random: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(200_000).collect();
+    let coded = gzip(&random);
+    let mut stream = responded(&filter, &[("content-encoding", "gzip")]).await;
+    let mut filters = BodyFilters::new(Direction::Response);
+    assert!(matches!(filters.push(&filter.chain, &mut stream, &coded, true), Filtered::Waiting));
+    let filtered = poll_fn(|cx| filters.poll(&filter.chain, &mut stream, cx)).await;
+    assert!(matches!(filtered, Filtered::Data(data) if data == random));
+    let trailers = &stream.response_trailers;
+    let told = |name: &str| trailers.get(name).map(<[u8]>::to_vec);
+    assert_eq!(told("x-envoy-decompressor-g-uncompressed-bytes"), Some(b"200000".to_vec()));
+    assert_eq!(told("x-envoy-decompressor-g-compressed-bytes"), Some(coded.len().to_string().into_bytes()));
 }
 
 #[tokio::test]

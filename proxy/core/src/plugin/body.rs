@@ -4,7 +4,7 @@
 //! for the others. What passes all of them untouched is never copied.
 
 use super::{Chain, Direction, LocalReply, Position};
-use crate::headers::Headers;
+use crate::headers::{HeaderName, Headers};
 use crate::stream::Stream;
 use bytes::Bytes;
 use std::future::Future;
@@ -28,6 +28,9 @@ pub enum BodyStep {
     Pass,
     /// This goes on in its place; nothing, if it is empty.
     Replace(Bytes),
+    /// This goes on in the place of the last piece, and trailers of the message follow, each in the place of those of its
+    /// name: what only the end of the work tells. Of a piece that is not the last there are no trailers.
+    Finish(Bytes, Vec<(HeaderName, Vec<u8>)>),
     /// Nothing goes on yet: the piece comes again, with the next one behind it. The last piece can't be held; it
     /// then passes.
     Hold(Hold),
@@ -210,7 +213,7 @@ impl BodyFilters {
             let Some(waiting) = &mut self.waiting else { return Poll::Ready(Filtered::Data(Bytes::new())) };
             let step = ready!(waiting.future.as_mut().poll(cx));
             let Some(Waiting { at, piece, last, .. }) = self.waiting.take() else { continue };
-            let filtered = match self.settle(at, step, Piece::Own(piece), last) {
+            let filtered = match self.settle(stream, at, step, Piece::Own(piece), last) {
                 Settled::Next(piece) => self.run(chain, stream, at + 1, piece, last),
                 Settled::End(filtered) => filtered,
             };
@@ -275,7 +278,7 @@ impl BodyFilters {
             }
             let step =
                 filter.on.call(stream, filter.position.slot(), &BodyPiece { data: piece.as_slice(), last });
-            match self.settle(at, step, piece, last) {
+            match self.settle(stream, at, step, piece, last) {
                 Settled::Next(next) => piece = next,
                 Settled::End(filtered) => return filtered,
             }
@@ -288,10 +291,23 @@ impl BodyFilters {
     }
 
     /// Does what the filter at `at` wants done with the piece it was asked about.
-    fn settle<'p>(&mut self, at: usize, step: BodyStep, piece: Piece<'p>, last: bool) -> Settled<'p> {
+    fn settle<'p>(
+        &mut self,
+        stream: &mut Stream,
+        at: usize,
+        step: BodyStep,
+        piece: Piece<'p>,
+        last: bool,
+    ) -> Settled<'p> {
         match step {
             BodyStep::Pass => Settled::Next(piece),
             BodyStep::Replace(data) => Settled::Next(Piece::Own(data)),
+            BodyStep::Finish(data, fields) => {
+                for (name, value) in fields.iter().filter(|_| last) {
+                    trailers(stream, self.direction).set(name, value);
+                }
+                Settled::Next(Piece::Own(data))
+            }
             BodyStep::Hold(_) if last => Settled::Next(piece),
             BodyStep::Hold(hold) if piece.as_slice().len() <= hold.limit => {
                 self.kept.push((at, Kept::Held(piece.into_vec())));

@@ -10,6 +10,13 @@ use sixfold_core::stream::Stream;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+/// Bytes that plugins are shown at a time. A body that was read whole comes as one piece: what a plugin makes of that could
+/// be a hundred times as long, all of it at once.
+const SHOWN: usize = 64 << 10;
+
+/// Bytes of what a plugin has made that are accounted for until the next piece; less is no matter.
+const ACCOUNTED: usize = 16 << 10;
+
 /// The body of one message, with the plugins that look at it. Without any it costs nothing.
 pub(super) struct FilteredBody {
     /// `None` where no plugin looks at the body, which is nearly everywhere: it takes no more than a pointer.
@@ -21,17 +28,45 @@ pub(super) struct FilteredBody {
 struct Plugins {
     chain: Arc<Chain>,
     filters: BodyFilters,
-    /// The place of what they keep among the bodies that the process holds.
+    /// What of a long piece they have not been shown yet.
+    rest: Bytes,
+    /// The place of what they keep, and of what they have made last, among the bodies that the process holds.
     held: Reservation,
 }
 
 impl Plugins {
-    /// Accounts for what the filters keep now.
-    fn account(&mut self) -> Result<(), Interrupt> {
-        match self.held.resize(self.filters.held()) {
+    /// Accounts for what the filters keep now, and for what they have made.
+    fn account(&mut self, filtered: Option<&Filtered>) -> Result<(), Interrupt> {
+        let made = match filtered {
+            Some(Filtered::Data(data)) if data.len() > ACCOUNTED => data.len(),
+            _ => 0,
+        };
+        match self.held.resize(self.filters.held() + made) {
             true => Ok(()),
             false => Err(Interrupt::OverBudget),
         }
+    }
+
+    /// Whether there is more of a long piece, and nobody waits.
+    fn is_to_show(&self) -> bool {
+        !self.rest.is_empty() && !self.filters.is_waiting()
+    }
+
+    /// Shows the filters a piece, and answers what goes on.
+    fn show(&mut self, stream: &mut Stream, piece: &[u8], last: bool) -> Result<Filtered, Interrupt> {
+        let filtered = self.filters.push(&self.chain, stream, piece, last);
+        self.account(Some(&filtered))?;
+        Ok(filtered)
+    }
+
+    /// Shows them more of a long piece, the end of the body with its last bytes.
+    fn show_more(&mut self, stream: &mut Stream, last: bool) -> Result<Filtered, Interrupt> {
+        let piece = self.rest.split_to(SHOWN.min(self.rest.len()));
+        let last = last && self.rest.is_empty();
+        Ok(match self.show(stream, &piece, last)? {
+            Filtered::Same => Filtered::Data(piece),
+            filtered => filtered,
+        })
     }
 }
 
@@ -80,7 +115,8 @@ impl FilteredBody {
         bodies: &Arc<ByteBudget>,
     ) -> FilteredBody {
         let plugins = filters.map(|filters| {
-            Box::new(Plugins { chain: chain.clone(), filters, held: Reservation::empty(bodies) })
+            let (chain, rest, held) = (chain.clone(), Bytes::new(), Reservation::empty(bodies));
+            Box::new(Plugins { chain, filters, rest, held })
         });
         FilteredBody { plugins, ..FilteredBody::unfiltered(direction) }
     }
@@ -120,11 +156,11 @@ impl FilteredBody {
     ) -> Result<Option<Piece<'p>>, Interrupt> {
         self.stage = if last { Stage::End } else { Stage::Body };
         let filtered = match self.plugins.as_deref_mut() {
-            Some(plugins) => {
-                let filtered = plugins.filters.push(&plugins.chain, stream, piece.as_slice(), last);
-                plugins.account()?;
-                filtered
+            Some(plugins) if piece.as_slice().len() > SHOWN => {
+                plugins.rest = piece.into_bytes();
+                return Ok(self.show_more(stream)?.map(Piece::Shared));
             }
+            Some(plugins) => plugins.show(stream, piece.as_slice(), last)?,
             None => Filtered::Same,
         };
         match filtered {
@@ -143,13 +179,21 @@ impl FilteredBody {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<BodyEvent<'static>>, Interrupt>> {
         while let Some(plugins) = self.plugins.as_deref_mut() {
-            if !plugins.filters.is_waiting() {
+            let data = if plugins.filters.is_waiting() {
+                let filtered = plugins.filters.poll(&plugins.chain, stream, cx);
+                plugins.account(match &filtered {
+                    Poll::Ready(filtered) => Some(filtered),
+                    Poll::Pending => None,
+                })?;
+                self.settle(ready!(filtered))?
+            } else if !plugins.rest.is_empty() {
+                self.show_more(stream)?
+            } else {
+                // What was made last has been taken.
+                plugins.account(None)?;
                 break;
-            }
-            let filtered = plugins.filters.poll(&plugins.chain, stream, cx);
-            plugins.account()?;
-            let filtered = ready!(filtered);
-            if let Some(data) = self.settle(filtered)? {
+            };
+            if let Some(data) = data {
                 return Poll::Ready(Ok(Some(BodyEvent::Data(Piece::Shared(data)))));
             }
         }
@@ -164,6 +208,18 @@ impl FilteredBody {
             }
         }
         Poll::Ready(Ok((self.stage == Stage::Over).then_some(BodyEvent::End)))
+    }
+
+    /// Shows the plugins what there is of a long piece, until something comes out or one of them has to be waited for.
+    fn show_more(&mut self, stream: &mut Stream) -> Result<Option<Bytes>, Interrupt> {
+        let last = self.stage == Stage::End;
+        while let Some(plugins) = self.plugins.as_deref_mut().filter(|plugins| plugins.is_to_show()) {
+            let filtered = plugins.show_more(stream, last)?;
+            if let Some(data) = self.settle(filtered)? {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
     }
 
     fn settle(&mut self, filtered: Filtered) -> Result<Option<Bytes>, Interrupt> {
@@ -187,7 +243,8 @@ impl FilteredBody {
     }
 
     fn passed(&mut self) {
-        if self.stage == Stage::End {
+        let is_left = self.plugins.as_deref().is_some_and(|plugins| !plugins.rest.is_empty());
+        if self.stage == Stage::End && !is_left {
             self.stage = Stage::Trailers;
         }
     }

@@ -12,6 +12,7 @@ use crate::budget::Buffered;
 use crate::deadline::{Timed, within};
 use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
+use sixfold_core::hcm::Profile;
 use sixfold_core::plugin::{Direction, Overflow, Position, ReadBody};
 use sixfold_core::stream::Stream;
 use std::future::poll_fn;
@@ -26,13 +27,16 @@ pub(super) struct RequestBody {
     last: FilteredBody,
     /// The last section is that in front of this plugin.
     until: Option<Position>,
+    /// The most that a plugin has let in of a body that is in memory as a whole, as filters of Envoy do: what those behind it
+    /// make of it may be no longer.
+    most: Option<usize>,
 }
 
 impl RequestBody {
     /// What no plugin looks at so far.
     pub(super) fn unfiltered() -> RequestBody {
         let last = FilteredBody::unfiltered(Direction::Request);
-        RequestBody { ahead: Vec::new(), last, until: None }
+        RequestBody { ahead: Vec::new(), last, until: None, most: None }
     }
 
     /// Whether something of the body may be in the filters still.
@@ -135,6 +139,9 @@ impl<D: Downstream> Exchange<'_, D> {
         if asker > self.request_body.until {
             self.begin_section(asker);
         }
+        if refuses && self.env.hcm.profile == Profile::Envoy {
+            self.request_body.most = self.request_body.most.max(Some(limit.max(self.env.hcm.buffer_limit)));
+        }
         if self.stream.request_body.is_none() {
             return self.read_body(limit, refuses).await;
         }
@@ -152,7 +159,8 @@ impl<D: Downstream> Exchange<'_, D> {
         if self.stream.request_body.is_none() {
             return Ok(());
         }
-        self.pass_whole(usize::MAX, false).await?;
+        let most = self.request_body.most;
+        self.pass_whole(most.unwrap_or(usize::MAX), most.is_some()).await?;
         self.frame_request(self.announced_length());
         Ok(())
     }

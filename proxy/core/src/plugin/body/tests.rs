@@ -96,6 +96,19 @@ fn a_filter_may_wait_and_answer() {
     };
     let waits = chain([filter(move |_, piece| later(piece)), bracket(9, Overflow::Pass)]);
     assert_eq!(send(&waits, &["a", "b"]), ["", "", "[AB]"]);
+    let ends = chain([filter(|_, piece| {
+        let (data, last) = (Bytes::copy_from_slice(piece.data), piece.last);
+        BodyStep::Wait(Box::pin(async move {
+            BodyStep::Finish(data, vec![(HeaderName::new("x-last").unwrap(), last.to_string().into_bytes())])
+        }))
+    })]);
+    let (mut stream, mut filters) = (stream("/", &[]), BodyFilters::new(Direction::Response));
+    for (last, told) in [(false, None), (true, Some(&b"true"[..]))] {
+        assert!(matches!(filters.push(&ends, &mut stream, b"a", last), Filtered::Waiting));
+        let polled = filters.poll(&ends, &mut stream, &mut Context::from_waker(Waker::noop()));
+        assert!(matches!(polled, Poll::Ready(Filtered::Data(data)) if data == "a"));
+        assert_eq!(stream.response_trailers.get("x-last"), told);
+    }
     let judge = filter(|_, piece| match piece.last {
         false => BodyStep::hold(100),
         true if piece.data == b"bad" => {
