@@ -289,7 +289,7 @@ fn findings_are_told_as_json() {
     let envoy = directory.write("e.yaml", "static_resources: {listeners: [{nmae: x}]}\n");
     let found = self::output(&["validate", "-c", &envoy, "-o", "json"]);
     let found: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
-    assert!(found["errors"][0]["message"].as_str().unwrap().contains("nmae"), "{found}");
+    assert!(found["errors"].to_string().contains("nmae"), "{found}");
     let other = directory.write("o.yaml", "other: 1\n");
     let found = self::output(&["validate", "-c", &other, "-o", "json"]);
     assert!(text(&found.stdout).contains("\"kind\": null"), "{found:?}");
