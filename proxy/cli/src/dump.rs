@@ -36,7 +36,7 @@ pub(crate) fn run(options: &DumpOptions) -> Result<(), Failure> {
     let mut out = std::io::stdout();
     match options.output {
         DumpForm::Json => writeln!(out, "{lists:#}")?,
-        DumpForm::Yaml => write!(out, "{}#END\n", sixfold_apisix::yaml(&lists))?,
+        DumpForm::Yaml => writeln!(out, "{}#END", sixfold_apisix::yaml(&lists))?,
     }
     Ok(())
 }

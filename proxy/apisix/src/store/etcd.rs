@@ -40,6 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const ECHO: Duration = Duration::from_secs(1);
 /// Changes of one transaction: etcd takes 128 (`--max-txn-ops`).
 const MAX_CHANGES: usize = 100;
+/// Questions that wait for the thread: each of a caller that waits for the answer.
+const JOBS: usize = 1024;
 
 /// What is done on the store's thread.
 type Job = Box<dyn FnOnce(Arc<Shared>) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
@@ -63,7 +65,7 @@ pub struct EtcdOptions {
 pub struct EtcdStore {
     shared: Arc<Shared>,
     /// `None` while it is dropped.
-    jobs: Option<mpsc::UnboundedSender<Job>>,
+    jobs: Option<mpsc::Sender<Job>>,
 }
 
 struct Shared {
@@ -164,7 +166,12 @@ impl EtcdStore {
             // Whoever asked waits for it.
             Box::pin(async move { drop(answer.send(done.await)) })
         });
-        self.jobs.as_ref().ok_or_else(ended)?.send(job).map_err(|_| ended())?;
+        self.jobs.as_ref().ok_or_else(ended)?.try_send(job).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                StoreError::Unavailable("too many wait for etcd".to_owned())
+            }
+            mpsc::error::TrySendError::Closed(_) => ended(),
+        })?;
         answered.recv().map_err(|_| ended())?
     }
 }
@@ -177,8 +184,8 @@ impl Drop for EtcdStore {
 }
 
 /// Starts the thread that speaks to etcd.
-fn start(shared: Arc<Shared>) -> std::io::Result<mpsc::UnboundedSender<Job>> {
-    let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
+fn start(shared: Arc<Shared>) -> std::io::Result<mpsc::Sender<Job>> {
+    let (jobs, mut queue) = mpsc::channel::<Job>(JOBS);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("etcd".to_owned()).spawn(move || {
         let tasks = tokio::task::LocalSet::new();

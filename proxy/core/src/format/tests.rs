@@ -347,7 +347,7 @@ fn json_documents_keep_types_and_sort_keys() {
                 "l": ["a", 1, true, "$host"], "d": {"d": {"d": {"d": {"d": {"a": "b"}}}}}}),
             apisix
         ),
-        concat!(r#"{"d":{"d":{"d":{"d":{"d":{}}}}},"e":{},"l":["a",1,true,"oracle.test"],"p":"80","s":200}"#)
+        r#"{"d":{"d":{"d":{"d":{"d":{}}}}},"e":{},"l":["a",1,true,"oracle.test"],"p":"80","s":200}"#
     );
     let error = Format::json(&json!({"a": {"b": "%X%"}}), JsonOptions::default()).unwrap_err();
     assert_eq!(error, "a: b: operator X: is not known");

@@ -9,6 +9,9 @@ use crate::store::{Kept, Key, Notify};
 /// Below the prefix, a list of plugins in JSON.
 pub(super) const PLUGINS: &str = "plugins";
 
+/// The plugins that a list names; `None` where there is no list.
+pub(super) type Listed = Option<BTreeSet<String>>;
+
 /// The values as far as they are known.
 #[derive(Default)]
 pub(super) struct Mirror {
@@ -24,7 +27,7 @@ pub(super) struct Mirror {
     pub(super) generation: u64,
     /// Whether the list of plugins counts that others keep.
     follows_plugins: bool,
-    plugins: Option<BTreeSet<String>>,
+    plugins: Listed,
     plugins_changed: bool,
     /// Whether there is a configuration: it was read, or is that of before.
     pub(super) is_loaded: bool,
@@ -37,7 +40,7 @@ pub(super) struct Snapshot {
     pub(super) cluster: u64,
     pub(super) revision: u64,
     pub(super) values: BTreeMap<Key, Kept>,
-    pub(super) plugins: Option<BTreeSet<String>>,
+    pub(super) plugins: Listed,
     /// What directories there are, as APISIX makes them.
     pub(super) directories: BTreeSet<String>,
 }
@@ -143,7 +146,7 @@ impl Mirror {
     }
 
     /// What nobody has looked at yet, and the plugins if they are others than before.
-    pub(super) fn pending(&mut self) -> (BTreeMap<Key, Option<Kept>>, Option<Option<BTreeSet<String>>>) {
+    pub(super) fn pending(&mut self) -> (BTreeMap<Key, Option<Kept>>, Option<Listed>) {
         let plugins = std::mem::take(&mut self.plugins_changed).then(|| self.plugins.clone());
         (std::mem::take(&mut self.pending), plugins)
     }
