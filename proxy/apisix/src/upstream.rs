@@ -14,6 +14,7 @@ use sixfold_core::cluster::{
     DnsOptions, DnsServers, HeaderCase, HostConfig, Http1Options, Http2Options, Policy, UpstreamProtocol,
 };
 use sixfold_core::format::Format;
+use sixfold_core::hcm::Profile;
 use sixfold_core::headers::HeaderRules;
 use sixfold_core::message;
 use sixfold_core::metadata::Metadata;
@@ -265,6 +266,7 @@ impl Terms {
             discovery: if self.named { Discovery::StrictDns(dns) } else { Discovery::Static },
             connect_timeout: self.connect,
             protocol: self.protocol,
+            profile: Profile::Apisix,
             http1: Http1Options { header_case: HeaderCase::Preserve, ..Http1Options::default() },
             http2: Http2Options::default(),
             header_rules: HeaderRules::APISIX,

@@ -5,6 +5,7 @@ use crate::cluster::{HeaderCase, Http2Options};
 use crate::header_ops::HeaderOps;
 use crate::headers::HeaderRules;
 use crate::plugin::Chain;
+pub use crate::profile::Profile;
 use crate::route::BodyFormat;
 use crate::router::RouteTableCell;
 use crate::trace::{Reason, Tracing};
@@ -12,16 +13,6 @@ use bytes::Bytes;
 use ipnet::IpNet;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Whose manners the proxy has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Profile {
-    /// Envoy's: lower-case names, plain local replies, `x-envoy-*`.
-    #[default]
-    Envoy,
-    /// APISIX's (nginx's): spelling kept, HTML error pages, `Server: APISIX`.
-    Apisix,
-}
 
 /// A compiled HttpConnectionManager, or APISIX's HTTP subsystem on one listener.
 #[derive(Debug)]

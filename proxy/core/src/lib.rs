@@ -40,6 +40,7 @@ pub mod overload;
 pub mod path;
 pub mod peer_exchange;
 pub mod plugin;
+pub mod profile;
 pub mod rate_limit;
 pub mod rbac;
 pub mod redirect;

@@ -12,7 +12,6 @@ mod trust;
 use crate::connect::{Handshake, connect};
 use crate::deadline::{Deadline, after};
 use crate::dns::DnsCache;
-use crate::h1::Profile;
 use crate::upstream::{Outbound, Pools, UpstreamError};
 use bytes::{Bytes, BytesMut};
 use services::{Asked, Services};
@@ -125,7 +124,7 @@ fn attempt(
     let now = std::time::Instant::now();
     flight.begin(now, is_grpc);
     tried.push(TriedHost::new(flight.member().clone(), now));
-    Some(Outbound::new(flight, pools, deadline, Profile::Apisix))
+    Some(Outbound::new(flight, pools, deadline))
 }
 
 /// Sends the request, again where it was the connection that failed it; `Err(None)` is the deadline.

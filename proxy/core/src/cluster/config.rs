@@ -8,6 +8,7 @@ use crate::headers::HeaderRules;
 use crate::message::Scheme;
 use crate::metadata::Metadata;
 use crate::peer_exchange::PeerExchange;
+use crate::profile::Profile;
 use crate::retry::RetryPolicy;
 use crate::tls::ClientTls;
 use std::any::Any;
@@ -50,6 +51,9 @@ pub struct ClusterPolicy {
     pub connect_timeout: Duration,
     /// Version spoken.
     pub protocol: UpstreamProtocol,
+    /// Whose manners HTTP/1 towards the endpoints has: those of whoever described the cluster, whoever a connection is
+    /// opened for, since all its requests share connections.
+    pub profile: Profile,
     /// HTTP/1 towards the endpoints.
     pub http1: Http1Options,
     /// HTTP/2 towards the endpoints.
@@ -152,6 +156,7 @@ impl Default for ClusterPolicy {
             discovery: Discovery::Static,
             connect_timeout: Duration::from_secs(5),
             protocol: UpstreamProtocol::Http1,
+            profile: Profile::Envoy,
             http1: Http1Options::default(),
             http2: Http2Options::default(),
             header_rules: HeaderRules::ENVOY,

@@ -8,6 +8,7 @@ use sixfold_core::cluster::{
     Address, BreakerLimits, Cluster, ClusterCell, ClusterConfig, ClusterPolicy, Clusters, DnsFamily,
     HostConfig,
 };
+use sixfold_core::hcm::Profile;
 use sixfold_core::message::Scheme;
 use sixfold_core::metrics::Registry;
 use sixfold_core::plugin::{CalloutError, CalloutRequest, ConnectRequest, Keepalive, VerifyTls};
@@ -243,6 +244,8 @@ impl Key {
             breaker: BreakerLimits::UNLIMITED,
             high_breaker: BreakerLimits::UNLIMITED,
             statistics: false,
+            // Envoy's configuration asks clusters alone.
+            profile: Profile::Apisix,
             // Its request's own time is the bound.
             connect_timeout: Duration::from_secs(60),
             ..ClusterPolicy::default()

@@ -6,6 +6,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use sixfold_core::cluster::{Address, ClusterConfig, Clusters, HostConfig, UpstreamProtocol};
+use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Headers;
 use sixfold_core::metrics::Registry;
 use sixfold_core::plugin::{Keepalive, VerifyTls, grpc};
@@ -263,6 +264,46 @@ async fn clusters_bring_their_endpoints_unix_sockets_and_retries() {
     let nobody = Clusters::default().cell("nobody");
     let error = callout.send(CalloutRequest { cluster: Some(nobody), ..request(0) }).await.unwrap_err();
     assert!(error.to_string().contains("no cluster 'nobody'"), "{error}");
+}
+
+// A callout opened connections with nginx's manners whoever had described the cluster, and requests of clients then went over
+// them: folded fields were refused, names that are none let pass.
+#[tokio::test]
+async fn a_cluster_says_whose_manners_its_connections_have() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = Address::Ip(listener.local_addr().unwrap());
+    let callout = callout(None);
+    let answer = |field: &str| format!("HTTP/1.1 200 Fine\r\n{field}\r\ncontent-length: 0\r\n\r\n");
+    for (profile, length, folded, bad) in [
+        (Profile::Envoy, "\r\ncontent-length: 8\r\n", true, false),
+        (Profile::Apisix, "\r\nContent-Length: 8\r\n", false, true),
+    ] {
+        for (field, passes) in [("x-a: a\r\n b", folded), ("Bad@Name: 2", bad)] {
+            let cell = cluster(vec![address.clone()], |config| config.profile = profile);
+            let request = CalloutRequest {
+                uri: "http://named.test/p".into(),
+                cluster: Some(cell),
+                retries: 0,
+                method: http::Method::POST,
+                headers: Headers::new(),
+                body: Bytes::from_static(b"question"),
+                timeout: Duration::from_secs(5),
+                verify_tls: true,
+                max_body: 1000,
+                keepalive: None,
+            };
+            let serve = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut seen = vec![0; 1000];
+                let read = stream.read(&mut seen).await.unwrap();
+                stream.write_all(answer(field).as_bytes()).await.unwrap();
+                String::from_utf8_lossy(&seen[..read]).into_owned()
+            };
+            let (answered, seen) = tokio::join!(callout.send(request), serve);
+            assert!(seen.contains(length), "{profile:?}: {seen}");
+            assert_eq!(answered.is_ok(), passes, "{profile:?} {field}");
+        }
+    }
 }
 
 // A URI may hold what a client sends: each host was remembered for ever.

@@ -234,6 +234,7 @@ fn reach(cluster: &Cluster, host: &Host, line: Line) -> Arc<ClusterCell> {
     let policy = ClusterPolicy {
         scheme: line.scheme,
         protocol: if line.http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 },
+        profile: config.profile,
         http1: config.http1.clone(),
         http2: config.http2.clone(),
         header_rules: config.header_rules,

@@ -100,7 +100,7 @@ impl Endpoint {
                         head.extend_from_slice(&buffer[..read]);
                         if head.ends_with(b"\r\n\r\n") {
                             let text = String::from_utf8(std::mem::take(&mut head)).unwrap();
-                            let head = "GET /hc HTTP/1.1\r\nHost: c\r\nuser-agent: Envoy/HC\r\n\r\n";
+                            let head = "GET /hc HTTP/1.1\r\nhost: c\r\nuser-agent: Envoy/HC\r\n\r\n";
                             assert_eq!(text, head);
                             asked.fetch_add(1, Relaxed);
                             let answer =

@@ -60,7 +60,6 @@ impl<D: Downstream> Exchange<'_, D> {
                 timeout: plan.limits.connect.unwrap_or(plan.cluster.config.connect_timeout),
                 high: plan.forward.high_priority,
                 raw: plan.forward.connect_tcp && self.down.upgrade() == Some("connect"),
-                profile: self.env.hcm.profile,
                 now: self.clock.now(),
             };
             let checkout = match self.connection(&wanted, resend.on_new()).await? {

@@ -11,7 +11,6 @@ use super::forward::Plan;
 use crate::budget::Reservation;
 use crate::deadline::{Deadline, TimedOut, after, bounded};
 use crate::drain::Drain;
-use crate::h1::Profile;
 use crate::upstream::{Outbound, Pools, UpstreamError, choose_cluster, destination};
 use crate::wire::body::Piece;
 use bytes::Bytes;
@@ -235,7 +234,7 @@ impl Shadow {
         let flight = self.cluster.choose(&Choice { destination: self.destination, ..choice });
         let Some(mut flight) = flight else { return self.count(&Failure::NoHost, false) };
         flight.begin(std::time::Instant::now(), self.head.is_grpc());
-        let mut out = Outbound::new(flight, pools, Deadline::unset(), Profile::Envoy);
+        let mut out = Outbound::new(flight, pools, Deadline::unset());
         loop {
             let Err(failure) = self.attempt(&mut out).await else { return };
             match &failure {

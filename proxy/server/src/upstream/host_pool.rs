@@ -214,7 +214,6 @@ impl HostPool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::h1::Profile;
     use sixfold_core::cluster::{Address, Cluster, ClusterConfig, HostConfig};
     use sixfold_core::metrics::Registry;
     use sixfold_core::tls::ClientTls;
@@ -239,7 +238,6 @@ mod tests {
                 timeout: Duration::from_secs(1),
                 high: false,
                 raw: false,
-                profile: Profile::Envoy,
                 now: start + Duration::from_secs(seconds),
             };
             pool.kind(&wanted).kind.clone()

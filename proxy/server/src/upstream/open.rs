@@ -7,7 +7,7 @@ use super::queue::Place;
 use super::{ActiveConnection, UpstreamError, Wanted, dial};
 use crate::connect::{Alpn, Handshake};
 use crate::deadline::after;
-use crate::h1::{H1Options, HeaderCase, Profile};
+use crate::h1::{H1Options, HeaderCase};
 use crate::io::Meter;
 use sixfold_core::cluster::{Cluster, ConnectionPermit, Host};
 use sixfold_core::connection::UpstreamConnection;
@@ -26,7 +26,6 @@ pub(super) struct Order {
     tls: Option<Arc<ClientTls>>,
     alpn: Alpn,
     timeout: Duration,
-    profile: Profile,
 }
 
 /// A connection in the version that was agreed.
@@ -47,7 +46,6 @@ impl Order {
             tls: wanted.tls.cloned(),
             alpn: wanted.alpn(),
             timeout: wanted.timeout,
-            profile: wanted.profile,
         }
     }
 
@@ -137,7 +135,7 @@ impl Order {
 
     fn h1_options(&self) -> H1Options {
         let http1 = &self.cluster.config.http1;
-        let mut opts = H1Options::upstream(self.profile);
+        let mut opts = H1Options::upstream(self.cluster.config.profile);
         opts.enable_trailers = http1.enable_trailers;
         opts.allow_chunked_length = http1.allow_chunked_length;
         opts.rules = self.cluster.config.header_rules;

@@ -2,7 +2,6 @@
 
 use super::{Checkout, HeadEvent, Pools, Resend, UpstreamError, UpstreamStream, Wanted};
 use crate::deadline::{Deadline, Timed, poll_within};
-use crate::h1::Profile;
 use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
 use sixfold_core::cluster::{InFlight, OutcomeKind};
@@ -18,8 +17,6 @@ pub(crate) struct Outbound {
     flight: Option<InFlight>,
     checkout: Option<Checkout>,
     deadline: Deadline,
-    /// Whose manners HTTP/1 shows.
-    profile: Profile,
     sending: Sending,
     response: ResponseHead,
     trailers: Headers,
@@ -41,13 +38,12 @@ struct Sending {
 
 impl Outbound {
     /// For an attempt that has begun, within the time of its request.
-    pub(crate) fn new(flight: InFlight, pools: Pools, deadline: Deadline, profile: Profile) -> Outbound {
+    pub(crate) fn new(flight: InFlight, pools: Pools, deadline: Deadline) -> Outbound {
         Outbound {
             pools,
             flight: Some(flight),
             checkout: None,
             deadline,
-            profile,
             sending: Sending::default(),
             response: ResponseHead::default(),
             trailers: Headers::new(),
@@ -82,7 +78,6 @@ impl Outbound {
             timeout: cluster.config.connect_timeout,
             high: false,
             raw: false,
-            profile: self.profile,
             now: Instant::now(),
         };
         let ready = if self.resend.on_new() { None } else { self.pools.take_ready(&wanted)? };

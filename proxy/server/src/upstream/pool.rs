@@ -9,7 +9,6 @@ use super::open::{Opened, Order};
 use super::queue::{Grant, Place, Queue};
 use super::{UpstreamError, UpstreamStream};
 use crate::connect::Alpn;
-use crate::h1::Profile;
 use parking_lot::Mutex;
 use sixfold_core::cluster::{Breaker, Cluster, ConnectionPermit, Host, Permit, Resource, UpstreamProtocol};
 use sixfold_core::connection::Source;
@@ -64,8 +63,6 @@ pub(crate) struct Wanted<'a> {
     pub(crate) high: bool,
     /// Wants the connection's bytes, without HTTP (the end of a CONNECT).
     pub(crate) raw: bool,
-    /// Whose manners HTTP/1 shows.
-    pub(crate) profile: Profile,
     /// The moment of the request.
     pub(crate) now: Instant,
 }

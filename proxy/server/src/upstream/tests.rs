@@ -2,7 +2,6 @@
 use super::pool::LOOK_AGAIN;
 use super::*;
 use crate::deadline::Deadline;
-use crate::h1::Profile;
 use crate::io::Socket;
 use crate::wire::h2_guard::{Guarded, PeerTimeouts};
 use sixfold_core::cluster::{
@@ -159,7 +158,6 @@ fn wanted<'a>(cluster: &'a Arc<Cluster>, host: &'a Arc<Host>) -> Wanted<'a> {
         timeout: Duration::from_secs(2),
         high: false,
         raw: false,
-        profile: Profile::Envoy,
         now: Instant::now(),
     }
 }

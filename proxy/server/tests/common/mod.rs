@@ -106,6 +106,7 @@ impl Setup {
     /// A cluster of these endpoints.
     pub fn cluster(&mut self, name: &str, hosts: &[SocketAddr], change: impl FnOnce(&mut ClusterConfig)) {
         let mut config = cluster_config(name);
+        config.profile = self.profile;
         change(&mut config);
         let hosts = hosts.iter().map(|a| HostConfig::new(Address::Ip(*a))).collect();
         let cluster = Cluster::new(config, hosts, None, &self.registry).unwrap();

@@ -43,6 +43,7 @@ fn counted(
     previous: Option<&Cluster>,
 ) -> Arc<Cluster> {
     let mut config = ClusterConfig::named("c");
+    config.profile = sixfold_core::hcm::Profile::Apisix;
     config.checks = checks.map(Arc::new);
     let endpoints = addresses.iter().map(|address| HostConfig::new(Address::Ip(*address)));
     Cluster::new(config, endpoints.collect(), previous, &Registry::new()).unwrap()
