@@ -169,10 +169,10 @@ fn grpc_timeout(time: Duration) -> String {
     String::new()
 }
 
-/// Messages of other versions than the third are not spoken.
+/// Messages of other versions than the third, which is meant where none is named, are not spoken.
 pub(crate) fn check_version(value: i32) -> Result<()> {
     match enum_value(value, "transport_api_version")? {
-        ApiVersion::V3 => Ok(()),
+        ApiVersion::Auto | ApiVersion::V3 => Ok(()),
         other => {
             let reason = format!("{} is not supported, V3 is", other.as_str_name());
             Err(ConfigError::field("transport_api_version", reason))
@@ -182,7 +182,18 @@ pub(crate) fn check_version(value: i32) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    // Where the field was left out, the configuration was refused.
+    #[test]
+    fn the_third_version_is_meant_where_none_is_named() {
+        assert!([0, 2].into_iter().all(|value| check_version(value).is_ok()));
+        for value in [1, 77] {
+            let error = check_version(value).unwrap_err().to_string();
+            assert!(error.contains("transport_api_version"), "{error}");
+        }
+    }
 
     #[test]
     fn times_have_eight_digits_at_most() {
