@@ -38,7 +38,7 @@ pub(super) fn bound_stream(
             capped.saturating_sub(route.grpc_timeout_header_offset.unwrap_or_default())
         }
     };
-    if route.by_stream && request.is_grpc() && asked.is_none_or(|(asked, _)| asked != limit) {
+    if route.by_stream && request.is_grpc() {
         tell_grpc(limit, &mut request.headers);
     }
     Some(limit.max(AT_ONCE))
@@ -174,7 +174,8 @@ fn milliseconds(headers: &Headers, name: Known) -> Option<Duration> {
     headers.get_str(name)?.parse().ok().map(Duration::from_millis)
 }
 
-/// The grpc-timeout header (gRPC over HTTP/2): up to eight digits and a unit.
+/// The grpc-timeout header (gRPC over HTTP/2): up to eight digits and a unit. What is finer than milliseconds is rounded up, as in
+/// Envoy: they are what the upstream is told in.
 pub(crate) fn grpc_timeout(headers: &Headers) -> Option<Duration> {
     let text = headers.get_str(Known::GRPC_TIMEOUT)?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -187,8 +188,8 @@ pub(crate) fn grpc_timeout(headers: &Headers) -> Option<Duration> {
         "M" => Duration::from_secs(n * 60),
         "S" => Duration::from_secs(n),
         "m" => Duration::from_millis(n),
-        "u" => Duration::from_micros(n),
-        "n" => Duration::from_nanos(n),
+        "u" => Duration::from_millis(n.div_ceil(1000)),
+        "n" => Duration::from_millis(n.div_ceil(1_000_000)),
         _ => return None,
     })
 }
@@ -207,6 +208,10 @@ mod tests {
         assert_eq!(read("5S"), Some(Duration::from_secs(5)));
         assert_eq!(read("250m"), Some(Duration::from_millis(250)));
         assert_eq!(read("1H"), Some(Duration::from_secs(3600)));
+        assert_eq!(
+            (read("1500u"), read("7n")),
+            (Some(Duration::from_millis(2)), Some(Duration::from_millis(1)))
+        );
         for bad in ["", "S", "123456789S", "5", "-5S", "5x"] {
             assert_eq!(read(bad), None, "{bad}");
         }
@@ -222,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grpc_timeout_bounds_the_stream_and_goes_on_as_it_is_unless_it_is_cut() {
+    fn a_grpc_timeout_bounds_the_stream_and_goes_on_in_milliseconds() {
         let millis = Duration::from_millis;
         let bound = |sent: Option<&str>, max: Option<u64>, offset: Option<u64>| {
             let route = Timeouts {
@@ -236,8 +241,9 @@ mod tests {
             let limit = bound_stream(&route, None, &mut request);
             (limit, request.headers.get_str(Known::GRPC_TIMEOUT).map(str::to_owned))
         };
-        assert_eq!(bound(Some("1S"), Some(0), None), (Some(millis(1000)), Some("1S".into())));
-        assert_eq!(bound(Some("1S"), Some(5000), None), (Some(millis(1000)), Some("1S".into())));
+        // It went on as it was where nothing was taken off.
+        assert_eq!(bound(Some("1S"), Some(0), None), (Some(millis(1000)), Some("1000m".into())));
+        assert_eq!(bound(Some("1S"), Some(5000), None), (Some(millis(1000)), Some("1000m".into())));
         assert_eq!(bound(Some("1S"), Some(300), None), (Some(millis(300)), Some("300m".into())));
         assert_eq!(bound(Some("1S"), Some(0), Some(100)), (Some(millis(900)), Some("900m".into())));
         // Nothing is left: it is over at once.
