@@ -278,6 +278,8 @@ pub struct ResponseHead {
     pub headers: Headers,
     /// Whether its body goes to the client in chunks: nginx's `$sent_http_transfer_encoding`.
     pub chunked: bool,
+    /// Bytes, of name and value, of the field `connection` that the client's connection adds; 0 where it adds none.
+    pub connection_bytes: u8,
 }
 
 /// The reason phrase of a status line. It belongs to the status that it came with: whoever puts another status in
@@ -321,6 +323,7 @@ impl ResponseHead {
         self.reason.clear();
         self.headers.clear();
         self.chunked = false;
+        self.connection_bytes = 0;
     }
 }
 

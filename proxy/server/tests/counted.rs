@@ -119,6 +119,22 @@ async fn bytes_on_the_wire_of_http1_are_exact() {
     assert_eq!(received, seen.iter().map(|(_, received, ..)| received).sum::<u64>());
 }
 
+// What the codec says of the connection was left out, which is a field as others are.
+#[tokio::test]
+async fn the_bytes_of_a_response_s_head_are_those_of_all_its_fields() {
+    let (mut setup, lines) = setup("%RESPONSE_HEADERS_BYTES%");
+    setup.routes.push(direct("/", "tea".into()));
+    let proxy = setup.serve().await.0;
+    for closes in ["", "Connection: close\r\n"] {
+        let before = lines.0.lock().len();
+        let mut client = TcpStream::connect(proxy).await.unwrap();
+        client.write_all(format!("GET / HTTP/1.1\r\nHost: a.test\r\n{closes}\r\n").as_bytes()).await.unwrap();
+        eventually(|| lines.0.lock().len() > before).await;
+    }
+    let seen: Vec<u64> = lines.0.lock().iter().map(|line| line.trim().parse().unwrap()).collect();
+    assert_eq!(seen[1] - seen[0], "connectionclose".len() as u64);
+}
+
 /// Of a cluster, its route and its virtual cluster; external responses and those of retries, any status, and endpoints
 /// that refuse stayed at zero or were counted twice.
 #[tokio::test]

@@ -10,6 +10,7 @@ use sixfold_core::cluster::Address as HostAddress;
 use sixfold_core::connection::{Certificate, TlsInfo};
 use sixfold_core::custom_tag::CustomTag;
 use sixfold_core::flags::{Flag, ResponseFlags};
+use sixfold_core::format::{request_bytes, response_bytes};
 use sixfold_core::headers::{HeaderName, Headers, Known};
 use sixfold_core::message::Version;
 use sixfold_core::stream::Stream;
@@ -94,7 +95,7 @@ fn request(extra: &Extra, stream: &Stream) -> HttpRequestProperties {
             path if path.is_empty() => text(&stream.original_target),
             path => path,
         },
-        request_headers_bytes: bytes.traffic.head_received,
+        request_headers_bytes: request_bytes(stream),
         request_body_bytes: bytes.request_body,
         request_headers: chosen(&extra.request, &request.headers),
         upstream_header_bytes_sent: upstream.head_sent,
@@ -106,7 +107,7 @@ fn response(extra: &Extra, stream: &Stream) -> HttpResponseProperties {
     let (response, bytes) = (&stream.response, &stream.bytes);
     HttpResponseProperties {
         response_code: (response.status != 0).then(|| UInt32Value { value: response.status.into() }),
-        response_headers_bytes: bytes.traffic.head_sent,
+        response_headers_bytes: response_bytes(stream),
         response_body_bytes: bytes.response_body,
         response_headers: chosen(&extra.response, &response.headers),
         response_trailers: chosen(&extra.trailers, &stream.response_trailers),

@@ -2,7 +2,7 @@
 
 use super::value::{Map, Value};
 use crate::connection::{Certificate, TlsInfo};
-use crate::format::grpc_status;
+use crate::format::{grpc_status, response_bytes};
 use crate::headers::Known;
 use crate::stream::Stream;
 use std::net::SocketAddr;
@@ -91,10 +91,7 @@ fn fields_bytes(headers: &crate::headers::Headers) -> u64 {
 }
 
 fn response_head_bytes(stream: &Stream) -> u64 {
-    if stream.response.status == 0 {
-        return 0;
-    }
-    fields_bytes(&stream.response.headers) + ":status200".len() as u64
+    if stream.response.status == 0 { 0 } else { response_bytes(stream) }
 }
 
 fn size(stream: &Stream) -> Option<Value<'_>> {

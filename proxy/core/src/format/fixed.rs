@@ -217,7 +217,8 @@ fn bytes(headers: &Headers) -> u64 {
     (headers.wire_len() - 4 * headers.len()) as u64
 }
 
-fn request_bytes(stream: &Stream) -> u64 {
+/// Bytes of the request's head as Envoy counts them (`HeaderMap::byteSize`): names and values, pseudo-headers too.
+pub fn request_bytes(stream: &Stream) -> u64 {
     if !has_request(stream) {
         return 0;
     }
@@ -234,9 +235,12 @@ fn request_bytes(stream: &Stream) -> u64 {
     bytes(&request.headers) + there.map(|(name, value)| (name.len() + value) as u64).sum::<u64>()
 }
 
-fn response_bytes(stream: &Stream) -> u64 {
+/// Bytes of the response's head as Envoy counts them (`HeaderMap::byteSize`): names and values, with `:status` and what says
+/// that the connection ends.
+pub fn response_bytes(stream: &Stream) -> u64 {
     // `:status` and its three digits.
-    bytes(&stream.response.headers) + if stream.response.status == 0 { 0 } else { 10 }
+    let status = if stream.response.status == 0 { 0 } else { 10 };
+    bytes(&stream.response.headers) + status + u64::from(stream.response.connection_bytes)
 }
 
 fn address(out: &mut Vec<u8>, address: Option<SocketAddr>) -> bool {

@@ -24,6 +24,7 @@ mod variable;
 
 pub use body::BodyLimits;
 pub use escape::Escape;
+pub use fixed::{request_bytes, response_bytes};
 pub use json::{Dialect, JsonOptions, quote};
 pub use operator::grpc_status;
 pub(crate) use operator::has_request;

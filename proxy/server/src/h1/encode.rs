@@ -48,6 +48,8 @@ pub struct EncodedResponse {
     pub keep_alive: bool,
     /// Bytes of the field lines.
     pub field_bytes: u64,
+    /// Those of name and value of the field `connection` that was added; 0 where none was.
+    pub connection_bytes: u8,
 }
 
 /// What was written of a request's head.
@@ -220,15 +222,18 @@ pub fn encode_response(
         }
     };
     let keep_alive = context.keep_alive && body != BodyEncoder::Raw;
-    if status == 101 && opts.profile == Profile::Envoy && !fields.is_upgrade() {
-        own(out, Known::CONNECTION, b"close");
-    }
-    if !tunnel && status >= 200 {
-        match (keep_alive, opts.profile) {
-            (false, _) => own(out, Known::CONNECTION, b"close"),
-            (true, Profile::Envoy) if !http10 => {}
-            (true, _) => own(out, Known::CONNECTION, b"keep-alive"),
-        }
+    let refused = status == 101 && opts.profile == Profile::Envoy && !fields.is_upgrade();
+    let connection: Option<&[u8]> = match (keep_alive, opts.profile) {
+        _ if refused => Some(b"close"),
+        _ if tunnel || status < 200 => None,
+        (false, _) => Some(b"close"),
+        (true, Profile::Envoy) if !http10 => None,
+        (true, _) => Some(b"keep-alive"),
+    };
+    let mut connection_bytes = 0;
+    if let Some(value) = connection {
+        own(out, Known::CONNECTION, value);
+        connection_bytes = ("connection".len() + value.len()) as u8;
     }
     // nginx's own fields stand before those of others, which Server is one of to APISIX.
     if let Some(server) = head.headers.get(Known::SERVER).filter(|_| opts.profile == Profile::Apisix) {
@@ -236,7 +241,7 @@ pub fn encode_response(
     }
     let field_bytes = (out.len() - first) as u64;
     out.extend_from_slice(b"\r\n");
-    Ok(EncodedResponse { body, keep_alive, field_bytes })
+    Ok(EncodedResponse { body, keep_alive, field_bytes, connection_bytes })
 }
 
 impl BodyEncoder {

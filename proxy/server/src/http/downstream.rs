@@ -35,8 +35,9 @@ pub(crate) trait Downstream: Send {
     /// Answers `Expect: 100-continue`.
     fn write_continue(&mut self);
 
-    /// Takes the head of the response; `end` if no body follows. `close` asks that the connection end with it.
-    fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<(), DownstreamError>;
+    /// Takes the head of the response; `end` if no body follows. `close` asks that the connection end with it. Answers
+    /// the bytes, of name and value, of the field that says what becomes of the connection; 0 where there is none.
+    fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<u8, DownstreamError>;
 
     /// Whether the body of the response goes in chunks, once its head has been taken.
     fn is_chunked(&self) -> bool;

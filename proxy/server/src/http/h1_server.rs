@@ -390,7 +390,7 @@ impl Downstream for H1Client {
         self.out.tail().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
     }
 
-    fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<(), DownstreamError> {
+    fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<u8, DownstreamError> {
         let context = ResponseContext {
             request: self.kind,
             version: self.version,
@@ -402,7 +402,7 @@ impl Downstream for H1Client {
         self.encoder = encoded.body;
         self.fields.1 += encoded.field_bytes;
         self.keep_alive = encoded.keep_alive;
-        Ok(())
+        Ok(encoded.connection_bytes)
     }
 
     fn is_chunked(&self) -> bool {

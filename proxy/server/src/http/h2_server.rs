@@ -266,7 +266,7 @@ impl Downstream for H2Client {
         let _ = self.respond.send_informational(interim);
     }
 
-    fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<(), DownstreamError> {
+    fn write_head(&mut self, head: &ResponseHead, end: bool, close: bool) -> Result<u8, DownstreamError> {
         if close && self.upgrade.is_some() {
             // As Envoy does with an upgrade that is refused: its GOAWAY goes before the answer.
             self.wishes.leave();
@@ -280,7 +280,7 @@ impl Downstream for H2Client {
         self.traffic.head_sent = head.headers.wire_len() as u64;
         self.traffic.sent = self.traffic.head_sent + FRAME_HEAD;
         self.send = Some(H2Send::new(send, end));
-        Ok(())
+        Ok(0)
     }
 
     fn is_chunked(&self) -> bool {

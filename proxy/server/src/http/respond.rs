@@ -299,7 +299,8 @@ impl<D: Downstream> Exchange<'_, D> {
             self.close = true;
             self.stream.response.headers.set(Known::X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL, b"true");
         }
-        self.down.write_head(&self.stream.response, end, self.close)?;
+        self.stream.response.connection_bytes =
+            self.down.write_head(&self.stream.response, end, self.close)?;
         self.stream.response.chunked = self.down.is_chunked();
         self.stream.bytes.head_end = self.down.traffic().sent;
         let stats = &self.env.hcm.stats;
