@@ -709,6 +709,7 @@ mod tests {
             span_id: 2,
             parent_id: None,
             upstream_id: None,
+            form: crate::trace::B3Form::default(),
             state: "".into(),
             sampled: true,
         }));

@@ -8,7 +8,7 @@ mod sampling;
 #[cfg(test)]
 mod tests;
 
-pub use context::{Parent, Propagation};
+pub use context::{B3Form, Parent, Propagation};
 pub use sampling::{Reason, Sampling, is_traced};
 
 use crate::access_log::LogSink;
@@ -73,6 +73,8 @@ pub struct Span {
     pub parent_id: Option<u64>,
     /// That of the span of what goes to the upstream, where it has one of its own.
     pub upstream_id: Option<u64>,
+    /// In which of B3's forms the caller told of itself: the upstream is told in the same.
+    pub form: B3Form,
     /// `tracestate` as it came.
     pub state: Box<str>,
     /// Whether collectors get it.
@@ -92,7 +94,7 @@ impl Tracing {
         let Some(provider) = &self.provider else { return reason };
         let traced = reason != Reason::None;
         let headers = &mut stream.request.headers;
-        let mut span = provider.propagation.span(headers, traced, self.kind);
+        let Some(mut span) = provider.propagation.span(headers, traced, self.kind) else { return reason };
         if self.spawns_upstream {
             span.upstream_id = Some(fastrand::u64(1..));
         }

@@ -26,6 +26,16 @@ pub struct Propagation {
     pub shares_spans: bool,
 }
 
+/// How B3's headers tell of a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum B3Form {
+    /// A header a value: `x-b3-*`.
+    #[default]
+    Each,
+    /// All in one: `b3`.
+    Single,
+}
+
 /// The span of the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parent {
@@ -40,9 +50,13 @@ pub struct Parent {
 }
 
 impl Propagation {
-    /// The span of a request with these headers, which is traced if nobody has decided otherwise.
-    pub(super) fn span(self, headers: &Headers, traced: bool, kind: SpanKind) -> Span {
+    /// The span of a request with these headers, which is traced if nobody has decided otherwise; none where the single
+    /// header of B3 can't be read, which goes on as it is.
+    pub(super) fn span(self, headers: &Headers, traced: bool, kind: SpanKind) -> Option<Span> {
         let b3 = if self.b3 { b3(headers) } else { B3Told::default() };
+        if b3.form == B3Form::Single && b3.parent.is_none() && b3.sampled.is_none() {
+            return None;
+        }
         let parent = b3.parent.or_else(|| self.w3c.then(|| w3c(headers)).flatten());
         let state = headers.get_str(TRACE_STATE).filter(|_| self.w3c && parent.is_some());
         let state = state.unwrap_or_default().into();
@@ -51,14 +65,23 @@ impl Propagation {
             let high = if self.long_ids { u128::from(fastrand::u64(1..)) << 64 } else { 0 };
             let sampled = b3.sampled.unwrap_or(traced);
             let trace_id = high | u128::from(span_id);
-            return Span { trace_id, span_id, parent_id: None, upstream_id: None, state, sampled };
+            return Some(Span {
+                trace_id,
+                span_id,
+                parent_id: None,
+                upstream_id: None,
+                form: b3.form,
+                state,
+                sampled,
+            });
         };
         let sampled = parent.sampled.unwrap_or(traced);
         let (span_id, parent_id) = match self.shares_spans && kind == SpanKind::Server {
             true => (parent.span_id, parent.parent_id),
             false => (fastrand::u64(1..), Some(parent.span_id)),
         };
-        Span { trace_id: parent.trace_id, span_id, parent_id, upstream_id: None, state, sampled }
+        let trace_id = parent.trace_id;
+        Some(Span { trace_id, span_id, parent_id, upstream_id: None, form: b3.form, state, sampled })
     }
 
     /// Tells the upstream of a span.
@@ -68,17 +91,29 @@ impl Propagation {
             None => (span.span_id, span.parent_id),
         };
         if self.b3 {
-            let short = u64::try_from(span.trace_id).map(hex);
-            match short {
-                Ok(short) => headers.set(TRACE, &short),
-                Err(_) => headers.set(TRACE, &long_hex(span.trace_id)),
+            let (short, long) = (hex(span.trace_id as u64), long_hex(span.trace_id));
+            let trace = if span.trace_id >> 64 == 0 { &short[..] } else { &long[..] };
+            let sampled = if span.sampled { b"1" } else { b"0" };
+            match span.form {
+                B3Form::Each => {
+                    headers.set(TRACE, trace);
+                    headers.set(SPAN, &hex(span_id));
+                    match parent {
+                        Some(parent) => headers.set(PARENT, &hex(parent)),
+                        None => drop(headers.remove(PARENT)),
+                    }
+                    headers.set(SAMPLED, sampled);
+                }
+                // The others stay as they came.
+                B3Form::Single => {
+                    let mut value = [trace, &hex(span_id), sampled].join(&b'-');
+                    if let Some(parent) = parent {
+                        value.push(b'-');
+                        value.extend_from_slice(&hex(parent));
+                    }
+                    headers.set(B3, &value);
+                }
             }
-            headers.set(SPAN, &hex(span_id));
-            match parent {
-                Some(parent) => headers.set(PARENT, &hex(parent)),
-                None => drop(headers.remove(PARENT)),
-            }
-            headers.set(SAMPLED, if span.sampled { b"1" } else { b"0" });
         }
         if self.w3c {
             let mut value = *b"00-00000000000000000000000000000000-0000000000000000-00";
@@ -97,6 +132,7 @@ struct B3Told {
     parent: Option<Parent>,
     /// What was decided, also where no span is told of.
     sampled: Option<bool>,
+    form: B3Form,
 }
 
 fn b3(headers: &Headers) -> B3Told {
@@ -107,7 +143,7 @@ fn b3(headers: &Headers) -> B3Told {
     let spans = headers.get(TRACE).and_then(id).zip(headers.get(SPAN).and_then(short_id));
     let parent_id = headers.get(PARENT).and_then(short_id);
     let parent = spans.map(|(trace_id, span_id)| Parent { trace_id, span_id, parent_id, sampled });
-    B3Told { parent, sampled }
+    B3Told { parent, sampled, form: B3Form::Each }
 }
 
 /// `{trace}-{span}-{sampled}-{parent}`, the last two optional, or only whether it is sampled.
@@ -118,7 +154,7 @@ fn single(value: &str) -> B3Told {
         _ => None,
     };
     if let Some(sampled) = decided(value) {
-        return B3Told { parent: None, sampled: Some(sampled) };
+        return B3Told { parent: None, sampled: Some(sampled), form: B3Form::Single };
     }
     let mut parts = value.split('-');
     let trace = parts.next().and_then(|text| id(text.as_bytes()));
@@ -126,7 +162,7 @@ fn single(value: &str) -> B3Told {
     let sampled = parts.next().and_then(decided);
     let parent_id = parts.next().and_then(|text| short_id(text.as_bytes()));
     let parent = trace.zip(span).map(|(trace_id, span_id)| Parent { trace_id, span_id, parent_id, sampled });
-    B3Told { parent, sampled }
+    B3Told { parent, sampled, form: B3Form::Single }
 }
 
 /// `{version}-{trace}-{span}-{flags}`.

@@ -62,7 +62,7 @@ const W3C: Propagation = Propagation { b3: false, w3c: true, long_ids: true, sha
 
 fn passed(propagation: Propagation, fields: &[(&str, &str)], traced: bool) -> (Span, Headers) {
     let mut headers = headers(fields);
-    let span = propagation.span(&headers, traced, SpanKind::Server);
+    let span = propagation.span(&headers, traced, SpanKind::Server).unwrap();
     propagation.tell(&mut headers, &span);
     (span, headers)
 }
@@ -96,6 +96,36 @@ fn a_new_trace_has_no_parent() {
     let single = "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1-05e3ac9a4f6e3b90";
     let (span, _) = passed(B3, &[("b3", single)], false);
     assert_eq!((span.parent_id, span.sampled), (Some(0xe457_b5a2_e4d8_6bd1), true));
+}
+
+// The caller's went on unchanged, beside others that named another span.
+#[test]
+fn the_single_header_of_b3_is_told_in_the_same_form() {
+    let parent = "463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312";
+    for (told, sampled) in [("", "1"), ("-1", "1"), ("-d", "1"), ("-0", "0"), ("-1-05e3ac9a4f6e3b90", "1")] {
+        let (span, headers) = passed(B3, &[("b3", &format!("{parent}{told}"))], true);
+        let own =
+            format!("463ac35c9f6413ad48485a3953bb6124-{:016x}-{sampled}-a2fb4a1d1a96d312", span.span_id);
+        assert_eq!(headers.get_str("b3"), Some(&*own));
+        assert_eq!(headers.len(), 1, "nothing of the other form");
+    }
+    for junk in ["", "junk", "463ac35c9f6413ad48485a3953bb6124"] {
+        assert!(B3.span(&headers(&[("b3", junk)]), true, SpanKind::Server).is_none(), "{junk}");
+    }
+    let short = Propagation { long_ids: false, ..B3 };
+    for decided in ["0", "1"] {
+        let (span, headers) = passed(short, &[("b3", decided)], true);
+        let own = format!("{0:016x}-{0:016x}-{decided}", span.span_id);
+        assert_eq!((headers.get_str("b3"), headers.len()), (Some(&*own), 1));
+    }
+    let both = [
+        ("b3", parent),
+        ("x-b3-traceid", "463ac35c9f6413ad48485a3953bb6124"),
+        ("x-b3-spanid", "b2fb4a1d1a96d312"),
+    ];
+    let (span, headers) = passed(B3, &both, true);
+    assert_eq!(span.parent_id, Some(0xa2fb_4a1d_1a96_d312));
+    assert_eq!(headers.get_str("x-b3-spanid"), Some("b2fb4a1d1a96d312"), "as in Envoy");
 }
 
 #[test]
