@@ -219,10 +219,14 @@ impl ExtProc {
         });
         let answer = settings.ask(request, &running.session, Direction::Request, stream).await;
         let response = match answer {
-            Ok(Some(Response::RequestBody(answer))) => answer.response.unwrap_or_default(),
-            Ok(Some(_)) => return settings.step(Outcome::Failed(running.session.spurious())),
+            Ok(Some(Response::RequestBody(answer))) => Some(answer.response.unwrap_or_default()),
+            Ok(Some(_)) => None,
             Ok(None) => return settings.go_on(running, stream, slot),
             Err(outcome) => return settings.step(outcome),
+        };
+        let response = match running.session.heed(response) {
+            Ok(response) => response,
+            Err(failure) => return settings.failed_step(&failure),
         };
         let CommonResponse { header_mutation, body_mutation, clear_route_cache, .. } = response;
         if let Err(outcome) = settings.change_request(header_mutation, stream) {
@@ -325,7 +329,7 @@ impl Settings {
             stream.set_filter_state(note.clone());
         }
         let headers = self.service.headers(stream);
-        let opening = Session::open(&self.service, headers, &self.stats);
+        let opening = Session::open(&self.service, headers, &self.stats, self.allow_on_error);
         let session = match tokio::time::timeout(self.times.message, opening).await {
             Ok(session) => session?,
             Err(_) => {
@@ -399,11 +403,13 @@ impl Settings {
         self.take_metadata(reply.dynamic_metadata, stream);
         let response = match (self.answer(reply.response, &running.session)?, direction) {
             (Response::RequestHeaders(answer), Direction::Request)
-            | (Response::ResponseHeaders(answer), Direction::Response) => answer.response.unwrap_or_default(),
-            _ => return Err(Outcome::Failed(running.session.spurious())),
+            | (Response::ResponseHeaders(answer), Direction::Response) => {
+                Some(answer.response.unwrap_or_default())
+            }
+            _ => None,
         };
         let CommonResponse { status, header_mutation, body_mutation, trailers: _, clear_route_cache } =
-            response;
+            running.session.heed(response).map_err(Outcome::Failed)?;
         match direction {
             Direction::Request => {
                 self.change_request(header_mutation, stream)?;
@@ -443,13 +449,16 @@ impl Settings {
         self.reply(outcome).map_or(Step::Continue, Step::Respond)
     }
 
-    /// The answer in its place; `None` where it goes on as it is.
+    /// The answer in its place, of which Envoy counts those of failures too; `None` where it goes on as it is.
     fn reply(&self, outcome: Outcome) -> Option<LocalReply> {
+        let reply = self.reply_of(outcome)?;
+        self.stats.immediate_responses_sent().inc();
+        Some(reply)
+    }
+
+    fn reply_of(&self, outcome: Outcome) -> Option<LocalReply> {
         let failure = match outcome {
-            Outcome::Immediate(reply) => {
-                self.stats.immediate_responses_sent().inc();
-                return Some(*reply);
-            }
+            Outcome::Immediate(reply) => return Some(*reply),
             Outcome::Failed(failure) => failure,
             Outcome::Refused => {
                 return Some(LocalReply::new(500, "", "ext_proc_error_invalid_header_mutation"));

@@ -172,13 +172,14 @@ impl Settings {
         direction: Direction,
         session: &Session,
     ) -> Result<sixfold_xds_api::pb::envoy::service::ext_proc::v3::CommonResponse, Outcome> {
-        match (self.answer(response, session)?, direction) {
+        let answer = match (self.answer(response, session)?, direction) {
             (Response::RequestBody(answer), Direction::Request)
             | (Response::ResponseBody(answer), Direction::Response) => {
-                Ok(answer.response.unwrap_or_default())
+                Some(answer.response.unwrap_or_default())
             }
-            _ => Err(Outcome::Failed(session.spurious())),
-        }
+            _ => None,
+        };
+        session.heed(answer).map_err(Outcome::Failed)
     }
 
     /// What the processor has said so far of a body that it answers in its own time; at the end all of it, up to its own end.
@@ -239,10 +240,11 @@ impl Settings {
             Ok(Reply::Over) => return Ok(None),
             Err(failure) => return Err(Outcome::Failed(failure)),
         };
-        match (self.answer(reply.response, session)?, direction) {
+        let answer = match (self.answer(reply.response, session)?, direction) {
             (Response::RequestTrailers(answer), Direction::Request)
-            | (Response::ResponseTrailers(answer), Direction::Response) => Ok(answer.header_mutation),
-            _ => Err(Outcome::Failed(session.spurious())),
-        }
+            | (Response::ResponseTrailers(answer), Direction::Response) => Some(answer.header_mutation),
+            _ => None,
+        };
+        session.heed(answer).map_err(Outcome::Failed)
     }
 }

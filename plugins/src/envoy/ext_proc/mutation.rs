@@ -138,6 +138,7 @@ impl Settings {
     pub(super) fn answer(&self, response: Option<Response>, session: &Session) -> Result<Response, Outcome> {
         match response {
             Some(Response::ImmediateResponse(answer)) if self.answers => {
+                let answer = session.heed(Some(answer)).map_err(Outcome::Failed)?;
                 let reply = self.immediate(answer);
                 session.close();
                 Err(Outcome::Immediate(Box::new(reply?)))

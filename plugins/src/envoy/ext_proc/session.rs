@@ -67,16 +67,34 @@ struct Shared {
     /// Directions of which something was sent.
     told: [AtomicBool; 2],
     stats: ProcStats,
+    /// Whether a request goes on when the processor fails it.
+    allow_on_error: bool,
 }
 
 struct Inner {
     /// `None` once the processor is done.
-    call: Option<Call>,
+    call: Option<Open>,
     waiting: [VecDeque<Box<ProcessingResponse>>; 2],
     wakers: [Option<Waker>; 2],
     /// Answers that were asked for and have not come.
     expects: [u32; 2],
     failed: Option<Failure>,
+}
+
+/// A call that has begun. It is counted as closed when it goes, unless the processor's side failed it.
+struct Open {
+    call: Call,
+    stats: ProcStats,
+    /// Of what has failed only those requests count that go on regardless.
+    lost: bool,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if !self.lost {
+            self.stats.streams_closed().inc();
+        }
+    }
 }
 
 impl Session {
@@ -85,12 +103,13 @@ impl Session {
         service: &Service,
         headers: Headers,
         stats: &ProcStats,
+        allow_on_error: bool,
     ) -> Result<Session, Failure> {
         let call = service.client.call(PROCESS, headers).await;
         let call = call.map_err(|error| failed(stats, &error))?;
         stats.streams_started().inc();
         let inner = Inner {
-            call: Some(call),
+            call: Some(Open { call, stats: stats.clone(), lost: false }),
             waiting: Default::default(),
             wakers: Default::default(),
             expects: [0; 2],
@@ -100,6 +119,7 @@ impl Session {
             inner: Mutex::new(inner),
             told: Default::default(),
             stats: stats.clone(),
+            allow_on_error,
         })))
     }
 
@@ -121,7 +141,7 @@ impl Session {
         let sent = poll_fn(|cx| {
             let mut inner = self.0.inner.lock();
             match &mut inner.call {
-                Some(call) => call.poll_send(&bytes, cx),
+                Some(open) => open.call.poll_send(&bytes, cx),
                 None => Poll::Ready(Ok(())),
             }
         });
@@ -144,8 +164,8 @@ impl Session {
 
     /// Says that no more messages come, and waits for the processor's end of the stream.
     pub(super) async fn drain(&self) {
-        if let Some(call) = &mut self.0.inner.lock().call {
-            call.finish();
+        if let Some(open) = &mut self.0.inner.lock().call {
+            open.call.finish();
         }
         while let Ok(Reply::Message(_)) = self.receive(Direction::Request).await {}
     }
@@ -213,8 +233,8 @@ impl Session {
             if let Some(failure) = &inner.failed {
                 return Poll::Ready(Err(failure.clone()));
             }
-            let Some(call) = &mut inner.call else { return Poll::Ready(Ok(Reply::Over)) };
-            let received = match call.poll_receive(cx) {
+            let Some(open) = &mut inner.call else { return Poll::Ready(Ok(Reply::Over)) };
+            let received = match open.call.poll_receive(cx) {
                 Poll::Ready(received) => received,
                 Poll::Pending => {
                     inner.wakers[direction as usize] = Some(cx.waker().clone());
@@ -223,13 +243,10 @@ impl Session {
             };
             match received {
                 Ok(Some(bytes)) => self.take(&bytes, &mut inner),
-                Ok(None) => {
-                    self.0.stats.streams_closed().inc();
-                    inner.end(None);
-                }
+                Ok(None) => inner.end(None),
                 Err(error) => {
                     let failure = failed(&self.0.stats, &error);
-                    inner.end(Some(failure));
+                    inner.lose(failure, self.0.allow_on_error);
                 }
             }
         }
@@ -238,10 +255,9 @@ impl Session {
     /// Keeps a message for whom it is meant.
     fn take(&self, bytes: &[u8], inner: &mut Inner) {
         let stats = &self.0.stats;
-        stats.stream_msgs_received().inc();
         let Ok(message) = ProcessingResponse::decode(bytes) else {
             stats.streams_failed().inc();
-            return inner.end(Some(Failure::Status(13)));
+            return inner.lose(Failure::Status(13), self.0.allow_on_error);
         };
         let of = match &message.response {
             Some(Response::RequestHeaders(_) | Response::RequestBody(_) | Response::RequestTrailers(_)) => {
@@ -265,6 +281,16 @@ impl Session {
         }
     }
 
+    /// Counts an answer that is what was asked for.
+    ///
+    /// # Errors
+    /// It is none; the stream ends.
+    pub(super) fn heed<T>(&self, answer: Option<T>) -> Result<T, Failure> {
+        let answer = answer.ok_or_else(|| self.spurious())?;
+        self.0.stats.stream_msgs_received().inc();
+        Ok(answer)
+    }
+
     /// Notes that an answer is not what was asked for; the stream ends.
     pub(super) fn spurious(&self) -> Failure {
         self.0.stats.spurious_msgs_received().inc();
@@ -274,11 +300,7 @@ impl Session {
 
     /// Ends the stream: what comes after is not for this request.
     pub(super) fn close(&self) {
-        let mut inner = self.0.inner.lock();
-        if inner.call.is_some() {
-            self.0.stats.streams_closed().inc();
-        }
-        inner.end(None);
+        self.0.inner.lock().end(None);
     }
 
     fn late(&self) -> Failure {
@@ -289,12 +311,20 @@ impl Session {
 
     fn fail(&self, error: &Status) -> Failure {
         let failure = failed(&self.0.stats, error);
-        self.0.inner.lock().end(Some(failure.clone()));
+        self.0.inner.lock().lose(failure.clone(), self.0.allow_on_error);
         failure
     }
 }
 
 impl Inner {
+    /// The processor's side has ended the call with an error.
+    fn lose(&mut self, failure: Failure, allowed: bool) {
+        if let Some(open) = &mut self.call {
+            open.lost = !allowed;
+        }
+        self.end(Some(failure));
+    }
+
     fn end(&mut self, failure: Option<Failure>) {
         self.call = None;
         self.failed = self.failed.take().or(failure);
