@@ -1,19 +1,17 @@
 //! A gRPC service that resources come from (`api_config_source`).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::headers::Headers;
-use sixfold_core::plugin::grpc::Client as Grpc;
 use sixfold_xds_api::pb::envoy::config::core::v3::api_config_source::ApiType;
-use sixfold_xds_api::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
 use sixfold_xds_api::pb::envoy::config::core::v3::{
     ApiConfigSource, ApiVersion, GrpcService, HeaderValue, RateLimitSettings, RetryPolicy,
 };
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{Result, enum_value, not_empty, one_of, positive_duration};
+use sixfold_xds_api::target::GrpcTarget;
+use sixfold_xds_api::values::{Result, enum_value, positive_duration};
 
 use crate::ads::{BackoffConfig, Flavor, RateLimit, StreamConfig, Target};
 use crate::context::{Context, unknown_cluster};
@@ -85,43 +83,24 @@ pub(crate) fn compile(context: &Context, api: &ApiConfigSource) -> Result<Api> {
 
 fn target(context: &Context, value: &GrpcService) -> Result<(Target, BackoffConfig)> {
     // A stream has no end, whatever time a call has.
-    let GrpcService { timeout: _, initial_metadata, retry_policy, target_specifier } = value;
+    let GrpcService { timeout: _, initial_metadata, retry_policy, target_specifier: _ } = value;
     refuse!(retry_policy);
-    let TargetSpecifier::EnvoyGrpc(grpc) = one_of::<GrpcService, _>(target_specifier, "target_specifier")?
-    else {
-        return Err(ConfigError::field("google_grpc", "is not supported, envoy_grpc is"));
-    };
-    let EnvoyGrpc {
-        cluster_name,
-        authority,
-        retry_policy,
-        max_receive_message_length,
-        skip_envoy_headers: _,
-    } = grpc;
+    let target = GrpcTarget::of(value)?;
     let mut metadata = Headers::new();
     for HeaderValue { key, value, raw_value } in initial_metadata {
         let value = if value.is_empty() { raw_value } else { value.as_bytes() };
         metadata.push(key.to_ascii_lowercase().as_bytes(), value);
     }
-    let named = || {
-        let name = not_empty(cluster_name, "cluster_name")?;
-        if !context.bootstrap_clusters.contains(name) {
+    let backoff = || {
+        if !context.bootstrap_clusters.contains(target.cluster) {
             let known = context.bootstrap_clusters.iter().map(String::as_str);
-            return Err(unknown_cluster(name, " in static_resources", known).in_key("cluster_name"));
+            let unknown = unknown_cluster(target.cluster, " in static_resources", known);
+            return Err(unknown.in_key("cluster_name"));
         }
-        Ok((name, backoff(retry_policy.as_ref()).in_key("retry_policy")?))
+        backoff(target.retry).in_key("retry_policy")
     };
-    let (name, backoff) = named().in_key("envoy_grpc")?;
-    let grpc = Grpc {
-        callout: context.compile.build.callout.clone(),
-        cluster: context.compile.clusters.cell(name),
-        authority: if authority.is_empty() { name.to_owned() } else { authority.clone() },
-        timeout: Duration::MAX,
-        // 0 stands for no limit of the user's.
-        max_message: max_receive_message_length
-            .filter(|length| length.value > 0)
-            .map_or(MAX_MESSAGE, |length| length.value as usize),
-    };
+    let backoff = backoff().in_key("envoy_grpc")?;
+    let grpc = target.client(None, MAX_MESSAGE, &context.compile.build);
     Ok((Target { grpc, metadata }, backoff))
 }
 

@@ -8,21 +8,21 @@ use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::export::Pace;
 use sixfold_core::headers::Headers;
 use sixfold_core::plugin::grpc::{Call, Client};
-use sixfold_core::plugin::{Callout, CalloutRequest};
-use sixfold_xds_api::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
-use sixfold_xds_api::pb::envoy::config::core::v3::http_uri::HttpUpstreamType;
+use sixfold_core::plugin::{Callout, CalloutRequest, OwnHeaders};
 use sixfold_xds_api::pb::envoy::config::core::v3::{
-    GrpcService, HeaderValue, HeaderValueOption, HttpService, HttpUri,
+    GrpcService, HeaderValue, HeaderValueOption, HttpService,
 };
 use sixfold_xds_api::pb::google::protobuf::{Duration as ProtoDuration, UInt32Value};
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{Result, duration_or, header_name, not_empty, one_of, required, timeout_or};
+use sixfold_xds_api::target::{GrpcTarget, HttpTarget};
+use sixfold_xds_api::values::{Result, duration_or, header_name, required, timeout_or};
 
 use crate::context::Context;
-use crate::route::cluster_cell;
 
 /// How long a service may take for a batch where the configuration does not say.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one may take for which the configuration sets no bound: what comes behind it waits.
+const LONGEST: Duration = Duration::from_secs(60);
 /// How long a stream is kept at most.
 const LIFE: Duration = Duration::from_secs(24 * 3600);
 /// Bytes of an answer, which nobody reads.
@@ -45,39 +45,22 @@ pub(crate) struct Http {
     uri: String,
     headers: Headers,
     timeout: Duration,
+    own: OwnHeaders,
 }
 
 /// core/v3/grpc_service.proto. The cluster need not be there.
 pub(crate) fn grpc(context: &Context, value: &GrpcService) -> Result<Grpc> {
-    let GrpcService { timeout, initial_metadata, retry_policy, target_specifier } = value;
+    let GrpcService { timeout, initial_metadata, retry_policy, target_specifier: _ } = value;
     refuse!(retry_policy);
-    let TargetSpecifier::EnvoyGrpc(target) = one_of::<GrpcService, _>(target_specifier, "target_specifier")?
-    else {
-        return Err(ConfigError::field("google_grpc", "is not supported"));
-    };
-    let EnvoyGrpc {
-        cluster_name,
-        authority,
-        retry_policy,
-        max_receive_message_length: _,
-        skip_envoy_headers: _,
-    } = target;
-    refuse::unset(retry_policy, "retry_policy").in_key("envoy_grpc")?;
-    let name = not_empty(cluster_name, "cluster_name").in_key("envoy_grpc")?;
-    let cluster = cluster_cell(context, false, name).in_key("cluster_name").in_key("envoy_grpc")?;
-    let authority = if authority.is_empty() { name } else { authority.as_str() };
+    let target = GrpcTarget::of(value)?;
+    refuse::unset(&target.retry, "retry_policy").in_key("envoy_grpc")?;
     let mut metadata = Headers::new();
     for (index, value) in initial_metadata.iter().enumerate() {
         add_header(&mut metadata, value).in_index(index).in_key("initial_metadata")?;
     }
-    let client = Client {
-        callout: context.compile.build.callout.clone(),
-        cluster,
-        authority: authority.to_owned(),
-        timeout: timeout_or(timeout, None, "timeout")?.unwrap_or(PATIENCE),
-        max_message: MAX_ANSWER,
-    };
-    Ok(Grpc { client, metadata })
+    let timeout = timeout_or(timeout, None, "timeout")?;
+    let client = target.client(timeout, MAX_ANSWER, &context.compile.build);
+    Ok(Grpc { client: Client { timeout: timeout.unwrap_or(PATIENCE), ..client }, metadata })
 }
 
 fn add_header(headers: &mut Headers, value: &HeaderValue) -> Result<()> {
@@ -102,24 +85,13 @@ pub(crate) fn http(context: &Context, value: &HttpService) -> Result<Http> {
         added.in_index(index).in_key("request_headers_to_add")?;
     }
     let uri = required(http_uri, "http_uri")?;
-    let (cluster, timeout, uri) = http_uri_of(context, uri).in_key("http_uri")?;
-    Ok(Http { callout: context.compile.build.callout.clone(), cluster, uri, headers, timeout })
-}
-
-fn http_uri_of(context: &Context, value: &HttpUri) -> Result<(Arc<ClusterCell>, Duration, String)> {
-    let HttpUri { uri, timeout, http_upstream_type } = value;
-    let HttpUpstreamType::Cluster(name) = one_of::<HttpUri, _>(http_upstream_type, "http_upstream_type")?;
-    let cluster = cluster_cell(context, false, not_empty(name, "cluster")?).in_key("cluster")?;
-    let timeout = duration_or(timeout, PATIENCE, "timeout")?;
-    let uri = not_empty(uri, "uri")?;
-    // Without a scheme the rest is host and path, as in Envoy.
-    let uri = if uri.contains("://") { uri.to_owned() } else { format!("http://{uri}") };
-    let parsed: std::result::Result<http::Uri, _> = uri.parse();
-    match parsed {
-        Ok(parsed) if parsed.host().is_some() => Ok((cluster, timeout, uri)),
-        Ok(_) => Err(ConfigError::field("uri", "has no host")),
-        Err(error) => Err(ConfigError::field("uri", error.to_string())),
-    }
+    let service = || -> Result<Http> {
+        let target = HttpTarget::of(uri, Some(PATIENCE))?;
+        let cluster = context.compile.clusters.cell(target.cluster);
+        let http = Http::within(target.timeout, context, cluster, target.whole_uri()?);
+        Ok(Http { headers, ..http })
+    };
+    service().in_key("http_uri")
 }
 
 impl Grpc {
@@ -154,7 +126,9 @@ impl Kept {
             return true;
         }
         let mut client = self.service.client.clone();
+        // A stream has no end that could be told.
         client.timeout = LIFE;
+        client.own = client.own.within(None);
         let metadata = self.service.metadata.clone();
         let opened = tokio::time::timeout(PATIENCE, client.call(self.method, metadata)).await;
         let Ok(Ok(mut call)) = opened else { return false };
@@ -176,14 +150,25 @@ async fn write(call: &mut Call, message: &[u8]) -> bool {
 impl Http {
     /// A service of HTTP that is described in another way.
     pub(crate) fn of(context: &Context, cluster: Arc<ClusterCell>, uri: String) -> Http {
-        let (callout, headers) = (context.compile.build.callout.clone(), Headers::new());
-        Http { callout, cluster, uri, headers, timeout: PATIENCE }
+        Http::within(Some(PATIENCE), context, cluster, uri)
+    }
+
+    fn within(timeout: Option<Duration>, context: &Context, cluster: Arc<ClusterCell>, uri: String) -> Http {
+        Http {
+            callout: context.compile.build.callout.clone(),
+            cluster,
+            uri,
+            headers: Headers::new(),
+            timeout: timeout.unwrap_or(LONGEST),
+            own: OwnHeaders::new(context.compile.local_address).within(timeout),
+        }
     }
 
     /// Sends a body; whether the service has taken it.
     pub(crate) async fn post(&self, content_type: &[u8], body: Vec<u8>) -> bool {
         let mut headers = self.headers.clone();
         headers.set(sixfold_core::headers::Known::CONTENT_TYPE, content_type);
+        self.own.tell(&mut headers);
         let request = CalloutRequest {
             uri: self.uri.clone(),
             cluster: Some(self.cluster.clone()),
@@ -208,4 +193,56 @@ pub(crate) fn pace(interval: &Option<ProtoDuration>, bytes: &Option<UInt32Value>
     }
     let bytes = bytes.as_ref().map_or(16 << 10, |bytes| bytes.value as usize);
     Ok(Pace { interval, bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::testing::{context, read};
+    use parking_lot::Mutex;
+    use sixfold_core::plugin::{CalloutError, CalloutFuture, CalloutStreamFuture};
+
+    /// What was asked, and how long an answer was waited for.
+    #[derive(Default)]
+    struct Asked(Mutex<Vec<(Headers, Duration)>>);
+
+    impl Callout for Asked {
+        fn send(&self, request: CalloutRequest) -> CalloutFuture {
+            self.0.lock().push((request.headers, request.timeout));
+            Box::pin(async { Err(CalloutError::Timeout) })
+        }
+
+        fn open(&self, request: CalloutRequest) -> CalloutStreamFuture {
+            self.0.lock().push((request.headers, request.timeout));
+            Box::pin(async { Err(CalloutError::Timeout) })
+        }
+    }
+
+    // A time of 0 was no time at all, and what was sent was lost; that a collector's requests are the proxy's own was not said.
+    #[tokio::test]
+    async fn collectors_hear_whose_requests_they_get_and_may_take_time() {
+        let asked = Arc::new(Asked::default());
+        let mut context = context();
+        context.compile.build.callout = asked.clone();
+        let address = Some(std::net::IpAddr::from([192, 0, 2, 2]));
+        (context.compile.local_address, context.compile.build.local_address) = (address, address);
+        let service =
+            |timeout: &str| format!("http_uri: {{uri: 'otel.test/v1', cluster: c, timeout: {timeout}}}");
+        http(&context, &read(&service("0s"))).unwrap().post(b"a/b", vec![1]).await;
+        http(&context, &read(&service("2s"))).unwrap().post(b"a/b", vec![1]).await;
+        for (given, skips) in [("timeout: 3s", false), ("timeout: 0s", true)] {
+            let text = format!("{{envoy_grpc: {{cluster_name: c, skip_envoy_headers: {skips}}}, {given}}}");
+            grpc(&context, &read(&text)).unwrap().export("/a/B", &[]).await;
+        }
+        let asked: Vec<_> = asked.0.lock().drain(..).collect();
+        let times: Vec<_> = asked.iter().map(|(_, time)| time.as_secs()).collect();
+        assert_eq!(times, [LONGEST.as_secs(), 2, 3, PATIENCE.as_secs()]);
+        let said =
+            |name: &str| asked.iter().map(|(of, _)| of.get_str(name).unwrap_or("-")).collect::<Vec<_>>();
+        assert_eq!(said("x-envoy-internal"), ["true", "true", "true", "-"]);
+        assert_eq!(said("x-forwarded-for"), ["192.0.2.2", "192.0.2.2", "192.0.2.2", "-"]);
+        assert_eq!(said("x-envoy-expected-rq-timeout-ms"), ["-", "2000", "3000", "-"]);
+        assert_eq!(said("grpc-timeout"), ["-", "-", "3000m", "-"]);
+    }
 }

@@ -3,12 +3,14 @@
 use http::Method;
 use sixfold_core::cluster::ClusterCell;
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::headers::Headers;
-use sixfold_core::plugin::{BuildContext, Callout, CalloutError, CalloutRequest, CalloutResponse};
-use sixfold_xds_api::pb::envoy::config::core::v3::http_uri::HttpUpstreamType;
+use sixfold_core::headers::{Headers, Known};
+use sixfold_core::plugin::{
+    BuildContext, Callout, CalloutError, CalloutRequest, CalloutResponse, OwnHeaders,
+};
 use sixfold_xds_api::pb::envoy::config::core::v3::{BackoffStrategy, HttpUri, RetryPolicy};
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::{self, not_empty, required, timeout_or, u32_or};
+use sixfold_xds_api::target::HttpTarget;
+use sixfold_xds_api::values::{self, required, u32_or};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ pub(crate) struct HttpService {
     uri: String,
     pub(crate) cluster: Arc<ClusterCell>,
     timeout: Duration,
+    own: OwnHeaders,
     retry: Option<Retry>,
 }
 
@@ -51,22 +54,13 @@ impl HttpService {
     }
 
     fn of_uri(value: &HttpUri, context: &BuildContext) -> Result<HttpService, ConfigError> {
-        let HttpUri { uri, timeout, http_upstream_type } = value;
-        let cluster = match http_upstream_type {
-            Some(HttpUpstreamType::Cluster(name)) => not_empty(name, "cluster")?,
-            None => return Err(ConfigError::field("cluster", "is missing")),
-        };
-        let parsed: Option<http::Uri> = uri.parse().ok();
-        let is_web = |uri: &http::Uri| matches!(uri.scheme_str(), Some("http" | "https"));
-        if !parsed.as_ref().is_some_and(|uri| is_web(uri) && uri.host().is_some()) {
-            return Err(ConfigError::field("uri", format!("\"{uri}\" is no URI of http or https")));
-        }
-        let timeout = timeout_or(timeout, None, "timeout")?;
+        let target = HttpTarget::of(value, None)?;
         Ok(HttpService {
             callout: context.callout.clone(),
-            uri: uri.clone(),
-            cluster: context.clusters.cell(cluster),
-            timeout: timeout.unwrap_or(LONGEST),
+            uri: target.whole_uri()?,
+            cluster: context.clusters.cell(target.cluster),
+            timeout: target.timeout.unwrap_or(LONGEST),
+            own: OwnHeaders::new(context.local_address).within(target.timeout),
             retry: None,
         })
     }
@@ -96,12 +90,16 @@ impl HttpService {
     }
 
     fn request(&self, method: &Method, headers: &Headers, body: &[u8]) -> CalloutRequest {
+        let mut headers = headers.clone();
+        // What Envoy calls itself where it asks for keys and tokens.
+        headers.set(Known::USER_AGENT, b"Go-browser");
+        self.own.tell(&mut headers);
         CalloutRequest {
             uri: self.uri.clone(),
             cluster: Some(self.cluster.clone()),
             retries: 0,
             method: method.clone(),
-            headers: headers.clone(),
+            headers,
             body: bytes::Bytes::copy_from_slice(body),
             timeout: self.timeout,
             verify_tls: true,

@@ -20,7 +20,7 @@ use sixfold_core::cluster::{ClusterCell, Clusters};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::plugin::{
     BodyPiece, BodyStep, BuildContext, Built, Callout, CalloutRequest, FilterFactory, Hold, LocalReply,
-    Overflow, Plugin, ReadBody, Slot, Step, TrailersStep,
+    Overflow, OwnHeaders, Plugin, ReadBody, Slot, Step, TrailersStep,
 };
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::any::struct_to_json;
@@ -101,6 +101,7 @@ fn build(own: &ProtoLua, mut overrides: Vec<LuaPerRoute>, context: &BuildContext
         clears_route: clear_route_cache.is_none_or(|clear| clear.value),
         callout: context.callout.clone(),
         clusters: context.clusters.clone(),
+        own: OwnHeaders::new(context.local_address),
         alive: Arc::new(()),
         source,
     };
@@ -123,6 +124,8 @@ struct Script {
     clears_route: bool,
     callout: Arc<dyn Callout>,
     clusters: Arc<Clusters>,
+    /// What its calls say of themselves.
+    own: OwnHeaders,
     /// Machines of scripts that are no more are let go of.
     alive: Arc<()>,
 }

@@ -2,15 +2,15 @@
 
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::format::Format;
-use sixfold_core::headers::{HeaderName, Headers, Known};
+use sixfold_core::headers::{HeaderName, Headers};
 use sixfold_core::plugin::{BuildContext, grpc};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::any::json_to_struct;
-use sixfold_xds_api::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
 use sixfold_xds_api::pb::envoy::config::core::v3::{ApiVersion, GrpcService, HeaderValue, Metadata};
 use sixfold_xds_api::pb::envoy::config::ratelimit::v3::RateLimitServiceConfig;
 use sixfold_xds_api::pb::google::protobuf::Duration as ProtoDuration;
-use sixfold_xds_api::values::{Result, enum_value, header_name, not_empty, one_of, required, timeout_or};
+use sixfold_xds_api::target::GrpcTarget;
+use sixfold_xds_api::values::{Result, enum_value, header_name, required, timeout_or};
 use sixfold_xds_api::{format, refuse};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,10 +28,6 @@ const RATE_LIMIT_TIMEOUT: Duration = Duration::from_millis(20);
 pub(crate) struct Service {
     pub(crate) client: grpc::Client,
     metadata: Box<[(HeaderName, Format)]>,
-    /// `grpc-timeout`, and the same in milliseconds.
-    timeout: Option<(String, String)>,
-    /// What Envoy's own headers say, unless they are not wanted: this host's address, where it is known.
-    envoy_headers: Option<String>,
 }
 
 impl Service {
@@ -44,22 +40,15 @@ impl Service {
         default: Option<Duration>,
         context: &BuildContext,
     ) -> Result<Service> {
-        let GrpcService { timeout, initial_metadata, retry_policy, target_specifier } = value;
+        let GrpcService { timeout, initial_metadata, retry_policy, target_specifier: _ } = value;
         refuse!(retry_policy);
-        let TargetSpecifier::EnvoyGrpc(grpc) =
-            one_of::<GrpcService, _>(target_specifier, "target_specifier")?
-        else {
-            return Err(ConfigError::field("google_grpc", "is not supported, envoy_grpc is"));
-        };
+        let target = GrpcTarget::of(value)?;
+        refuse::unset(&target.retry, "retry_policy").in_key("envoy_grpc")?;
         let timeout = timeout_or(timeout, default, "timeout")?;
         let metadata =
             initial_metadata.iter().enumerate().map(|(index, value)| metadata(value).in_index(index));
         let metadata = metadata.collect::<Result<_>>().in_key("initial_metadata")?;
-        let (client, envoy_headers) = client(grpc, timeout, context).in_key("envoy_grpc")?;
-        let timeout = timeout.map(|time| (grpc_timeout(time), time.as_millis().to_string()));
-        let address = context.local_address.map(|address| address.to_string());
-        let envoy_headers = envoy_headers.then(|| address.unwrap_or_default());
-        Ok(Service { client, metadata, timeout, envoy_headers })
+        Ok(Service { client: target.client(timeout, MAX_MESSAGE, context), metadata })
     }
 
     /// The service of a filter's field `rate_limit_service` (config/ratelimit/v3/rls.proto). The time of a call is the
@@ -84,19 +73,9 @@ impl Service {
         service().in_key("rate_limit_service")
     }
 
-    /// What a call for this request says beside its message.
+    /// What a call for this request says beside its message and what the client says of each.
     pub(crate) fn headers(&self, stream: &Stream) -> Headers {
         let mut headers = Headers::new();
-        if let Some((timeout, millis)) = &self.timeout {
-            headers.append("grpc-timeout", timeout.as_bytes());
-            headers.append(Known::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, millis.as_bytes());
-        }
-        if let Some(address) = &self.envoy_headers {
-            headers.append(Known::X_ENVOY_INTERNAL, b"true");
-            if !address.is_empty() {
-                headers.append(Known::X_FORWARDED_FOR, address.as_bytes());
-            }
-        }
         let mut value = Vec::new();
         for (name, format) in &self.metadata {
             value.clear();
@@ -122,26 +101,6 @@ pub(crate) fn told_metadata(stream: &Stream, namespaces: &[Arc<str>]) -> Metadat
     told
 }
 
-fn client(
-    value: &EnvoyGrpc,
-    timeout: Option<Duration>,
-    context: &BuildContext,
-) -> Result<(grpc::Client, bool)> {
-    let EnvoyGrpc { cluster_name, authority, retry_policy, max_receive_message_length, skip_envoy_headers } =
-        value;
-    refuse!(retry_policy);
-    let name = not_empty(cluster_name, "cluster_name")?;
-    let max = max_receive_message_length.filter(|length| length.value > 0);
-    let client = grpc::Client {
-        callout: context.callout.clone(),
-        cluster: context.clusters.cell(name),
-        authority: if authority.is_empty() { name.to_owned() } else { authority.clone() },
-        timeout: timeout.unwrap_or(Duration::MAX),
-        max_message: max.map_or(MAX_MESSAGE, |length| length.value as usize),
-    };
-    Ok((client, !skip_envoy_headers))
-}
-
 fn metadata(value: &HeaderValue) -> Result<(HeaderName, Format)> {
     let HeaderValue { key, value, raw_value } = value;
     let text = match (value.is_empty(), raw_value.is_empty()) {
@@ -153,20 +112,6 @@ fn metadata(value: &HeaderValue) -> Result<(HeaderName, Format)> {
         }
     };
     Ok((header_name(key, "key")?, format::text(text).in_key("value")?))
-}
-
-/// The largest number of eight digits that is not less than the time, in milliseconds or what is coarser
-/// (source/common/grpc/common.cc `toGrpcTimeout`).
-fn grpc_timeout(time: Duration) -> String {
-    const MOST: u128 = 99_999_999;
-    let mut count = time.as_millis();
-    for (unit, of_next) in [("m", 1000), ("S", 60), ("M", 60), ("H", 0)] {
-        if count <= MOST || of_next == 0 {
-            return format!("{}{unit}", count.min(MOST));
-        }
-        count /= of_next;
-    }
-    String::new()
 }
 
 /// Messages of other versions than the third, which is meant where none is named, are not spoken.
@@ -192,19 +137,6 @@ mod tests {
         for value in [1, 77] {
             let error = check_version(value).unwrap_err().to_string();
             assert!(error.contains("transport_api_version"), "{error}");
-        }
-    }
-
-    #[test]
-    fn times_have_eight_digits_at_most() {
-        for (time, text) in [
-            (Duration::from_millis(200), "200m"),
-            (Duration::from_secs(99_999), "99999000m"),
-            (Duration::from_secs(100_000), "100000S"),
-            (Duration::from_secs(100_000_000), "1666666M"),
-            (Duration::MAX, "99999999H"),
-        ] {
-            assert_eq!(grpc_timeout(time), text);
         }
     }
 }

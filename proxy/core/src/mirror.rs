@@ -2,8 +2,8 @@
 //! source/common/router/shadow_writer_impl.cc).
 
 use crate::header_ops::{HeaderOps, Side};
-use crate::headers::Known;
 use crate::message::{RequestHead, strip_port};
+use crate::plugin::OwnHeaders;
 use crate::route::ClusterChoice;
 use crate::runtime::Fraction;
 use crate::stream::Stream;
@@ -63,10 +63,7 @@ impl MirrorPolicy {
             MirrorHost::Kept => {}
             MirrorHost::Literal(host) => head.authority = host.to_vec(),
         }
-        head.headers.set(Known::X_ENVOY_INTERNAL, b"true");
-        if let Some(own) = own {
-            head.headers.join(Known::X_FORWARDED_FOR, b",", own.to_string().as_bytes());
-        }
+        OwnHeaders::new(own).tell(&mut head.headers);
         head
     }
 }

@@ -20,6 +20,7 @@ pub mod rbac;
 pub mod redirect;
 pub mod refuse;
 mod schema;
+pub mod target;
 #[cfg(test)]
 mod testing;
 mod text_format;

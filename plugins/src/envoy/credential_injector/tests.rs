@@ -75,12 +75,18 @@ async fn a_token_is_fetched_beside_requests() {
     let body = json!({"access_token": "tok", "expires_in": 3600}).to_string();
     let answer = CalloutResponse { status: 200, headers: Headers::new(), body: Bytes::from(body) };
     let (context, service) = context_with(Some(answer));
-    let (context, _) = testing::with_secrets(context, &[("s", "shh")]);
+    let (mut context, _) = testing::with_secrets(context, &[("s", "shh")]);
+    context.local_address = Some(std::net::IpAddr::from([192, 0, 2, 2]));
     let filter = filter_in(json!({}), client(json!({})), &context).unwrap();
     let mut s = stream("/", &[]);
     assert!(finish(filter.access(&mut s)).await.is_none());
     assert_eq!(request_header(&s, "authorization"), Some("Bearer tok"));
     let asked = service.asked.lock().pop().unwrap();
+    for (name, value) in
+        [("x-envoy-internal", "true"), ("x-forwarded-for", "192.0.2.2"), ("user-agent", "Go-browser")]
+    {
+        assert_eq!(asked.headers.get_str(name), Some(value), "{name}");
+    }
     assert_eq!(asked.headers.get_str("authorization"), Some("Basic bWU6c2ho"));
     let form = "grant_type=client_credentials&scope=a%20b%20c&audience=x%20y";
     assert_eq!((asked.method.as_str(), &asked.body[..]), ("POST", form.as_bytes()));

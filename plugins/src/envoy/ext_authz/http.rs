@@ -12,15 +12,15 @@ use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::format::Format;
 use sixfold_core::headers::{HeaderName, Headers, Known};
 use sixfold_core::matcher::StringMatcher;
-use sixfold_core::plugin::{BuildContext, Callout, CalloutRequest, CalloutResponse};
+use sixfold_core::plugin::{BuildContext, Callout, CalloutRequest, CalloutResponse, OwnHeaders};
 use sixfold_core::stream::Stream;
-use sixfold_xds_api::pb::envoy::config::core::v3::http_uri::HttpUpstreamType;
-use sixfold_xds_api::pb::envoy::config::core::v3::{HeaderValue, HttpUri};
+use sixfold_xds_api::pb::envoy::config::core::v3::HeaderValue;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::ext_authz::v3::{
     AuthorizationRequest, AuthorizationResponse, HttpService as ProtoService,
 };
 use sixfold_xds_api::pb::envoy::r#type::matcher::v3::ListStringMatcher;
-use sixfold_xds_api::values::{Result, header_name, not_empty, one_of, optional_duration, required};
+use sixfold_xds_api::target::HttpTarget;
+use sixfold_xds_api::values::{Result, header_name, required};
 use sixfold_xds_api::{format, matcher, refuse};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,7 +38,7 @@ const ALWAYS_TO_CLIENT: [&str; 4] = [":status", "content-length", "www-authentic
 pub(super) struct HttpService {
     callout: Arc<dyn Callout>,
     cluster: Arc<ClusterCell>,
-    timeout: Duration,
+    own: OwnHeaders,
     path: PathChange,
     add: Box<[(HeaderName, Format)]>,
     sorting: Arc<Sorting>,
@@ -85,25 +85,16 @@ impl HttpService {
             retry_policy,
         } = value;
         refuse!(retry_policy);
-        let HttpUri {
-            // Where it is says the cluster.
-            uri: _,
-            timeout: given,
-            http_upstream_type,
-        } = required(server_uri, "server_uri")?;
-        let HttpUpstreamType::Cluster(cluster) =
-            one_of::<HttpUri, _>(http_upstream_type, "http_upstream_type").in_key("server_uri")?;
-        let timeout = match optional_duration(given, "timeout").in_key("server_uri")? {
-            Some(given) if given.is_zero() => Duration::MAX,
-            Some(given) => given,
-            None => timeout,
-        };
+        // Where it is says the cluster, and not its URI.
+        let target =
+            HttpTarget::of(required(server_uri, "server_uri")?, Some(timeout)).in_key("server_uri")?;
         let default = AuthorizationResponse::default();
         let answers = authorization_response.as_ref().unwrap_or(&default);
         Ok(HttpService {
             callout: context.callout.clone(),
-            cluster: context.clusters.cell(not_empty(cluster, "cluster").in_key("server_uri")?),
-            timeout,
+            cluster: context.clusters.cell(target.cluster),
+            // Of the proxy's own address Envoy says nothing here.
+            own: OwnHeaders::new(None).within(target.timeout),
             path: path(path_prefix, path_override)?,
             add: headers_to_add(authorization_request.as_ref()).in_key("authorization_request")?,
             sorting: Arc::new(Sorting::new(answers).in_key("authorization_response")?),
@@ -164,11 +155,7 @@ impl HttpService {
                 headers.set(name, &value);
             }
         }
-        headers.set(Known::X_ENVOY_INTERNAL, b"true");
-        if self.timeout < Duration::MAX {
-            let millis = self.timeout.as_millis().to_string();
-            headers.set(Known::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, millis.as_bytes());
-        }
+        self.own.tell(&mut headers);
         let body = seen.map_or_else(Bytes::new, |(seen, _)| Bytes::copy_from_slice(seen));
         if body.is_empty() {
             headers.append(Known::CONTENT_LENGTH, b"0");
@@ -180,7 +167,7 @@ impl HttpService {
             method,
             headers,
             body,
-            timeout: self.timeout,
+            timeout: self.own.timeout().unwrap_or(Duration::MAX),
             verify_tls: true,
             max_body: MAX_ANSWER,
             keepalive: None,

@@ -133,6 +133,9 @@ fn services_are_asked_and_the_script_goes_on() {
     assert_eq!((asked[0].uri.as_str(), &asked[0].body[..]), ("http://svc/p", &b"hi"[..]));
     assert_eq!(asked[0].timeout, std::time::Duration::from_millis(500));
     assert_eq!(asked[0].headers.get_all("x").collect::<Vec<_>>(), [b"1", b"2"]);
+    // As of all requests of Envoy's own.
+    assert_eq!(asked[0].headers.get_str("x-envoy-internal"), Some("true"));
+    assert_eq!(asked[0].headers.get_str("x-envoy-expected-rq-timeout-ms"), Some("500"));
 }
 
 /// A time that is no number would be no time at all.

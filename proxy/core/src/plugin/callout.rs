@@ -1,12 +1,14 @@
 //! Requests of plugins to services beside the upstream.
 
 use crate::cluster::ClusterCell;
-use crate::headers::Headers;
+use crate::headers::{Headers, Known};
 use bytes::Bytes;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A request to a service beside the upstream: authorisation, tokens, key servers.
@@ -33,6 +35,52 @@ pub struct CalloutRequest {
     pub max_body: usize,
     /// Keeps the connection to the URI's host for the next callout; `None` closes it.
     pub keepalive: Option<Keepalive>,
+}
+
+/// What Envoy's client for requests of its own says of each beside what its caller says (source/common/http/async_client_impl.cc,
+/// `AsyncStreamImpl::sendHeaders`, and its router); the default says nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OwnHeaders {
+    internal: bool,
+    address: Option<Arc<str>>,
+    timeout: Option<Duration>,
+}
+
+impl OwnHeaders {
+    /// That the request is an internal one, and where it comes from where this host's `address` is known (`send_internal`,
+    /// `send_xff`).
+    pub fn new(address: Option<IpAddr>) -> OwnHeaders {
+        OwnHeaders {
+            internal: true,
+            address: address.map(|address| address.to_string().into()),
+            timeout: None,
+        }
+    }
+
+    /// The same, and that an answer is waited for so long; `None` is no bound, and nothing is said.
+    pub fn within(self, timeout: Option<Duration>) -> OwnHeaders {
+        OwnHeaders { timeout, ..self }
+    }
+
+    /// How long an answer is waited for.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    /// Says it.
+    pub fn tell(&self, headers: &mut Headers) {
+        if self.internal {
+            headers.set(Known::X_ENVOY_INTERNAL, b"true");
+        }
+        if let Some(address) = &self.address {
+            headers.join(Known::X_FORWARDED_FOR, b",", address.as_bytes());
+        }
+        if let Some(timeout) = self.timeout {
+            let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+            let mut digits = itoa::Buffer::new();
+            headers.set(Known::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, digits.format(millis).as_bytes());
+        }
+    }
 }
 
 /// How connections of callouts are kept.
@@ -155,5 +203,31 @@ pub trait Callout: Send + Sync {
     fn connect<'a>(&'a self, request: ConnectRequest<'a>) -> ConnectFuture<'a> {
         let reason = format!("nothing reaches {}:{} from here", request.host, request.port);
         Box::pin(async { Err(CalloutError::Failed(reason)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_requests_say_who_asks_and_how_long_an_answer_is_waited_for() {
+        let told = |own: OwnHeaders| {
+            let mut headers = Headers::new();
+            headers.push(b"x-forwarded-for", b"10.0.0.1");
+            own.tell(&mut headers);
+            let lines = headers.iter().map(|(name, value)| {
+                format!("{}: {}", String::from_utf8_lossy(name), String::from_utf8_lossy(value))
+            });
+            lines.collect::<Vec<_>>()
+        };
+        assert_eq!(told(OwnHeaders::default()), ["x-forwarded-for: 10.0.0.1"]);
+        let own = OwnHeaders::new(Some(IpAddr::from([192, 0, 2, 2])));
+        assert_eq!(told(own.clone()), ["x-forwarded-for: 10.0.0.1,192.0.2.2", "x-envoy-internal: true"]);
+        assert_eq!(
+            told(OwnHeaders::new(None).within(Some(Duration::from_millis(1500)))),
+            ["x-forwarded-for: 10.0.0.1", "x-envoy-internal: true", "x-envoy-expected-rq-timeout-ms: 1500"]
+        );
+        assert_eq!(own.within(None).timeout(), None);
     }
 }

@@ -1,7 +1,7 @@
 //! gRPC over a [`CalloutStream`]: length-prefixed messages out and in, and the status at the end
 //! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). What a message means is the caller's.
 
-use super::{Callout, CalloutError, CalloutRequest, CalloutStream};
+use super::{Callout, CalloutError, CalloutRequest, CalloutStream, OwnHeaders};
 use crate::cluster::ClusterCell;
 use crate::headers::{Headers, Known};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -49,6 +49,8 @@ pub struct Client {
     pub timeout: Duration,
     /// Bytes of a message that are taken; a longer one ends the call with status 8.
     pub max_message: usize,
+    /// What calls say of themselves; with a time that is said in `grpc-timeout` too.
+    pub own: OwnHeaders,
 }
 
 /// A call under way.
@@ -57,6 +59,20 @@ pub struct Call {
     received: BytesMut,
     max_message: usize,
     head_seen: bool,
+}
+
+/// The largest number of eight digits that is not less than the time, in milliseconds or what is coarser
+/// (source/common/grpc/common.cc `toGrpcTimeout`).
+fn timeout_text(time: Duration) -> String {
+    const MOST: u128 = 99_999_999;
+    let mut count = time.as_millis();
+    for (unit, of_next) in [("m", 1000), ("S", 60), ("M", 60), ("H", 0)] {
+        if count <= MOST || of_next == 0 {
+            return format!("{}{unit}", count.min(MOST));
+        }
+        count /= of_next;
+    }
+    String::new()
 }
 
 impl Client {
@@ -83,6 +99,10 @@ impl Client {
     pub async fn call(&self, path: &str, mut headers: Headers) -> Result<Call, Status> {
         headers.set(Known::CONTENT_TYPE, b"application/grpc");
         headers.set(Known::TE, b"trailers");
+        if let Some(timeout) = self.own.timeout() {
+            headers.set(Known::GRPC_TIMEOUT, timeout_text(timeout).as_bytes());
+        }
+        self.own.tell(&mut headers);
         let request = CalloutRequest {
             uri: format!("http://{}{path}", self.authority),
             cluster: Some(self.cluster.clone()),
@@ -218,4 +238,22 @@ impl Call {
 /// What a status of HTTP means to a call.
 fn of_http(status: u16) -> Status {
     Status::new(crate::grpc_status::of_http(status), format!("HTTP status {status}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_eight_digits_at_most() {
+        for (time, text) in [
+            (Duration::from_millis(200), "200m"),
+            (Duration::from_secs(99_999), "99999000m"),
+            (Duration::from_secs(100_000), "100000S"),
+            (Duration::from_secs(100_000_000), "1666666M"),
+            (Duration::MAX, "99999999H"),
+        ] {
+            assert_eq!(timeout_text(time), text);
+        }
+    }
 }

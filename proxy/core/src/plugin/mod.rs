@@ -30,7 +30,7 @@ pub use body::{
 };
 pub use callout::{
     Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, CalloutStream,
-    CalloutStreamFuture, CalloutWire, ConnectFuture, ConnectRequest, Keepalive, VerifyTls,
+    CalloutStreamFuture, CalloutWire, ConnectFuture, ConnectRequest, Keepalive, OwnHeaders, VerifyTls,
 };
 pub use chain::{Chain, ChainBuilder, Member};
 pub use consumer::Consumer;

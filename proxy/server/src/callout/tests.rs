@@ -9,7 +9,7 @@ use sixfold_core::cluster::{Address, ClusterConfig, Clusters, HostConfig, Upstre
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Headers;
 use sixfold_core::metrics::Registry;
-use sixfold_core::plugin::{Keepalive, VerifyTls, grpc};
+use sixfold_core::plugin::{Keepalive, OwnHeaders, VerifyTls, grpc};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -382,6 +382,7 @@ async fn grpc_calls_are_unary_or_streams_and_end_with_their_status() {
     let address = grpc_service().await;
     let cell = cluster(vec![address], |config| config.protocol = UpstreamProtocol::Http2);
     let client = grpc::Client {
+        own: OwnHeaders::default(),
         callout: Arc::new(callout(None)),
         cluster: cell.clone(),
         authority: "service.test".into(),

@@ -13,7 +13,7 @@ use sixfold_core::cluster::{
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::Scheme;
 use sixfold_core::metrics::Registry;
-use sixfold_core::plugin::{Callout, CalloutError, CalloutRequest, CalloutResponse, grpc};
+use sixfold_core::plugin::{Callout, CalloutError, CalloutRequest, CalloutResponse, OwnHeaders, grpc};
 use sixfold_core::tls::ClientTls;
 use std::io;
 use std::net::SocketAddr;
@@ -192,6 +192,8 @@ impl Target {
             authority: self.host(&probe.authority).to_owned(),
             timeout: check.timeout,
             max_message: MAX_ANSWER,
+            // Envoy's checks are none of its client's.
+            own: OwnHeaders::default(),
         };
         let mut headers = Headers::new();
         headers.set(Known::USER_AGENT, USER_AGENT);

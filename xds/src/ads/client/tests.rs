@@ -68,6 +68,7 @@ async fn a_start_waits_no_longer_for_a_control_plane_that_takes_connections_and_
         authority: "xds".to_owned(),
         timeout: Duration::MAX,
         max_message: 1 << 20,
+        own: sixfold_core::plugin::OwnHeaders::default(),
     };
     let target = Target { grpc, metadata: Headers::new() };
     let (registry, start) = (Registry::new(), Instant::now());
@@ -185,6 +186,7 @@ async fn a_request_that_waits_for_others_to_be_less_goes_while_a_change_is_appli
         authority: "xds".to_owned(),
         timeout: Duration::MAX,
         max_message: 1 << 20,
+        own: sixfold_core::plugin::OwnHeaders::default(),
     };
     let target = Target { grpc, metadata: Headers::new() };
     let (begin, begun) = oneshot::channel();

@@ -78,7 +78,7 @@ impl Host<'_> {
     /// The call that a script asks for.
     pub(super) fn request(&self, args: &mut Args<'_>) -> mlua::Result<CalloutRequest> {
         let cluster: String = args.next()?;
-        let given = Given::of(&args.next()?)?;
+        let mut given = Given::of(&args.next()?)?;
         let body: Option<LuaString> = args.next()?;
         let timeout: f64 = args.next()?;
         let cell = self.script.cluster(&cluster);
@@ -93,6 +93,8 @@ impl Host<'_> {
         // What is no number at all is no time either.
         let given_time =
             Duration::try_from_secs_f64((timeout / 1000.0).clamp(0.0, 86_400.0)).unwrap_or_default();
+        let bound = Some(given_time).filter(|time| !time.is_zero());
+        self.script.own.clone().within(bound).tell(&mut given.headers);
         Ok(CalloutRequest {
             uri: format!("http://{}{}", text(&authority), text(&path)),
             cluster: Some(cell),
@@ -100,7 +102,7 @@ impl Host<'_> {
             method,
             headers: given.headers,
             body: body.map(|body| Bytes::copy_from_slice(&body.as_bytes())).unwrap_or_default(),
-            timeout: if given_time.is_zero() { LONGEST_CALL } else { given_time },
+            timeout: bound.unwrap_or(LONGEST_CALL),
             verify_tls: true,
             max_body: LONGEST_ANSWER,
             keepalive: Some(Keepalive::default()),

@@ -20,8 +20,8 @@ use sixfold_core::error::ConfigError;
 use sixfold_core::headers::Headers;
 use sixfold_core::message::Scheme;
 use sixfold_core::metrics::Registry;
-use sixfold_core::plugin::Callout;
 use sixfold_core::plugin::grpc::{Call, Client as Grpc, Status};
+use sixfold_core::plugin::{Callout, OwnHeaders};
 use sixfold_core::tls::{
     ClientContext, ClientSettings, ClientTls, Identity, Pem, Validation, system_authorities,
 };
@@ -269,6 +269,7 @@ impl Member {
             authority: host.authority(),
             timeout: config.timeout,
             max_message: MAX_MESSAGE,
+            own: OwnHeaders::default(),
         };
         Ok(Member { host: host.clone(), cluster, grpc, resolved: Mutex::new(None), failed: Mutex::new(None) })
     }
