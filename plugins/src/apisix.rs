@@ -5,6 +5,7 @@ mod basic_auth;
 mod consumer_restriction;
 mod cors;
 mod echo;
+mod example_plugin;
 mod fault_injection;
 mod file_logger;
 mod forward_auth;
@@ -40,6 +41,7 @@ pub(crate) fn factories() -> Vec<ApisixFactory> {
         consumer_restriction::factory(),
         cors::factory(),
         echo::factory(),
+        example_plugin::factory(),
         fault_injection::factory(),
         file_logger::factory(),
         forward_auth::factory(),

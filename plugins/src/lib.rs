@@ -64,6 +64,7 @@ mod tests {
         for (name, config) in [
             ("cors", json!({})),
             ("echo", json!({"body": ""})),
+            ("example-plugin", json!({"i": 0})),
             ("fault-injection", json!({"abort": {"http_status": 200}})),
             ("fault-injection", json!({"delay": {"duration": 1}})),
             ("forward-auth", json!({"uri": "http://a"})),

@@ -29,7 +29,7 @@ pub use self::message::{AdminReply, AdminRequest, MAX_BODY};
 pub(crate) use self::schemas::{described_plugins, named as schema_named, names as schema_names};
 pub use self::standalone::{Standalone, StandaloneStore};
 use self::target::Target;
-use crate::config::{Config, EnvVars};
+use crate::config::{ApiVersion, Config, EnvVars};
 use crate::source::Checker;
 use crate::store::Store;
 
@@ -45,9 +45,13 @@ pub struct AdminApi {
     content: Content,
     /// Made for the first request: many a gateway gets none.
     checker: LazyLock<Checker, MakeChecker>,
+    /// The form of answers.
+    version: ApiVersion,
     /// Whether there are stream routes.
     stream: bool,
     reload_plugins: ReloadPlugins,
+    /// Those that config.yaml enables; `None` for all.
+    plugins: Option<Vec<String>>,
     router: matchit::Router<Endpoint>,
 }
 
@@ -130,8 +134,10 @@ impl AdminApi {
             let _ = router.insert(format!("{PREFIX}{path}"), *endpoint);
         }
         let stream = config.admin.as_ref().is_some_and(|admin| admin.stream);
+        let (plugins, version) =
+            (config.plugins.clone(), config.admin.as_ref().map_or(ApiVersion::V3, |admin| admin.version));
         let checker = LazyLock::new(checker);
-        AdminApi { access, content, checker, stream, reload_plugins, router }
+        AdminApi { access, content, checker, stream, reload_plugins, plugins, version, router }
     }
 
     /// The answer to a request. It may wait for the disk.
@@ -162,7 +168,7 @@ impl AdminApi {
             Endpoint::Root => Ok(AdminReply::empty(StatusCode::OK)),
             Endpoint::Configs => self.configs(request),
             Endpoint::Validate => self.validate_configs(request),
-            Endpoint::PluginsList => schemas::plugins_list(&self.checker, request),
+            Endpoint::PluginsList => schemas::plugins_list(&self.checker, self.plugins.as_deref(), request),
             Endpoint::PluginsReload => self.reload(request),
             Endpoint::SchemaValidate => schemas::validate(&path, request),
             Endpoint::Resources => self.resources(&path, request),
@@ -219,10 +225,9 @@ impl AdminApi {
             if request.method != Method::GET {
                 return Err(AdminReply::error(StatusCode::NOT_FOUND, "not found"));
             }
-            return schema
-                .answer(&self.checker, request)
-                .map(AdminReply::versioned)
-                .map_err(AdminReply::versioned);
+            let answered = schema.answer(&self.checker, request);
+            let versioned = |reply: AdminReply| reply.versioned(ApiVersion::V3, self.version, "");
+            return answered.map(versioned).map_err(versioned);
         }
         let target = Target::of(&segments).map_err(|resource| {
             AdminReply::error(StatusCode::NOT_FOUND, format!("Unsupported resource type: {resource}"))
@@ -231,7 +236,15 @@ impl AdminApi {
         let ttl = request.ttl()?;
         let resources = resource::Resources { store: &**store, checker: &self.checker, consumers };
         let answered = resources.answer(&target, request, body, ttl);
-        answered.map(AdminReply::versioned).map_err(AdminReply::versioned)
+        let action = match request.method {
+            Method::PUT => "set",
+            Method::POST => "create",
+            Method::PATCH => "compareAndSwap",
+            Method::DELETE => "delete",
+            _ => "get",
+        };
+        let versioned = |reply: AdminReply| reply.versioned(self.version, self.version, action);
+        answered.map(versioned).map_err(versioned)
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) use self::written::walk;
 use crate::encryption::Keyring;
 use crate::file;
 
-pub use self::admin::{AdminConfig, AdminKey, AdminTls, Role as AdminRole};
+pub use self::admin::{AdminConfig, AdminKey, AdminTls, ApiVersion, Role as AdminRole};
 pub use self::environment::{EnvVars, Places, Replaced, substitute_text};
 pub(crate) use self::environment::{UNSET, holds_unset, is_of_unset, substitute_file};
 pub use self::etcd::{EtcdConfig, EtcdHost, EtcdTls, EtcdUser};

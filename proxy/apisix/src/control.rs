@@ -11,6 +11,7 @@ use crate::admin::{
     AdminReply, AdminRequest, ReloadPlugins, described_plugins, kept_value, schema_named, schema_names,
 };
 use crate::config::{Config, EnvVars, Provider};
+use crate::plugin::Catalog;
 use crate::resource::Kind;
 use crate::schema;
 use crate::source::Checker;
@@ -43,6 +44,8 @@ enum Page {
     Metadata,
     Collect,
     ReloadPlugins,
+    /// That of the example-plugin.
+    Hello,
 }
 
 const PAGES: &[(&str, Page)] = &[
@@ -59,6 +62,7 @@ const PAGES: &[(&str, Page)] = &[
     ("/v1/plugin_metadata/{name}", Page::Metadata),
     ("/v1/gc", Page::Collect),
     ("/v1/plugins/reload", Page::ReloadPlugins),
+    ("/v1/plugin/example-plugin/hello", Page::Hello),
 ];
 
 impl Page {
@@ -108,6 +112,12 @@ impl ControlApi {
             Page::AllMetadata => self.all_metadata(),
             Page::Metadata => self.metadata(last),
             Page::Collect => Ok(AdminReply::empty(StatusCode::OK)),
+            Page::Hello if request.parameter("json").is_some() => {
+                Ok(AdminReply::text(StatusCode::OK, "{\"msg\":\"world\"}"))
+            }
+            Page::Hello => {
+                Ok(AdminReply { content_type: "text/plain", ..AdminReply::text(StatusCode::OK, "world\n") })
+            }
             Page::ReloadPlugins => match (self.reload_plugins)() {
                 Ok(()) => Ok(AdminReply::text(StatusCode::OK, "done")),
                 Err(reason) => Err(AdminReply::error(StatusCode::SERVICE_UNAVAILABLE, reason)),
@@ -125,7 +135,8 @@ impl ControlApi {
 
     fn all(&self, kind: Kind) -> Result<AdminReply, AdminReply> {
         let all = self.store.list(kind)?;
-        let shown = all.iter().map(|(key, kept)| in_memory(self.store.prefix(), key, kept)).collect();
+        let (checker, prefix) = ((self.checker)(), self.store.prefix());
+        let shown = all.iter().map(|(key, kept)| in_memory(prefix, key, kept, checker.catalog())).collect();
         Ok(AdminReply::json(StatusCode::OK, &list(shown)))
     }
 
@@ -133,7 +144,8 @@ impl ControlApi {
         let key = Key::new(kind, id);
         let missing = || AdminReply::error(StatusCode::NOT_FOUND, format!("{kind}[{id}] not found"));
         let kept = self.store.get(&key)?.ok_or_else(missing)?;
-        Ok(AdminReply::json(StatusCode::OK, &in_memory(self.store.prefix(), &key, &kept)))
+        let shown = in_memory(self.store.prefix(), &key, &kept, (self.checker)().catalog());
+        Ok(AdminReply::json(StatusCode::OK, &shown))
     }
 
     fn all_metadata(&self) -> Result<AdminReply, AdminReply> {
@@ -156,12 +168,15 @@ fn list(items: Vec<Value>) -> Value {
 }
 
 /// A resource as APISIX has it in memory: with its defaults.
-fn in_memory(prefix: &str, key: &Key, kept: &Kept) -> Value {
+fn in_memory(prefix: &str, key: &Key, kept: &Kept, catalog: &Catalog) -> Value {
     let mut value = kept_value(kept);
     // What could not be filled in is shown as it is.
     let _ = schema::resource(key.kind).validate(&mut value);
     let domain = has_domain(&value);
     if let Value::Object(value) = &mut value {
+        if let Some(Value::Object(plugins)) = value.get_mut("plugins") {
+            plugins.iter_mut().for_each(|(name, config)| catalog.fill(name, config));
+        }
         value.insert("id".to_owned(), key.id.as_str().into());
         list_nodes(value);
         if let Some(Value::Object(upstream)) = value.get_mut("upstream") {
@@ -225,7 +240,7 @@ mod tests {
     fn nodes_are_listed_as_apisix_has_them_in_memory() {
         let shown = |value: Value| {
             let kept = Kept { value: value.to_string().into(), created: 1, modified: 2 };
-            in_memory("/apisix", &Key::new(Kind::Upstream, "5"), &kept)
+            in_memory("/apisix", &Key::new(Kind::Upstream, "5"), &kept, &Catalog::default())
         };
         let shown_nodes =
             shown(json!({"id": 5, "nodes": {"127.0.0.1:80": 1, "[::1]:81": 2, "a.example": 3}}));

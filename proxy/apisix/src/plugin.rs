@@ -15,9 +15,10 @@ use sixfold_core::error::nearest;
 use sixfold_core::plugin::{ApisixFactory, Prepared, PublicApis, Registry};
 
 pub use self::credential::duplicate_key;
-pub(crate) use self::credential::{CredentialConfig, OfConsumer};
+pub(crate) use self::credential::{CredentialConfig, NO_AUTH, OfConsumer};
 pub(crate) use self::meta::Meta;
 use self::meta::MetaFault;
+pub(crate) use self::names::in_order;
 pub(crate) use self::set::{ChainCache, GlobalPlugins, PluginSet, merge};
 use crate::config::{Config, EnvVars};
 use crate::encryption::{EncryptFields, Keyring, Turn};
@@ -28,6 +29,7 @@ use crate::store::Key;
 use xxhash_rust::xxh64::xxh64;
 
 /// The plugins that resources may use.
+#[derive(Default)]
 pub(crate) struct Catalog {
     plugins: BTreeMap<&'static str, Entry>,
     public_apis: Arc<PublicApis>,
@@ -198,6 +200,16 @@ impl Catalog {
     fn open(&self, entry: &Entry, of: Of, config: &mut Value) {
         if let Some(keyring) = &self.keyring {
             entry.encrypted(of).turn(Turn::Open, keyring, config);
+        }
+    }
+
+    /// Fills in what a plugin's configuration leaves to its defaults, as APISIX has it in memory.
+    pub(crate) fn fill(&self, name: &str, config: &mut Value) {
+        let Some(entry) = self.plugins.get(name) else { return };
+        // What could not be filled in stays as it is.
+        let _ = entry.schema.validate(config);
+        if let Value::Object(config) = config {
+            config.entry("_meta").or_insert_with(|| Value::Object(serde_json::Map::new()));
         }
     }
 

@@ -170,6 +170,7 @@ const KEYS: [(Kind, &[&str]); 5] = [
             "consumer_groups",
             "protos",
             "stream_routes",
+            "secrets",
         ],
     ),
     (Kind::Configuration, &["deployment", "apisix", "nginx_config", "plugin_attr"]),

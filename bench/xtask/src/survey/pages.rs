@@ -124,7 +124,15 @@ fn value_of<'w>(words: &'w [String], names: &[&str]) -> Option<&'w str> {
 /// An apisix.json with one resource, and with the consumer of a credential.
 fn file(section: &str, id: &str, mut body: Map<String, Value>) -> Value {
     if section == "consumers" {
-        let Some((consumer, _)) = id.split_once("/credentials/") else { return json!({section: [body]}) };
+        let Some((consumer, credential)) = id.split_once("/credentials") else {
+            return json!({section: [body]});
+        };
+        let of_body = body.get("id").and_then(Value::as_str).unwrap_or("1");
+        let credential = match credential.trim_start_matches('/') {
+            "" => of_body,
+            of_path => of_path,
+        };
+        let id = format!("{consumer}/credentials/{credential}");
         body.insert("id".to_owned(), id.into());
         return json!({section: [{"username": consumer}, body]});
     }

@@ -3,8 +3,8 @@
 /// A command: its words, and the line on which it begins, from 0.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Command {
-    pub line: usize,
-    pub words: Vec<String>,
+    pub(super) line: usize,
+    pub(super) words: Vec<String>,
 }
 
 /// The commands of a text. Quotes are taken off, lines that end in a backslash go on, and nothing is expanded: a variable

@@ -8,6 +8,7 @@ use sixfold_core::plugin::Consumers;
 
 use super::{references, target};
 use crate::item::exclusive;
+use crate::plugin::NO_AUTH;
 use crate::resource::Kind;
 use crate::schema::{self, Schema};
 use crate::source::Checker;
@@ -112,6 +113,8 @@ fn rank(kind: Kind, fault: &ConfigError) -> u8 {
 fn reason(kind: Kind, fault: &ConfigError) -> String {
     let of_plugins = fault.field.as_deref().is_some_and(|field| field.starts_with("plugins"));
     match kind {
+        // APISIX says this one by itself.
+        Kind::Credential if fault.reason == NO_AUTH => fault.reason.clone(),
         Kind::Consumer | Kind::Credential if of_plugins => {
             format!("invalid plugins configuration: {}", fault.reason)
         }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use crate::config::ApiVersion;
 use crate::store::StoreError;
 
 /// The longest body, in bytes.
@@ -177,9 +178,30 @@ impl AdminReply {
         AdminReply { content_type: "text/html", ..AdminReply::text(status, body) }
     }
 
-    pub(super) fn versioned(mut self) -> AdminReply {
-        self.headers.push((HeaderName::from_static("x-api-version"), HeaderValue::from_static("v3")));
+    /// With the body in the form of a version, and with the name of the API's in a header. `action` is what was done, as
+    /// etcd's own API of long ago called it.
+    pub(super) fn versioned(mut self, form: ApiVersion, api: ApiVersion, action: &str) -> AdminReply {
+        if form == ApiVersion::V2
+            && self.status.is_success()
+            && let Ok(Value::Object(body)) = serde_json::from_slice(&self.body)
+        {
+            self.body = format!("{}\n", second(body, action)).into();
+        }
+        let name = if api == ApiVersion::V2 { "v2" } else { "v3" };
+        self.headers.push((HeaderName::from_static("x-api-version"), HeaderValue::from_static(name)));
         self
+    }
+}
+
+/// The body of the second version: what was done, and with what node.
+fn second(mut body: Map<String, Value>, action: &str) -> Value {
+    if let Some(nodes) = body.shift_remove("list") {
+        let count = body.shift_remove("total");
+        return json!({"action": action, "count": count, "node": {"dir": true, "nodes": nodes}});
+    }
+    match body.shift_remove("deleted") {
+        Some(deleted) => json!({"action": action, "deleted": deleted, "key": body.get("key"), "node": {}}),
+        None => json!({"action": action, "node": body}),
     }
 }
 

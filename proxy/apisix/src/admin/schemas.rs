@@ -6,6 +6,7 @@ use sixfold_core::plugin::{ApisixFactory, Kind as PluginKind};
 
 use super::PREFIX;
 use super::message::{AdminReply, AdminRequest};
+use crate::plugin;
 use crate::resource::Kind;
 use crate::schema;
 use crate::source::Checker;
@@ -35,7 +36,7 @@ impl<'a> Wanted<'a> {
                     named(name).ok_or_else(|| AdminReply::bad(format!("not found schema: {name}")))?;
                 Ok(AdminReply::json(StatusCode::OK, schema))
             }
-            Wanted::Plugin(name) => plugin(checker, name.unwrap_or_default(), request),
+            Wanted::Plugin(name) => one_plugin(checker, name.unwrap_or_default(), request),
         }
     }
 }
@@ -115,7 +116,7 @@ pub(crate) fn described_plugins(checker: &Checker) -> Value {
     Value::Object(all.map(|factory| (factory.name.to_owned(), described(factory))).collect())
 }
 
-fn plugin(checker: &Checker, name: &str, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
+fn one_plugin(checker: &Checker, name: &str, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
     let subsystem = request.parameter("subsystem").unwrap_or("http");
     if !["http", "stream"].contains(&subsystem) {
         return Err(AdminReply::bad(format!("unsupported subsystem: {subsystem}")));
@@ -137,17 +138,31 @@ fn plugin(checker: &Checker, name: &str, request: &AdminRequest) -> Result<Admin
     Ok(AdminReply::json(StatusCode::OK, &schema))
 }
 
-/// The names of the plugins that are enabled, those that run first in front.
-pub(super) fn plugins_list(checker: &Checker, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
-    let factories = match request.parameter("subsystem").unwrap_or("http") {
-        "http" => Some(checker.catalog().factories()),
-        "stream" => None,
+/// The names of the plugins that are enabled, those that run first in front: all of APISIX's, and behind them those that it
+/// does not have. With `here=true` those that are part of this gateway, with `here=false` the others; this is ours.
+pub(super) fn plugins_list(
+    checker: &Checker,
+    enabled: Option<&[String]>,
+    request: &AdminRequest,
+) -> Result<AdminReply, AdminReply> {
+    match request.parameter("subsystem").unwrap_or("http") {
+        "http" => {}
+        "stream" => return Ok(AdminReply::json(StatusCode::OK, &json!([]))),
         _ => return Err(AdminReply::text(StatusCode::BAD_REQUEST, "invalid subsystem passed")),
+    }
+    let mut here: Vec<_> =
+        checker.catalog().factories().map(|factory| (factory.priority, factory.name)).collect();
+    here.sort_by_key(|(priority, _)| std::cmp::Reverse(*priority));
+    let here: Vec<&str> = here.into_iter().map(|(_, name)| name).collect();
+    let of_apisix = plugin::in_order(enabled);
+    let names = match request.parameter("here") {
+        Some("true") => here,
+        Some("false") => of_apisix.into_iter().filter(|name| !here.contains(name)).collect(),
+        _ => {
+            let own = here.into_iter().filter(|name| !of_apisix.contains(name));
+            of_apisix.iter().copied().chain(own).collect()
+        }
     };
-    let mut plugins: Vec<_> =
-        factories.into_iter().flatten().map(|factory| (factory.priority, factory.name)).collect();
-    plugins.sort_by_key(|(priority, _)| std::cmp::Reverse(*priority));
-    let names: Vec<&str> = plugins.into_iter().map(|(_, name)| name).collect();
     Ok(AdminReply::json(StatusCode::OK, &json!(names)))
 }
 

@@ -497,7 +497,7 @@ fn consumers_have_credentials_and_groups() {
         (
             "/consumers/jack/credentials/two",
             r#"{"plugins":{"other":{}}}"#,
-            "invalid plugins configuration: only supports auth type plugins in consumer credential",
+            "only supports auth type plugins in consumer credential",
         ),
     ] {
         assert_eq!(api.error("PUT", target, body), (400, reason.to_owned()));
@@ -572,7 +572,7 @@ fn schemas_are_told() {
     );
     assert_eq!(json("/plugins?all=true")["marker"]["priority"], 100);
     assert_eq!(
-        json("/plugins/list"),
+        json("/plugins/list?here=true"),
         serde_json::json!([
             "knock",
             "other",
@@ -585,6 +585,9 @@ fn schemas_are_told() {
             "prometheus"
         ])
     );
+    let all = json("/plugins/list");
+    assert_eq!((&all[0], &all[1], &all[107]), (&"real-ip".into(), &"ai".into(), &"knock".into()));
+    assert_eq!(json("/plugins/list?here=false")[0], "real-ip");
     assert_eq!(api.ask("GET", "/plugins/list?subsystem=x", "").body, "invalid subsystem passed");
     assert_eq!(api.ask("PUT", "/plugins/reload", ""), Got { status: 200, body: "done".to_owned() });
     let reason = "please use PUT method to reload the plugins, GET method is not allowed.";

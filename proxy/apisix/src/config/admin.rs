@@ -21,8 +21,19 @@ pub struct AdminConfig {
     pub allow: Option<Vec<IpNet>>,
     /// `https_admin` with the files of `admin_api_mtls`.
     pub tls: Option<AdminTls>,
+    /// `admin_api_version`, v3 by default: the form of answers.
+    pub version: ApiVersion,
     /// Whether `apisix.proxy_mode` has streams, without which there are no stream routes.
     pub stream: bool,
+}
+
+/// The form of the Admin API's answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ApiVersion {
+    /// `node` and `action`, as etcd's own API once had them; any name but `v3` stands for it.
+    V2,
+    /// `v3`.
+    V3,
 }
 
 /// A key and what it is good for.

@@ -184,7 +184,7 @@ const KEYS: &[(&str, Rule)] = &[
     ("deployment.admin.admin_listen.port", Read),
     ("deployment.admin.https_admin", Read),
     ("deployment.admin.admin_api_mtls", Read),
-    ("deployment.admin.admin_api_version", Refuse("v3 is the only one")),
+    ("deployment.admin.admin_api_version", Read),
     ("deployment.embedded.directory", Read),
     ("deployment.etcd.host", Read),
     ("deployment.etcd.prefix", Read),

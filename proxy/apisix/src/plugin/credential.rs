@@ -31,6 +31,9 @@ pub(crate) struct OfConsumer {
     pub(crate) unresolved: Vec<Violation>,
 }
 
+/// What is wrong with a credential of a plugin that does not authenticate.
+pub(crate) const NO_AUTH: &str = "only supports auth type plugins in consumer credential";
+
 impl Catalog {
     /// Checks the plugins of a consumer: what it says of those that authenticate is how it does.
     pub(crate) fn check_consumer(&self, plugins: &Plugins, environment: &EnvVars) -> OfConsumer {
@@ -52,9 +55,8 @@ impl Catalog {
     pub(crate) fn check_credential(&self, plugins: &Plugins, environment: &EnvVars) -> OfConsumer {
         let mut said = self.check_consumer(plugins, environment);
         for plugin in std::mem::take(&mut said.plugins) {
-            let reason = "only supports auth type plugins in consumer credential";
             let path = vec![Step::Key(plugin.factory.name.to_owned())];
-            said.refused.push(Violation::new(path, reason));
+            said.refused.push(Violation::new(path, NO_AUTH));
         }
         said
     }

@@ -8,6 +8,8 @@ use super::{Id, Labels, Plugins};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Consumer {
+    /// Beside the username, which is what it is found by.
+    pub id: Option<Id>,
     /// The id.
     pub username: String,
     /// The group whose plugins it shares.

@@ -7,7 +7,7 @@ use sixfold_core::document::Value;
 use sixfold_core::error::ConfigError;
 
 use super::{Field, Reader};
-use crate::config::{AdminConfig, AdminKey, AdminRole, AdminTls, ProxyMode, Role};
+use crate::config::{AdminConfig, AdminKey, AdminRole, AdminTls, ApiVersion, ProxyMode, Role};
 
 /// The key of APISIX's documentation and of thousands of installations.
 const KNOWN_KEY: &str = "edd1c9f034335f136f87ad84b625c8f1";
@@ -38,6 +38,10 @@ impl Reader<'_> {
             cors: self.flag_or(&admin.key("enable_admin_cors"), true),
             allow: self.networks(&admin.key("allow_admin")),
             tls: tls.then(|| self.admin_tls(admin)).flatten(),
+            version: match self.text(&admin.key("admin_api_version")).as_deref() {
+                Some("v3") | None => ApiVersion::V3,
+                Some(_) => ApiVersion::V2,
+            },
             stream: mode.has_streams(),
         })
     }
