@@ -128,7 +128,7 @@ pub fn load(config: Config, config_path: &Path, context: SourceContext) -> Resul
     let directory = config_path.parent().unwrap_or(Path::new("."));
     let path = config.resources_path(directory, &context.environment);
     let (store, standalone) = if config.is_standalone_api() {
-        let store = standalone(&path, &context.environment)?;
+        let store = standalone(&config, &path, &context.environment)?;
         (store.clone() as Arc<dyn Store>, Some(store))
     } else if let Some(etcd) = &config.deployment.etcd {
         (of_etcd(&config, etcd, &path, &context.compile.build.callout)?, None)
@@ -140,10 +140,17 @@ pub fn load(config: Config, config_path: &Path, context: SourceContext) -> Resul
     Ok(Loaded { source, update, standalone })
 }
 
-/// What the standalone API changes: to begin with the file at `path`, if there is one.
-fn standalone(path: &Path, environment: &EnvVars) -> Result<Arc<StandaloneStore>, Vec<ConfigError>> {
-    let store = StandaloneStore::new(environment.clone());
-    if path.exists() {
+/// What the standalone API changes: to begin with what was put last, else the file at `path`, if there is one.
+fn standalone(
+    config: &Config,
+    path: &Path,
+    environment: &EnvVars,
+) -> Result<Arc<StandaloneStore>, Vec<ConfigError>> {
+    let mut store = StandaloneStore::new(environment.clone());
+    let directory = path.parent().unwrap_or(Path::new(".")).join(&config.deployment.directory);
+    let key = "deployment.role_traditional.config_provider";
+    let kept = store.keep_in(directory.join("standalone.json"));
+    if !kept.map_err(|reason| vec![config.fault(key, reason)])? && path.exists() {
         let text = file::read(path).map_err(|error| vec![error])?;
         let name = path.display().to_string();
         store.begin_with(Resources { text: &text, format: Format::Yaml, name: &name });
@@ -192,8 +199,11 @@ pub fn open_store(
     config_path: &Path,
     environment: &EnvVars,
 ) -> Result<Arc<dyn Store>, Vec<ConfigError>> {
-    let directory = config_path.parent().unwrap_or(Path::new("."));
-    store(config, &config.resources_path(directory, environment), environment)
+    let path = config.resources_path(config_path.parent().unwrap_or(Path::new(".")), environment);
+    match config.is_standalone_api() {
+        true => Ok(standalone(config, &path, environment)?),
+        false => store(config, &path, environment),
+    }
 }
 
 /// Reads the resources at `path` by themselves, with APISIX's defaults for what their config.yaml would say.

@@ -1,11 +1,15 @@
 //! The configuration as a whole, put by one request (`apisix/admin/standalone.lua`), and the store that it goes to.
 
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use parking_lot::Mutex;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use sixfold_core::document::{Format, MAX_DOCUMENT_BYTES};
 use sixfold_core::error::{ConfigError, Place};
 
@@ -34,9 +38,52 @@ struct Current {
     config: Map<String, Value>,
 }
 
+/// The file in which the configuration that was put last outlives the process, with its versions and its digest.
+struct KeptFile(PathBuf);
+
+impl KeptFile {
+    /// What was put last; nothing if nothing was.
+    fn read(&self) -> Result<Option<Current>, String> {
+        let told = |error: &dyn std::fmt::Display| format!("can't read {}: {error}", self.0.display());
+        let text = match std::fs::read(&self.0) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(told(&error)),
+        };
+        let mut kept: Map<String, Value> = serde_json::from_slice(&text).map_err(|error| told(&error))?;
+        let digest = kept.get("digest").and_then(Value::as_str).and_then(|digest| digest.parse().ok());
+        let modified = kept.get("modified").and_then(Value::as_u64);
+        let config = kept.shift_remove("config");
+        match (digest, modified, config) {
+            (Some(digest), Some(modified), Some(Value::Object(config))) => {
+                Ok(Some(Current { digest, modified, config }))
+            }
+            _ => Err(told(&"it is not what was written there")),
+        }
+    }
+
+    /// Puts another one in its place, whole or not at all.
+    fn write(&self, current: &Current) -> Result<(), String> {
+        let told = |error: std::io::Error| format!("can't write {}: {error}", self.0.display());
+        let Ok(digest) = current.digest.to_str() else { return Err("the digest is no text".to_owned()) };
+        let kept = json!({"digest": digest, "modified": current.modified, "config": current.config});
+        if let Some(folder) = self.0.parent() {
+            // Private keys and credentials are in it.
+            DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(told)?;
+        }
+        let next = self.0.with_extension("next");
+        let mut file = OpenOptions::new();
+        file.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = file.open(&next).map_err(told)?;
+        file.write_all(kept.to_string().as_bytes()).and_then(|()| file.sync_all()).map_err(told)?;
+        std::fs::rename(&next, &self.0).map_err(told)
+    }
+}
+
 /// Resources of the configuration that was put last.
 pub struct StandaloneStore {
     text: TextStore,
+    kept: Option<KeptFile>,
     watched: Arc<Mutex<Watched>>,
 }
 
@@ -49,7 +96,8 @@ struct Watched {
 
 impl Standalone {
     pub(super) fn new(store: Arc<StandaloneStore>) -> Standalone {
-        Standalone { store, current: Mutex::default() }
+        let current = Mutex::new(store.kept.as_ref().and_then(|kept| kept.read().ok().flatten()));
+        Standalone { store, current }
     }
 
     pub(super) fn answer(&self, checker: &Checker, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
@@ -73,9 +121,12 @@ impl Standalone {
             return Err(AdminReply::bad(fault.reason));
         }
         let config = next(current.as_ref().map(|current| &current.config), body)?;
-        self.store.set(&config);
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let next = Current { digest: digest.clone(), modified: since.as_secs(), config };
+        if let Some(kept) = &self.store.kept {
+            kept.write(&next).map_err(|reason| AdminReply::error(StatusCode::SERVICE_UNAVAILABLE, reason))?;
+        }
+        self.store.set(&next.config);
         let reply = described(Some(&next), AdminReply::empty(StatusCode::ACCEPTED));
         *current = Some(next);
         Ok(reply)
@@ -140,7 +191,21 @@ fn whole(number: f64) -> Value {
 impl StandaloneStore {
     /// Nothing yet.
     pub fn new(environment: EnvVars) -> StandaloneStore {
-        StandaloneStore { text: TextStore::new(environment), watched: Arc::default() }
+        StandaloneStore { text: TextStore::new(environment), kept: None, watched: Arc::default() }
+    }
+
+    /// What was put last into `file`, where it is kept from now on; answers whether that is anything.
+    ///
+    /// # Errors
+    /// Why the file can't be read.
+    pub fn keep_in(&mut self, file: PathBuf) -> Result<bool, String> {
+        let kept = KeptFile(file);
+        let current = kept.read()?;
+        if let Some(current) = &current {
+            self.set(&current.config);
+        }
+        self.kept = Some(kept);
+        Ok(current.is_some())
     }
 
     /// Takes what a file says to begin with.
@@ -237,5 +302,39 @@ impl Drop for Watching {
 impl std::fmt::Debug for StandaloneStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("resources of the standalone API")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    /// A gateway that was started again had nothing, or what it had begun with.
+    #[test]
+    fn what_was_put_outlives_the_process() {
+        let folder = std::env::temp_dir().join(format!("sixfold-standalone-{}", std::process::id()));
+        let file = folder.join("data/standalone.json");
+        let store = || StandaloneStore::new(EnvVars::Fixed(Default::default()));
+        let mut first = store();
+        assert_eq!(first.keep_in(file.clone()), Ok(false));
+        let Value::Object(config) = json!({"routes_conf_version": 3, "routes": [{"id": "1", "uri": "/a"}]})
+        else {
+            return;
+        };
+        let current = Current { digest: HeaderValue::from_static("d"), modified: 5, config };
+        first.kept.as_ref().unwrap().write(&current).unwrap();
+        let mut again = store();
+        assert_eq!(again.keep_in(file.clone()), Ok(true));
+        assert_eq!(again.list(Kind::Route).unwrap().len(), 1);
+        let api = Standalone::new(Arc::new(again));
+        let kept = api.current.lock();
+        let kept = kept.as_ref().unwrap();
+        assert_eq!((kept.digest.to_str().unwrap(), &kept.config["routes_conf_version"]), ("d", &json!(3)));
+        std::fs::write(&file, "{}").unwrap();
+        let refused = store().keep_in(file).unwrap_err();
+        assert!(refused.ends_with("it is not what was written there"), "{refused}");
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }
