@@ -113,7 +113,7 @@ impl ControlApi {
             Page::Metadata => self.metadata(last),
             Page::Collect => Ok(AdminReply::empty(StatusCode::OK)),
             Page::Hello if request.parameter("json").is_some() => {
-                Ok(AdminReply::text(StatusCode::OK, "{\"msg\":\"world\"}"))
+                Ok(AdminReply::json(StatusCode::OK, &json!({"msg": "world"})))
             }
             Page::Hello => {
                 Ok(AdminReply { content_type: "text/plain", ..AdminReply::text(StatusCode::OK, "world\n") })
