@@ -226,7 +226,7 @@ impl AdminApi {
                 return Err(AdminReply::error(StatusCode::NOT_FOUND, "not found"));
             }
             let answered = schema.answer(&self.checker, request);
-            let versioned = |reply: AdminReply| reply.versioned(ApiVersion::V3, self.version, "");
+            let versioned = |reply: AdminReply| reply.versioned(ApiVersion::V3, self.version, ("", ""));
             return answered.map(versioned).map_err(versioned);
         }
         let target = Target::of(&segments).map_err(|resource| {
@@ -243,7 +243,8 @@ impl AdminApi {
             Method::DELETE => "delete",
             _ => "get",
         };
-        let versioned = |reply: AdminReply| reply.versioned(self.version, self.version, action);
+        let key = path.replacen(PREFIX, resource::KEY_PREFIX, 1);
+        let versioned = |reply: AdminReply| reply.versioned(self.version, self.version, (action, &key));
         answered.map(versioned).map_err(versioned)
     }
 }

@@ -178,14 +178,14 @@ impl AdminReply {
         AdminReply { content_type: "text/html", ..AdminReply::text(status, body) }
     }
 
-    /// With the body in the form of a version, and with the name of the API's in a header. `action` is what was done, as
-    /// etcd's own API of long ago called it.
-    pub(super) fn versioned(mut self, form: ApiVersion, api: ApiVersion, action: &str) -> AdminReply {
+    /// With the body in the form of a version, and with the name of the API's in a header. `done` is what was done, as
+    /// etcd's own API of long ago called it, and below which key.
+    pub(super) fn versioned(mut self, form: ApiVersion, api: ApiVersion, done: (&str, &str)) -> AdminReply {
         if form == ApiVersion::V2
             && self.status.is_success()
             && let Ok(Value::Object(body)) = serde_json::from_slice(&self.body)
         {
-            self.body = format!("{}\n", second(body, action)).into();
+            self.body = format!("{}\n", second(body, done)).into();
         }
         let name = if api == ApiVersion::V2 { "v2" } else { "v3" };
         self.headers.push((HeaderName::from_static("x-api-version"), HeaderValue::from_static(name)));
@@ -194,10 +194,10 @@ impl AdminReply {
 }
 
 /// The body of the second version: what was done, and with what node.
-fn second(mut body: Map<String, Value>, action: &str) -> Value {
+fn second(mut body: Map<String, Value>, (action, key): (&str, &str)) -> Value {
     if let Some(nodes) = body.shift_remove("list") {
         let count = body.shift_remove("total");
-        return json!({"action": action, "count": count, "node": {"dir": true, "nodes": nodes}});
+        return json!({"action": action, "count": count, "node": {"key": key, "dir": true, "nodes": nodes}});
     }
     match body.shift_remove("deleted") {
         Some(deleted) => json!({"action": action, "deleted": deleted, "key": body.get("key"), "node": {}}),
