@@ -243,7 +243,7 @@ impl AdminApi {
             Method::DELETE => "delete",
             _ => "get",
         };
-        let key = path.replacen(PREFIX, resource::KEY_PREFIX, 1);
+        let key = path.replacen(PREFIX, store.prefix(), 1);
         let versioned = |reply: AdminReply| reply.versioned(self.version, self.version, (action, &key));
         answered.map(versioned).map_err(versioned)
     }
