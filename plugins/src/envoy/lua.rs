@@ -5,6 +5,7 @@
 
 mod budget;
 mod host;
+mod machines;
 mod pattern;
 mod strings;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod vm;
 use crate::envoy;
 use bytes::Bytes;
 use host::{Body, Host, Side, Wait};
+use machines::Machines;
 use serde_json::Value;
 use sixfold_core::cluster::{ClusterCell, Clusters};
 use sixfold_core::error::{ConfigContext, ConfigError};
@@ -27,9 +29,7 @@ use sixfold_xds_api::any::struct_to_json;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::lua::v3::lua_per_route::Override;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::lua::v3::{Lua as ProtoLua, LuaPerRoute};
 use sixfold_xds_api::{refuse, values as fields};
-use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use vm::{Answer, Given, Run, Turn, Vm};
 
 /// Bytes of a body that a script may ask for as a whole: what Envoy buffers by default.
@@ -72,7 +72,7 @@ fn build(own: &ProtoLua, mut overrides: Vec<LuaPerRoute>, context: &BuildContext
     // Every script is looked at, whether a route names it or not; once is enough.
     for (name, source) in source_codes.iter().filter(|_| of_route.is_none()) {
         let text = fields::text_source(source).in_key(name).in_key("source_codes")?;
-        Vm::new(&text).map_err(ConfigError::new).in_key(name).in_key("source_codes")?;
+        Machines::of(&text, context).map_err(ConfigError::new).in_key(name).in_key("source_codes")?;
     }
     let mut context_of_route = filter_context.clone().map(struct_to_json);
     let mut source = Some(default);
@@ -93,8 +93,9 @@ fn build(own: &ProtoLua, mut overrides: Vec<LuaPerRoute>, context: &BuildContext
     }
     let Some(source) = source.filter(|source| !source.is_empty()) else { return Ok(Plugin::default()) };
     let dotted = if stat_prefix.is_empty() { String::new() } else { format!("{stat_prefix}.") };
+    let machines = Machines::of(&source, context);
     let script = Script {
-        id: next_id(),
+        machines: machines.map_err(|error| ConfigError::new(format!("script load error: {error}")))?,
         stats: LuaStats::new(&context.metrics, &format!("{}lua.{dotted}", context.scope)),
         filter: context.filter.to_string(),
         context: context_of_route,
@@ -102,21 +103,13 @@ fn build(own: &ProtoLua, mut overrides: Vec<LuaPerRoute>, context: &BuildContext
         callout: context.callout.clone(),
         clusters: context.clusters.clone(),
         own: OwnHeaders::new(context.local_address),
-        alive: Arc::new(()),
-        source,
     };
-    script.plugin()
-}
-
-fn next_id() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    NEXT.fetch_add(1, Relaxed)
+    Ok(script.plugin())
 }
 
 /// The script of one route.
 struct Script {
-    id: u64,
-    source: String,
+    machines: Arc<Machines>,
     stats: LuaStats,
     /// The name under which metadata of routes is for it.
     filter: String,
@@ -126,20 +119,6 @@ struct Script {
     clusters: Arc<Clusters>,
     /// What its calls say of themselves.
     own: OwnHeaders,
-    /// Machines of scripts that are no more are let go of.
-    alive: Arc<()>,
-}
-
-/// A machine of this worker, and whether somebody still needs it.
-struct Kept {
-    script: u64,
-    alive: Weak<()>,
-    vm: Option<Arc<Vm>>,
-}
-
-thread_local! {
-    /// The machines of this worker, one a script. There are few: a list is searched faster than a table.
-    static MACHINES: RefCell<Vec<Kept>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A script of a request or response that runs, or waits.
@@ -170,15 +149,13 @@ enum After {
 }
 
 impl Script {
-    fn plugin(self) -> Built {
-        let vm =
-            Vm::new(&self.source).map_err(|error| ConfigError::new(format!("script load error: {error}")))?;
-        let (on_request, on_response) = vm.hooks();
+    fn plugin(self) -> Plugin {
+        let (on_request, on_response) = self.machines.hooks();
         if !on_request && !on_response {
-            return Ok(Plugin::default());
+            return Plugin::default();
         }
         // Those that never ask for more than the head have bodies pass by unseen.
-        let reads_bodies = ["body", "railers"].iter().any(|word| self.source.contains(word));
+        let reads_bodies = self.machines.reads_bodies;
         let mut plugin = Plugin::of(self);
         if on_request {
             plugin = plugin.access(Script::access);
@@ -193,7 +170,7 @@ impl Script {
                     plugin.response_body(Script::response_body).response_trailers(Script::response_trailers);
             }
         }
-        Ok(plugin.build())
+        plugin.build()
     }
 
     fn cluster(&self, name: &str) -> Option<Arc<ClusterCell>> {
@@ -206,17 +183,13 @@ impl Script {
         }
     }
 
-    /// The machine of this worker, made with the first request that needs it.
     fn vm(&self) -> Option<Arc<Vm>> {
-        MACHINES.with_borrow_mut(|machines| {
-            if let Some(kept) = machines.iter().find(|kept| kept.script == self.id) {
-                return kept.vm.clone();
-            }
-            machines.retain(|kept| kept.alive.strong_count() > 0);
-            let vm = Vm::new(&self.source).map_err(|error| self.failed(&error)).ok().map(Arc::new);
-            machines.push(Kept { script: self.id, alive: Arc::downgrade(&self.alive), vm: vm.clone() });
-            vm
-        })
+        let error = match self.machines.here() {
+            Ok(vm) => return Some(vm),
+            Err(error) => error?,
+        };
+        self.failed(&error);
+        None
     }
 
     fn failed(&self, error: &str) {

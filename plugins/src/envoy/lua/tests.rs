@@ -6,7 +6,7 @@ use prost::Message;
 use sixfold_core::cluster::{Cluster, ClusterConfig};
 use sixfold_core::metrics::Registry;
 use sixfold_core::plugin::{
-    BodyFilters, CalloutResponse, Chain, ChainBuilder, Direction, Filtered, HeadPhase, Outcome,
+    BodyFilters, CalloutResponse, Chain, ChainBuilder, Direction, Filtered, HeadPhase, Outcome, SharedState,
 };
 use sixfold_xds_api::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
 
@@ -27,10 +27,15 @@ fn filter(text: &str) -> Filter {
 }
 
 fn build_with(own: &ProtoLua, overrides: &[LuaPerRoute]) -> Result<Filter, String> {
+    build_in(own, overrides, &Arc::default())
+}
+
+/// The same beside others of the connection manager.
+fn build_in(own: &ProtoLua, overrides: &[LuaPerRoute], shared: &Arc<SharedState>) -> Result<Filter, String> {
     let answer =
         CalloutResponse { status: 201, headers: Default::default(), body: Bytes::from_static(b"told") };
     let (context, service) = testing::context_with(Some(answer));
-    let context = BuildContext { scope: "http.in.".into(), ..context };
+    let context = BuildContext { scope: "http.in.".into(), shared: shared.clone(), ..context };
     let cluster = Cluster::new(ClusterConfig::named("b"), Vec::new(), None, &Registry::new()).unwrap();
     context.clusters.cell("b").swap(Some(cluster));
     let overrides: Vec<Vec<u8>> = overrides.iter().map(Message::encode_to_vec).collect();
@@ -509,4 +514,23 @@ fn values_become_lua_s_and_json_again() {
     let twice: mlua::Value =
         lua.load("local t = {'x'} for _ = 1, 40 do t = {t, t} end return t").eval().unwrap();
     assert!(values::of_lua(&twice, &mut 1_000_000).is_err());
+}
+
+/// Each route had a machine of its own on each worker, also for the script of another.
+#[test]
+fn routes_with_one_script_share_its_machine() {
+    let text = "count = 0 function envoy_on_request(h) count = count + 1 \
+                h:headers():replace('x-n', count .. (h:filterContext().tier or '')) end";
+    let own = ProtoLua { default_source_code: Some(source(text)), ..ProtoLua::default() };
+    let shared = Arc::default();
+    let of_tier = |tier: &str| {
+        let route: LuaPerRoute = testing::read(&format!("{{filter_context: {{tier: {tier}}}}}"));
+        build_in(&own, &[route], &shared).unwrap()
+    };
+    let routes = [of_tier("gold"), of_tier("silver")];
+    for (filter, expected) in [(&routes[0], "1gold"), (&routes[1], "2silver"), (&routes[0], "3gold")] {
+        let mut s = stream();
+        drop(filter.request(&mut s));
+        assert_eq!(testing::request_header(&s, "x-n"), Some(expected));
+    }
 }
