@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use prost::{Message, Name};
 use sixfold_core::compile::CompileContext;
 use sixfold_core::detached::LogCheck;
 use sixfold_core::document::{Node as Document, Options};
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::plugin::{Chain, FilterFactory, Plugin, Registry, Slot, Step};
+use sixfold_core::plugin::{Chain, FilterFactory, Plugin, Registry, SharedState, Slot, Step};
 use sixfold_core::router::RouteTable;
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
@@ -82,13 +83,21 @@ pub(crate) fn context() -> Context {
 
 const GRPC_WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
 
-/// A filter with a handler of `access`, and one of `log` for every override.
+/// How often filters of tests have begun something.
+pub(crate) fn begun(shared: &SharedState) -> Arc<AtomicU32> {
+    shared.get_or_insert("begun", || AtomicU32::new(0))
+}
+
+/// A filter with a handler of `access`, and one of `log` for every override. It counts when it goes into force.
 fn test_filter() -> FilterFactory {
-    FilterFactory::new(GRPC_WEB.into(), GRPC_WEB.into(), |given, _| {
+    FilterFactory::new(GRPC_WEB.into(), GRPC_WEB.into(), |given, context| {
         if !given.config.is_empty() {
             return Err(ConfigError::field("config", "must be empty"));
         }
-        let plugin = Plugin::of(()).access(pass);
+        let begun = begun(&context.shared);
+        let plugin = Plugin::of(()).access(pass).in_force(move |()| {
+            begun.fetch_add(1, Relaxed);
+        });
         Ok(given.overrides.iter().fold(plugin, |plugin, _| plugin.log(|(), _, _| {})).build())
     })
 }

@@ -1,9 +1,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use prost::Message;
 use sixfold_core::hcm::HttpConnectionManager;
 use sixfold_core::listener::{FilterChain, Listener, NetworkFilter};
-use sixfold_core::model::{Diff, Model};
+use sixfold_core::model::{Diff, Listeners, Model};
 use sixfold_core::plugin::{Chain, Plugin};
 use sixfold_core::route::Route;
 use sixfold_core::router::{HostRoutes, RouteTable};
@@ -11,7 +13,7 @@ use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
 
 use super::*;
 use crate::listener;
-use crate::testing::{context, read, shown};
+use crate::testing::{begun, context, read, shown};
 
 const ROUTER: &str = "{name: router, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}";
 /// Keeps state, as far as anybody knows.
@@ -205,6 +207,45 @@ fn another_bootstrap_compiles_what_is_known_again() {
     proxy.configs.set_context(proxy.context.clone());
     assert_eq!(proxy.bring("t", route), Ok(2));
     assert!(proxy.configs.renew(&mut diff).is_empty() && diff.is_empty());
+}
+
+/// Opens listeners whose name it likes.
+struct Likes(&'static str);
+
+impl Listeners for Likes {
+    fn prepare(&mut self, _: &[Arc<str>], coming: &[Arc<Listener>]) -> Vec<(Arc<str>, String)> {
+        let refused = coming.iter().filter(|listener| &*listener.name != self.0);
+        refused.map(|listener| (listener.name.clone(), "in use".to_owned())).collect()
+    }
+
+    fn abandon(&mut self, _: &[Arc<str>]) {}
+
+    async fn remove(&mut self, _: &[Arc<str>]) {}
+
+    async fn upsert(&mut self, _: Arc<Listener>) -> std::result::Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Filters of listeners that were refused, or were only compiled, began to fetch tokens.
+#[tokio::test]
+async fn filters_begin_with_the_listener_and_the_table_that_go_into_force() {
+    let mut proxy = Proxy::new();
+    let begun = begun(&proxy.context.compile.build.shared);
+    let count = || begun.load(Relaxed);
+    let applied = async |proxy: &Proxy, name: &str| {
+        let mut diff = Diff::default();
+        assert_eq!(proxy.configs.complete(&mut diff), []);
+        diff.listeners.push((name.into(), Some(Arc::new(proxy.listener(name, &[WEB])))));
+        proxy.model.apply(diff, &mut Likes("good")).await.len()
+    };
+    assert_eq!((applied(&proxy, "bad").await, count()), (1, 0), "it is not in force");
+    assert_eq!((applied(&proxy, "good").await, count()), (0, 1));
+    let mut diff = Diff::default();
+    proxy.configs.update(&Source::Ads, &encoded("t", WEB_SETTINGS), &mut diff).unwrap();
+    assert_eq!(count(), 1, "the routes' filter is compiled");
+    assert_eq!(proxy.model.apply(diff, &mut Likes("good")).await, []);
+    assert_eq!(count(), 2);
 }
 
 #[test]
