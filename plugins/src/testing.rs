@@ -15,12 +15,13 @@ use serde_json::Value;
 use sixfold_core::connection::Connection;
 use sixfold_core::document::{Node, Options};
 use sixfold_core::error::ConfigError;
+use sixfold_core::listener::{ConnectionFilter, FilterStep};
 use sixfold_core::metrics;
 use sixfold_core::plugin::{
     ApisixFactory, BodyFilters, BuildContext, ByKey, Callout, CalloutError, CalloutFuture, CalloutRequest,
     CalloutResponse, CalloutStreamFuture, Chain, ChainBuilder, Consumer, Consumers, Credential, Direction,
     FilterConfig, FilterFactory, Filtered, HeadPhase, Identity, LocalReply, Outcome, Passed, Plugin,
-    RequestPhases, SharedState,
+    RequestPhases, Scope, SharedState, Slot,
 };
 use sixfold_core::route::{Action, PathMatch, Route};
 use sixfold_core::secret::{SecretSource, SecretText};
@@ -43,6 +44,43 @@ pub(crate) fn stream(target: &str, headers: &[(&str, &str)]) -> Stream {
         stream.request.headers.push(name.as_bytes(), value.as_bytes());
     }
     stream
+}
+
+/// A plugin as it works on streams.
+pub(crate) fn stream_plugin(name: &str, config: Value) -> Arc<dyn ConnectionFilter> {
+    let registry = crate::registry();
+    let part = registry.apisix(name).unwrap().1.streams.as_ref().unwrap();
+    let mut config = config;
+    complete(&serde_json::from_str(part.schema).unwrap(), &mut config);
+    part.build(&config, &context()).unwrap()
+}
+
+/// One connection behind a plugin.
+pub(crate) struct StreamFilter {
+    filter: Arc<dyn ConnectionFilter>,
+    pub(crate) stream: Stream,
+}
+
+impl StreamFilter {
+    const SLOT: Slot = Slot::new(0, Scope::Route);
+
+    /// Begins one from a client; an error is the status with which the plugin ends it.
+    pub(crate) async fn begin(filter: &Arc<dyn ConnectionFilter>, client: &str) -> Result<StreamFilter, u16> {
+        let connection = Connection::plain(client.parse().unwrap(), ([127, 0, 0, 1], 9100).into());
+        let mut stream = Stream::new(Arc::new(connection));
+        let mut step = filter.on_new_connection(&mut stream, StreamFilter::SLOT);
+        while let FilterStep::Wait(waits) = step {
+            step = waits.await(&mut stream);
+        }
+        match step {
+            FilterStep::Close(closing) => Err(closing.status),
+            _ => Ok(StreamFilter { filter: filter.clone(), stream }),
+        }
+    }
+
+    pub(crate) fn end(mut self) {
+        self.filter.on_close(&mut self.stream, StreamFilter::SLOT);
+    }
 }
 
 /// A service that answers what it is told and keeps what it was asked.

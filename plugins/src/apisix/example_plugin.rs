@@ -39,7 +39,8 @@ struct Example(Arc<ClusterCell>);
 
 impl Example {
     fn build(config: Config, context: &BuildContext) -> Built {
-        Ok(match config.ip {
+        let Config { ip, port: _ } = config;
+        Ok(match ip {
             Some(_) => Plugin::of(Example(context.brought_cluster(PLACE))).access(Example::access).build(),
             None => Plugin::default(),
         })

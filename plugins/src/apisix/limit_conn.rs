@@ -1,6 +1,7 @@
 //! APISIX's limit-conn: requests of a key that are under way at once (`resty.limit.conn`).
 
 mod remote;
+mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 pub(crate) fn factory() -> ApisixFactory {
     ApisixFactory::new("limit-conn", 1003, include_str!("../../schemas/limit-conn.json"), LimitConn::build)
+        .in_streams(streams::SCHEMA, streams::build)
 }
 
 /// `only_use_default_delay` is not among it: APISIX learns how long requests take in an object that each of them has of

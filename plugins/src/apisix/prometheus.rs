@@ -4,6 +4,7 @@ mod disabled;
 mod metrics;
 mod render;
 mod settings;
+mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -30,7 +31,8 @@ pub(crate) fn factory() -> ApisixFactory {
     let schema = include_str!("../../schemas/prometheus.json");
     let factory = ApisixFactory::new("prometheus", 500, schema, Prometheus::build);
     let metadata = include_str!("../../schemas/prometheus-metadata.json");
-    factory.prefer_route().endpoint(endpoint).reads_metadata(metadata, DisabledLabels::read)
+    let factory = factory.prefer_route().endpoint(endpoint).reads_metadata(metadata, DisabledLabels::read);
+    factory.in_streams(schema, streams::build).looking_on()
 }
 
 /// The page of metrics as an endpoint of the gateway: there is one where it has no port of its own

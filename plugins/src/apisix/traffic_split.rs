@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use sixfold_core::cluster::ClusterCell;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::expr::Expr;
+use sixfold_core::listener::{Closing, ConnectionFilter, FilterStep};
 use sixfold_core::plugin::{
     ApisixFactory, BroughtUpstream, BuildContext, Built, LocalReply, Plugin, Slot, Step,
 };
@@ -18,7 +19,9 @@ use turns::Turns;
 
 pub(crate) fn factory() -> ApisixFactory {
     let schema = include_str!("../../schemas/traffic-split.json");
-    ApisixFactory::new("traffic-split", 966, schema, TrafficSplit::build).bringing(brought)
+    ApisixFactory::new("traffic-split", 966, schema, TrafficSplit::build)
+        .bringing(brought)
+        .in_streams(schema, TrafficSplit::of_streams)
 }
 
 #[derive(Deserialize)]
@@ -93,11 +96,19 @@ struct Rule {
 
 impl TrafficSplit {
     fn build(config: Config, context: &BuildContext) -> Built {
+        Ok(Plugin::of(TrafficSplit::made(config, context)?).access(TrafficSplit::access).build())
+    }
+
+    fn of_streams(config: Config, context: &BuildContext) -> Result<Arc<dyn ConnectionFilter>, ConfigError> {
+        Ok(Arc::new(TrafficSplit::made(config, context)?))
+    }
+
+    fn made(config: Config, context: &BuildContext) -> Result<TrafficSplit, ConfigError> {
         let rule = |(index, rule): (usize, RuleConfig)| {
             Rule::new(index, rule, context).in_index(index).in_key("rules")
         };
         let rules = collect(config.rules.into_iter().enumerate().map(rule))?;
-        Ok(Plugin::of(TrafficSplit { rules }).access(TrafficSplit::access).build())
+        Ok(TrafficSplit { rules })
     }
 
     fn access(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
@@ -121,6 +132,22 @@ impl TrafficSplit {
             }
         }
         Step::Continue
+    }
+}
+
+/// What it chooses is where a stream goes (apisix/stream/plugins/traffic-split.lua).
+impl ConnectionFilter for TrafficSplit {
+    fn on_new_connection(&self, connection: &mut Stream, slot: Slot) -> FilterStep {
+        match self.access(connection, slot) {
+            Step::Respond(reply) => FilterStep::Close(Closing { status: reply.status, ..Closing::default() }),
+            _ => FilterStep::Done,
+        }
+    }
+}
+
+impl std::fmt::Debug for TrafficSplit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "traffic-split by {} rules", self.rules.len())
     }
 }
 

@@ -58,7 +58,7 @@ mod tests {
     use super::*;
     use std::pin::pin;
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-    use std::sync::{Arc, Mutex as Place};
+    use std::sync::Arc;
     use std::task::{Context, Waker};
     use std::time::Duration;
 
@@ -91,12 +91,12 @@ mod tests {
         let (joint, begun) = (Joint::default(), Arc::new(AtomicU32::new(0)));
         assert_eq!(joint.join(|| Some(7), || slow(begun.clone()), run).await, Some(7));
         assert_eq!(joint.join(|| None, || slow(begun.clone()), drop).await, None);
-        let kept = Place::new(None);
+        let kept = Mutex::new(None);
         let mut waits =
-            pin!(joint.join(|| None, || slow(begun.clone()), |work| *kept.lock().unwrap() = Some(work)));
+            pin!(joint.join(|| None, || slow(begun.clone()), |work| *kept.lock() = Some(work)));
         assert!(waits.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         assert_eq!(begun.load(Relaxed), 0);
-        *kept.lock().unwrap() = None;
+        *kept.lock() = None;
         assert_eq!(waits.await, None);
     }
 }

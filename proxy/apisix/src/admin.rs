@@ -26,7 +26,9 @@ use sixfold_core::plugin::{Consumers, PluginMetadata, Registry};
 pub use self::access::{AdminAccess, generate_key};
 pub(crate) use self::list::value as kept_value;
 pub use self::message::{AdminReply, AdminRequest, MAX_BODY};
-pub(crate) use self::schemas::{described_plugins, named as schema_named, names as schema_names};
+pub(crate) use self::schemas::{
+    described_plugins, described_stream_plugins, named as schema_named, names as schema_names,
+};
 pub use self::standalone::{Standalone, StandaloneStore};
 use self::target::Target;
 use crate::config::{ApiVersion, Config, EnvVars};

@@ -58,6 +58,10 @@ pub struct Config {
     pub proxy_mode: ProxyMode,
     /// `apisix.stream_proxy`: addresses for TCP and UDP.
     pub stream_proxy: StreamProxy,
+    /// The log of streams (`nginx_config.stream`); off by default.
+    pub stream_log: Option<AccessLog>,
+    /// Peers that are believed who the client is by the PROXY protocol, in streams (`nginx_config.stream.real_ip_from`).
+    pub stream_real_ip_from: Vec<IpNet>,
     /// Whether listeners speak HTTP/2 too, in plain text by prior knowledge.
     pub enable_http2: bool,
     /// TLS towards clients.

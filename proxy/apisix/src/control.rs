@@ -8,7 +8,8 @@ use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
 use crate::admin::{
-    AdminReply, AdminRequest, ReloadPlugins, described_plugins, kept_value, schema_named, schema_names,
+    AdminReply, AdminRequest, ReloadPlugins, described_plugins, described_stream_plugins, kept_value,
+    schema_named, schema_names,
 };
 use crate::config::{Config, EnvVars, Provider};
 use crate::plugin::Catalog;
@@ -130,7 +131,12 @@ impl ControlApi {
         let main =
             schema_names().iter().filter_map(|name| Some(((*name).to_owned(), schema_named(name)?.clone())));
         let main: Map<String, Value> = main.collect();
-        json!({"main": main, "plugins": described_plugins(&(self.checker)()), "stream_plugins": {}})
+        let checker = (self.checker)();
+        json!({
+            "main": main,
+            "plugins": described_plugins(&checker),
+            "stream_plugins": described_stream_plugins(&checker),
+        })
     }
 
     fn all(&self, kind: Kind) -> Result<AdminReply, AdminReply> {

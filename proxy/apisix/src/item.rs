@@ -20,11 +20,11 @@ use crate::config::EnvVars;
 use crate::plugin::{Catalog, CredentialConfig, OfConsumer, PluginConfig};
 use crate::resource::{
     Consumer, ConsumerGroup, Credential, GlobalRule, Id, Kind, PluginConfig as PluginConfigResource, Plugins,
-    Proto, Route, Service, Ssl, Upstream,
+    Proto, Route, Service, Ssl, StreamRoute, Upstream,
 };
 use crate::schema::{self, Step, Violation, display_path};
 use crate::store::Key;
-use crate::{secret, upstream};
+use crate::{secret, stream_route, upstream};
 
 /// A resource that is valid by itself.
 pub(crate) struct Parsed {
@@ -57,6 +57,7 @@ pub(crate) enum Body {
     PluginConfig,
     Route(Box<Route>),
     Service(Box<Service>),
+    StreamRoute(Box<StreamRoute>),
     Ssl(Box<Ssl>),
     Upstream(Box<Upstream>),
 }
@@ -151,7 +152,7 @@ impl Reading<'_> {
         };
         self.violations.extend(schema.validate_all(&mut value).err().into_iter().flatten());
         let has_plugins = match kind {
-            Kind::Route | Kind::Service | Kind::PluginConfig | Kind::GlobalRule => true,
+            Kind::Route | Kind::StreamRoute | Kind::Service | Kind::PluginConfig | Kind::GlobalRule => true,
             Kind::Consumer | Kind::ConsumerGroup | Kind::Credential => true,
             Kind::Upstream | Kind::Proto | Kind::Secret => false,
             Kind::PluginMetadata => return self.metadata(key.id.as_str(), &value),
@@ -159,10 +160,6 @@ impl Reading<'_> {
                 let resolved = secret::resolve_all(&mut value, self.reader.environment);
                 self.violations.extend(resolved.err().into_iter().flatten());
                 false
-            }
-            other => {
-                self.violations.push(violation(&[], format!("{} are not supported", other.section())));
-                return None;
             }
         };
         let mut of_plugins = Vec::new();
@@ -205,6 +202,10 @@ impl Reading<'_> {
         let said = match kind {
             Kind::Consumer => catalog.check_consumer(plugins, environment),
             Kind::Credential => catalog.check_credential(plugins, environment),
+            Kind::StreamRoute => {
+                let (plugins, refused) = catalog.check_streams(plugins, environment);
+                OfConsumer { plugins, refused, ..OfConsumer::default() }
+            }
             _ => {
                 let (plugins, refused) = catalog.check(plugins, environment);
                 OfConsumer { plugins, refused, ..OfConsumer::default() }
@@ -235,6 +236,7 @@ impl Reading<'_> {
                 ],
             ),
             Kind::Service => (&["script"], &[(Kind::Upstream, "upstream_id")]),
+            Kind::StreamRoute => (&[], &[(Kind::Service, "service_id"), (Kind::Upstream, "upstream_id")]),
             Kind::Consumer => (&[], &[(Kind::ConsumerGroup, "group_id")]),
             _ => return,
         };
@@ -317,6 +319,12 @@ impl Reading<'_> {
                 self.inline_upstream(service.upstream.as_ref());
                 Body::Service(service.into())
             }
+            Kind::StreamRoute => {
+                let route: StreamRoute = self.value(value)?;
+                self.inline_upstream(route.upstream.as_ref());
+                self.violations.extend(stream_route::check(&route));
+                Body::StreamRoute(route.into())
+            }
             Kind::Upstream => {
                 let upstream: Upstream = self.value(value)?;
                 self.upstream(&upstream, &[]);
@@ -359,7 +367,7 @@ impl Reading<'_> {
 
     /// Checks the upstream that a wrong resource brings, if the schema has nothing against that.
     fn upstream_of_refused(&mut self, kind: Kind, value: &Value) {
-        if matches!(kind, Kind::Route | Kind::Service) && !self.told(&[key("upstream")]) {
+        if matches!(kind, Kind::Route | Kind::StreamRoute | Kind::Service) && !self.told(&[key("upstream")]) {
             let upstream = value.get("upstream").and_then(|value| Upstream::deserialize(value).ok());
             self.inline_upstream(upstream.as_ref());
         }

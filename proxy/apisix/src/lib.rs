@@ -18,6 +18,7 @@ mod secret;
 mod shared;
 mod source;
 pub mod store;
+mod stream_route;
 #[cfg(test)]
 mod testing;
 mod tls;

@@ -13,14 +13,14 @@ use sixfold_core::hcm::{
 };
 use sixfold_core::headers::{HeaderName, HeaderRules, Underscores};
 use sixfold_core::listener::{
-    BindAddress, FilterChain, FilterChainMatch, Listener, ListenerFilter, ListenerStats, NetworkFilter,
-    SocketRights,
+    BindAddress, FilterChain, FilterChainMatch, L4Proxy, L4Stats, Listener, ListenerFilter, ListenerStats,
+    NetworkFilter, SocketRights, TcpStats, UdpLimits,
 };
 use sixfold_core::plugin::Chain;
 use sixfold_core::stream::Stream;
 use sixfold_core::tls::{ContextChange, ServerTls};
 
-use crate::config::{AccessLogEscape, Config, ListenAddress, is_declared};
+use crate::config::{AccessLog as AccessLogConfig, AccessLogEscape, Config, StreamListen, is_declared};
 use crate::source::SourceContext;
 use crate::tls::Certificates;
 
@@ -34,13 +34,17 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub(crate) struct Listening {
     tls: Arc<ServerTls>,
+    /// Of streams.
+    streams: Arc<ServerTls>,
 }
 
 impl Listening {
-    /// The change that shows these certificates.
-    pub(crate) fn change(&self, certificates: &Certificates, config: &Config) -> ContextChange {
+    /// The changes that show these certificates.
+    pub(crate) fn changes(&self, certificates: &Certificates, config: &Config) -> [ContextChange; 2] {
         let (default, named) = certificates.contexts(config);
-        self.tls.change(default, named)
+        let http = self.tls.change(default, named);
+        let (default, named) = certificates.of_streams(config);
+        [http, self.streams.change(default, named)]
     }
 }
 
@@ -59,49 +63,95 @@ pub(crate) fn compile(
     config: &Config,
     context: &SourceContext,
 ) -> Result<(Listening, Vec<Listener>), ConfigError> {
-    let listening = Listening { tls: ServerTls::new(None, Vec::new()) };
-    let log = access_log(config, context)?;
+    let tls = || ServerTls::new(None, Vec::new());
+    let listening = Listening { tls: tls(), streams: tls() };
+    let log = config.http.access_log.as_ref();
+    let log = log.map(|log| opened(log, "nginx_config.http", config, context)).transpose()?;
     let mut listeners = Vec::new();
     for (scheme, addresses) in [("http", &config.http_listeners), ("https", &config.https_listeners)] {
         for listen in addresses {
             let manager = Arc::new(manager(config, context, log.iter().map(Log::open).collect())?);
             let tls = (scheme == "https").then(|| listening.tls.clone());
-            listeners.push(listener(scheme, *listen, manager, tls, context));
+            let mut filters = Vec::new();
+            filters.extend(listen.proxy_protocol.then_some(PROXY_PROTOCOL));
+            let address = BindAddress::Ip(listen.address);
+            let filter = NetworkFilter::Http(manager);
+            listeners.push(listener(scheme, address, filters, tls, filter, context));
         }
+    }
+    let streams = &config.stream_proxy;
+    let log = config.stream_log.as_ref().filter(|_| !streams.is_empty());
+    let log = log.map(|log| opened(log, "nginx_config.stream", config, context)).transpose()?;
+    for listen in streams.tcp.iter().chain(&streams.udp) {
+        listeners.push(stream(listen, &listening, log.as_ref(), config, context));
     }
     Ok((listening, listeners))
 }
 
-fn listener(
-    scheme: &str,
-    listen: ListenAddress,
-    manager: Arc<HttpConnectionManager>,
-    tls: Option<Arc<ServerTls>>,
+/// Takes connections that begin with a header of the PROXY protocol, and no others.
+const PROXY_PROTOCOL: ListenerFilter =
+    ListenerFilter::ProxyProtocol { optional: false, versions: (true, true), unspecified: true };
+
+/// A listener of TCP or UDP, whose connections go where the table of stream routes says.
+fn stream(
+    listen: &StreamListen,
+    listening: &Listening,
+    log: Option<&Log>,
+    config: &Config,
     context: &SourceContext,
 ) -> Listener {
+    let udp = listen.is_udp();
+    let address = match &listen.address {
+        BindAddress::Ip(address) if udp => BindAddress::Udp(*address),
+        address => address.clone(),
+    };
+    let scope = format!("stream.{}.", listen.address);
+    let metrics = context.compile.metrics();
+    let proxy = L4Proxy {
+        address: listen.address.to_string().into(),
+        routes: context.streams.table.clone(),
+        fallback_name: config.ssl.fallback_sni.as_deref().map(|name| name.to_ascii_lowercase().into()),
+        trusted: config.stream_real_ip_from.clone(),
+        stats: Arc::new(TcpStats::new(metrics, &scope)),
+        upstream: Arc::new(L4Stats::new(metrics, &scope)),
+        proxy_protocol: listen.proxy_protocol_to_upstream,
+        access_logs: log.map(Log::open).into_iter().collect(),
+        udp: UdpLimits::default(),
+    };
+    let tls = listen.tls.then(|| listening.streams.clone());
     let mut filters = Vec::new();
-    if listen.proxy_protocol {
-        filters.push(ListenerFilter::ProxyProtocol {
-            optional: false,
-            versions: (true, true),
-            unspecified: true,
-        });
-    }
+    filters.extend((!udp && listen.proxy_protocol).then_some(PROXY_PROTOCOL));
+    listener("stream", address, filters, tls, NetworkFilter::Routed(Arc::new(proxy)), context)
+}
+
+/// What statistics call an address.
+fn scope_of(address: &BindAddress) -> String {
+    address.to_string().replace([':', '.', '/'], "_")
+}
+
+fn listener(
+    scheme: &str,
+    address: BindAddress,
+    listener_filters: Vec<ListenerFilter>,
+    tls: Option<Arc<ServerTls>>,
+    filter: NetworkFilter,
+    context: &SourceContext,
+) -> Listener {
     let chain = FilterChain {
         name: scheme.into(),
         matches: FilterChainMatch::default(),
         handshake_timeout: HANDSHAKE_TIMEOUT,
         tls,
         filters: Arc::default(),
-        filter: NetworkFilter::Http(manager),
+        filter,
         fingerprint: 0,
     };
-    let stats = format!("listener.{}.", listen.address.to_string().replace([':', '.'], "_"));
+    let stats = format!("listener.{}.", scope_of(&address));
     Listener {
-        name: format!("{scheme}/{}", listen.address).into(),
-        addresses: vec![BindAddress::Ip(listen.address)],
+        name: format!("{scheme}/{address}").into(),
+        addresses: vec![address],
         bind: true,
-        listener_filters: filters,
+        listener_filters,
         filters_timeout: Some(HANDSHAKE_TIMEOUT),
         continue_on_timeout: false,
         chains: vec![Arc::new(chain)],
@@ -208,7 +258,7 @@ fn client_address(config: &Config) -> Result<ClientAddress, ConfigError> {
     })
 }
 
-/// The access log, which every listener writes.
+/// An access log, which every listener of its kind writes.
 struct Log {
     format: Arc<Line>,
     sink: Arc<dyn sixfold_core::access_log::LogSink>,
@@ -220,9 +270,14 @@ impl Log {
     }
 }
 
-fn access_log(config: &Config, context: &SourceContext) -> Result<Option<Log>, ConfigError> {
-    let Some(log) = &config.http.access_log else { return Ok(None) };
-    let fault = |field: &str, reason: String| config.fault(&format!("nginx_config.http.{field}"), reason);
+/// The log that the settings under `section` say.
+fn opened(
+    log: &AccessLogConfig,
+    section: &str,
+    config: &Config,
+    context: &SourceContext,
+) -> Result<Log, ConfigError> {
+    let fault = |field: &str, reason: String| config.fault(&format!("{section}.{field}"), reason);
     let format = Format::nginx_log(&log.format).map_err(|reason| fault("access_log_format", reason))?;
     if let Some(name) = format.unknown_variables().find(|name| !is_declared(name)) {
         return Err(fault("access_log_format", format!("unknown variable \"${name}\"")));
@@ -238,7 +293,7 @@ fn access_log(config: &Config, context: &SourceContext) -> Result<Option<Log>, C
         AccessLogEscape::Json => Escape::Json,
         AccessLogEscape::None => Escape::None,
     };
-    Ok(Some(Log { format: Arc::new(Line { format, escape }), sink }))
+    Ok(Log { format: Arc::new(Line { format, escape }), sink })
 }
 
 /// A line of nginx's `log_format`.

@@ -4,6 +4,7 @@ mod credential;
 mod meta;
 mod names;
 mod set;
+mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ pub(crate) use self::meta::Meta;
 use self::meta::MetaFault;
 pub(crate) use self::names::in_order;
 pub(crate) use self::set::{ChainCache, GlobalPlugins, PluginSet, merge};
+pub(crate) use self::streams::StreamPlugins;
 use crate::config::{Config, EnvVars};
 use crate::encryption::{EncryptFields, Keyring, Turn};
 use crate::resource::{Kind, Plugins};
@@ -39,6 +41,8 @@ pub(crate) struct Catalog {
     keyring: Option<Arc<Keyring>>,
     /// What private keys are kept encrypted with.
     private_keys: Arc<Keyring>,
+    /// Those that stream routes may use.
+    streams: streams::Entries,
 }
 
 struct Entry {
@@ -111,7 +115,7 @@ pub struct Decryption(Catalog);
 impl Decryption {
     /// Of the resources of a gateway with this configuration.
     pub fn new(config: &Config, registry: &Registry) -> Decryption {
-        Decryption(Catalog::new(registry, None, &BTreeMap::new()).encrypted(config))
+        Decryption(Catalog::new(registry, None, None, &BTreeMap::new()).encrypted(config))
     }
 
     /// Decrypts what is kept encrypted of a resource.
@@ -121,10 +125,11 @@ impl Decryption {
 }
 
 impl Catalog {
-    /// Every plugin of `registry` that is in `enabled`; `None` enables all.
+    /// Every plugin of `registry` that is in `enabled`, and of streams in `of_streams`; `None` enables all.
     pub(crate) fn new(
         registry: &Registry,
         enabled: Option<&BTreeSet<String>>,
+        of_streams: Option<&BTreeSet<String>>,
         attributes: &BTreeMap<String, Value>,
     ) -> Catalog {
         let mut plugins = BTreeMap::new();
@@ -156,7 +161,8 @@ impl Catalog {
         let apis =
             PublicApis::new(plugins.values().map(|entry: &Entry| (&*entry.factory, &entry.attributes)));
         let public_apis = Arc::new(apis);
-        Catalog { plugins, public_apis, disabled, keyring: None, private_keys: Arc::default() }
+        let streams = streams::entries(registry, of_streams, attributes);
+        Catalog { plugins, public_apis, disabled, streams, keyring: None, private_keys: Arc::default() }
     }
 
     /// The same for resources that are kept encrypted as `config` says.

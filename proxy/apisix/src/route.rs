@@ -213,6 +213,7 @@ impl Manner {
                 connect: Some(connect),
                 send: Some(send),
                 read: Some(read),
+                silence: forwarding.silence,
                 ..route::Timeouts::default()
             },
             own_timeouts: *own_timeouts,

@@ -9,6 +9,7 @@ mod candidate;
 mod check;
 mod feed;
 mod figures;
+mod l4;
 mod record;
 mod roll;
 mod single;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use sixfold_core::compile::CompileContext;
 use sixfold_core::document::Format;
 use sixfold_core::error::ConfigError;
+use sixfold_core::listener::{L4Table, TcpStats};
 use sixfold_core::model::Diff;
 use sixfold_core::plugin::{Callout, Registry};
 use sixfold_core::router::{RouteTableCell, TableKey};
@@ -53,15 +55,28 @@ pub struct SourceContext {
     pub compile: CompileContext,
     /// The place of the route table.
     pub routes: Arc<RouteTableCell>,
+    /// What stream routes have in common.
+    pub streams: Streams,
     /// The variables that configuration may refer to.
     pub environment: EnvVars,
+}
+
+/// What stream routes have in common.
+#[derive(Clone)]
+pub struct Streams {
+    /// Their place.
+    pub table: Arc<L4Table>,
+    /// What is counted of them beside what their listeners count.
+    pub stats: Arc<TcpStats>,
 }
 
 impl SourceContext {
     /// With the place of the route table among those of `compile`.
     pub fn new(compile: CompileContext, environment: EnvVars) -> SourceContext {
         let routes = compile.route_tables.cell(&TableKey::named(ROUTE_TABLE));
-        SourceContext { compile, routes, environment }
+        let stats = Arc::new(TcpStats::new(compile.metrics(), "tcp.stream_routes."));
+        let streams = Streams { table: Arc::default(), stats };
+        SourceContext { compile, routes, streams, environment }
     }
 
     /// With what [`CompileContext::detached`] says.
@@ -317,6 +332,14 @@ impl Source {
 
     pub(crate) fn route(&self, id: &str) -> Option<&Arc<sixfold_core::route::Route>> {
         self.state.routes.get(&crate::resource::Id::from(id))
+    }
+
+    pub(crate) fn stream_route(&self, id: &str) -> Option<&Arc<sixfold_core::listener::L4Route>> {
+        self.state.stream_routes.get(&crate::resource::Id::from(id)).map(|linked| &linked.route)
+    }
+
+    pub(crate) fn stream_table(&self) -> &Arc<L4Table> {
+        &self.context.streams.table
     }
 
     pub(crate) fn cluster(&self, name: &str) -> &Arc<sixfold_core::cluster::Cluster> {

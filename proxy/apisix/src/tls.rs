@@ -47,6 +47,8 @@ pub(crate) struct ServerCertificate {
     /// Fingerprint of what the context was made of.
     print: u64,
     context: Arc<ServerContext>,
+    /// The same for streams, where no protocol is agreed on; `None` where none come in by TLS.
+    streams: Option<Arc<ServerContext>>,
 }
 
 /// An `ssl` for upstreams.
@@ -77,11 +79,21 @@ impl ServerCertificate {
         if let Some(before) = before.filter(|before| before.names == names && before.asks == asks) {
             return Ok(before.clone());
         }
-        let context = match before {
-            Some(before) => before.context.clone(),
-            None => ServerContext::new(settings(ssl, config)).map_err(|error| error.renamed(as_written))?,
+        let compile =
+            |settings| ServerContext::new(settings).map_err(|error: ConfigError| error.renamed(as_written));
+        let (context, streams) = match before {
+            Some(before) => (before.context.clone(), before.streams.clone()),
+            None => {
+                let by_tls = config.stream_proxy.tcp.iter().any(|listen| listen.tls);
+                // There are no paths in streams which could ask for none.
+                let of_streams = || ServerSettings { alpn: Vec::new(), ..settings(ssl, config, false) };
+                (
+                    compile(settings(ssl, config, lets_in(&asks)))?,
+                    by_tls.then(|| compile(of_streams())).transpose()?,
+                )
+            }
         };
-        Ok(Arc::new(ServerCertificate { names, asks, print, context }))
+        Ok(Arc::new(ServerCertificate { names, asks, print, context, streams }))
     }
 }
 
@@ -117,12 +129,26 @@ impl Certificates {
     /// The contexts by server name, and the one for clients that no name fits: the certificate for `*`, else
     /// that of `fallback_sni`.
     pub(crate) fn contexts(&self, config: &Config) -> (Option<Arc<ServerContext>>, NamedContexts) {
+        self.shown(config, |certificate| Some(&certificate.context))
+    }
+
+    /// The same for streams.
+    pub(crate) fn of_streams(&self, config: &Config) -> (Option<Arc<ServerContext>>, NamedContexts) {
+        self.shown(config, |certificate| certificate.streams.as_ref())
+    }
+
+    fn shown(
+        &self,
+        config: &Config,
+        context: impl Fn(&ServerCertificate) -> Option<&Arc<ServerContext>>,
+    ) -> (Option<Arc<ServerContext>>, NamedContexts) {
         let (mut default, mut named) = (None, NamedContexts::new());
         for certificate in &self.0 {
+            let Some(context) = context(certificate) else { continue };
             for name in &certificate.names {
                 match &**name {
-                    "*" => default = default.or_else(|| Some(certificate.context.clone())),
-                    name => named.push((name.to_ascii_lowercase().into(), certificate.context.clone())),
+                    "*" => default = default.or_else(|| Some(context.clone())),
+                    name => named.push((name.to_ascii_lowercase().into(), context.clone())),
                 }
             }
         }
@@ -185,14 +211,14 @@ fn lets_in(asks: &Asks) -> bool {
     matches!(asks, Asks::Certificate(paths) if !paths.is_empty())
 }
 
-fn settings(ssl: &Ssl, config: &Config) -> ServerSettings {
+/// With `open` clients without a certificate get through the handshake.
+fn settings(ssl: &Ssl, config: &Config, open: bool) -> ServerSettings {
     let versions: Vec<&String> = match &ssl.ssl_protocols {
         Some(protocols) if !protocols.is_empty() => protocols.iter().collect(),
         _ => config.ssl.protocols.iter().collect(),
     };
     let versions: Vec<TlsVersion> = versions.iter().filter_map(|name| TlsVersion::parse(name).ok()).collect();
     let client = ssl.client.as_ref();
-    let open = lets_in(&asks(ssl));
     ServerSettings {
         identities: ssl.pairs().map(|(cert, key)| identity(cert, key)).collect(),
         alpn: if config.enable_http2 {

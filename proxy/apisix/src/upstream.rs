@@ -41,6 +41,8 @@ const DEFAULT_TIMEOUT: f64 = 60.0;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Forwarding {
     pub(crate) timeouts: Timeouts,
+    /// How long a stream may be silent both ways, if the upstream says it.
+    pub(crate) silence: Option<Duration>,
     pub(crate) pass_host: route::PassHost,
     pub(crate) hash_key: Option<HashKey>,
 }
@@ -107,7 +109,7 @@ pub(crate) fn check(upstream: &Upstream) -> Vec<Violation> {
         violations.push(violation(&[field], reason));
     }
     if protocol(upstream.scheme).is_none() {
-        let reason = "not supported for HTTP routes; http, https, grpc and grpcs are";
+        let reason = "not supported; http, https, grpc, grpcs, tcp, tls and udp are";
         violations.push(violation(&["scheme"], reason));
     }
     if upstream.pass_host == PassHost::Rewrite && upstream.upstream_host.as_ref().is_none_or(String::is_empty)
@@ -170,6 +172,7 @@ impl Forwarding {
         let timeout = Timeout { connect: DEFAULT_TIMEOUT, send: DEFAULT_TIMEOUT, read: DEFAULT_TIMEOUT };
         Forwarding {
             timeouts: upstream.timeout.unwrap_or(timeout).into(),
+            silence: upstream.timeout.map(|timeout| seconds(timeout.send.max(timeout.read))),
             pass_host: match upstream.pass_host {
                 PassHost::Node => route::PassHost::Node,
                 PassHost::Pass => route::PassHost::Pass,
@@ -332,9 +335,12 @@ impl Balancer {
 
 fn protocol(scheme: Scheme) -> Option<UpstreamProtocol> {
     match scheme {
-        Scheme::Http | Scheme::Https => Some(UpstreamProtocol::Http1),
+        // Of streams nothing is understood; a route of HTTP that leads there speaks what is nearest.
+        Scheme::Http | Scheme::Https | Scheme::Tcp | Scheme::Tls | Scheme::Udp => {
+            Some(UpstreamProtocol::Http1)
+        }
         Scheme::Grpc | Scheme::Grpcs => Some(UpstreamProtocol::Http2),
-        Scheme::Kafka | Scheme::Tcp | Scheme::Tls | Scheme::Udp => None,
+        Scheme::Kafka => None,
     }
 }
 

@@ -69,7 +69,14 @@ fn tell(known: &Known, asked: &Asked, options: &ExplainOptions) -> Result<Story,
             story.insert("action".into(), json!({"kind": "tcp", "to": action::choice(&proxy.cluster)}));
             story.insert("outcome".into(), "bytes are passed on as they are: no HTTP is looked at".into());
         }
-        _ => {
+        NetworkFilter::Routed(_) => {
+            story.insert("action".into(), json!({"kind": "stream_routes"}));
+            story.insert(
+                "outcome".into(),
+                "bytes are passed on as stream routes say: no HTTP is looked at".into(),
+            );
+        }
+        NetworkFilter::Direct(_) => {
             story.insert("outcome".into(), "the connection is answered and closed before any HTTP".into());
         }
     }

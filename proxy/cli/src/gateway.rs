@@ -89,12 +89,16 @@ pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> R
 /// Makes the folder of an access log below the working directory: `logs` is part of an installation of APISIX,
 /// and the default.
 fn make_log_folder(config: &Config) -> Result<(), Failure> {
-    let folder = config.http.access_log.as_ref().and_then(|log| log.path.parent());
-    let Some(folder) = folder.filter(|folder| folder.is_relative()) else { return Ok(()) };
-    std::fs::create_dir_all(folder).map_err(|error| {
-        let reason = format!("can't make the folder {}: {error}", folder.display());
-        config.fault("nginx_config.http.access_log", reason).into()
-    })
+    let logs = [("http", &config.http.access_log), ("stream", &config.stream_log)];
+    for (section, log) in logs {
+        let folder = log.as_ref().and_then(|log| log.path.parent());
+        let Some(folder) = folder.filter(|folder| folder.is_relative()) else { continue };
+        std::fs::create_dir_all(folder).map_err(|error| {
+            let reason = format!("can't make the folder {}: {error}", folder.display());
+            config.fault(&format!("nginx_config.{section}.access_log"), reason)
+        })?;
+    }
+    Ok(())
 }
 
 /// Takes the listeners for TLS away when their port is the default and is taken: another gateway runs here, and
@@ -113,6 +117,13 @@ fn leave_out_taken(config: &mut Config) -> Result<(), Failure> {
             tls = false;
         } else {
             faults.push(config.fault(&listen.key(), format!("can't listen on {address}: {error}")));
+        }
+    }
+    for listen in config.stream_proxy.tcp.iter().chain(&config.stream_proxy.udp) {
+        let Some(address) = listen.address.ip() else { continue };
+        let bound = if listen.is_udp() { BindAddress::Udp(address) } else { BindAddress::Ip(address) };
+        if let Err(error) = sockets::bind(&bound, 1, 1) {
+            faults.push(config.fault(&listen.key(), format!("can't listen on {bound}: {error}")));
         }
     }
     // Half of it, by IPv6 alone, would be worse than none.

@@ -4,12 +4,16 @@ mod chain_match;
 mod connection_limit;
 mod exchange;
 mod filter;
+mod l4;
 mod ports;
 mod rbac;
 
 pub use chain_match::{ChainMatcher, MatchInput, check_chains};
 pub use connection_limit::ConnectionLimit;
 pub use filter::{ClientBytes, Closing, ConnectionFilter, FilterStep, MAX_HELD, Resume};
+pub use l4::{
+    L4Change, L4Condition, L4Proxy, L4Route, L4Routes, L4Stats, L4Subject, L4Table, SILENCE, UdpLimits,
+};
 pub use ports::PortSet;
 pub use rbac::{ConnectionRbac, RbacSettings};
 
@@ -124,14 +128,16 @@ pub enum BindAddress {
     DualStack(SocketAddr),
     /// A unix socket.
     Unix(PathBuf),
+    /// IP and port of UDP: its chain ends in an [`L4Proxy`].
+    Udp(SocketAddr),
 }
 
 impl BindAddress {
-    /// The IP address and port; `None` for a unix socket.
+    /// The IP address and port of TCP; `None` for others.
     pub fn ip(&self) -> Option<SocketAddr> {
         match self {
             BindAddress::Ip(address) | BindAddress::DualStack(address) => Some(*address),
-            BindAddress::Unix(_) => None,
+            BindAddress::Unix(_) | BindAddress::Udp(_) => None,
         }
     }
 }
@@ -141,6 +147,7 @@ impl std::fmt::Display for BindAddress {
         match self {
             BindAddress::Ip(address) | BindAddress::DualStack(address) => address.fmt(f),
             BindAddress::Unix(path) => path.display().fmt(f),
+            BindAddress::Udp(address) => write!(f, "{address}/udp"),
         }
     }
 }
@@ -241,6 +248,8 @@ pub enum NetworkFilter {
     Http(Arc<HttpConnectionManager>),
     /// Passes bytes to a cluster.
     Tcp(Arc<TcpProxy>),
+    /// Passes bytes to where a table of routes says.
+    Routed(Arc<L4Proxy>),
     /// Writes this and closes.
     Direct(Bytes),
 }
@@ -273,6 +282,7 @@ impl NetworkFilter {
         match self {
             NetworkFilter::Http(manager) => &manager.access_logs,
             NetworkFilter::Tcp(proxy) => &proxy.access_logs,
+            NetworkFilter::Routed(proxy) => &proxy.access_logs,
             NetworkFilter::Direct(_) => &[],
         }
     }
@@ -291,14 +301,23 @@ pub struct TcpProxy {
     pub idle_timeout: Option<Duration>,
     /// Whole connection.
     pub max_duration: Option<Duration>,
-    /// Attempts to connect, 1 by default.
-    pub max_connect_attempts: u32,
+    /// Attempts to connect.
+    pub attempts: ConnectAttempts,
     /// What is hashed.
     pub hash: Vec<HashPolicy>,
     /// Subset of the cluster.
     pub metadata_match: Criteria,
     /// Access logs.
     pub access_logs: Vec<AccessLog>,
+}
+
+/// How often a TCP proxy tries to connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectAttempts {
+    /// So often (Envoy's `max_connect_attempts`, 1 by default).
+    Fixed(u32),
+    /// As the retry policy of the cluster says (APISIX's `retries` and `retry_timeout`).
+    OfCluster,
 }
 
 crate::stat_block! {

@@ -4,7 +4,7 @@
 //! nobody else. What is no longer there goes last, so that nothing in use ever points at nothing.
 
 use crate::cluster::{Assignment, Cluster, Clusters};
-use crate::listener::Listener;
+use crate::listener::{L4Change, Listener};
 use crate::plugin::{ConsumersChange, MetadataChange};
 use crate::router::{RouteTable, RouteTables, TableKey};
 use crate::tls::ContextChange;
@@ -27,6 +27,8 @@ pub struct Diff {
     pub metadata: Vec<MetadataChange>,
     /// Consumers that plugins find. They are known before the routes they come with.
     pub consumers: Option<ConsumersChange>,
+    /// Routes of TCP and UDP.
+    pub l4: Option<L4Change>,
     /// Certificates of listeners that stay. They are shown with the routes they come with.
     pub contexts: Vec<ContextChange>,
     /// Listeners.
@@ -46,6 +48,7 @@ impl Diff {
             && self.route_tables.is_empty()
             && self.listeners.is_empty()
             && self.consumers.is_none()
+            && self.l4.is_none()
             && self.metadata.is_empty()
     }
 
@@ -200,6 +203,7 @@ impl Model {
             route_tables,
             metadata,
             consumers,
+            l4,
             contexts,
             listeners: changed,
             whole: _,
@@ -207,7 +211,8 @@ impl Model {
         } = diff;
         let (gone, come): (Vec<_>, Vec<_>) = clusters.into_iter().partition(|(_, c)| c.is_none());
         // What leads to names may go, or what they stand for.
-        let may_free_names = !gone.is_empty() || !route_tables.is_empty() || !changed.is_empty();
+        let tables = !route_tables.is_empty() || l4.is_some();
+        let may_free_names = !gone.is_empty() || tables || !changed.is_empty();
         self.swap_clusters(come);
         for (name, hosts) in endpoints {
             match self.clusters.find(&name) {
@@ -227,6 +232,10 @@ impl Model {
         for (key, table) in route_tables {
             let old = self.route_tables.cell(&key).swap(table);
             self.state.lock().retire(old);
+        }
+        if let Some(change) = l4 {
+            let old = change.put_in_force();
+            self.state.lock().retire(Some(old));
         }
         contexts.into_iter().for_each(ContextChange::put_in_force);
         self.change_listeners(changed, listeners, &mut errors).await;

@@ -399,6 +399,9 @@ pub struct Timeouts {
     pub send: Option<Duration>,
     /// APISIX `timeout.read`: no progress in reading from upstream for so long. `None` is off.
     pub read: Option<Duration>,
+    /// Of a connection of TCP or UDP: how long both sides may be silent, the longer of APISIX's `timeout.send` and
+    /// `timeout.read`; `None` is [`SILENCE`](crate::listener::SILENCE).
+    pub silence: Option<Duration>,
 }
 
 /// One input of a consistent hash (route_components.proto HashPolicy; APISIX chash).

@@ -11,6 +11,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 pub use sixfold_core::tls::AlpnOffer as Alpn;
@@ -64,6 +65,8 @@ pub struct Handshake<'a> {
     pub offer: Option<&'a AlpnList>,
     /// Whose address it sees, in place of the cluster's `source_address`.
     pub source: Option<Source>,
+    /// What it is told first, before TLS: a header of the PROXY protocol.
+    pub preface: Option<&'a [u8]>,
 }
 
 /// Connects to an endpoint within `timeout`, the TLS handshake included.
@@ -86,9 +89,12 @@ pub async fn connect(
 async fn attempt(
     cluster: &Cluster,
     host: &Host,
-    Handshake { tls, server_name, alpn, offer, source }: Handshake<'_>,
+    Handshake { tls, server_name, alpn, offer, source, preface }: Handshake<'_>,
 ) -> Result<Connected, ConnectError> {
-    let socket = open(cluster, host, source).await?;
+    let mut socket = open(cluster, host, source).await?;
+    if let Some(preface) = preface {
+        socket.write_all(preface).await.map_err(|e| ConnectError::Refused(e.to_string()))?;
+    }
     let local = socket.local_addr();
     let plain = |socket| Connected { io: Io::plain(socket), local, alpn: None, connect_ms: 0, tls: None };
     let Some(tls) = tls else { return Ok(plain(socket)) };

@@ -7,7 +7,7 @@ use sixfold_core::connection::Source;
 use sixfold_core::listener::{BindAddress, SocketRights};
 use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, Type};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -28,6 +28,8 @@ pub enum ListenSocket {
     Tcp(TcpListener),
     /// Unix; the workers share one.
     Unix(UnixListener),
+    /// UDP: the kernel gives all datagrams of a client to one worker.
+    Udp(UdpSocket),
 }
 
 /// An address that is taken and does not listen yet: nobody can connect, and giving it back resets nobody.
@@ -65,6 +67,7 @@ pub fn reserve(
             reserve_tcp(address, *ip, workers, taken_over, rights)
         }
         BindAddress::Unix(path) => reserve_unix(path, workers),
+        BindAddress::Udp(ip) => reserve_udp(*ip, workers, taken_over),
     }
 }
 
@@ -94,8 +97,10 @@ impl Reserved {
         let backlog = i32::try_from(backlog.max(1)).unwrap_or(i32::MAX);
         let (address, others) = (self.address.clone(), std::mem::take(&mut self.others));
         let Some(first) = &self.first else { return Err(io::ErrorKind::NotConnected.into()) };
-        // Only a listening socket keeps others off: SO_REUSEADDR lets several merely bind.
-        first.listen(backlog)?;
+        // Only a listening socket keeps others off: SO_REUSEADDR lets several merely bind. Of UDP none have it.
+        if !matches!(address, BindAddress::Udp(_)) {
+            first.listen(backlog)?;
+        }
         let mut sockets = Vec::with_capacity(others.len() + 1);
         match &address {
             BindAddress::Ip(ip) | BindAddress::DualStack(ip) => {
@@ -107,6 +112,14 @@ impl Reserved {
                     sockets.push(ListenSocket::Tcp(socket.into()));
                 }
             }
+            BindAddress::Udp(ip) => {
+                first.set_reuse_port(true)?;
+                for socket in others {
+                    socket.set_reuse_port(true)?;
+                    socket.bind(&(*ip).into())?;
+                    sockets.push(ListenSocket::Udp(socket.into()));
+                }
+            }
             BindAddress::Unix(_) => {
                 sockets.extend(others.into_iter().map(|socket| ListenSocket::Unix(socket.into())));
             }
@@ -114,6 +127,7 @@ impl Reserved {
         sockets.extend(self.first.take().map(|first| match address {
             BindAddress::Ip(_) | BindAddress::DualStack(_) => ListenSocket::Tcp(first.into()),
             BindAddress::Unix(_) => ListenSocket::Unix(first.into()),
+            BindAddress::Udp(_) => ListenSocket::Udp(first.into()),
         }));
         Ok(Bound { sockets, address })
     }
@@ -143,6 +157,23 @@ fn tcp_socket(address: SocketAddr, dual: bool, rights: SocketRights) -> io::Resu
             true => socket.set_freebind_v6(true)?,
             false => socket.set_freebind_v4(true)?,
         }
+    }
+    Ok(socket)
+}
+
+fn reserve_udp(ip: SocketAddr, workers: usize, taken_over: bool) -> io::Result<Reserved> {
+    let first = udp_socket(ip)?;
+    first.set_reuse_port(taken_over)?;
+    first.bind(&ip.into())?;
+    let ip = first.local_addr()?.as_socket().unwrap_or(ip);
+    let others = (1..workers).map(|_| udp_socket(ip)).collect::<io::Result<_>>()?;
+    Ok(Reserved { address: BindAddress::Udp(ip), first: Some(first), others })
+}
+
+fn udp_socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
     }
     Ok(socket)
 }

@@ -9,7 +9,7 @@ use sixfold_core::access_log::AccessLog;
 use sixfold_core::cluster::{Cluster, Clusters, Policy, Resource};
 use sixfold_core::format::Format;
 use sixfold_core::hcm::CodecType;
-use sixfold_core::listener::{TcpProxy, TcpStats};
+use sixfold_core::listener::{ConnectAttempts, TcpProxy, TcpStats};
 use sixfold_core::metrics::{Registry, Value};
 use sixfold_core::plugin::{ChainBuilder, Plugin, ReadBody, Slot, Step};
 use sixfold_core::retry::{RetryOn, RetryPolicy};
@@ -455,7 +455,7 @@ async fn a_tcp_connection() {
             cluster: ClusterChoice::Named(clusters.cell("a")),
             idle_timeout: None,
             max_duration: None,
-            max_connect_attempts: 1,
+            attempts: ConnectAttempts::Fixed(1),
             hash: Vec::new(),
             metadata_match: Default::default(),
             access_logs: vec![AccessLog { filter: None, format, sink: lines.clone() }],

@@ -10,7 +10,7 @@ use sixfold_core::cluster::{Address, BreakerLimits, Cluster, ClusterConfig, Clus
 use sixfold_core::detached::Nowhere;
 use sixfold_core::format::Format;
 use sixfold_core::header_ops::HeaderOps;
-use sixfold_core::listener::{TcpProxy, TcpStats};
+use sixfold_core::listener::{ConnectAttempts, TcpProxy, TcpStats};
 use sixfold_core::metrics::Registry;
 use sixfold_core::route::{ClusterChoice, HashInput, HashPolicy, WeightedCluster, WeightedClusters};
 use sixfold_server::drain::{Drain, DrainStrategy};
@@ -63,7 +63,7 @@ impl Bench {
             cluster: ClusterChoice::Named(clusters.cell("a")),
             idle_timeout: Some(Duration::from_secs(3600)),
             max_duration: None,
-            max_connect_attempts: 1,
+            attempts: ConnectAttempts::Fixed(1),
             hash: Vec::new(),
             metadata_match: Default::default(),
             access_logs: vec![AccessLog {
@@ -225,7 +225,7 @@ async fn each_attempt_takes_another_host() {
     let mut bench = Bench::new();
     let hosts = [dead().await, up, dead().await];
     bench.cluster("a", &hosts, |c| c.balance.policy = Policy::RoundRobin);
-    bench.proxy.max_connect_attempts = 3;
+    bench.proxy.attempts = ConnectAttempts::Fixed(3);
     let proxy = bench.serve().await;
     for _ in 0..8 {
         let mut client = proxy.connect().await;

@@ -302,7 +302,7 @@ impl Asks {
                     });
                 }
                 NetworkFilter::Tcp(proxy) => choices(&proxy.cluster, &mut clusters),
-                NetworkFilter::Direct(_) => {}
+                NetworkFilter::Routed(_) | NetworkFilter::Direct(_) => {}
             }
         }
         let clusters = clusters.into_iter().collect();

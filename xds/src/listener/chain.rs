@@ -76,7 +76,7 @@ fn show_by_listener(context: &Context, scope: &str, filter: &NetworkFilter) {
                 context.compile.metrics().mirror(block, shown);
             }
         }
-        NetworkFilter::Tcp(_) | NetworkFilter::Direct(_) => {}
+        NetworkFilter::Tcp(_) | NetworkFilter::Routed(_) | NetworkFilter::Direct(_) => {}
     }
 }
 
@@ -88,7 +88,7 @@ fn default_handshake_timeout(filter: &NetworkFilter) -> Duration {
             let idle = manager.timeouts.idle.filter(|idle| !idle.is_zero());
             idle.map_or(HANDSHAKE_TIMEOUT, |idle| idle.min(HANDSHAKE_TIMEOUT))
         }
-        NetworkFilter::Tcp(_) | NetworkFilter::Direct(_) => HANDSHAKE_TIMEOUT,
+        NetworkFilter::Tcp(_) | NetworkFilter::Routed(_) | NetworkFilter::Direct(_) => HANDSHAKE_TIMEOUT,
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::header_ops::HeaderOps;
 use sixfold_core::listener::{
-    ConnectionFilter, ConnectionLimit, ConnectionRbac, NetworkFilter, RbacSettings, TcpProxy, TcpStats,
+    ConnectAttempts, ConnectionFilter, ConnectionLimit, ConnectionRbac, NetworkFilter, RbacSettings,
+    TcpProxy, TcpStats,
 };
 use sixfold_core::route::{ClusterChoice, HashInput, HashPolicy, WeightedCluster, WeightedClusters};
 use sixfold_xds_api::any;
@@ -223,7 +224,12 @@ fn tcp_proxy(context: &Context, value: &ProtoTcp) -> Result<TcpProxy> {
             None,
             "max_downstream_connection_duration",
         )?,
-        max_connect_attempts: u32_in(max_connect_attempts, 1, 1..=u32::MAX, "max_connect_attempts")?,
+        attempts: ConnectAttempts::Fixed(u32_in(
+            max_connect_attempts,
+            1,
+            1..=u32::MAX,
+            "max_connect_attempts",
+        )?),
         hash: hash.collect::<Result<_>>()?,
         metadata_match: metadata::criteria(metadata_match),
         access_logs: access_log::logs(context, access_log, "access_log")?,

@@ -1,7 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use sixfold_core::connection::Connection;
-use sixfold_core::listener::{ClientBytes, Closing, FilterStep, ListenerFilter, NetworkFilter, SourceType};
+use sixfold_core::listener::{
+    ClientBytes, Closing, ConnectAttempts, FilterStep, ListenerFilter, NetworkFilter, SourceType,
+};
 use sixfold_core::plugin::{Scope, Slot};
 use sixfold_core::stream::Stream;
 
@@ -152,6 +154,7 @@ fn connections_are_held_to_rules() {
         details: "rbac_access_denied_matched_policy[p]".into(),
         reason: "rbac_deny_close",
         delay: Duration::from_millis(delay),
+        status: 0,
     };
     assert!(matches!(asked(&listener).0, FilterStep::Close(how) if how == closing(0)));
     let later = chain(&format!("{rules}, delay_deny: 0.5s")).unwrap();
@@ -187,7 +190,7 @@ fn tcp_proxies() {
     };
     let listener = tcp("cluster: up, idle_timeout: 0s, hash_policy: [{source_ip: {}}]").unwrap();
     let NetworkFilter::Tcp(proxy) = &listener.chains[0].filter else { panic!("TCP") };
-    assert_eq!((proxy.idle_timeout, proxy.max_connect_attempts, proxy.hash.len()), (None, 1, 1));
+    assert_eq!((proxy.idle_timeout, proxy.attempts, proxy.hash.len()), (None, ConnectAttempts::Fixed(1), 1));
     assert!(tcp("weighted_clusters: {clusters: [{name: a, weight: 1}]}").is_ok());
     assert_eq!(
         tcp("cluster: up, tunneling_config: {hostname: x}").unwrap_err().field.unwrap(),

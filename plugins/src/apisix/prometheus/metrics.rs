@@ -8,6 +8,7 @@ use sixfold_core::metrics::Registry;
 use sixfold_core::metrics::series::{SEPARATOR, Series, SeriesBudget};
 use sixfold_core::stream::Stream;
 use std::cell::RefCell;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
@@ -26,6 +27,10 @@ pub struct Metrics {
     pub(super) status: Series<u64>,
     pub(super) latency: Series<Buckets>,
     pub(super) bandwidth: Series<u64>,
+    /// Whether streams have ever been counted: then what listeners count of them is shown too.
+    pub(super) streams: AtomicBool,
+    pub(super) stream_connections: Series<u64>,
+    pub(super) stream_status: Series<u64>,
     /// Name of the machine.
     pub(super) host: String,
 }
@@ -106,6 +111,9 @@ impl Metrics {
             status: Series::new(budget.clone(), 0, settings.status.expire),
             latency: Series::new(budget.clone(), buckets, settings.latency.expire),
             bandwidth: Series::new(budget.clone(), 0, settings.bandwidth.expire),
+            streams: AtomicBool::new(false),
+            stream_connections: Series::new(budget.clone(), 0, None),
+            stream_status: Series::new(budget.clone(), 0, None),
             host: host.trim_end().to_owned(),
             settings,
             statistics,
@@ -194,7 +202,12 @@ fn client_and_node(key: &mut Vec<u8>, stream: &Stream) {
     variable(key, &MODEL, stream);
 }
 
-fn text(key: &mut Vec<u8>, value: &[u8]) {
+/// The endpoint that a stream went to last, with its port; empty where there was none.
+pub(super) fn node_of(stream: &Stream) -> String {
+    stream.upstream.member.as_ref().map(|member| member.host.address.to_string()).unwrap_or_default()
+}
+
+pub(super) fn text(key: &mut Vec<u8>, value: &[u8]) {
     key.push(SEPARATOR);
     let start = key.len();
     key.extend_from_slice(value);

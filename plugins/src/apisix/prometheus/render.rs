@@ -32,7 +32,7 @@ const KINDS: [&str; 8] =
 const REST: &str = "__rest__";
 
 /// Where the page goes: the names of metrics have a prefix.
-struct Page<'a> {
+pub(super) struct Page<'a> {
     out: &'a mut dyn Write,
     prefix: &'a str,
     /// Labels of the line that is made.
@@ -66,7 +66,8 @@ impl Metrics {
         page.head(name, "Number of values that found no room for a series of their own", "counter")?;
         page.line(name, &[], self.budget.refused())?;
         page.head("node_info", "Info of APISIX node", "gauge")?;
-        page.line("node_info", &[("hostname", &self.host), ("version", env!("CARGO_PKG_VERSION"))], 1)
+        page.line("node_info", &[("hostname", &self.host), ("version", env!("CARGO_PKG_VERSION"))], 1)?;
+        self.render_streams(page)
     }
 
     /// The store of resources, where it is one that is written: by the names that etcd has in APISIX.
@@ -131,13 +132,13 @@ impl Metrics {
 }
 
 impl Page<'_> {
-    fn head(&mut self, name: &str, help: &str, kind: &str) -> io::Result<()> {
+    pub(super) fn head(&mut self, name: &str, help: &str, kind: &str) -> io::Result<()> {
         let prefix = self.prefix;
         write!(self.out, "# HELP {prefix}{name} {help}\n# TYPE {prefix}{name} {kind}\n")
     }
 
     /// All series of a metric.
-    fn series<T: Default>(
+    pub(super) fn series<T: Default>(
         &mut self,
         (name, help, kind): (&str, &str, &str),
         labels: &[&str],
@@ -189,12 +190,12 @@ impl Page<'_> {
         self.labels.push('"');
     }
 
-    fn number(&mut self, name: &str, value: &u64) -> io::Result<()> {
+    pub(super) fn number(&mut self, name: &str, value: &u64) -> io::Result<()> {
         writeln!(self.out, "{}{name}{{{}}} {value}", self.prefix, self.labels)
     }
 
     /// A line that is not of a series.
-    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: u64) -> io::Result<()> {
+    pub(super) fn line(&mut self, name: &str, labels: &[(&str, &str)], value: u64) -> io::Result<()> {
         if labels.is_empty() {
             return writeln!(self.out, "{}{name} {value}", self.prefix);
         }

@@ -79,8 +79,8 @@ pub(crate) fn names() -> &'static [&'static str] {
 }
 
 /// A plugin's schema, with what every plugin may have.
-fn of_plugin(factory: &ApisixFactory) -> Value {
-    let mut schema: Value = serde_json::from_str(factory.schema).unwrap_or_default();
+fn of_plugin(schema: &str) -> Value {
+    let mut schema: Value = serde_json::from_str(schema).unwrap_or_default();
     if let Value::Object(schema) = &mut schema {
         let properties = schema.entry("properties").or_insert_with(|| Value::Object(Map::new()));
         if let Value::Object(properties) = properties {
@@ -100,7 +100,7 @@ fn described(factory: &ApisixFactory) -> Value {
     let mut all = Map::new();
     all.insert("version".to_owned(), json!(0.1));
     all.insert("priority".to_owned(), factory.priority.into());
-    all.insert("schema".to_owned(), of_plugin(factory));
+    all.insert("schema".to_owned(), of_plugin(factory.schema));
     let more = [
         ("metadata_schema", parsed(factory.metadata_schema)),
         ("consumer_schema", parsed(factory.consumer_schema)),
@@ -116,6 +116,16 @@ pub(crate) fn described_plugins(checker: &Checker) -> Value {
     Value::Object(all.map(|factory| (factory.name.to_owned(), described(factory))).collect())
 }
 
+/// All plugins of streams, described.
+pub(crate) fn described_stream_plugins(checker: &Checker) -> Value {
+    let described = |factory: &ApisixFactory| {
+        let schema = of_plugin(factory.streams.as_ref()?.schema);
+        let about = json!({"version": 0.1, "priority": factory.priority, "schema": schema});
+        Some((factory.name.to_owned(), about))
+    };
+    Value::Object(checker.catalog().stream_factories().filter_map(described).collect())
+}
+
 fn one_plugin(checker: &Checker, name: &str, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
     let subsystem = request.parameter("subsystem").unwrap_or("http");
     if !["http", "stream"].contains(&subsystem) {
@@ -123,19 +133,31 @@ fn one_plugin(checker: &Checker, name: &str, request: &AdminRequest) -> Result<A
     }
     let http = subsystem == "http";
     if request.parameter("all") == Some("true") {
-        let all = if http { described_plugins(checker) } else { json!({}) };
+        let all = if http { described_plugins(checker) } else { described_stream_plugins(checker) };
         return Ok(AdminReply::json(StatusCode::OK, &all));
     }
-    let factory = checker.catalog().factories().find(|factory| http && factory.name == name);
+    let catalog = checker.catalog();
+    let factory = match http {
+        true => catalog.factories().find(|factory| factory.name == name),
+        false => catalog.stream_factories().find(|factory| factory.name == name),
+    };
     let factory = factory.ok_or_else(|| {
         AdminReply::error(StatusCode::NOT_FOUND, format!("plugin not found in subsystem {subsystem}"))
     })?;
-    let schema = match request.parameter("schema_type") {
-        Some("consumer") => parsed(factory.consumer_schema),
-        _ => Some(of_plugin(factory)),
+    let schema = match (request.parameter("schema_type"), &factory.streams) {
+        (Some("consumer"), _) => parsed(factory.consumer_schema),
+        (_, Some(part)) if !http => Some(of_plugin(part.schema)),
+        _ => Some(of_plugin(factory.schema)),
     };
     let schema = schema.ok_or_else(|| AdminReply::bad("not found schema"))?;
     Ok(AdminReply::json(StatusCode::OK, &schema))
+}
+
+/// Names, those of plugins that run first in front.
+fn by_rank<'a>(factories: impl Iterator<Item = &'a ApisixFactory>) -> Vec<&'a str> {
+    let mut ranked: Vec<_> = factories.map(|factory| (factory.priority, factory.name)).collect();
+    ranked.sort_by_key(|(priority, _)| std::cmp::Reverse(*priority));
+    ranked.into_iter().map(|(_, name)| name).collect()
 }
 
 /// The names of the plugins that are enabled, those that run first in front: all of APISIX's, and behind them those that it
@@ -147,13 +169,13 @@ pub(super) fn plugins_list(
 ) -> Result<AdminReply, AdminReply> {
     match request.parameter("subsystem").unwrap_or("http") {
         "http" => {}
-        "stream" => return Ok(AdminReply::json(StatusCode::OK, &json!([]))),
+        "stream" => {
+            let names = by_rank(checker.catalog().stream_factories());
+            return Ok(AdminReply::json(StatusCode::OK, &json!(names)));
+        }
         _ => return Err(AdminReply::text(StatusCode::BAD_REQUEST, "invalid subsystem passed")),
     }
-    let mut here: Vec<_> =
-        checker.catalog().factories().map(|factory| (factory.priority, factory.name)).collect();
-    here.sort_by_key(|(priority, _)| std::cmp::Reverse(*priority));
-    let here: Vec<&str> = here.into_iter().map(|(_, name)| name).collect();
+    let here = by_rank(checker.catalog().factories());
     let of_apisix = plugin::in_order(enabled);
     let names = match request.parameter("here") {
         Some("true") => here,

@@ -17,7 +17,6 @@ enum Rule {
 use Rule::{Read, Refuse, Report};
 
 const LUA: &str = "Lua is not run; plugins that are written in it are refused where they are used";
-const STREAM_LOG: &str = "streams have no access log";
 const SNIPPET: &str = "nginx's configuration language is not read";
 const DISCOVERY: &str = "dns is the only discovery that there is; upstreams that need another are refused";
 const NGINX: &str = "it tunes nginx's own memory or processes and has no meaning here";
@@ -90,7 +89,13 @@ const KEYS: &[(&str, Rule)] = &[
     ("nginx_config.event.worker_connections", Report(NGINX)),
     ("nginx_config.envs", Report("every variable of the environment can be read")),
     ("nginx_config.meta", Report(NGINX)),
-    ("nginx_config.stream", Report(STREAM_LOG)),
+    ("nginx_config.stream.enable_access_log", Read),
+    ("nginx_config.stream.access_log", Read),
+    ("nginx_config.stream.access_log_format", Read),
+    ("nginx_config.stream.access_log_format_escape", Read),
+    ("nginx_config.stream.real_ip_from", Read),
+    ("nginx_config.stream.metrics_zone_size", Report(NGINX)),
+    ("nginx_config.stream.lua_shared_dict", Report(NGINX)),
     ("nginx_config.main_configuration_snippet", Refuse(SNIPPET)),
     ("nginx_config.http_configuration_snippet", Refuse(SNIPPET)),
     ("nginx_config.http_server_configuration_snippet", Refuse(SNIPPET)),

@@ -205,6 +205,8 @@ impl Reader<'_> {
             https_listeners,
             proxy_mode,
             stream_proxy: self.stream_proxy(&apisix, proxy_mode),
+            stream_log: self.access_log(&nginx.key("stream")),
+            stream_real_ip_from: self.networks(&nginx.key("stream").key("real_ip_from")).unwrap_or_default(),
             enable_http2: self.flag(&apisix.key("enable_http2")),
             ssl: self.ssl(&apisix.key("ssl")),
             router: self.router(&apisix.key("router").key("http")),

@@ -61,6 +61,11 @@ pub struct StreamListen {
 }
 
 impl StreamListen {
+    /// Whether it is one of UDP.
+    pub fn is_udp(&self) -> bool {
+        self.list.ends_with("udp")
+    }
+
     /// The key that it is from, with its place in the list.
     pub fn key(&self) -> String {
         format!("{}[{}]", self.list, self.index)

@@ -12,7 +12,7 @@ fn catalog(enabled: Option<&[&str]>) -> Catalog {
     let enabled: Option<BTreeSet<String>> =
         enabled.map(|names| names.iter().map(|n| (*n).to_owned()).collect());
     let attributes = BTreeMap::from([("marker".to_owned(), json!({"a": 1}))]);
-    Catalog::new(&testing::registry(), enabled.as_ref(), &attributes)
+    Catalog::new(&testing::registry(), enabled.as_ref(), None, &attributes)
 }
 
 fn check(plugins: Value) -> Result<Vec<PluginConfig>, Vec<String>> {

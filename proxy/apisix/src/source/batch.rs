@@ -81,6 +81,15 @@ impl<'a> Batch<'a> {
         }
     }
 
+    /// The place of a resource among those of its kind, as it will be.
+    pub(super) fn order(&self, key: &Key) -> Option<u64> {
+        match self.pending.get(key) {
+            Some(Pending::Put(order, _)) => Some(*order),
+            Some(Pending::Delete) => None,
+            None => self.state.resources.get(key).map(|held| held.order),
+        }
+    }
+
     /// All resources of a kind as they will be, in their order.
     pub(super) fn all(&self, kind: Kind) -> Vec<&Arc<Record>> {
         let mut all = self.entries(kind);
@@ -129,7 +138,7 @@ impl<'a> Batch<'a> {
                 let warnings = parsed.warnings.iter().cloned();
                 let warnings = warnings.map(|error| Fault { about: key.clone(), error });
                 self.warnings.extend(warnings);
-                let built = self.builder.build(key, revision, parsed, before);
+                let built = self.builder.build(key, revision, parsed, &self.catalog, before);
                 built.map_err(|error| (all(error).collect(), Vec::new()))
             }
             Err(Refusal { mut errors, references, plugins }) => {
@@ -165,14 +174,14 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Whether a change goes into force although it refers to what is not there: a route or a service that nothing is
+    /// Whether a change goes into force although it refers to what is not there: a route, of streams too, or a service that nothing is
     /// known of that is better.
     fn is_bearable(&self, key: &Key, reference: &Key) -> bool {
         let known_better = || {
             let is_whole = self.state.refused.get(key).is_none_or(|refused| !refused.in_force);
             self.state.resources.get(key).is_some() && is_whole && !self.taken.contains(key)
         };
-        matches!(key.kind, Kind::Route | Kind::Service)
+        matches!(key.kind, Kind::Route | Kind::StreamRoute | Kind::Service)
             && reference.kind != Kind::Ssl
             && self.get(reference).is_none()
             && !known_better()

@@ -13,6 +13,7 @@ use sixfold_core::router::{ApisixRoute, ApisixRoutes, RouteTable, TableOptions};
 
 use super::ROUTE_TABLE;
 use super::batch::{Batch, Pending};
+use super::l4::StreamRoutes;
 use super::record::{Built, BuiltCluster, Fresh, Record};
 use super::roll::Roll;
 use super::state::{Fault, Global, Held, Refused, State};
@@ -31,6 +32,7 @@ pub(super) struct Candidate {
     pub(super) refused: BTreeMap<Key, Refused>,
     catalog: Arc<Catalog>,
     routes: Routes,
+    stream_routes: StreamRoutes,
     table: Option<ApisixRoutes>,
     global: Option<Global>,
     roll: Option<Roll>,
@@ -43,8 +45,8 @@ pub(super) struct Candidate {
 type Routes = Vec<(Id, Option<Arc<CoreRoute>>)>;
 
 /// Compiles what fits together.
-struct Linker<'a, 'b> {
-    batch: &'b Batch<'a>,
+pub(super) struct Linker<'a, 'b> {
+    pub(super) batch: &'b Batch<'a>,
     chains: &'b mut ChainCache,
     global: Option<Global>,
     diff: Diff,
@@ -72,6 +74,8 @@ impl Candidate {
         let roll = linker.consumers();
         linker.metadata();
         let (routes, table) = linker.routes();
+        let (stream_routes, l4) = linker.stream_routes();
+        linker.diff.l4 = l4;
         let listening = linker.listeners(certificates.as_ref())?;
         let Linker { global, diff, .. } = linker;
         Ok(Candidate {
@@ -80,6 +84,7 @@ impl Candidate {
             refused: std::mem::take(&mut batch.refused),
             catalog: batch.catalog.clone(),
             routes,
+            stream_routes,
             table,
             global,
             roll,
@@ -104,6 +109,12 @@ impl Candidate {
                 Some(route) => state.routes.insert(id, route),
                 None => state.routes.remove(&id),
             });
+        }
+        for (id, linked) in self.stream_routes {
+            match linked {
+                Some(linked) => drop(state.stream_routes.insert(id, linked)),
+                None => drop(state.stream_routes.remove(&id)),
+            }
         }
         replaced.2.extend(answered.iter().filter_map(|key| state.refused.remove(key)));
         state.refused.extend(refused);
@@ -177,7 +188,7 @@ impl<'a> Linker<'a, '_> {
         self.batch.pending.keys().any(|key| key.kind == kind)
     }
 
-    fn before(&self, key: &Key) -> Option<&'a Arc<Record>> {
+    pub(super) fn before(&self, key: &Key) -> Option<&'a Arc<Record>> {
         self.batch.state.resources.get(key).map(|held| &held.record)
     }
 
@@ -415,7 +426,7 @@ impl<'a> Linker<'a, '_> {
     }
 
     /// The cluster that a route sends to: an id goes before an upstream in place, the route before its service.
-    fn upstream<'r>(
+    pub(super) fn upstream<'r>(
         &'r self,
         route: &'r Record,
         service: Option<&'r Record>,
@@ -436,21 +447,21 @@ impl<'a> Linker<'a, '_> {
     fn listeners(&mut self, certificates: Option<&Certificates>) -> Result<Option<Listening>, ConfigError> {
         let (state, config) = (self.batch.state, self.batch.builder.config);
         if let Some(listening) = &state.listening {
-            self.diff
-                .contexts
-                .extend(certificates.map(|certificates| listening.change(certificates, config)));
+            let changes = certificates.map(|certificates| listening.changes(certificates, config));
+            self.diff.contexts.extend(changes.into_iter().flatten());
             return Ok(None);
         }
         let (listening, listeners) = listener::compile(config, self.batch.builder.context)?;
         let named = listeners.into_iter().map(|listener| (listener.name.clone(), Some(Arc::new(listener))));
         self.diff.listeners.extend(named);
-        self.diff.contexts.push(listening.change(certificates.unwrap_or(&state.certificates), config));
+        let certificates = certificates.unwrap_or(&state.certificates);
+        self.diff.contexts.extend(listening.changes(certificates, config));
         Ok(Some(listening))
     }
 }
 
 /// Whether routes must know the same of the upstream that a resource is or brings.
-fn faces_the_same(old: &Record, new: &Record) -> bool {
+pub(super) fn faces_the_same(old: &Record, new: &Record) -> bool {
     match (&old.cluster, &new.cluster) {
         (Some(old), Some(new)) => Arc::ptr_eq(&old.forwarding, &new.forwarding),
         (None, None) => true,

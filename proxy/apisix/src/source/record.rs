@@ -14,12 +14,13 @@ use sixfold_core::plugin::Prepared;
 use super::SourceContext;
 use crate::config::Config;
 use crate::item::{Body, Parsed, Reference, fault};
-use crate::plugin::{Agreement, Catalog, CredentialConfig, PluginConfig, PluginSet};
+use crate::plugin::{Agreement, Catalog, CredentialConfig, PluginConfig, PluginSet, StreamPlugins};
 use crate::resource::{Id, Kind, Labels, Service, Ssl, SslType, Upstream};
 use crate::route::{Linkage, Manner, Template};
 use crate::schema::{self, Violation};
 use crate::shared::SharedParts;
 use crate::store::Key;
+use crate::stream_route::StreamTemplate;
 use crate::tls::{ClientCertificate, ServerCertificate};
 use crate::upstream::{self, Forwarding};
 
@@ -29,6 +30,8 @@ pub(super) struct Record {
     pub(super) revision: u64,
     pub(super) references: Box<[Reference]>,
     pub(super) plugins: Arc<PluginSet>,
+    /// Its plugins as they work on streams: of a stream route or a service.
+    pub(super) streams: Arc<StreamPlugins>,
     /// What its plugins must have in common with those of others.
     pub(super) agreements: Box<[Agreement]>,
     /// Of the upstream that it is or brings.
@@ -51,6 +54,7 @@ pub(super) enum Built {
     Upstream,
     Route(Box<Linkage>),
     Service(Box<ServiceParts>),
+    StreamRoute(Box<StreamTemplate>),
     /// Shown to clients.
     Server(Arc<ServerCertificate>),
     /// Shown to upstreams.
@@ -138,12 +142,14 @@ impl Record {
             (Built::Plugins, Built::Plugins) | (Built::Upstream, Built::Upstream) => true,
             _ => false,
         };
-        let targets = |record: &Record| -> Vec<(Kind, Id)> {
-            record.references.iter().map(|r| (r.key.kind, r.key.id.clone())).collect()
-        };
         body && Arc::ptr_eq(&self.plugins, &other.plugins)
             && self.brings_upstream() == other.brings_upstream()
-            && targets(self) == targets(other)
+            && self.targets() == other.targets()
+    }
+
+    /// What it refers to.
+    pub(super) fn targets(&self) -> Vec<(Kind, Id)> {
+        self.references.iter().map(|r| (r.key.kind, r.key.id.clone())).collect()
     }
 }
 
@@ -157,6 +163,7 @@ impl Builder<'_> {
         key: &Key,
         revision: u64,
         parsed: Parsed,
+        catalog: &Catalog,
         before: Option<&Record>,
     ) -> Result<Fresh, ConfigError> {
         let Parsed { mut references, plugins, credentials, warnings: _, upstream_print, print, body } =
@@ -166,6 +173,7 @@ impl Builder<'_> {
         let agreements = plugins.iter().filter_map(|plugin| plugin.agreement()).collect();
         let kept = before.map(|before| &before.plugins);
         let brought = faults.take(self.brought(key, &plugins, before)).into();
+        let streams = faults.take(self.streams(key, &plugins, catalog, before));
         let plugins = faults.take(self.plugins(key, &plugins, kept));
         let mut template = None;
         let (upstream, body) = match body {
@@ -195,6 +203,10 @@ impl Builder<'_> {
                 }
                 (route.upstream, Built::Route(Box::new(linkage)))
             }
+            Body::StreamRoute(route) => {
+                let template = StreamTemplate::of(&route);
+                (route.upstream, Built::StreamRoute(Box::new(template)))
+            }
             Body::Ssl(ssl) => (None, faults.keep(self.certificate(&ssl, before)).unwrap_or(Built::Off)),
         };
         let (mut cluster, mut certified) = (None, None);
@@ -208,7 +220,8 @@ impl Builder<'_> {
             None => {}
         }
         let references = references.into();
-        let record = Record { revision, references, plugins, agreements, cluster, brought, certified, body };
+        let record =
+            Record { revision, references, plugins, streams, agreements, cluster, brought, certified, body };
         faults.end(Fresh { record: Arc::new(record), template })
     }
 
@@ -222,7 +235,29 @@ impl Builder<'_> {
         plugins: &[PluginConfig],
         before: Option<&Arc<PluginSet>>,
     ) -> Result<Arc<PluginSet>, ConfigError> {
+        // Those of a stream route do nothing elsewhere.
+        let plugins = if key.kind == Kind::StreamRoute { &[] } else { plugins };
         PluginSet::build(plugins, &resource_name(key), &self.context.compile.build, before).in_key("plugins")
+    }
+
+    /// Builds the plugins of a stream route, or those that a service brings to such.
+    fn streams(
+        &self,
+        key: &Key,
+        plugins: &[PluginConfig],
+        catalog: &Catalog,
+        before: Option<&Record>,
+    ) -> Result<Arc<StreamPlugins>, ConfigError> {
+        let (before, context) = (before.map(|before| &before.streams), &self.context.compile.build);
+        let name = || resource_name(key);
+        match key.kind {
+            Kind::StreamRoute => StreamPlugins::build(plugins, &name(), context, before).in_key("plugins"),
+            Kind::Service if self.config.proxy_mode.has_streams() => {
+                let plugins = catalog.streams_of_service(plugins);
+                Ok(StreamPlugins::of_service(&plugins, &name(), context, before))
+            }
+            _ => Ok(StreamPlugins::none()),
+        }
     }
 
     /// The record with the cluster of its upstream, which shows this certificate.
@@ -359,7 +394,9 @@ impl Builder<'_> {
         for name in enabled.into_iter().flatten().filter(|name| registry.apisix(name).is_none()) {
             tracing::warn!(plugin = name, "enabled, but not part of this gateway");
         }
-        let catalog = Catalog::new(registry, enabled, &self.config.plugin_attr);
+        let of_streams: Option<BTreeSet<String>> =
+            self.config.stream_plugins.as_ref().map(|names| names.iter().cloned().collect());
+        let catalog = Catalog::new(registry, enabled, of_streams.as_ref(), &self.config.plugin_attr);
         Arc::new(catalog.encrypted(self.config))
     }
 }

@@ -30,7 +30,9 @@ impl Checker {
     pub(crate) fn new(config: Config, registry: Registry, environment: EnvVars) -> Checker {
         let enabled: Option<BTreeSet<String>> =
             config.plugins.as_ref().map(|names| names.iter().cloned().collect());
-        let catalog = Catalog::new(&registry, enabled.as_ref(), &config.plugin_attr);
+        let streams: Option<BTreeSet<String>> =
+            config.stream_plugins.as_ref().map(|names| names.iter().cloned().collect());
+        let catalog = Catalog::new(&registry, enabled.as_ref(), streams.as_ref(), &config.plugin_attr);
         let catalog = Arc::new(catalog.encrypted(&config));
         Checker { config, context: SourceContext::detached(registry, environment), catalog }
     }
@@ -70,7 +72,7 @@ impl Checker {
         let builder = Builder { config: &self.config, context: &self.context, shared: &shared };
         match reader.read(key, &Node::from_json(value.clone())) {
             Ok(parsed) => {
-                let built = builder.build(key, 0, parsed, None);
+                let built = builder.build(key, 0, parsed, &self.catalog, None);
                 built.err().map(ConfigError::into_all).unwrap_or_default()
             }
             Err(Refusal { mut errors, plugins, .. }) => {

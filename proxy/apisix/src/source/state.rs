@@ -10,6 +10,7 @@ use sixfold_core::route::Route as CoreRoute;
 use sixfold_core::router::ApisixRoutes;
 
 use super::batch::Pending;
+use super::l4::Linked;
 use super::record::Record;
 use super::roll::Roll;
 use crate::client_certificate::VerifiedNames;
@@ -27,6 +28,7 @@ pub(super) struct State {
     pub(super) refused: BTreeMap<Key, Refused>,
     pub(super) routes: FastMap<Id, Arc<CoreRoute>>,
     pub(super) table: ApisixRoutes,
+    pub(super) stream_routes: FastMap<Id, Linked>,
     pub(super) global: Global,
     pub(super) roll: Roll,
     pub(super) certificates: Certificates,

@@ -4,6 +4,7 @@ mod consumers;
 mod faults;
 mod metadata;
 mod properties;
+mod streams;
 
 use std::time::Duration;
 
@@ -366,7 +367,7 @@ fn what_is_said_alike_is_kept_once() {
     };
     let all = [
         route("a", "", ""),
-        route("b", "", ", type: roundrobin, timeout: {connect: 60, send: 60, read: 60.0}"),
+        route("b", "", ", type: roundrobin"),
         route("c", ", enable_websocket: true", ", retries: 3"),
         route("d", "", ", timeout: {connect: 60, send: 60, read: 9}"),
         route("e", ", timeout: {connect: 60, send: 60, read: 9}", ""),

@@ -190,6 +190,19 @@ const VARIABLES: &[(&str, Read)] = &[
     ("bytes_sent", Read::Number(|s| Some(s.bytes.traffic.sent))),
     ("body_bytes_sent", Read::Number(|s| Some(body_bytes_sent(s)))),
     ("sent_http_transfer_encoding", Read::Text(|s| s.response.chunked.then_some(&b"chunked"[..]))),
+    // Of streams alone.
+    ("protocol", Read::Text(|s| (!has_request(s)).then_some(&b"TCP"[..]))),
+    ("bytes_received", Read::Number(|s| (!has_request(s)).then_some(s.bytes.request_body))),
+    (
+        "session_time",
+        Read::Make(|s, out| {
+            let there = !has_request(s);
+            if there {
+                seconds(out, millis_so_far(s));
+            }
+            there
+        }),
+    ),
     // The upstream.
     ("upstream_addr", Read::Make(upstream_addresses)),
     (

@@ -102,6 +102,8 @@ pub struct Closing {
     pub reason: &'static str,
     /// How long it is left open still, without being read.
     pub delay: Duration,
+    /// What metrics and logs of APISIX say of its end, in the words of HTTP; 0 is nothing of its own.
+    pub status: u16,
 }
 
 impl FilterStep {

@@ -69,6 +69,7 @@ impl ConnectionRbac {
             details: verdict.details().into(),
             reason: "rbac_deny_close",
             delay: self.settings.delay,
+            status: 0,
         })
     }
 }

@@ -34,6 +34,32 @@ type Upstreams = fn(&Value) -> Vec<BroughtUpstream>;
 
 type ReadMetadata = Box<dyn Fn(&Value) -> Result<Prepared, ConfigError> + Send + Sync>;
 
+type BuildStream =
+    Box<dyn Fn(&Value, &BuildContext) -> Result<Arc<dyn ConnectionFilter>, ConfigError> + Send + Sync>;
+
+/// What a plugin of APISIX is for streams of TCP and UDP (apisix/stream/plugins).
+pub struct StreamPart {
+    /// Schema of the configuration there.
+    pub schema: &'static str,
+    /// Whether it only looks on: then it hears of every connection, also of one that another plugin ends at its beginning.
+    pub looks_on: bool,
+    build: BuildStream,
+}
+
+impl StreamPart {
+    /// An instance from a configuration that the schema has accepted and filled with defaults.
+    ///
+    /// # Errors
+    /// What is wrong beyond the schema.
+    pub fn build(
+        &self,
+        config: &Value,
+        context: &BuildContext,
+    ) -> Result<Arc<dyn ConnectionFilter>, ConfigError> {
+        (self.build)(config, context)
+    }
+}
+
 type BuildApisix = Box<dyn Fn(&Value, &BuildContext) -> Built + Send + Sync>;
 
 /// Makes one of APISIX's plugins. Everything but how it is built is data, as APISIX's plugin modules have it.
@@ -57,6 +83,8 @@ pub struct ApisixFactory {
     pub found_by: &'static str,
     /// What makes its endpoint, if it brings one.
     pub(super) endpoint: Option<MakeEndpoint>,
+    /// What it is for streams of TCP and UDP; `None` for most.
+    pub streams: Option<StreamPart>,
     agreement: Option<Agreement>,
     words: Option<Words>,
     upstreams: Option<Upstreams>,
@@ -104,6 +132,7 @@ impl ApisixFactory {
             run_policy: RunPolicy::Both,
             found_by: "",
             endpoint: None,
+            streams: None,
             agreement: None,
             words: None,
             upstreams: None,
@@ -182,6 +211,29 @@ impl ApisixFactory {
     #[must_use]
     pub fn prefer_route(mut self) -> ApisixFactory {
         self.run_policy = RunPolicy::PreferRoute;
+        self
+    }
+
+    /// Has it work on streams of TCP and UDP too, by configurations of this schema.
+    #[must_use]
+    pub fn in_streams<C: DeserializeOwned + 'static>(
+        mut self,
+        schema: &'static str,
+        build: fn(C, &BuildContext) -> Result<Arc<dyn ConnectionFilter>, ConfigError>,
+    ) -> ApisixFactory {
+        let build: BuildStream = Box::new(move |config, context| {
+            build(C::deserialize(config).map_err(|error| ConfigError::new(error.to_string()))?, context)
+        });
+        self.streams = Some(StreamPart { schema, looks_on: false, build });
+        self
+    }
+
+    /// Has it hear of every stream, whatever other plugins do with it; behind [`ApisixFactory::in_streams`].
+    #[must_use]
+    pub fn looking_on(mut self) -> ApisixFactory {
+        if let Some(part) = &mut self.streams {
+            part.looks_on = true;
+        }
         self
     }
 

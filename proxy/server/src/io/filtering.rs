@@ -62,16 +62,16 @@ pub(super) enum Next {
 }
 
 impl Filtering {
-    /// Tells the filters of a connection of it, one after the other; an error is that one of them [ends
+    /// Tells the filters of the connection with this context of it, one after the other; an error is that one of them [ends
     /// it](Filtering::closing), with those that have heard of it.
     pub(crate) async fn begin(
         filters: &Arc<[Arc<dyn ConnectionFilter>]>,
-        connection: &Arc<Connection>,
+        context: Stream,
     ) -> Result<Box<Filtering>, Box<Filtering>> {
         let mut filtering = Box::new(Filtering {
             filters: filters.clone(),
             done: filters.iter().map(|_| false).collect(),
-            context: Some(Stream::new(connection.clone())),
+            context: Some(context),
             received: Vec::new(),
             end: false,
             fresh: false,
@@ -332,6 +332,9 @@ fn note(context: &mut Stream, closing: &Closing) {
     }
     if !closing.reason.is_empty() {
         context.set_var("downstream_local_close_reason", closing.reason);
+    }
+    if closing.status != 0 {
+        context.response.status = closing.status;
     }
 }
 

@@ -1,9 +1,10 @@
 //! Accepting connections on one socket of one worker.
 
-use super::{ActiveListener, Slot, connection};
+use super::{ActiveListener, Slot, connection, udp};
 use crate::io::Socket;
 use crate::sockets::{self, ListenSocket};
 use crate::worker::{Command, Worker};
+use futures_util::future::Either;
 use sixfold_core::overload::{Act, Full, Place};
 use std::fs::File;
 use std::io;
@@ -30,9 +31,10 @@ pub(crate) fn accept(
     let socket = match socket {
         ListenSocket::Tcp(tcp) => Listening::Tcp(TcpListener::from_std(tcp)?),
         ListenSocket::Unix(unix) => Listening::Unix(UnixListener::from_std(unix)?),
+        ListenSocket::Udp(udp) => return Ok(Either::Right(udp::receive(udp, slot, worker, closing)?)),
     };
     let acceptor = Acceptor { socket, slot, worker, reserve: reserve(), pause: BACK_OFF.0 };
-    Ok(acceptor.run(closing))
+    Ok(Either::Left(acceptor.run(closing)))
 }
 
 /// A descriptor to give up when there are no others, so that a connection can be accepted and closed.
@@ -130,7 +132,7 @@ impl Acceptor {
 }
 
 /// The place of one more connection of a listener, as far as the load of the process leaves one.
-fn place(listener: &ActiveListener, worker: &Worker) -> Result<Option<Place>, Full> {
+pub(super) fn place(listener: &ActiveListener, worker: &Worker) -> Result<Option<Place>, Full> {
     let (config, Some(overload)) = (&listener.config, worker.shared.overload.get()) else { return Ok(None) };
     if !config.spared.load && overload.acts(Act::RejectConnections) {
         config.stats.downstream_cx_overload_reject().inc();
@@ -195,7 +197,7 @@ pub(crate) struct Counted {
 }
 
 impl Counted {
-    fn new(count: &Arc<AtomicUsize>, place: Option<Place>) -> Counted {
+    pub(super) fn new(count: &Arc<AtomicUsize>, place: Option<Place>) -> Counted {
         count.fetch_add(1, Relaxed);
         Counted { count: count.clone(), place }
     }

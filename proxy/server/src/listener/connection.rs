@@ -8,13 +8,16 @@ use crate::closing;
 use crate::connect::set_options;
 use crate::deadline::Deadline;
 use crate::drain::Drain;
+use crate::http;
 use crate::io::{Filtering, Io, Socket};
+use crate::tcp_proxy::{self, Routed, Terms};
 use crate::tls::{self, HandshakeError};
 use crate::worker::{Shared, Worker};
-use crate::{http, tcp_proxy};
 use sixfold_core::connection::{Connection, Kept};
 use sixfold_core::flags::Flag;
-use sixfold_core::listener::{FilterChain, ListenerStats, MatchInput, NetworkFilter};
+use sixfold_core::listener::{
+    ConnectionFilter, L4Proxy, L4Subject, ListenerStats, MatchInput, NetworkFilter,
+};
 use sixfold_core::overload::Timer;
 use sixfold_core::stream::Stream;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -151,7 +154,7 @@ async fn serve_chain(
     let _open = Open::new(listener.config.stats.clone(), connection.start);
     let chain = &active.chain;
     connection.filter_chain = chain.name.clone();
-    let drain = active.workers.get(worker.index).unwrap_or(&active.drain).clone();
+    let drain = active.drain_of(worker.index);
     let guard = drain.connection();
     let mut io = match &chain.tls {
         None => Io::plain(socket),
@@ -169,10 +172,21 @@ async fn serve_chain(
             }
         }
     };
+    if let NetworkFilter::Routed(proxy) = &chain.filter {
+        let work = serve_routed(io, connection, listener, proxy.clone(), worker, drain);
+        guard.serve(Box::pin(work)).await;
+        return;
+    }
     let connection = Arc::new(connection);
     let shared = connection.clone();
+    let refused = |filtering| {
+        if let NetworkFilter::Tcp(proxy) = &chain.filter {
+            tcp_proxy::refused(connection.clone(), Terms::of(proxy.clone()), filtering);
+        }
+    };
     let filtered = Filtering::is_needed(&chain.filters, &connection);
-    if filtered && !pass_filters(&mut io, chain, &connection, &drain).await {
+    let context = || Stream::new(connection.clone());
+    if filtered && !pass_filters(&mut io, &chain.filters, context(), &drain, refused).await {
         return log(listener, connection, None);
     }
     match (&chain.filter, &active.http) {
@@ -187,17 +201,58 @@ async fn serve_chain(
         (NetworkFilter::Direct(bytes), _) => {
             guard.serve(Box::pin(direct(io, bytes))).await;
         }
-        // A connection manager is made ready with its chain.
-        (NetworkFilter::Http(_), None) => {}
+        // A connection manager is made ready with its chain; routes were looked at before.
+        (NetworkFilter::Http(_) | NetworkFilter::Routed(_), _) => {}
+    }
+    log(listener, connection, None);
+}
+
+/// Serves a connection as the table of a listener's routes says.
+async fn serve_routed(
+    mut io: Io,
+    mut connection: Connection,
+    listener: &ActiveListener,
+    proxy: Arc<L4Proxy>,
+    worker: &Arc<Worker>,
+    drain: Drain,
+) {
+    let tls = connection.tls.as_ref();
+    let asked = tls.map(|tls| tls.server_name.clone().or_else(|| proxy.fallback_name.clone()));
+    let server_name = asked.flatten();
+    // The destination that the PROXY protocol tells is nobody's here, as in nginx.
+    (connection.local, connection.local_restored) = (connection.direct_local, false);
+    let client = proxy.client(&connection);
+    let subject = L4Subject { server_name: server_name.as_deref(), remote: client, local: connection.local };
+    let route = proxy.routes.find(&subject);
+    let connection = Arc::new(connection);
+    let Some(route) = route else {
+        proxy.stats.downstream_cx_total().inc();
+        proxy.stats.downstream_cx_no_route().inc();
+        return log(listener, connection, Some(("filter_chain_not_found", Flag::NR)));
+    };
+    let _active = proxy.upstream.sessions_active().raise();
+    let terms = Terms::routed(Routed { route, listener: proxy.clone(), server_name, client });
+    let refused = |filtering| tcp_proxy::refused(connection.clone(), terms.clone(), filtering);
+    let filters = terms.filters();
+    let mut context = Stream::new(connection.clone());
+    terms.enter(&mut context);
+    if filters.is_empty() || pass_filters(&mut io, &filters, context, &drain, refused).await {
+        tcp_proxy::serve_under(io, connection.clone(), terms, worker.clone(), drain).await;
     }
     log(listener, connection, None);
 }
 
 /// Tells the filters before the last one of the connection, and has them asked about its bytes from then on; tells
-/// whether all let it in.
-async fn pass_filters(io: &mut Io, chain: &FilterChain, connection: &Arc<Connection>, drain: &Drain) -> bool {
+/// whether all let it in. `refused` is told where one does not.
+async fn pass_filters(
+    io: &mut Io,
+    filters: &Arc<[Arc<dyn ConnectionFilter>]>,
+    context: Stream,
+    drain: &Drain,
+    refused: impl FnOnce(Box<Filtering>),
+) -> bool {
     // A listener that goes away does not wait for what filters wait for.
-    let begun = drain.connection().serve(Box::pin(Filtering::begin(&chain.filters, connection))).await;
+    let begun = drain.connection().serve(Box::pin(Filtering::begin(filters, context))).await;
     match begun {
         Some(Ok(filtering)) => {
             io.filter(filtering);
@@ -206,9 +261,7 @@ async fn pass_filters(io: &mut Io, chain: &FilterChain, connection: &Arc<Connect
         Some(Err(filtering)) => {
             let delay = filtering.closing().map_or(Duration::ZERO, |closing| closing.delay);
             drain.connection().serve(tokio::time::sleep(delay)).await;
-            if let NetworkFilter::Tcp(proxy) = &chain.filter {
-                tcp_proxy::refused(connection.clone(), proxy.clone(), filtering);
-            }
+            refused(filtering);
             false
         }
         None => false,
@@ -268,13 +321,13 @@ fn log(listener: &ActiveListener, connection: Arc<Connection>, refused: Option<(
 }
 
 /// An open connection in the listener's statistics.
-struct Open {
+pub(super) struct Open {
     stats: Arc<ListenerStats>,
     start: Instant,
 }
 
 impl Open {
-    fn new(stats: Arc<ListenerStats>, start: Instant) -> Open {
+    pub(super) fn new(stats: Arc<ListenerStats>, start: Instant) -> Open {
         stats.downstream_cx_total().inc();
         stats.downstream_cx_active().inc();
         Open { stats, start }

@@ -9,6 +9,7 @@ pub mod filters;
 pub(crate) mod manager;
 #[cfg(test)]
 mod tests;
+mod udp;
 
 pub(crate) use accept::{Adopted, accept};
 pub use manager::BoundAddresses;
@@ -41,6 +42,13 @@ pub(crate) struct ActiveChain {
     drain: Drain,
     /// One below `drain` for each worker, so that connections of two workers never meet at a lock.
     workers: Arc<[Drain]>,
+}
+
+impl ActiveChain {
+    /// The drain of its connections on a worker.
+    fn drain_of(&self, worker: usize) -> Drain {
+        self.workers.get(worker).unwrap_or(&self.drain).clone()
+    }
 }
 
 /// What a listening socket serves now; replaced when its listener changes.
@@ -83,6 +91,11 @@ impl ActiveListener {
         let chains = config.chains.iter().map(&mut adopt).collect();
         let default = config.default_chain.as_ref().map(&mut adopt);
         Ok(ActiveListener { matcher, chains, default, drain, config })
+    }
+
+    /// The chain of a listener that has but one.
+    fn only_chain(&self) -> Option<&ActiveChain> {
+        self.chains.first().or(self.default.as_ref())
     }
 
     fn all(&self) -> impl Iterator<Item = &ActiveChain> {

@@ -2,25 +2,30 @@
 
 use super::pump::Moved;
 use sixfold_core::cluster::ClusterStats;
-use sixfold_core::listener::TcpStats;
+use sixfold_core::listener::{L4Stats, TcpStats};
 use sixfold_core::stream::ByteCounts;
 
 /// Carries the totals of a connection over to the statistics.
-pub(super) struct Meter<'a> {
+pub(crate) struct Meter<'a> {
     tcp: &'a TcpStats,
     cluster: &'a ClusterStats,
+    upstream: Option<&'a L4Stats>,
     up: Moved,
     down: Moved,
 }
 
 impl Meter<'_> {
     /// Nothing has moved yet.
-    pub(super) fn new<'a>(tcp: &'a TcpStats, cluster: &'a ClusterStats) -> Meter<'a> {
-        Meter { tcp, cluster, up: Moved::default(), down: Moved::default() }
+    pub(crate) fn new<'a>(
+        tcp: &'a TcpStats,
+        cluster: &'a ClusterStats,
+        upstream: Option<&'a L4Stats>,
+    ) -> Meter<'a> {
+        Meter { tcp, cluster, upstream, up: Moved::default(), down: Moved::default() }
     }
 
     /// Takes the totals of both directions, for the log too; tells whether anything has moved since the last time.
-    pub(super) fn update(&mut self, up: Moved, down: Moved, bytes: &mut ByteCounts) -> bool {
+    pub(crate) fn update(&mut self, up: Moved, down: Moved, bytes: &mut ByteCounts) -> bool {
         if self.up == up && self.down == down {
             return false;
         }
@@ -30,6 +35,10 @@ impl Meter<'_> {
         self.tcp.downstream_cx_tx_bytes_total().add(down.written - self.down.written);
         self.tcp.downstream_cx_rx_bytes_buffered().add(up.held() - self.up.held());
         self.tcp.downstream_cx_tx_bytes_buffered().add(down.held() - self.down.held());
+        if let Some(upstream) = self.upstream {
+            upstream.upstream_tx_bytes_total().add(up.written - self.up.written);
+            upstream.upstream_rx_bytes_total().add(down.read - self.down.read);
+        }
         bytes.request_body = up.read;
         bytes.upstream_sent = up.written;
         bytes.upstream_received = down.read;

@@ -14,14 +14,14 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// One of the two that talk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
+pub(crate) enum Side {
     Client,
     Upstream,
 }
 
 /// Why passing bytes ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum End {
     /// Both sides have said all; this one was the last.
     Closed(Side),
     /// This side failed.
@@ -38,11 +38,23 @@ pub(super) enum End {
     Report,
 }
 
+impl End {
+    /// What nginx's `$status` and APISIX's metrics say of it.
+    pub(crate) fn status(self) -> u16 {
+        match self {
+            End::Closed(_) | End::Drained | End::Report => 200,
+            End::Failed(Side::Client) => 400,
+            End::Failed(Side::Upstream) | End::Idle => 502,
+            End::Deadline | End::Refused => 500,
+        }
+    }
+}
+
 /// Totals of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Moved {
-    pub(super) read: u64,
-    pub(super) written: u64,
+pub(crate) struct Moved {
+    pub(crate) read: u64,
+    pub(crate) written: u64,
 }
 
 impl Moved {
@@ -61,6 +73,8 @@ pub(super) struct Pump {
     /// Which direction goes first: they take turns, since the first may use up the task's share of time.
     down_first: bool,
     last: Side,
+    /// Nothing more goes on once the endpoint has said all.
+    ends_with_upstream: bool,
 }
 
 impl Pump {
@@ -73,7 +87,14 @@ impl Pump {
             down: Flow::default(),
             down_first: false,
             last: Side::Client,
+            ends_with_upstream: false,
         }
+    }
+
+    /// The same, with an end as soon as the client has all that the endpoint has said: whoever keeps its connection then
+    /// would hold it for nothing, as nginx sees it (`proxy_half_close off`).
+    pub(super) fn ending_with_upstream(self, yes: bool) -> Pump {
+        Pump { ends_with_upstream: yes, ..self }
     }
 
     /// Passes bytes both ways. The end of one side's bytes is passed on and the other side goes on talking.
@@ -132,6 +153,9 @@ impl Pump {
                 Poll::Ready(Err(Failure::Writer)) => return Poll::Ready(End::Failed(speaker.other())),
                 Poll::Pending => ended = false,
             }
+        }
+        if self.ends_with_upstream && self.down.stage == Stage::Done && self.up.buffer.is_empty() {
+            return Poll::Ready(End::Closed(Side::Upstream));
         }
         if ended { Poll::Ready(End::Closed(self.last)) } else { Poll::Pending }
     }

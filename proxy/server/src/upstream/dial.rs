@@ -8,6 +8,7 @@ use sixfold_core::cluster::{Cluster, ClusterStats, ConnectionPermit, Host};
 use sixfold_core::connection::{Connection, TlsInfo};
 use sixfold_core::listener::ConnectionFilter;
 use sixfold_core::peer_exchange::PeerExchange;
+use sixfold_core::stream::Stream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -126,7 +127,7 @@ async fn meet(exchange: &Arc<PeerExchange>, connected: &mut Connected) {
     let connection = Connection { tls: Some(tls), ..Connection::plain(peer, local) };
     let filter: Arc<dyn ConnectionFilter> = exchange.clone();
     // It lets every connection go on.
-    if let Ok(filtering) = Filtering::begin(&[filter].into(), &Arc::new(connection)).await {
+    if let Ok(filtering) = Filtering::begin(&[filter].into(), Stream::new(Arc::new(connection))).await {
         connected.io.filter(filtering);
     }
 }

@@ -120,6 +120,7 @@ impl Order {
             alpn: self.alpn,
             offer: self.kind.offer(),
             source: self.kind.source(),
+            preface: None,
         }
     }
 

@@ -39,13 +39,12 @@ impl Reader<'_> {
             udp: self.stream_list(&field.key("udp"), "apisix.stream_proxy.udp", (false, false)),
         };
         let Some(node) = field.node.filter(|_| !streams.is_empty()) else { return streams };
-        let reason = if mode.has_streams() {
-            "TCP and UDP of stream_routes are not proxied yet: these addresses are not listened on"
-        } else {
-            "has no effect: apisix.proxy_mode is http; write stream or http&stream"
-        };
+        if mode.has_streams() {
+            return streams;
+        }
+        let reason = "has no effect: apisix.proxy_mode is http; write stream or http&stream";
         self.reports.push(ConfigError::field(&field.path, reason).at(node.place));
-        if mode.has_streams() { streams } else { StreamProxy::default() }
+        StreamProxy::default()
     }
 
     fn stream_list(

@@ -135,13 +135,6 @@ fn missing_references_are_refused() {
     );
 }
 
-#[test]
-fn routes_of_streams_are_refused_by_name() {
-    let faults = faults("stream_routes:\n  - {id: 1}\n");
-    assert_eq!(faults.len(), 1);
-    assert!(faults[0].contains("stream_routes are not supported"), "{faults:?}");
-}
-
 /// What a plugin says of its configuration stood at the first line of the resource.
 #[test]
 fn a_plugin_that_can_not_be_built_is_told_where_it_stands() {

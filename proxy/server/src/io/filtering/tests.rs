@@ -42,7 +42,7 @@ async fn sockets() -> (TcpStream, TcpStream) {
 async fn behind(mut io: Io, filter: Arc<Talks>) -> Io {
     let any = "127.0.0.1:1".parse().unwrap();
     let filters: Arc<[Arc<dyn ConnectionFilter>]> = Arc::new([filter]);
-    let begun = Filtering::begin(&filters, &Arc::new(Connection::plain(any, any))).await;
+    let begun = Filtering::begin(&filters, Stream::new(Arc::new(Connection::plain(any, any)))).await;
     io.filter(begun.unwrap_or_else(|refused| refused));
     io
 }
@@ -126,7 +126,7 @@ async fn a_filter_may_take_all_that_has_come_and_speak_first() {
     let (server, mut client) = sockets().await;
     let any = "127.0.0.1:1".parse().unwrap();
     let filters: Arc<[Arc<dyn ConnectionFilter>]> = Arc::new([Arc::new(Greets)]);
-    let begun = Filtering::begin(&filters, &Arc::new(Connection::plain(any, any))).await;
+    let begun = Filtering::begin(&filters, Stream::new(Arc::new(Connection::plain(any, any)))).await;
     let mut io = Io::plain(Socket::tcp(server));
     io.filter(begun.unwrap_or_else(|refused| refused));
     let mut deadline = Deadline::after(Duration::from_secs(30));

@@ -50,6 +50,7 @@ impl ConnectionFilter for Knock {
                 details: "rude".into(),
                 reason: "slammed",
                 delay: Duration::from_millis(100),
+                status: 0,
             }),
         }
     }

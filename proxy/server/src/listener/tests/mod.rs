@@ -4,6 +4,7 @@
 mod chains;
 mod closing;
 mod filters;
+mod l4;
 mod tcp;
 mod tls;
 
@@ -17,8 +18,8 @@ use sixfold_core::access_log::{AccessLog, LineFormat, LogSink};
 use sixfold_core::cluster::{Address, Cluster, ClusterConfig, Clusters, HostConfig};
 use sixfold_core::detached::Nowhere;
 use sixfold_core::listener::{
-    BindAddress, ConnectionFilter, FilterChain, FilterChainMatch, Listener, ListenerFilter, ListenerStats,
-    NetworkFilter, SocketRights, TcpProxy, TcpStats,
+    BindAddress, ConnectAttempts, ConnectionFilter, FilterChain, FilterChainMatch, Listener, ListenerFilter,
+    ListenerStats, NetworkFilter, SocketRights, TcpProxy, TcpStats,
 };
 use sixfold_core::metrics::Registry;
 use sixfold_core::model::{Diff, Model};
@@ -102,7 +103,7 @@ impl Fixture {
             cluster: ClusterChoice::Named(self.clusters.cell(cluster)),
             idle_timeout: None,
             max_duration: None,
-            max_connect_attempts: 1,
+            attempts: ConnectAttempts::Fixed(1),
             hash: Vec::new(),
             metadata_match: Default::default(),
             access_logs: logs,

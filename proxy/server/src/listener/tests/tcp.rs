@@ -56,7 +56,7 @@ async fn failures_close_the_client_and_raise_their_flags() {
         listener.local_addr().unwrap()
     };
     let cluster = fixture.cluster("dead", &[closed]).await;
-    let dead = TcpProxy { max_connect_attempts: 3, ..fixture.tcp_proxy("dead", log()) };
+    let dead = TcpProxy { attempts: ConnectAttempts::Fixed(3), ..fixture.tcp_proxy("dead", log()) };
     let address = fixture.apply(fixture.listener("b", NetworkFilter::Tcp(Arc::new(dead)))).await;
     assert_eq!(exchange(address, b"hello").await, "");
     assert_eq!(lines.wait(2).await[1], "UF,URX dead");

@@ -1,0 +1,179 @@
+//! Listeners whose connections go where a table of routes says.
+
+use super::*;
+use sixfold_core::listener::{L4Condition, L4Proxy, L4Route, L4Routes, L4Stats, L4Table, SILENCE, UdpLimits};
+use sixfold_core::route::{Action, Ids, PathMatch, Route};
+use tokio::net::UdpSocket;
+
+/// A proxy over a table that sends everything to one cluster.
+fn proxy(fixture: &Fixture, cluster: &str, idle: Duration, udp: UdpLimits) -> Arc<L4Proxy> {
+    let table = Arc::new(L4Table::default());
+    let ids = Ids { route: "r".into(), ..Ids::default() };
+    let route = Route { ids, ..Route::new(PathMatch::Prefix(Box::default(), false), Action::NonForwarding) };
+    let to = TcpProxy {
+        idle_timeout: Some(idle),
+        attempts: ConnectAttempts::OfCluster,
+        ..fixture.tcp_proxy(cluster, Vec::new())
+    };
+    let route = L4Route {
+        route: Arc::new(route),
+        condition: L4Condition { remote: Some("127.0.0.0/8".parse().unwrap()), ..L4Condition::default() },
+        filters: Arc::default(),
+        proxy: Arc::new(to),
+    };
+    drop(table.change(L4Routes::new([Arc::new(route)])).put_in_force());
+    Arc::new(L4Proxy {
+        address: "127.0.0.1:0".into(),
+        routes: table,
+        fallback_name: None,
+        trusted: Vec::new(),
+        stats: Arc::new(TcpStats::new(&fixture.registry, "stream.a.")),
+        upstream: Arc::new(L4Stats::new(&fixture.registry, "stream.a.")),
+        proxy_protocol: false,
+        access_logs: Vec::new(),
+        udp,
+    })
+}
+
+fn udp_listener(fixture: &Fixture, proxy: &Arc<L4Proxy>) -> Listener {
+    let addresses = vec![BindAddress::Udp((Ipv4Addr::LOCALHOST, 0).into())];
+    Listener { addresses, ..fixture.listener("u", NetworkFilter::Routed(proxy.clone())) }
+}
+
+/// Applies a listener of UDP and tells where it is.
+async fn open(fixture: &Fixture, listener: Listener) -> SocketAddr {
+    fixture.server.apply(upsert(listener)).await.unwrap();
+    match fixture.server.addresses()[0].1.first() {
+        Some(BindAddress::Udp(address)) => *address,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// An endpoint that answers every datagram with itself.
+async fn echo() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 2048];
+        while let Ok((n, from)) = socket.recv_from(&mut buffer).await {
+            let _ = socket.send_to(&buffer[..n], from).await;
+        }
+    });
+    address
+}
+
+async fn client(to: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(to).await.unwrap();
+    socket
+}
+
+/// Whether an answer comes within the time.
+async fn answered(socket: &UdpSocket, within: Duration) -> bool {
+    socket.send(b"ping").await.unwrap();
+    let mut buffer = [0; 16];
+    tokio::time::timeout(within, socket.recv(&mut buffer)).await.is_ok_and(|read| read.is_ok())
+}
+
+async fn eventually(mut probe: impl FnMut() -> bool) {
+    for _ in 0..2000 {
+        if probe() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never");
+}
+
+#[tokio::test]
+async fn sessions_of_udp_are_bounded_and_end_when_nobody_speaks() {
+    let fixture = Fixture::start();
+    let _cluster = fixture.cluster("a", &[echo().await]).await;
+    let limits = UdpLimits { sessions: 1, ..UdpLimits::default() };
+    let proxy = proxy(&fixture, "a", Duration::from_millis(400), limits);
+    let address = open(&fixture, udp_listener(&fixture, &proxy)).await;
+    let mut clients = Vec::new();
+    for _ in 0..16 {
+        let socket = client(address).await;
+        let taken = answered(&socket, Duration::from_millis(60)).await;
+        clients.push((socket, taken));
+        if clients.iter().any(|(_, taken)| !taken) && clients.len() > 8 {
+            break;
+        }
+    }
+    let taken = clients.iter().filter(|(_, taken)| *taken).count();
+    // One for each of four workers at a time; the kernel says which.
+    assert!(taken >= 1 && proxy.upstream.datagrams_dropped().get() >= 1, "{taken}");
+    assert!(proxy.upstream.sessions_active().get() <= 4);
+    let worker_connections = || fixture.registry.sum("listener.u.", "downstream_cx_active");
+    eventually(|| proxy.upstream.sessions_active().get() == 0 && worker_connections() == 0).await;
+    assert!(proxy.stats.idle_timeout().get() >= 1);
+    // Whoever had no place has one now.
+    for (socket, _) in clients.iter().filter(|(_, taken)| !taken).take(1) {
+        assert!(answered(socket, Duration::from_secs(5)).await);
+    }
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn clients_without_a_route_or_an_endpoint_hold_nothing() {
+    let fixture = Fixture::start();
+    let gone = client("127.0.0.1:9".parse().unwrap()).await.local_addr().unwrap();
+    let _cluster = fixture.cluster("a", &[gone]).await;
+    let proxy = proxy(&fixture, "a", SILENCE, UdpLimits::default());
+    let address = open(&fixture, udp_listener(&fixture, &proxy)).await;
+    // The machine says that nobody is there, which ends the session long before its time.
+    let socket = client(address).await;
+    assert!(!answered(&socket, Duration::from_millis(50)).await);
+    eventually(|| {
+        proxy.stats.downstream_cx_total().get() >= 1 && proxy.upstream.sessions_active().get() == 0
+    })
+    .await;
+    drop(proxy.routes.change(L4Routes::default()).put_in_force());
+    assert!(!answered(&socket, Duration::from_millis(50)).await);
+    eventually(|| proxy.stats.downstream_cx_no_route().get() >= 1).await;
+    assert_eq!(proxy.upstream.sessions_active().get(), 0);
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn nobody_else_gets_a_port_of_udp_and_it_is_free_again() {
+    let fixture = Fixture::start();
+    let _cluster = fixture.cluster("a", &[echo().await]).await;
+    let proxy = proxy(&fixture, "a", SILENCE, UdpLimits::default());
+    let address = open(&fixture, udp_listener(&fixture, &proxy)).await;
+    assert!(std::net::UdpSocket::bind(address).is_err());
+    assert!(answered(&client(address).await, Duration::from_secs(5)).await);
+    let other = Fixture::start();
+    let taken = Listener { addresses: vec![BindAddress::Udp(address)], ..udp_listener(&other, &proxy) };
+    assert!(other.server.apply(upsert(taken)).await.is_err());
+    other.end().await;
+    fixture.server.apply(removal("u")).await.unwrap();
+    fixture.end().await;
+    drop(proxy);
+    eventually(|| std::net::UdpSocket::bind(address).is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_session_of_tcp_ends_with_its_endpoint_whoever_stays() {
+    let fixture = Fixture::start();
+    let endpoint = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let _cluster = fixture.cluster("a", &[endpoint.local_addr().unwrap()]).await;
+    let proxy = proxy(&fixture, "a", SILENCE, UdpLimits::default());
+    let address = fixture.apply(fixture.listener("t", NetworkFilter::Routed(proxy.clone()))).await;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let (mut accepted, _) = endpoint.accept().await.unwrap();
+    eventually(|| proxy.upstream.sessions_active().get() == 1).await;
+    accepted.write_all(b"bye").await.unwrap();
+    drop(accepted);
+    let mut said = Vec::new();
+    client.read_to_end(&mut said).await.unwrap();
+    assert_eq!(said, b"bye");
+    // The client has not closed.
+    eventually(|| proxy.upstream.sessions_active().get() == 0).await;
+    assert_eq!(
+        (proxy.upstream.upstream_rx_bytes_total().get(), proxy.stats.downstream_cx_tx_bytes_total().get()),
+        (3, 3)
+    );
+    fixture.end().await;
+}
