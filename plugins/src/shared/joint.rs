@@ -57,8 +57,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use std::pin::pin;
-    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
     use std::task::{Context, Waker};
     use std::time::Duration;
 
@@ -92,8 +92,7 @@ mod tests {
         assert_eq!(joint.join(|| Some(7), || slow(begun.clone()), run).await, Some(7));
         assert_eq!(joint.join(|| None, || slow(begun.clone()), drop).await, None);
         let kept = Mutex::new(None);
-        let mut waits =
-            pin!(joint.join(|| None, || slow(begun.clone()), |work| *kept.lock() = Some(work)));
+        let mut waits = pin!(joint.join(|| None, || slow(begun.clone()), |work| *kept.lock() = Some(work)));
         assert!(waits.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         assert_eq!(begun.load(Relaxed), 0);
         *kept.lock() = None;

@@ -306,7 +306,7 @@ fn datagrams_go_to_one_node_and_answers_come_back_from_where_they_were_asked() {
     assert_eq!(ask(&timed, b"?"), b"d?");
     gateway.change(&routes(&[echo_udp("e")], ""));
     gateway.process.until("the end of the session", || {
-        (ask(&timed, b"?") == b"e?").then(|| ()).or_else(|| {
+        (ask(&timed, b"?") == b"e?").then_some(()).or_else(|| {
             std::thread::sleep(Duration::from_millis(400));
             None
         })

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 /// What building a plugin comes to. The error's field is a path inside the plugin's configuration.
 pub type Built = Result<Plugin, ConfigError>;
+/// A plugin that was built to work on streams of TCP and UDP.
+pub type BuiltInStreams = Result<Arc<dyn ConnectionFilter>, ConfigError>;
 
 /// The name of an agreement, and what is agreed on.
 type Agreement = fn(&Value) -> Option<(String, String)>;
@@ -34,8 +36,7 @@ type Upstreams = fn(&Value) -> Vec<BroughtUpstream>;
 
 type ReadMetadata = Box<dyn Fn(&Value) -> Result<Prepared, ConfigError> + Send + Sync>;
 
-type BuildStream =
-    Box<dyn Fn(&Value, &BuildContext) -> Result<Arc<dyn ConnectionFilter>, ConfigError> + Send + Sync>;
+type BuildStream = Box<dyn Fn(&Value, &BuildContext) -> BuiltInStreams + Send + Sync>;
 
 /// What a plugin of APISIX is for streams of TCP and UDP (apisix/stream/plugins).
 pub struct StreamPart {
@@ -51,11 +52,7 @@ impl StreamPart {
     ///
     /// # Errors
     /// What is wrong beyond the schema.
-    pub fn build(
-        &self,
-        config: &Value,
-        context: &BuildContext,
-    ) -> Result<Arc<dyn ConnectionFilter>, ConfigError> {
+    pub fn build(&self, config: &Value, context: &BuildContext) -> BuiltInStreams {
         (self.build)(config, context)
     }
 }
@@ -219,7 +216,7 @@ impl ApisixFactory {
     pub fn in_streams<C: DeserializeOwned + 'static>(
         mut self,
         schema: &'static str,
-        build: fn(C, &BuildContext) -> Result<Arc<dyn ConnectionFilter>, ConfigError>,
+        build: fn(C, &BuildContext) -> BuiltInStreams,
     ) -> ApisixFactory {
         let build: BuildStream = Box::new(move |config, context| {
             build(C::deserialize(config).map_err(|error| ConfigError::new(error.to_string()))?, context)
@@ -365,8 +362,7 @@ impl FilterFactory {
     }
 }
 
-type BuildNetworkFilter =
-    Box<dyn Fn(&[u8], &BuildContext) -> Result<Arc<dyn ConnectionFilter>, ConfigError> + Send + Sync>;
+type BuildNetworkFilter = Box<dyn Fn(&[u8], &BuildContext) -> BuiltInStreams + Send + Sync>;
 
 /// Makes one of Envoy's network filters that stand before the last one of their chain.
 pub struct NetworkFilterFactory {
@@ -379,10 +375,7 @@ impl NetworkFilterFactory {
     /// A filter that `build` makes of an encoded message of this type.
     pub fn new(
         config_type: String,
-        build: impl Fn(&[u8], &BuildContext) -> Result<Arc<dyn ConnectionFilter>, ConfigError>
-        + Send
-        + Sync
-        + 'static,
+        build: impl Fn(&[u8], &BuildContext) -> BuiltInStreams + Send + Sync + 'static,
     ) -> NetworkFilterFactory {
         NetworkFilterFactory { config_type, build: Box::new(build) }
     }
@@ -391,11 +384,7 @@ impl NetworkFilterFactory {
     ///
     /// # Errors
     /// A message that can't be decoded, or what is wrong with what it says.
-    pub fn build(
-        &self,
-        config: &[u8],
-        context: &BuildContext,
-    ) -> Result<Arc<dyn ConnectionFilter>, ConfigError> {
+    pub fn build(&self, config: &[u8], context: &BuildContext) -> BuiltInStreams {
         (self.build)(config, context)
     }
 }

@@ -35,8 +35,8 @@ pub use callout::{
 pub use chain::{Chain, ChainBuilder, Member};
 pub use consumer::Consumer;
 pub use factory::{
-    ApisixFactory, BroughtUpstream, Built, FilterConfig, FilterFactory, Kind, NetworkFilterFactory,
-    RunPolicy, StreamPart,
+    ApisixFactory, BroughtUpstream, Built, BuiltInStreams, FilterConfig, FilterFactory, Kind,
+    NetworkFilterFactory, RunPolicy, StreamPart,
 };
 pub use guard::Guard;
 pub use handlers::{BodyFn, HeadFn, LogFn, Plugin, PluginBuilder, TrailersFn};

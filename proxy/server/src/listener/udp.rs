@@ -23,6 +23,9 @@ use tokio::sync::{mpsc, oneshot};
 /// A pause after an error of the socket that is about no datagram.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// Ends of sessions that wait to be heard of. They go before datagrams: there are never more than sessions.
+const ENDS: usize = 16 << 10;
+
 /// Datagrams that are taken before other tasks of the worker have their turn.
 const TURN: usize = 64;
 
@@ -35,7 +38,7 @@ pub(super) fn receive(
     closing: oneshot::Receiver<oneshot::Sender<()>>,
 ) -> io::Result<impl Future<Output = ()> + Send> {
     let socket = Arc::new(Datagrams::new(socket)?);
-    let (ended, ends) = mpsc::unbounded_channel();
+    let (ended, ends) = mpsc::channel(ENDS);
     let receiver = Receiver {
         socket,
         slot,
@@ -56,9 +59,9 @@ struct Receiver {
     sessions: HashMap<Path, Client>,
     /// Bytes of datagrams that wait.
     held: Arc<AtomicUsize>,
-    /// Told by each session that ends: there are never more in it than sessions.
-    ended: mpsc::UnboundedSender<(Path, u64)>,
-    ends: mpsc::UnboundedReceiver<(Path, u64)>,
+    /// Told by each session that ends.
+    ended: mpsc::Sender<(Path, u64)>,
+    ends: mpsc::Receiver<(Path, u64)>,
     /// The number of the next session.
     next: u64,
 }
@@ -70,12 +73,12 @@ struct Client {
 }
 
 /// Says that a session has ended, however it does.
-struct Ending(mpsc::UnboundedSender<(Path, u64)>, Path, u64);
+struct Ending(mpsc::Sender<(Path, u64)>, Path, u64);
 
 impl Drop for Ending {
     fn drop(&mut self) {
         // Who received for it may be gone.
-        let _ = self.0.send((self.1, self.2));
+        let _ = self.0.try_send((self.1, self.2));
     }
 }
 
