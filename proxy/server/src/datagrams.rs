@@ -1,8 +1,9 @@
 //! A listening socket of UDP: datagrams come with the address of ours that they were sent to, and answers go from it.
 
-use socket2::{MaybeUninitSlice, MsgHdr, MsgHdrMut, SockAddr, SockRef};
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
+};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use tokio::io::Interest;
@@ -29,7 +30,11 @@ impl Datagrams {
     pub(crate) fn new(socket: std::net::UdpSocket) -> io::Result<Datagrams> {
         let local = socket.local_addr()?;
         if local.ip().is_unspecified() {
-            tell_destinations(&socket, local.is_ipv6())?;
+            // Has the kernel tell of each datagram what it was sent to.
+            match local.is_ipv6() {
+                true => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
+                false => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
+            }
         }
         Ok(Datagrams { socket: UdpSocket::from_std(socket)?, local })
     }
@@ -71,116 +76,60 @@ impl Datagrams {
     }
 
     fn take(&self, buffer: &mut [u8]) -> io::Result<(usize, Path)> {
-        let mut client = SockAddr::from(self.local);
-        let mut control = [MaybeUninit::new(0); CONTROL];
-        let (received, told) = {
-            let room = uninit(buffer);
-            let mut parts = [MaybeUninitSlice::new(room)];
-            let header = MsgHdrMut::new().with_addr(&mut client).with_buffers(&mut parts);
-            let mut header = header.with_control(&mut control);
-            let received = SockRef::from(&self.socket).recvmsg(&mut header, libc::MSG_DONTWAIT)?;
-            (received, header.control_len())
-        };
-        let client = client.as_socket().ok_or(io::ErrorKind::InvalidData)?;
-        let told = destination(init(&control).get(..told).unwrap_or_default());
+        let mut parts = [IoSliceMut::new(buffer)];
+        let mut control = nix::cmsg_space!(libc::in6_pktinfo);
+        let socket = self.socket.as_raw_fd();
+        let received =
+            recvmsg::<SockaddrStorage>(socket, &mut parts, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
+        let client = received.address.as_ref().and_then(address).ok_or(io::ErrorKind::InvalidData)?;
+        // One that is cut tells nothing.
+        let told =
+            received.cmsgs().ok().and_then(|mut messages| messages.find_map(|told| destination(&told)));
         let local = told.unwrap_or(self.local.ip());
-        Ok((received, Path { client, local: SocketAddr::new(local, self.local.port()) }))
+        Ok((received.bytes, Path { client, local: SocketAddr::new(local, self.local.port()) }))
     }
 
     fn put(&self, bytes: &[u8], path: Path) -> io::Result<usize> {
-        let (to, parts) = (SockAddr::from(path.client), [IoSlice::new(bytes)]);
-        let (control, length) = source(path.local.ip());
-        let header = MsgHdr::new().with_addr(&to).with_buffers(&parts);
-        let header = match control.get(..length).filter(|control| !control.is_empty()) {
-            Some(control) => header.with_control(control),
-            None => header,
+        let (to, parts) = (SockaddrStorage::from(path.client), [IoSlice::new(bytes)]);
+        let send = |control: &[ControlMessage<'_>]| {
+            let flags = MsgFlags::MSG_DONTWAIT;
+            Ok(sendmsg(self.socket.as_raw_fd(), &parts, control, flags, Some(&to))?)
         };
-        SockRef::from(&self.socket).sendmsg(&header, libc::MSG_DONTWAIT)
+        match path.local.ip() {
+            ip if ip.is_unspecified() => send(&[]),
+            // The address that the answer comes from; the interface, and the other one, are not looked at.
+            IpAddr::V4(ip) => {
+                let from = libc::in_addr { s_addr: u32::from(ip).to_be() };
+                let other = libc::in_addr { s_addr: 0 };
+                send(&[ControlMessage::Ipv4PacketInfo(&libc::in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst: from,
+                    ipi_addr: other,
+                })])
+            }
+            IpAddr::V6(ip) => {
+                let from = libc::in6_addr { s6_addr: ip.octets() };
+                let from = libc::in6_pktinfo { ipi6_addr: from, ipi6_ifindex: 0 };
+                send(&[ControlMessage::Ipv6PacketInfo(&from)])
+            }
+        }
     }
 }
 
-/// Room for what comes beside a datagram: one message, of 16 bytes before a `struct in6_pktinfo`.
-const CONTROL: usize = 64;
-/// Bytes of a `struct cmsghdr`: its length, level and type.
-const HEAD: usize = size_of::<usize>() + 2 * size_of::<i32>();
-
-/// Has the kernel tell of each datagram what it was sent to.
-#[allow(unsafe_code)]
-fn tell_destinations(socket: &impl AsRawFd, ipv6: bool) -> io::Result<()> {
-    let (level, option) = match ipv6 {
-        true => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
-        false => (libc::IPPROTO_IP, libc::IP_PKTINFO),
-    };
-    let on: libc::c_int = 1;
-    let length = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the descriptor is that of an open socket, and the option is an integer that outlives the call.
-    let set = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, option, std::ptr::from_ref(&on).cast(), length)
-    };
-    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Bytes as room for others.
-#[allow(unsafe_code)]
-fn uninit(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
-    // SAFETY: both have one layout, and the kernel writes nothing but bytes there.
-    unsafe { &mut *(std::ptr::from_mut(bytes) as *mut [MaybeUninit<u8>]) }
-}
-
-/// Bytes that were written when the array was made.
-#[allow(unsafe_code)]
-fn init(bytes: &[MaybeUninit<u8>; CONTROL]) -> &[u8] {
-    // SAFETY: every element was given a value, and the kernel writes nothing but bytes over them.
-    unsafe { &*(std::ptr::from_ref(bytes) as *const [u8; CONTROL]) }
-}
-
-/// What a datagram was sent to, of the message that comes with it (`IP_PKTINFO`, `IPV6_PKTINFO`).
-fn destination(control: &[u8]) -> Option<IpAddr> {
-    let number = |at: usize| Some(i32::from_ne_bytes(control.get(at..at + 4)?.try_into().ok()?));
-    let (level, kind) = (number(size_of::<usize>())?, number(size_of::<usize>() + 4)?);
-    let data = control.get(HEAD..)?;
-    match (level, kind) {
-        // Behind the interface and the address that the answer is to have stands that of the header.
-        (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-            let address: [u8; 4] = data.get(8..12)?.try_into().ok()?;
-            Some(Ipv4Addr::from(address).into())
+/// What a datagram was sent to (`IP_PKTINFO`, `IPV6_PKTINFO`).
+fn destination(told: &ControlMessageOwned) -> Option<IpAddr> {
+    match told {
+        ControlMessageOwned::Ipv4PacketInfo(info) => {
+            Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into())
         }
-        (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-            let address: [u8; 16] = data.get(..16)?.try_into().ok()?;
-            Some(Ipv6Addr::from(address).into())
-        }
+        ControlMessageOwned::Ipv6PacketInfo(info) => Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into()),
         _ => None,
     }
 }
 
-/// The message that has an answer come from an address, and its length; 0 for one that says nothing.
-fn source(address: IpAddr) -> ([u8; CONTROL], usize) {
-    let (mut message, mut length) = ([0; CONTROL], 0);
-    let mut put = |bytes: &[u8]| {
-        if let Some(room) = message.get_mut(length..length + bytes.len()) {
-            room.copy_from_slice(bytes);
-            length += bytes.len();
-        }
-    };
-    let mut head = |data: usize, level: i32, kind: i32| {
-        put(&(HEAD + data).to_ne_bytes());
-        put(&level.to_ne_bytes());
-        put(&kind.to_ne_bytes());
-    };
-    match address {
-        _ if address.is_unspecified() => {}
-        // Interface, address of the answer, and one that is not looked at.
-        IpAddr::V4(ip) => {
-            head(12, libc::IPPROTO_IP, libc::IP_PKTINFO);
-            [&[0; 4][..], &ip.octets(), &[0; 4]].into_iter().for_each(put);
-        }
-        IpAddr::V6(ip) => {
-            head(20, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO);
-            [&ip.octets()[..], &[0; 4]].into_iter().for_each(put);
-        }
-    }
-    // Up to a whole number of words.
-    (message, length.next_multiple_of(size_of::<usize>()))
+fn address(of: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = of.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into()));
+    v4.or_else(|| of.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())))
 }
 
 #[cfg(test)]
