@@ -5,7 +5,7 @@ use clap::Args;
 
 use crate::process::{cargo, execute};
 use crate::report::Report;
-use crate::tools::{ETCD, OPENSSL, PYTHON, build_proxy, ensure};
+use crate::tools::{ETCD, OPENSSL, PYTHON, REDIS, build_proxy, ensure};
 use crate::{conformance, h2spec, image, mesh};
 
 #[derive(Debug, Args)]
@@ -18,7 +18,7 @@ pub struct Options {
 /// # Errors
 /// Something failed; every part was run all the same, and the last lines say which failed.
 pub fn run(options: &Options) -> Result<()> {
-    ensure(&[PYTHON, OPENSSL, ETCD])?;
+    ensure(&[PYTHON, OPENSSL, ETCD, REDIS])?;
     let mut report = Report::default();
     report.part("workspace tests", || {
         execute(cargo().args([

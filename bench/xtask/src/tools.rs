@@ -21,6 +21,11 @@ pub const ETCD: Tool = Tool {
     package: "etcd-server",
     what_for: "a store of APISIX's resources, for the tests",
 };
+pub const REDIS: Tool = Tool {
+    program: "redis-server",
+    package: "redis-server",
+    what_for: "a store of limits' counts, for the tests",
+};
 pub const PYTHON: Tool = Tool { program: "python3", package: "python3", what_for: "the conformance kit" };
 pub const GO: Tool = Tool { program: "go", package: "golang", what_for: "building h2spec" };
 pub const NGINX: Tool =

@@ -186,6 +186,7 @@ fn of_etcd(
         may_wait: config.deployment.role == Role::DataPlane,
         writes: config.admin.is_some(),
         plugins: config.plugins.as_ref().map(|names| names.iter().cloned().collect()),
+        stream_plugins: config.stream_plugins.as_ref().map(|names| names.iter().cloned().collect()),
     };
     let fault = |error: ConfigError| {
         let error = error.in_key("deployment.etcd");

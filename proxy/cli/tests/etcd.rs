@@ -146,6 +146,8 @@ fn without_anything_to_serve_a_data_plane_waits_and_others_say_why_they_do_not_s
 fn a_control_plane_writes_for_data_planes() {
     let (etcd, directories) = (Etcd::start(), [Directory::new(), Directory::new()]);
     let [control, data] = [Ports::free(), Ports::free()];
+    // Those of streams that are there stay: a gateway of APISIX would run none without them.
+    etcd.put("/apisix/plugins", r#"[{"name":"cors"},{"name":"ip-restriction","stream":true}]"#);
     let listed = "plugins: [mocking, echo]\n";
     directories[0].write("config.yaml", &format!("{listed}{}", config(control, "control_plane", &etcd)));
     let mut writer = start(&directories[0]);
@@ -162,7 +164,7 @@ fn a_control_plane_writes_for_data_planes() {
     assert!(TcpStream::connect(("127.0.0.1", data.admin)).is_err(), "it has no Admin API");
     // The list of plugins is the control plane's.
     let told = etcd.get("/apisix/plugins").unwrap();
-    assert_eq!(told, r#"[{"name":"echo"},{"name":"mocking"}]"#);
+    assert_eq!(told, r#"[{"name":"echo"},{"name":"mocking"},{"name":"ip-restriction","stream":true}]"#);
     let limited = r#"{"uri":"/two","plugins":{"fault-injection":{"abort":{"http_status":418}}}}"#;
     assert_eq!(put("2", limited), 400);
     etcd.put("/apisix/routes/2", limited);

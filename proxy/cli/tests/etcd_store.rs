@@ -43,6 +43,7 @@ fn open_with(
         may_wait: false,
         writes: true,
         plugins: None,
+        stream_plugins: None,
     };
     change(&mut options);
     let path = Path::new(&directory.path("etcd.redb")).to_owned();

@@ -59,6 +59,8 @@ pub struct EtcdOptions {
     pub writes: bool,
     /// The plugins that config.yaml lists, if it does.
     pub plugins: Option<BTreeSet<String>>,
+    /// Those of streams, if config.yaml lists them; else those in the list stay.
+    pub stream_plugins: Option<BTreeSet<String>>,
 }
 
 /// Resources in an etcd.
@@ -76,6 +78,7 @@ struct Shared {
     resync_delay: Duration,
     writes: bool,
     plugins: Option<BTreeSet<String>>,
+    stream_plugins: Option<BTreeSet<String>>,
     mirror: Mutex<Mirror>,
     last_good: Option<LastGood>,
     /// The revision up to which everything is known, while changes are followed.
@@ -96,7 +99,7 @@ impl EtcdStore {
         path: &Path,
         callout: &Arc<dyn Callout>,
     ) -> Result<EtcdStore, ConfigError> {
-        let EtcdOptions { etcd, trusted, may_wait, writes, plugins } = options;
+        let EtcdOptions { etcd, trusted, may_wait, writes, plugins, stream_plugins } = options;
         let link = Link::new(&etcd, trusted.as_deref(), callout)?;
         let kept = LastGood::open(path, &etcd.prefix).map_err(|reason| {
             tracing::warn!(reason, "what is read of etcd is not kept for the next start");
@@ -117,6 +120,7 @@ impl EtcdStore {
             resync_delay: etcd.resync_delay,
             writes,
             plugins,
+            stream_plugins,
             mirror: Mutex::new(mirror),
             last_good,
             reached: watch::Sender::new(None),

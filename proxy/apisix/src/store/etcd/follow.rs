@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
+use serde_json::{Value, json};
 use sixfold_core::plugin::grpc::{Call, Status};
 
 use super::Shared;
@@ -172,15 +173,17 @@ async fn make_directories(shared: &Shared, snapshot: &Snapshot) {
     }
 }
 
-/// Tells the plugins that config.yaml lists to gateways without one: APISIX keeps the list of whoever has an Admin API.
+/// Tells the plugins that config.yaml lists to gateways without one: APISIX keeps the list of whoever has an Admin API. It is
+/// whole: a gateway of APISIX runs no plugin of streams that is not in it.
 async fn tell_plugins(shared: &Shared, snapshot: &Snapshot) {
     let Some(plugins) = &shared.plugins else { return };
-    if snapshot.plugins.as_ref().is_some_and(|told| told.iter().eq(plugins)) {
+    let of_streams = shared.stream_plugins.as_ref().unwrap_or(&snapshot.stream_plugins);
+    if snapshot.plugins.as_ref() == Some(plugins) && snapshot.stream_plugins == *of_streams {
         return;
     }
-    let listed: Vec<serde_json::Value> =
-        plugins.iter().map(|name| serde_json::json!({ "name": name })).collect();
-    let value = serde_json::Value::Array(listed).to_string().into();
+    let of_http = plugins.iter().map(|name| json!({ "name": name }));
+    let of_streams = of_streams.iter().map(|name| json!({ "name": name, "stream": true }));
+    let value = Value::Array(of_http.chain(of_streams).collect()).to_string().into();
     let key = format!("{}/{PLUGINS}", shared.prefix).into_bytes();
     let question = PutRequest { key, value, ..PutRequest::default() };
     let asked: Result<PutResponse, Status> =

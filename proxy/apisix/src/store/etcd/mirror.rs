@@ -41,6 +41,8 @@ pub(super) struct Snapshot {
     pub(super) revision: u64,
     pub(super) values: BTreeMap<Key, Kept>,
     pub(super) plugins: Listed,
+    /// Those of streams in the same list.
+    pub(super) stream_plugins: BTreeSet<String>,
     /// What directories there are, as APISIX makes them.
     pub(super) directories: BTreeSet<String>,
 }
@@ -58,7 +60,8 @@ impl Snapshot {
         if let Some(directory) = path.strip_suffix('/') {
             self.directories.insert(directory.to_owned());
         } else if path == PLUGINS {
-            self.plugins = plugins(&kv.value);
+            self.plugins = plugins(&kv.value, false);
+            self.stream_plugins = plugins(&kv.value, true).unwrap_or_default();
         } else if let Some(key) = Key::of_path(path) {
             self.values.insert(key, kept(kv));
         }
@@ -124,7 +127,7 @@ impl Mirror {
             }
             let (Some(path), is_put) = (path_of(&kv.key), kind == 0) else { continue };
             if path == PLUGINS && self.follows_plugins {
-                let told = is_put.then(|| plugins(&kv.value)).flatten();
+                let told = is_put.then(|| plugins(&kv.value, false)).flatten();
                 taken.everything |= told != self.plugins;
             }
             let Some(key) = Key::of_path(&path) else { continue };
@@ -166,12 +169,13 @@ pub(super) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
 }
 
-/// The plugins of HTTP in a list such as `[{"name": "cors"}, {"name": "mqtt-proxy", "stream": true}]`; `None` for what is no
-/// such list.
-fn plugins(value: &[u8]) -> Option<BTreeSet<String>> {
+/// The plugins of HTTP, or those of streams, in a list such as `[{"name": "cors"}, {"name": "mqtt-proxy", "stream": true}]`;
+/// `None` for what is no such list.
+fn plugins(value: &[u8], of_streams: bool) -> Option<BTreeSet<String>> {
     let listed: Vec<serde_json::Value> = serde_json::from_slice(value).ok()?;
-    let of_http = listed.iter().filter(|one| one.get("stream") != Some(&serde_json::Value::Bool(true)));
-    Some(of_http.filter_map(|one| one.get("name")?.as_str().map(str::to_owned)).collect())
+    let is_of_streams = |one: &serde_json::Value| one.get("stream") == Some(&serde_json::Value::Bool(true));
+    let wanted = listed.iter().filter(|one| is_of_streams(one) == of_streams);
+    Some(wanted.filter_map(|one| one.get("name")?.as_str().map(str::to_owned)).collect())
 }
 
 #[cfg(test)]
