@@ -78,6 +78,14 @@ impl RedisServer {
         Some(server)
     }
 
+    /// Has it stand still, or go on.
+    pub(crate) fn stop(&self, stands: bool) {
+        let signal = if stands { "-STOP" } else { "-CONT" };
+        assert!(
+            Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success()
+        );
+    }
+
     fn wait(&self) {
         let begun = Instant::now();
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {

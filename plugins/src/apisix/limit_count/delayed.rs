@@ -8,7 +8,7 @@ use crate::shared::counters::{Counter, Counters, Key, LONGEST, nanoseconds};
 use crate::shared::redis::Redis;
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// Counters that wait to be told of. One that finds no room is told of with its next request that does.
@@ -20,12 +20,20 @@ pub(super) struct Delayed {
     pub(super) interval: Duration,
     /// Of each: how much was taken since Redis was told, and what Redis has said is left.
     counters: Arc<Counters>,
-    waiting: Mutex<HashMap<Key, Place>>,
+    untold: Mutex<Untold>,
+}
+
+/// What Redis is to be told of.
+#[derive(Default)]
+struct Untold {
+    waiting: HashMap<Key, Place>,
+    /// One task tells of everything, one counter after the other: a second one would tell the same again.
+    is_told: bool,
 }
 
 impl Delayed {
     pub(super) fn new(redis: Arc<Redis>, interval: Duration, counters: Arc<Counters>) -> Arc<Delayed> {
-        Arc::new(Delayed { redis, interval, counters, waiting: Mutex::default() })
+        Arc::new(Delayed { redis, interval, counters, untold: Mutex::default() })
     }
 
     /// Takes one; asks Redis first what there is when that is not known.
@@ -64,20 +72,19 @@ impl Delayed {
 
     /// Has Redis told of a counter when it is time to.
     fn tell(self: &Arc<Delayed>, key: Key, place: &Place) {
-        let mut waiting = self.waiting.lock();
-        let is_first = waiting.is_empty();
-        if waiting.len() < MAX_WAITING {
-            waiting.entry(key).or_insert_with(|| place.clone());
+        let mut untold = self.untold.lock();
+        if untold.waiting.len() < MAX_WAITING {
+            untold.waiting.entry(key).or_insert_with(|| place.clone());
         }
-        if is_first {
-            background::spawn(self.clone().tell_all());
+        if !std::mem::replace(&mut untold.is_told, true) {
+            background::spawn(tell_all(Arc::downgrade(self), self.interval));
         }
     }
 
-    async fn tell_all(self: Arc<Delayed>) {
-        tokio::time::sleep(self.interval).await;
-        let waiting = std::mem::take(&mut *self.waiting.lock());
-        for (key, place) in waiting {
+    /// Tells of what waits; whether there is anything more to tell.
+    async fn tell_once(&self) -> bool {
+        let mut waiting = std::mem::take(&mut self.untold.lock().waiting).into_iter();
+        while let Some((key, place)) = waiting.next() {
             let count = self.counter(key, |counter| counter.count);
             if count == 0 {
                 continue;
@@ -86,10 +93,19 @@ impl Delayed {
                 Ok(left) => self.learn(key, left, count),
                 Err(fault) => {
                     tracing::warn!(%fault, "sync to redis failed, trying again");
-                    self.tell(key, &place);
+                    // The others would wait as long for the same: this one is the last to be tried again.
+                    let mut untold = self.untold.lock();
+                    for (key, place) in waiting.by_ref().chain([(key, place)]) {
+                        if untold.waiting.len() < MAX_WAITING {
+                            untold.waiting.entry(key).or_insert(place);
+                        }
+                    }
                 }
             }
         }
+        let mut untold = self.untold.lock();
+        untold.is_told = !untold.waiting.is_empty();
+        untold.is_told
     }
 
     /// Notes what Redis has said, which knows of `told`.
@@ -104,5 +120,16 @@ impl Delayed {
 
     fn counter<T>(&self, key: Key, change: impl FnOnce(&mut Counter) -> T) -> T {
         self.counters.change(key, self.counters.time(Instant::now()), change)
+    }
+}
+
+/// Tells Redis at every interval, for as long as there is something to tell and somebody who counts.
+async fn tell_all(delayed: Weak<Delayed>, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval).await;
+        let Some(delayed) = delayed.upgrade() else { return };
+        if !delayed.tell_once().await {
+            return;
+        }
     }
 }

@@ -108,6 +108,23 @@ async fn what_was_not_told_is_kept() {
     assert_eq!(ask(&gateway(&config(port, more))).await.1.as_deref(), Some("8"));
 }
 
+/// Each interval that Redis did not answer in began a telling of its own, and all of them told the same.
+#[tokio::test]
+async fn a_redis_that_is_slow_is_told_once() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let more = json!({"count": 100, "sync_interval": 0.1, "redis_timeout": 5000});
+    let one = gateway(&config(server.port, more.clone()));
+    ask(&one).await;
+    server.stop(true);
+    for _ in 0..12 {
+        ask(&one).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    server.stop(false);
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert_eq!(ask(&gateway(&config(server.port, more))).await.1.as_deref(), Some("86"));
+}
+
 #[test]
 fn intervals_that_are_none_are_refused() {
     let error = |more: Value| {
