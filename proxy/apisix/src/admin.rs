@@ -147,25 +147,43 @@ impl AdminApi {
         self.access.finish(self.admitted(request))
     }
 
-    fn admitted(&self, request: &AdminRequest) -> AdminReply {
+    /// The answer to a request that its head alone is enough for, who has no key above all: nothing of its body is kept.
+    pub fn turned_away(&self, request: &AdminRequest) -> Option<AdminReply> {
+        self.endpoint(request).err().map(|refusal| self.access.finish(refusal))
+    }
+
+    /// What a request is for.
+    ///
+    /// # Errors
+    /// The answer that its head alone is enough for.
+    fn endpoint(&self, request: &AdminRequest) -> Result<Endpoint, AdminReply> {
         if !self.access.allows(request.peer) {
-            return AdminReply::page(StatusCode::FORBIDDEN);
+            return Err(AdminReply::page(StatusCode::FORBIDDEN));
         }
         let path = request.decoded_path();
         if request.method == Method::OPTIONS && path.starts_with(PREFIX) {
-            return AdminReply::options();
+            return Err(AdminReply::options());
         }
         let endpoint = self.router.at(&path).ok().map(|found| *found.value);
         let Some(endpoint) =
             endpoint.map(|endpoint| endpoint.for_method(&request.method, &self.content)).and_then(|e| e)
         else {
-            return AdminReply::page(StatusCode::NOT_FOUND);
+            return Err(AdminReply::page(StatusCode::NOT_FOUND));
         };
         if endpoint != Endpoint::Root
             && let Err(reason) = self.access.check(request)
         {
-            return AdminReply::unauthorized(reason);
+            return Err(AdminReply::unauthorized(reason));
         }
+        Ok(endpoint)
+    }
+
+    fn admitted(&self, request: &AdminRequest) -> AdminReply {
+        let endpoint = match self.endpoint(request) {
+            Ok(endpoint) => endpoint,
+            Err(refusal) => return refusal,
+        };
+        let path = request.decoded_path();
         let answered = match endpoint {
             Endpoint::Root => Ok(AdminReply::empty(StatusCode::OK)),
             Endpoint::Configs => self.configs(request),

@@ -37,15 +37,15 @@ impl Answer for Server {
         None
     }
 
+    fn turned_away(&self, query: &Query) -> Option<Reply> {
+        match self {
+            Server::Admin(api, _) => api.turned_away(&request(query)).map(reply),
+            Server::Control(_) => None,
+        }
+    }
+
     fn answer(&self, query: &Query) -> Reply {
-        let request = AdminRequest {
-            method: query.method.clone(),
-            path: query.path.clone(),
-            parameters: query.parameters.clone(),
-            headers: query.headers.clone(),
-            body: query.body.clone(),
-            peer: query.peer.ip(),
-        };
+        let request = request(query);
         reply(match self {
             Server::Admin(api, _) => api.answer(&request),
             Server::Control(api) => api.answer(&request),
@@ -64,6 +64,17 @@ impl Answer for Server {
             Server::Admin(..) => WRITERS,
             Server::Control(_) => 4,
         }
+    }
+}
+
+fn request(query: &Query) -> AdminRequest {
+    AdminRequest {
+        method: query.method.clone(),
+        path: query.path.clone(),
+        parameters: query.parameters.clone(),
+        headers: query.headers.clone(),
+        body: query.body.clone(),
+        peer: query.peer.ip(),
     }
 }
 

@@ -58,6 +58,22 @@ fn a_route_is_written_served_changed_and_outlives_the_process() {
     assert_eq!(gateway.process.wait(), 0);
 }
 
+/// Bodies were read before keys were looked at.
+#[test]
+fn who_has_no_key_is_turned_away_before_the_body() {
+    let (directory, ports) = (Directory::new(), Ports::free());
+    directory.write("config.yaml", &ports.config("role: traditional"));
+    let _gateway = Gateway::start(&directory, ports);
+    let mut client = TcpStream::connect(("127.0.0.1", ports.admin)).unwrap();
+    client.set_read_timeout(Some(LIMIT)).unwrap();
+    client
+        .write_all(b"PUT /apisix/admin/routes/1 HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n{")
+        .unwrap();
+    let mut head = [0; 12];
+    client.read_exact(&mut head).unwrap();
+    assert_eq!(&head, b"HTTP/1.1 401");
+}
+
 #[test]
 fn the_key_is_made_said_once_and_kept() {
     let (directory, ports) = (Directory::new(), Ports::free());

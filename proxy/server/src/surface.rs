@@ -196,6 +196,12 @@ pub trait Answer: Send + Sync + 'static {
     /// Any other answer; called on a thread that may be busy for a while.
     fn answer(&self, query: &Query) -> Reply;
 
+    /// The answer to a request whose head alone is enough for one, such as a client that may not ask at all: its body is
+    /// not read. Asked only where there is a [`Answer::max_body`]; called on the server's thread.
+    fn turned_away(&self, _: &Query) -> Option<Reply> {
+        None
+    }
+
     /// The longest body that is wanted, in bytes; `None` for none at all. Forms are no parameters then.
     fn max_body(&self) -> Option<usize> {
         None
@@ -318,6 +324,9 @@ async fn respond(
 ) -> Response<Payload> {
     let mut query = Query::new(&request, peer);
     if let Some(limit) = answer.max_body() {
+        if let Some(reply) = answer.turned_away(&query) {
+            return reply.into_response(pages).await;
+        }
         let Ok(Some(body)) = tokio::time::timeout(BODY_TIMEOUT, read(request, limit)).await else {
             return Reply::text(StatusCode::BAD_REQUEST, "the body can't be read\n")
                 .into_response(pages)
