@@ -520,7 +520,7 @@ fn values_become_lua_s_and_json_again() {
 #[test]
 fn routes_with_one_script_share_its_machine() {
     let text = "count = 0 function envoy_on_request(h) count = count + 1 \
-                h:headers():replace('x-n', count .. (h:filterContext().tier or '')) end";
+                h:headers():replace('x-n', count .. (h:filterContext():get('tier') or '')) end";
     let own = ProtoLua { default_source_code: Some(source(text)), ..ProtoLua::default() };
     let shared = Arc::default();
     let of_tier = |tier: &str| {
