@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Explain(Box<ExplainOptions>),
     /// Print the resources of an APISIX gateway as apisix.yaml or apisix.json, wherever they are kept
     Dump(DumpOptions),
+    /// Ask a running gateway whether it serves: exits with 0 if it does, with 1 if it does not
+    Status(StatusOptions),
     /// Serve a gateway on loopback with routes to try
     Quickstart(QuickstartOptions),
     /// Envoy's control-plane protocol
@@ -48,6 +50,15 @@ pub(crate) enum Command {
     Completions {
         /// The shell
         shell: Shell,
+    },
+    /// Print a manual page, or write all of them
+    Man {
+        /// The command that it is about; without one, that of the program
+        #[arg(value_name = "COMMAND", conflicts_with = "directory")]
+        command: Vec<String>,
+        /// Write every page to this directory, which must be there
+        #[arg(long)]
+        directory: Option<PathBuf>,
     },
 }
 
@@ -130,6 +141,27 @@ pub(crate) enum DumpForm {
     Yaml,
     /// As apisix.json.
     Json,
+}
+
+/// Options of `sixfold status`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("asked").args(["config", "address", "admin"]))]
+pub(crate) struct StatusOptions {
+    /// The gateway's config.yaml, whose apisix.status is asked
+    #[arg(short, long)]
+    pub(crate) config: Option<PathBuf>,
+    /// The status server to ask; by default 127.0.0.1:7085, as of apisix.status
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) address: Option<String>,
+    /// The administration of a proxy in Envoy's mode, this one or Envoy, whose /ready is asked: 127.0.0.1:15000
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) admin: Option<String>,
+    /// Ask only whether the process answers, not whether its configuration has come
+    #[arg(long)]
+    pub(crate) live: bool,
+    /// How the answer is written
+    #[arg(short, long, value_enum, default_value_t = OutputForm::Text)]
+    pub(crate) output: OutputForm,
 }
 
 /// Options of `sixfold explain`.
@@ -382,6 +414,36 @@ pub(crate) fn print_completions(shell: Shell) -> Result<(), Failure> {
     Ok(std::io::stdout().write_all(&script)?)
 }
 
+/// `sixfold man`: the page of a command, `["xds", "serve"]`, or all pages into a directory.
+pub(crate) fn print_manual(names: &[String], directory: Option<&Path>) -> Result<(), Failure> {
+    let mut command = Cli::command();
+    command.build();
+    if let Some(directory) = directory {
+        return write_manuals(&command, "sixfold", directory);
+    }
+    let mut title = command.get_name().to_owned();
+    for name in names {
+        let found = command.find_subcommand(name).cloned();
+        command = found.ok_or_else(|| Failure::new(format!("sixfold has no command {}", names.join(" "))))?;
+        title = format!("{title}-{name}");
+    }
+    Ok(std::io::stdout().write_all(&manual(command, &title)?)?)
+}
+
+/// Writes the page of a command and those below it.
+fn write_manuals(command: &clap::Command, title: &str, directory: &Path) -> Result<(), Failure> {
+    std::fs::write(directory.join(format!("{title}.1")), manual(command.clone(), title)?)?;
+    let shown = command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help");
+    shown.map(|below| write_manuals(below, &format!("{title}-{}", below.get_name()), directory)).collect()
+}
+
+/// A page in troff, for `man`; `title` is what the program calls itself, `sixfold-run`.
+fn manual(command: clap::Command, title: &str) -> Result<Vec<u8>, Failure> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command.display_name(title)).render(&mut page)?;
+    Ok(page)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
@@ -470,5 +532,7 @@ mod tests {
         assert!(matches!(parsed("sixfold validate -c x.yaml"), Command::Validate(_)));
         assert!(matches!(parsed("sixfold version"), Command::Version { .. }));
         assert!(matches!(parsed("sixfold completions bash"), Command::Completions { .. }));
+        assert!(matches!(parsed("sixfold status --address 127.0.0.1:1"), Command::Status(_)));
+        assert!(matches!(parsed("sixfold man xds serve"), Command::Man { .. }));
     }
 }

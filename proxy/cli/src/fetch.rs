@@ -1,7 +1,7 @@
 //! What a running proxy tells.
 
 use std::io::{Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 /// How long it may take between two pieces of an answer.
@@ -14,6 +14,17 @@ const MOST: u64 = 1 << 30;
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) body: String,
+}
+
+/// Where a server of this machine is asked that listens here: loopback, if that is every address.
+pub(crate) fn reachable(mut listens: SocketAddr) -> SocketAddr {
+    if listens.ip().is_unspecified() {
+        listens.set_ip(match listens.is_ipv4() {
+            true => Ipv4Addr::LOCALHOST.into(),
+            false => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    listens
 }
 
 /// Asks the server at this address for a page, in plain text.

@@ -17,6 +17,7 @@ mod quickstart;
 mod resources;
 mod route_files;
 mod signals;
+mod status;
 mod validate;
 
 use arguments::{Command, XdsCommand};
@@ -29,11 +30,13 @@ fn main() -> ExitCode {
         Command::Run(options) => gateway::run(&options),
         Command::Explain(options) => explain::run(&options),
         Command::Dump(options) => dump::run(&options),
+        Command::Status(options) => status::run(&options),
         Command::Quickstart(options) => quickstart::run(&options),
         Command::Validate(options) => validate::run(&options),
         Command::Xds { command: XdsCommand::Serve(options) } => control_plane::run(&options),
         Command::Version { output } => arguments::print_version(output),
         Command::Completions { shell } => arguments::print_completions(shell),
+        Command::Man { command, directory } => arguments::print_manual(&command, directory.as_deref()),
     };
     let heard = logging::finish();
     match outcome {

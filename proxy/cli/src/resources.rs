@@ -38,15 +38,9 @@ fn directory(path: &Path) -> &Path {
 
 /// What the Admin API of a running gateway tells.
 fn of_gateway(config: &Config, admin: &AdminConfig, path: &Path) -> Result<MemoryStore, String> {
-    let mut address = admin.address;
+    let address = fetch::reachable(admin.address);
     if admin.tls.is_some() {
-        return Err(format!("its Admin API at {address} speaks TLS, which is not asked by"));
-    }
-    if address.ip().is_unspecified() {
-        address.set_ip(match address.is_ipv4() {
-            true => std::net::Ipv4Addr::LOCALHOST.into(),
-            false => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
+        return Err(format!("its Admin API at {} speaks TLS, which is not asked by", admin.address));
     }
     let kept = directory(path).join(&config.deployment.directory).join("admin-key");
     let key = match admin.keys.first() {
