@@ -2,6 +2,7 @@
 //! load tests behind `bench/RESULTS.md`.
 
 pub mod bench;
+pub mod book;
 pub mod conformance;
 pub mod deny;
 pub mod fuzz;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, conformance, fuzz, h2spec, image, lint, mesh, suite, survey};
+use xtask::{bench, book, conformance, fuzz, h2spec, image, lint, mesh, suite, survey};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own chores")]
@@ -22,6 +22,8 @@ enum Chore {
     Conformance(conformance::Options),
     /// Run recorded meshes through the proxy: real redirection rules, real answers of Envoy
     Mesh(mesh::Options),
+    /// Run the commands and configurations of the book in docs/
+    Book(book::run::Options),
     /// Run h2spec against the proxy, over cleartext and TLS
     H2spec(h2spec::Options),
     /// Run the fuzz targets under cargo-fuzz, ten minutes each
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Chore::Lint => lint::run(),
         Chore::Conformance(options) => conformance::run(&options),
         Chore::Mesh(options) => mesh::run(&options),
+        Chore::Book(options) => book::run::run(&options),
         Chore::H2spec(options) => h2spec::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Bench(options) => bench::run(&options),

@@ -6,7 +6,7 @@ use clap::Args;
 use crate::process::{cargo, execute};
 use crate::report::Report;
 use crate::tools::{ETCD, OPENSSL, PYTHON, REDIS, build_proxy, ensure};
-use crate::{conformance, h2spec, image, mesh};
+use crate::{book, conformance, h2spec, image, mesh};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -34,6 +34,7 @@ pub fn run(options: &Options) -> Result<()> {
     });
     match build_proxy("ci") {
         Ok(proxy) => {
+            report.part("book", || book::run::check(&proxy, &[]));
             report.part("conformance", || conformance::check_promised(&proxy, options.runs));
             report.part("mesh", || mesh::check_promised(&proxy));
             report.part("image", || image::check_where_possible(&proxy));

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use xtask::book::{self, check};
 use xtask::process::root;
 
 fn read(path: impl AsRef<Path>) -> String {
@@ -43,14 +44,23 @@ fn links_between_pages_lead_somewhere() {
 }
 
 #[test]
-fn every_decision_is_in_the_book() {
-    let summary = read("docs/SUMMARY.md");
-    let mut pages = Vec::new();
-    collect(&root().join("docs/adr"), false, &mut pages);
-    for page in pages {
-        let name = page.file_name().unwrap().to_str().unwrap();
-        assert!(summary.contains(&format!("adr/{name}")), "{name} is not in docs/SUMMARY.md");
-    }
+fn every_page_is_in_the_book_once() {
+    let faults = check::unlisted(&book::pages().unwrap());
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn links_of_the_book_lead_to_pages_and_headings() {
+    let pages = book::pages().unwrap();
+    let faults: Vec<_> = pages.iter().flat_map(|page| check::broken(page, &pages)).collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// `cargo xtask book` runs what is marked, and the tests that are named read the rest.
+#[test]
+fn every_example_of_the_book_is_run_or_says_why_not() {
+    let faults: Vec<_> = book::pages().unwrap().iter().flat_map(check::unmarked).collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 fn collect(dir: &Path, deep: bool, pages: &mut Vec<PathBuf>) {

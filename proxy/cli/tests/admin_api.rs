@@ -106,7 +106,7 @@ fn the_key_is_made_said_once_and_kept() {
 #[test]
 fn the_examples_of_the_page_work() {
     let page = include_str!("../../../docs/reference/admin-api.md");
-    let (_, rest) = page.split_once("```sh\n").unwrap();
+    let (_, rest) = page.split_once("```sh test=proxy/cli/tests/admin_api.rs\n").unwrap();
     let (lines, _) = rest.split_once("```").unwrap();
     let (directory, ports) = (Directory::new(), Ports::free());
     directory.write("config.yaml", &ports.config("role: traditional"));

@@ -46,26 +46,6 @@ fn good_files_of_each_kind() {
     );
 }
 
-/// What the page says in the place of Lua is what the gateway takes.
-#[test]
-fn what_is_written_without_lua_is_valid() {
-    let page = include_str!("../../../docs/plugins/without-lua.md");
-    let parts = page.split("```yaml\n").skip(1).map(|part| part.split("```").next().unwrap());
-    let mut resources = String::from("routes:\n");
-    for (number, part) in parts.enumerate() {
-        let head = format!(
-            "  - id: r{number}\n    uri: /r{number}\n    upstream: {{nodes: {{'127.0.0.1:80': 1}}}}\n"
-        );
-        let lines: String = part.lines().map(|line| format!("    {line}\n")).collect();
-        resources.push_str(&(head + &lines));
-    }
-    assert_eq!(resources.matches("uri: /r").count(), 11, "{resources}");
-    let directory = Directory::new();
-    let file = directory.write("apisix.yaml", &(resources + "#END\n"));
-    let output = output(&["validate", "--strict", "-c", &file]);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-}
-
 #[test]
 fn faults_are_named_with_place_field_and_reason() {
     let directory = Directory::new();
