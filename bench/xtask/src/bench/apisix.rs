@@ -72,7 +72,8 @@ impl Gateway {
     }
 }
 
-fn config(port: u16, workers: u32, dir: &Path) -> String {
+/// A config.yaml that APISIX takes as well.
+pub(super) fn config(port: u16, workers: u32, dir: &Path) -> String {
     format!(
         "apisix:\n  node_listen:\n    - ip: 127.0.0.1\n      port: {port}\n  enable_control: false\n  ssl:\n    enable: false\n\
          nginx_config:\n  worker_processes: {workers}\n  http:\n    access_log: {}/access.log\n\
@@ -84,9 +85,14 @@ fn config(port: u16, workers: u32, dir: &Path) -> String {
 
 /// An apisix.yaml of routes that each bring an upstream; that of `changed` has another port.
 pub(super) fn routes(upstream: u16, changed: Option<(usize, u16)>) -> String {
+    routes_to(|n| changed.filter(|(which, _)| *which == n).map_or(upstream, |(_, port)| port))
+}
+
+/// An apisix.yaml of routes that each bring an upstream, the n-th at this port.
+pub(super) fn routes_to(port_of: impl Fn(usize) -> u16) -> String {
     let mut text = "routes:\n".to_owned();
     for n in 1..=ROUTES {
-        let port = changed.filter(|(which, _)| *which == n).map_or(upstream, |(_, port)| port);
+        let port = port_of(n);
         let _ = write!(
             text,
             "  - id: {n}\n    uri: /svc/{n}/*\n    upstream:\n      type: roundrobin\n      nodes:\n        \"127.0.0.1:{port}\": 1\n"

@@ -32,7 +32,13 @@ impl Client {
     /// # Errors
     /// There is no answer within five seconds, or it is no whole one.
     pub(super) fn get(&mut self, path: &str) -> Result<Answer> {
-        write!(self.stream, "GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n")?;
+        self.get_of("bench", path)
+    }
+
+    /// # Errors
+    /// As [`Client::get`].
+    pub(super) fn get_of(&mut self, host: &str, path: &str) -> Result<Answer> {
+        write!(self.stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")?;
         let mut answer = Vec::new();
         let mut piece = [0; 4096];
         loop {

@@ -30,7 +30,7 @@ pub(super) fn run() -> Result<()> {
     let dir = target().join("instructions");
     fs::create_dir_all(&dir)?;
     let dir = dir.canonicalize()?;
-    let upstream = Upstream::start(&dir, &bench_program("grpc-upstream")?)?;
+    let upstream = Upstream::start(&dir, Some(&bench_program("grpc-upstream")?))?;
     let mut with_one = None;
     println!("user-space instructions a request, {REQUESTS} requests of each case");
     for name in [

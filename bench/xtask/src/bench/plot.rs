@@ -1,30 +1,57 @@
-//! `bench/results.svg`: CPU a request as bars, one group a case, with the interval as a whisker.
+//! Figures as bars, such as `bench/results.svg`: CPU a request, one group a case, with the interval as a whisker.
 
 use std::fmt::Write;
 
-use super::measure::{CaseResult, Row};
+use super::measure::CaseResult;
 use super::peers::Peer;
+use super::stats::Estimate;
 
 const LEFT: f64 = 210.0;
 const WIDTH: f64 = 560.0;
 const BAR: f64 = 13.0;
 const GROUP_GAP: f64 = 26.0;
 
+/// One bar, with the interval as a whisker.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bar {
+    pub peer: Peer,
+    pub value: Estimate,
+    /// How many decimals are written beside it
+    pub digits: usize,
+}
+
+/// Bars that have one scale.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub title: String,
+    pub bars: Vec<Bar>,
+}
+
+/// CPU a request, one group a case.
 pub(super) fn svg(cases: &[CaseResult]) -> String {
+    // Each group has its own scale: from 10 us with one route to hundreds with 5,000 would hide the small ones.
+    let groups = cases.iter().map(|result| Group {
+        title: result.case.title.to_owned(),
+        bars: result.rows.iter().map(|row| Bar { peer: row.peer, value: row.cpu, digits: 1 }).collect(),
+    });
+    chart("CPU microseconds a request (shorter is better)", &groups.collect::<Vec<_>>())
+}
+
+/// A picture of groups below each other.
+pub(super) fn chart(title: &str, groups: &[Group]) -> String {
     let mut y = 34.0;
     let mut body = String::new();
-    for result in cases {
+    for group in groups {
         y += GROUP_GAP;
         let _ = writeln!(
             body,
             "<text x=\"10\" y=\"{:.0}\" class=\"title\">{}</text>",
             y - 5.0,
-            escape(result.case.title)
+            escape(&group.title)
         );
-        // Each group has its own scale: from 10 us with one route to hundreds with 5,000 would hide the small ones.
-        let longest = result.rows.iter().map(|row| row.cpu.high).fold(1.0, f64::max);
-        for row in &result.rows {
-            body += &bar(row, y, WIDTH / longest);
+        let longest = group.bars.iter().map(|bar| bar.value.high).fold(1.0, f64::max);
+        for bar in &group.bars {
+            body += &bar.drawn(y, WIDTH / longest);
             y += BAR + 3.0;
         }
     }
@@ -35,29 +62,33 @@ pub(super) fn svg(cases: &[CaseResult]) -> String {
          <style>.title {{ font-weight: bold }} .ours {{ fill: #c2410c }} .theirs {{ fill: #64748b }} \
          .whisker {{ stroke: #111; stroke-width: 1 }}</style>\n\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-         <text x=\"10\" y=\"22\" font-size=\"14\" class=\"title\">CPU microseconds a request (shorter is better)</text>\n\
-         {body}</svg>\n"
+         <text x=\"10\" y=\"22\" font-size=\"14\" class=\"title\">{}</text>\n\
+         {body}</svg>\n",
+        escape(title)
     )
 }
 
-fn bar(row: &Row, y: f64, scale: f64) -> String {
-    let class = if row.peer == Peer::Sixfold { "ours" } else { "theirs" };
-    let end = LEFT + row.cpu.median * scale;
-    let middle = y + BAR / 2.0;
-    let (low, high) = (LEFT + row.cpu.low * scale, LEFT + row.cpu.high * scale);
-    format!(
-        "<text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\
-         <rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{BAR}\" class=\"{class}\"/>\
-         <line x1=\"{low:.1}\" y1=\"{middle:.1}\" x2=\"{high:.1}\" y2=\"{middle:.1}\" class=\"whisker\"/>\
-         <text x=\"{:.1}\" y=\"{:.1}\">{:.1}</text>\n",
-        LEFT - 8.0,
-        y + 10.5,
-        escape(row.peer.name()),
-        end - LEFT,
-        high.max(end) + 6.0,
-        y + 10.5,
-        row.cpu.median
-    )
+impl Bar {
+    fn drawn(&self, y: f64, scale: f64) -> String {
+        let Self { peer, value, digits } = *self;
+        let class = if peer == Peer::Sixfold { "ours" } else { "theirs" };
+        let end = LEFT + value.median * scale;
+        let middle = y + BAR / 2.0;
+        let (low, high) = (LEFT + value.low * scale, LEFT + value.high * scale);
+        format!(
+            "<text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\
+             <rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{BAR}\" class=\"{class}\"/>\
+             <line x1=\"{low:.1}\" y1=\"{middle:.1}\" x2=\"{high:.1}\" y2=\"{middle:.1}\" class=\"whisker\"/>\
+             <text x=\"{:.1}\" y=\"{:.1}\">{:.digits$}</text>\n",
+            LEFT - 8.0,
+            y + 10.5,
+            escape(peer.name()),
+            end - LEFT,
+            high.max(end) + 6.0,
+            y + 10.5,
+            value.median
+        )
+    }
 }
 
 fn escape(text: &str) -> String {
@@ -69,7 +100,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::cases::CASES;
     use super::super::load::Latency;
-    use super::super::stats::Estimate;
+    use super::super::measure::Row;
     use super::*;
 
     fn row(peer: Peer, cpu: f64) -> Row {

@@ -89,7 +89,7 @@ fn turn(bench: &Bench<'_>, peer: Peer, dir: &Path) -> Result<Turn> {
     let file = dir.join("bootstrap.yaml");
     let ports = [bench.upstream.http1, bench.upstream.other];
     let mut plane = Plane::start(dir, &file, ports, admin, probe)?;
-    let mut command = with_bootstrap(peer, bench.programs, &file);
+    let mut command = with_bootstrap(peer, &bench.programs.sixfold, &bench.programs.envoy, &file);
     command.stdout(File::create(dir.join("stdout.log"))?).stderr(File::create(dir.join("stderr.log"))?);
 
     let begun = Instant::now();

@@ -130,7 +130,7 @@ impl Pair {
             fs::create_dir_all(&dir)?;
             let file = dir.join("bootstrap.json");
             fs::write(&file, bootstrap.to_string())?;
-            let mut command = with_bootstrap(peer, bench.programs, &file);
+            let mut command = with_bootstrap(peer, &bench.programs.sixfold, &bench.programs.envoy, &file);
             command.stdout(File::create(dir.join("stdout.log"))?);
             let mut process = Background::spawn(command.stderr(File::create(dir.join("stderr.log"))?))?;
             process

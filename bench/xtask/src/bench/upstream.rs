@@ -15,24 +15,26 @@ use crate::tools::self_signed;
 /// A length-prefixed gRPC message of seven bytes: not compressed, field 1 is the string "hello".
 const MESSAGE: &[u8] = b"\0\0\0\0\x07\x0a\x05hello";
 
+/// What the first HTTP/1 port answers.
+pub(super) const ANSWER: &str = "hello world, this is a body\n";
 /// What the second HTTP/1 port answers.
 pub(super) const OTHER_ANSWER: &str = "hello from the other side\n";
 
 #[derive(Debug)]
 pub(super) struct Upstream {
     pub http1: u16,
-    /// HTTP/2, answers unary gRPC calls
+    /// HTTP/2, answers unary gRPC calls, if there is a program that does
     pub http2: u16,
     /// HTTP/1 with [`OTHER_ANSWER`]
     pub other: u16,
     dir: PathBuf,
-    _processes: [Background; 2],
+    _processes: Vec<Background>,
 }
 
 impl Upstream {
     /// # Errors
-    /// nginx or openssl fails.
-    pub(super) fn start(dir: &Path, grpc_upstream: &Path) -> Result<Self> {
+    /// nginx or openssl fails, or the program that answers gRPC calls.
+    pub(super) fn start(dir: &Path, grpc_upstream: Option<&Path>) -> Result<Self> {
         let dir = dir.join("upstream");
         let files = dir.join("files");
         fs::create_dir_all(&files)?;
@@ -46,11 +48,12 @@ impl Upstream {
         let http = format!(
             "  open_file_cache max=10;\n  root {files};\n\
              server {{ listen 127.0.0.1:{http1} reuseport;\n\
-               location / {{ default_type text/plain; return 200 \"hello world, this is a body\\n\"; }}\n\
+               location / {{ default_type text/plain; return 200 \"{first}\"; }}\n\
                location = /body {{ sendfile on; }} }}\n\
              server {{ listen 127.0.0.1:{other} reuseport;\n\
                location / {{ default_type text/plain; return 200 \"{answer}\"; }} }}",
             files = files.display(),
+            first = ANSWER.replace('\n', "\\n"),
             answer = OTHER_ANSWER.replace('\n', "\\n"),
         );
         let conf = dir.join("nginx.conf");
@@ -59,11 +62,15 @@ impl Upstream {
         command.arg("nginx").arg("-c").arg(conf).stderr(File::create(dir.join("stderr.log"))?);
         let mut process = Background::spawn(&mut command)?;
         process.wait_for_port(http1, Duration::from_secs(10))?;
-        let mut command = pinned(LOAD_CORE);
-        command.arg(grpc_upstream).arg(format!("127.0.0.1:{http2}"));
-        let mut grpc = Background::spawn(command.stderr(File::create(dir.join("grpc.log"))?))?;
-        grpc.wait_for_port(http2, Duration::from_secs(10))?;
-        Ok(Self { http1, http2, other, dir, _processes: [process, grpc] })
+        let mut processes = vec![process];
+        if let Some(grpc_upstream) = grpc_upstream {
+            let mut command = pinned(LOAD_CORE);
+            command.arg(grpc_upstream).arg(format!("127.0.0.1:{http2}"));
+            let mut grpc = Background::spawn(command.stderr(File::create(dir.join("grpc.log"))?))?;
+            grpc.wait_for_port(http2, Duration::from_secs(10))?;
+            processes.push(grpc);
+        }
+        Ok(Self { http1, http2, other, dir, _processes: processes })
     }
 
     pub(super) fn certificate(&self) -> PathBuf {
