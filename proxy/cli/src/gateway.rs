@@ -52,7 +52,7 @@ pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> R
     let process = Process::start(process_options(&config, log.metrics))?;
     let context = SourceContext::new(process.compile.clone(), EnvVars::Process);
     let readiness = Readiness::default();
-    let _status = status(&config, &readiness)?;
+    let _status = status(&config, &readiness, &process)?;
     let _metrics = metrics(&config, &process)?;
     admin::say_where(&config, path, &context);
     let Loaded { source, update, standalone } = sixfold_apisix::load(config.clone(), path, context)?;
@@ -157,9 +157,10 @@ fn process_options(config: &Config, metrics: Registry) -> ProcessOptions {
     }
 }
 
-fn status(config: &Config, readiness: &Readiness) -> Result<Option<Surface>, Failure> {
+fn status(config: &Config, readiness: &Readiness, process: &Process) -> Result<Option<Surface>, Failure> {
     let Some(address) = config.status else { return Ok(None) };
-    surface(config, "status", "apisix.status", address, Arc::new(StatusServer(readiness.clone())))
+    let server = StatusServer { readiness: readiness.clone(), lifecycle: process.lifecycle.clone() };
+    surface(config, "status", "apisix.status", address, Arc::new(server))
 }
 
 /// Serves the page of metrics unless `plugin_attr.prometheus.enable_export_server` is off.

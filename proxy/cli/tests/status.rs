@@ -23,7 +23,9 @@ fn a_gateway_that_serves_is_ok_and_one_that_does_not_is_named() {
     let (code, _, errors) = status(&["-c", &config]);
     assert_eq!(code, Some(1));
     assert!(errors.starts_with(&address), "{errors}");
-    let gateway = Gateway::start(&directory, ports);
+    let mut gateway = Gateway::start(&directory, ports);
+    // It listens a moment before it says that it does.
+    gateway.process.until("readiness", || (status(&["-c", &config]).0 == Some(0)).then_some(()));
     for arguments in [&["-c", &config][..], &["--address", &address], &["--address", &address, "--live"]] {
         assert_eq!(status(arguments), (Some(0), "ok".to_owned(), String::new()), "{arguments:?}");
     }
@@ -46,6 +48,35 @@ fn what_a_gateway_that_waits_says_is_passed_on() {
     let (code, _, errors) = status(&["-c", &config]);
     assert_eq!(code, Some(1));
     assert!(errors.contains("/status/ready answers 503 ") && errors.contains("configuration"), "{errors}");
+}
+
+/// It went on to say that it is ready, so that a balancer sent what was then refused.
+#[test]
+fn a_gateway_that_drains_is_not_ready() {
+    let (directory, ports, upstream) =
+        (Directory::new(), Ports::free(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let config = directory.write("config.yaml", &ports.config("role: traditional"));
+    let mut gateway = Gateway::start(&directory, ports);
+    let node = upstream.local_addr().unwrap();
+    let route = format!(r#"{{"uri":"/slow","upstream":{{"type":"roundrobin","nodes":{{"{node}":1}}}}}}"#);
+    assert_eq!(gateway.ask("PUT", "/routes/slow", &route).status, 201);
+    // Changes come in their order.
+    assert_eq!(gateway.ask("PUT", "/routes/go", &support::gateway::route("/go", "on")).status, 201);
+    gateway.until_status("/go", 200);
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", ports.http)).unwrap();
+    support::send(&mut stream, "GET", "/slow", &[]);
+    // Its answer is waited for.
+    let (mut held, _) = upstream.accept().unwrap();
+    gateway.process.signal("TERM");
+    let told = gateway.process.until("the drain", || {
+        let (code, _, errors) = status(&["-c", &config]);
+        (code == Some(1)).then_some(errors)
+    });
+    assert!(told.contains("/status/ready answers 503 the gateway is ending"), "{told}");
+    assert_eq!(status(&["-c", &config, "--live"]).0, Some(0));
+    held.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").unwrap();
+    assert_eq!(support::read(&mut stream).map(|answer| answer.body), Some("hi".to_owned()));
+    assert_eq!(gateway.process.wait(), 0);
 }
 
 #[test]

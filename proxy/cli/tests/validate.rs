@@ -46,6 +46,32 @@ fn good_files_of_each_kind() {
     );
 }
 
+/// It failed with `it is for gateways alone to ask`, so that no unit could check its file before it starts a gateway.
+#[test]
+fn a_configuration_with_its_resources_in_an_etcd_is_checked_without_them() {
+    let directory = Directory::new();
+    for role in ["data_plane", "traditional"] {
+        let text = |more: &str| {
+            format!(
+                "deployment:\n  role: {role}\n  role_{role}: {{config_provider: etcd}}\n  \
+                 admin: {{admin_listen: {{port: {}}}}}\n  etcd: {{host: ['http://127.0.0.1:1'], timeout: 1}}\n{more}",
+                support::free_port()
+            )
+        };
+        let config = directory.write("config.yaml", &text(""));
+        let done = output(&["validate", "-c", &config]);
+        assert_eq!(done.status.code(), Some(0), "{done:?}");
+        let told = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert!(
+            told.starts_with(&format!("{config}: APISIX configuration: OK; resources in etcd")),
+            "{told}"
+        );
+        let config = directory.write("config.yaml", &text("apisix: {node_listen: [0.5]}\n"));
+        let faults = refused(&output(&["validate", "-c", &config]));
+        assert!(faults.contains("apisix.node_listen[0]"), "{faults}");
+    }
+}
+
 #[test]
 fn faults_are_named_with_place_field_and_reason() {
     let directory = Directory::new();

@@ -1,5 +1,6 @@
 //! APISIX's status server and the server that Prometheus reads.
 
+use crate::admin::{Lifecycle, State};
 use crate::surface::{Answer, Query, Reply};
 use http::StatusCode;
 use parking_lot::RwLock;
@@ -26,19 +27,22 @@ impl Readiness {
 
 /// Answers `/status` and `/status/ready` (apisix `status`, 127.0.0.1:7085 by default).
 #[derive(Debug)]
-pub struct StatusServer(pub Readiness);
+pub struct StatusServer {
+    /// Whether configuration has arrived.
+    pub readiness: Readiness,
+    /// Whether the process is about to end: then it is not ready any more.
+    pub lifecycle: Lifecycle,
+}
 
 impl Answer for StatusServer {
     fn at_once(&self, query: &Query) -> Option<Reply> {
         let ok = || Reply::json(StatusCode::OK, "{\"status\":\"ok\"}");
         Some(match query.path.as_str() {
             "/status" => ok(),
-            "/status/ready" => match &*self.0.0.read() {
+            "/status/ready" if self.lifecycle.get() == State::Draining => unready("the gateway is ending"),
+            "/status/ready" => match &*self.readiness.0.read() {
                 Ok(()) => ok(),
-                Err(error) => {
-                    let body = serde_json::json!({"status": "error", "error": error}).to_string();
-                    Reply::json(StatusCode::SERVICE_UNAVAILABLE, body)
-                }
+                Err(error) => unready(error),
             },
             _ => Reply::json(StatusCode::NOT_FOUND, "{\"error_msg\":\"404 Route Not Found\"}"),
         })
@@ -47,6 +51,11 @@ impl Answer for StatusServer {
     fn answer(&self, query: &Query) -> Reply {
         self.at_once(query).unwrap_or_else(|| Reply::text(StatusCode::NOT_FOUND, ""))
     }
+}
+
+fn unready(error: &str) -> Reply {
+    let body = serde_json::json!({"status": "error", "error": error}).to_string();
+    Reply::json(StatusCode::SERVICE_UNAVAILABLE, body)
 }
 
 /// Writes what Prometheus reads.
