@@ -15,4 +15,5 @@ pub mod process;
 pub mod report;
 pub mod suite;
 pub mod survey;
+pub mod symbols;
 pub mod tools;

@@ -32,7 +32,7 @@ enum Chore {
     Bench(bench::Options),
     /// Run `validate` over a folder of configurations and rank the reasons for refusal
     Survey(survey::Options),
-    /// Build the image that takes the place of Istio's proxy
+    /// Build an image: the gateway's, or the one that takes the place of Istio's proxy
     Image(image::Options),
 }
 

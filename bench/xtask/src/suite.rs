@@ -37,7 +37,8 @@ pub fn run(options: &Options) -> Result<()> {
             report.part("book", || book::run::check(&proxy, &[]));
             report.part("conformance", || conformance::check_promised(&proxy, options.runs));
             report.part("mesh", || mesh::check_promised(&proxy));
-            report.part("image", || image::check_where_possible(&proxy));
+            report.part("sidecar image", || image::sidecar::check_where_possible(&proxy));
+            report.part("gateway image", || image::gateway::check_where_possible(&proxy));
             report.part("h2spec", || h2spec::check(&proxy, &[]));
         }
         Err(error) => report.part("build", || Err(error)),

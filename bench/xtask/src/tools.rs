@@ -44,7 +44,8 @@ pub const IPROUTE: Tool =
 pub const VALGRIND: Tool =
     Tool { program: "valgrind", package: "valgrind", what_for: "counting instructions" };
 pub const BUILDAH: Tool = Tool { program: "buildah", package: "buildah", what_for: "building images" };
-pub const STRIP: Tool = Tool { program: "strip", package: "binutils", what_for: "small binaries in images" };
+pub const BINUTILS: Tool =
+    Tool { program: "objcopy", package: "binutils", what_for: "small binaries in images and packages" };
 pub const TASKSET: Tool = Tool { program: "taskset", package: "util-linux", what_for: "pinning to a core" };
 
 /// Sees that all of these programs are here: installs them when that is possible, else says what is missing.
@@ -166,12 +167,29 @@ pub fn self_signed(dir: &Path) -> Result<()> {
 /// # Errors
 /// It does not compile.
 pub fn build_proxy(profile: &str) -> Result<PathBuf> {
+    build(profile, None)
+}
+
+/// The same for another machine, named by its target triple: `aarch64-unknown-linux-gnu`.
+///
+/// # Errors
+/// It does not compile: the cross compiler or the target's standard library may be missing.
+pub fn build_proxy_for(profile: &str, triple: &str) -> Result<PathBuf> {
+    build(profile, Some(triple))
+}
+
+fn build(profile: &str, triple: Option<&str>) -> Result<PathBuf> {
     let mut command = crate::process::cargo();
     command.args(["build", "--locked", "--package", "sixfold", "--profile", profile]);
     if profile == "ci" {
         command.args(["--features", "lua"]);
     }
+    let mut place = target();
+    if let Some(triple) = triple {
+        command.args(["--target", triple]);
+        place = place.join(triple);
+    }
     execute(&mut command)?;
-    let binary = target().join(profile).join("sixfold");
+    let binary = place.join(profile).join("sixfold");
     binary.canonicalize().with_context(|| format!("no {} in {}", binary.display(), root().display()))
 }
