@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod book;
+pub mod chart;
 pub mod conformance;
 pub mod deny;
 pub mod fuzz;

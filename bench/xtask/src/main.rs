@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, book, conformance, fuzz, h2spec, image, lint, mesh, suite, survey};
+use xtask::{bench, book, chart, conformance, fuzz, h2spec, image, lint, mesh, suite, survey};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own chores")]
@@ -34,6 +34,8 @@ enum Chore {
     Survey(survey::Options),
     /// Build an image: the gateway's, or the one that takes the place of Istio's proxy
     Image(image::Options),
+    /// Render the Helm chart, and hold what comes of it against Kubernetes' types and the proxy
+    Chart(chart::Options),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Chore::Bench(options) => bench::run(&options),
         Chore::Survey(options) => survey::run(&options),
         Chore::Image(options) => image::run(&options),
+        Chore::Chart(options) => chart::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
