@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, book, chart, conformance, fuzz, h2spec, image, lint, mesh, suite, survey};
+use xtask::{bench, book, chart, conformance, fuzz, h2spec, image, lint, mesh, package, suite, survey};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own chores")]
@@ -36,6 +36,8 @@ enum Chore {
     Image(image::Options),
     /// Render the Helm chart, and hold what comes of it against Kubernetes' types and the proxy
     Chart(chart::Options),
+    /// Make the Debian package
+    Package(package::Options),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Chore::Survey(options) => survey::run(&options),
         Chore::Image(options) => image::run(&options),
         Chore::Chart(options) => chart::run(&options),
+        Chore::Package(options) => package::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,7 +6,7 @@ use clap::Args;
 use crate::process::{cargo, execute};
 use crate::report::Report;
 use crate::tools::{ETCD, OPENSSL, PYTHON, REDIS, build_proxy, ensure};
-use crate::{book, chart, conformance, h2spec, image, mesh};
+use crate::{book, chart, conformance, h2spec, image, mesh, package};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -40,6 +40,7 @@ pub fn run(options: &Options) -> Result<()> {
             report.part("sidecar image", || image::sidecar::check_where_possible(&proxy));
             report.part("gateway image", || image::gateway::check_where_possible(&proxy));
             report.part("chart", || chart::check(&proxy));
+            report.part("package", || package::check_where_possible(&proxy));
             report.part("h2spec", || h2spec::check(&proxy, &[]));
         }
         Err(error) => report.part("build", || Err(error)),

@@ -46,6 +46,9 @@ pub const VALGRIND: Tool =
 pub const BUILDAH: Tool = Tool { program: "buildah", package: "buildah", what_for: "building images" };
 pub const BINUTILS: Tool =
     Tool { program: "objcopy", package: "binutils", what_for: "small binaries in images and packages" };
+pub const DPKG: Tool = Tool { program: "dpkg-deb", package: "dpkg", what_for: "making packages" };
+pub const LOGROTATE: Tool =
+    Tool { program: "logrotate", package: "logrotate", what_for: "rotating logs as the package does" };
 pub const TASKSET: Tool = Tool { program: "taskset", package: "util-linux", what_for: "pinning to a core" };
 
 /// Sees that all of these programs are here: installs them when that is possible, else says what is missing.
