@@ -12,6 +12,7 @@ use clap::{Args, Subcommand};
 
 use crate::process::{execute, output, root, target};
 use crate::symbols;
+use crate::tools::{build_proxy, build_proxy_for};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -62,6 +63,36 @@ impl Architecture {
         match self {
             Architecture::Amd64 => "x86_64",
             Architecture::Arm64 => "aarch64",
+        }
+    }
+}
+
+/// The binary of an image, and what the image is for.
+#[derive(Debug, Args)]
+struct Binary {
+    /// What the image is for; another than this machine's needs a cross compiler and the target's standard library
+    /// (deploy/images/gateway/README.md)
+    #[arg(long, value_enum)]
+    arch: Option<Architecture>,
+    /// The cargo profile of the binary
+    #[arg(long, default_value = "release")]
+    profile: String,
+    /// This binary instead of one that is built now
+    #[arg(long)]
+    binary: Option<PathBuf>,
+}
+
+impl Binary {
+    fn architecture(&self) -> Architecture {
+        self.arch.unwrap_or_else(Architecture::native)
+    }
+
+    fn build(&self) -> Result<PathBuf> {
+        let architecture = self.architecture();
+        match &self.binary {
+            Some(binary) => Ok(binary.clone()),
+            None if architecture == Architecture::native() => build_proxy(&self.profile),
+            None => build_proxy_for(&self.profile, &format!("{}-unknown-linux-gnu", architecture.machine())),
         }
     }
 }
@@ -126,14 +157,22 @@ impl Drop for BuildContext {
     }
 }
 
-/// Builds the image of a Containerfile in `folder`. `storage` are options of buildah that say where images are kept.
-fn build(folder: &str, context: &BuildContext, tag: &str, more: &[String], storage: &[String]) -> Result<()> {
+/// Builds the image of a Containerfile in `folder` for an architecture. `storage` are options of buildah that say where images are kept.
+fn build(
+    folder: &str,
+    context: &BuildContext,
+    architecture: Architecture,
+    tag: &str,
+    more: &[String],
+    storage: &[String],
+) -> Result<()> {
     let mut command = Command::new("buildah");
     // The format that has health checks.
     command
         .args(storage)
         .args(["build", "--isolation", "chroot", "--format", "docker", "--tag", tag])
         .args(more);
+    command.arg("--platform").arg(format!("linux/{}", architecture.name()));
     command.arg("--file").arg(root().join(folder).join("Containerfile")).arg(&context.0);
     execute(&mut command)
 }

@@ -1,7 +1,7 @@
 //! The gateway's image.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -10,7 +10,7 @@ use clap::Args;
 use super::{Architecture, BuildContext, Store};
 use crate::mesh;
 use crate::process::{execute, root};
-use crate::tools::{BINUTILS, BUILDAH, IPROUTE, PYTHON, build_proxy, build_proxy_for, ensure};
+use crate::tools::{BINUTILS, BUILDAH, IPROUTE, PYTHON, ensure};
 
 const FOLDER: &str = "deploy/images/gateway";
 
@@ -22,15 +22,8 @@ pub struct Options {
     /// The name of the image; `-ARCHITECTURE` is put behind it where another than this machine's is asked for
     #[arg(long, default_value = "localhost/sixfold-gateway:latest")]
     tag: String,
-    /// What it is for; another than this machine's needs a cross compiler and the target's standard library (README.md)
-    #[arg(long, value_enum)]
-    arch: Option<Architecture>,
-    /// The cargo profile of the binary
-    #[arg(long, default_value = "release")]
-    profile: String,
-    /// This binary instead of one that is built now
-    #[arg(long)]
-    binary: Option<PathBuf>,
+    #[command(flatten)]
+    binary: super::Binary,
     /// Start what is in it as a container would, with no image to keep
     #[arg(long)]
     check: bool,
@@ -40,17 +33,15 @@ pub struct Options {
 /// buildah is missing and cannot be installed, the proxy does not compile, or Debian's packages cannot be had.
 pub fn run(options: &Options) -> Result<()> {
     ensure(&[BUILDAH, BINUTILS])?;
-    let native = Architecture::native();
-    let architecture = options.arch.unwrap_or(native);
-    let proxy = match &options.binary {
-        Some(binary) => binary.clone(),
-        None if architecture == native => build_proxy(&options.profile)?,
-        None => build_proxy_for(&options.profile, &format!("{}-unknown-linux-gnu", architecture.machine()))?,
-    };
+    let (architecture, proxy) = (options.binary.architecture(), options.binary.build()?);
     if options.check {
-        return check(&proxy, options.profile == "release");
+        return check(&proxy, options.binary.profile == "release");
     }
-    let suffix = if architecture == native { String::new() } else { format!("-{}", architecture.name()) };
+    let suffix = if architecture == Architecture::native() {
+        String::new()
+    } else {
+        format!("-{}", architecture.name())
+    };
     build(&proxy, architecture, &format!("{}{suffix}", options.tag), &[]).map(drop)
 }
 
@@ -63,8 +54,7 @@ fn build(proxy: &Path, architecture: Architecture, tag: &str, storage: &[String]
     execute(Command::new("sh").arg(script).arg(architecture.name()).arg(&made))
         .context("the root of the image is made from Debian's packages, on Debian")?;
     fs::copy(root().join(FOLDER).join("config.yaml"), context.0.join("config.yaml"))?;
-    let platform = ["--platform".to_owned(), format!("linux/{}", architecture.name())];
-    super::build(FOLDER, &context, tag, &platform, storage)?;
+    super::build(FOLDER, &context, architecture, tag, &[], storage)?;
     let size = size(&context.0)?;
     println!("image: {size} bytes");
     Ok(size)

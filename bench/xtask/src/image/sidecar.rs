@@ -10,7 +10,7 @@ use clap::Args;
 use super::{Architecture, BuildContext, Store};
 use crate::mesh;
 use crate::process::{execute, output, root};
-use crate::tools::{BINUTILS, BUILDAH, OPENSSL, build_proxy, ensure, python_environment};
+use crate::tools::{BINUTILS, BUILDAH, OPENSSL, ensure, python_environment};
 
 /// What is put into the base, beside the folder's own Containerfile.
 const FOLDER: &str = "deploy/images/sidecar";
@@ -23,9 +23,8 @@ pub struct Options {
     /// The name of the image
     #[arg(long, default_value = "localhost/proxyv2:1.31.0-sixfold")]
     tag: String,
-    /// The cargo profile of the binary
-    #[arg(long, default_value = "release")]
-    profile: String,
+    #[command(flatten)]
+    binary: super::Binary,
     /// Build it on a base of its own and start it as Istio's agent does, with no image to keep
     #[arg(long)]
     check: bool,
@@ -35,15 +34,17 @@ pub struct Options {
 /// buildah is missing and cannot be installed, the proxy does not compile, or the base cannot be had.
 pub fn run(options: &Options) -> Result<()> {
     ensure(&[BUILDAH, BINUTILS])?;
+    let proxy = options.binary.build()?;
     if options.check {
-        return check(&build_proxy(&options.profile)?);
+        return check(&proxy);
     }
-    build(&build_proxy(&options.profile)?, &options.base, &options.tag, &[])
+    build(&proxy, options.binary.architecture(), &options.base, &options.tag, &[])
 }
 
-fn build(proxy: &Path, base: &str, tag: &str, storage: &[String]) -> Result<()> {
-    let context = BuildContext::new(proxy, Architecture::native())?;
-    super::build(FOLDER, &context, tag, &["--build-arg".to_owned(), format!("BASE={base}")], storage)
+fn build(proxy: &Path, architecture: Architecture, base: &str, tag: &str, storage: &[String]) -> Result<()> {
+    let context = BuildContext::new(proxy, architecture)?;
+    let base = ["--build-arg".to_owned(), format!("BASE={base}")];
+    super::build(FOLDER, &context, architecture, tag, &base, storage)
 }
 
 /// Builds the image on a base made from nothing, which needs no registry, and starts it as pilot-agent does: under its
@@ -57,7 +58,7 @@ pub fn check(proxy: &Path) -> Result<()> {
     let python = python_environment("mesh", &fs::read_to_string(kit.join("requirements.txt"))?)?;
     let store = Store::new()?;
     let base = base(&store, proxy)?;
-    build(proxy, &base, "localhost/checked:1", &store.options())?;
+    build(proxy, Architecture::native(), &base, "localhost/checked:1", &store.options())?;
     let mounted = store.mounted("localhost/checked:1")?;
     let mut agent = Command::new(python.join("python"));
     agent.current_dir(kit.join("tools")).env("PYTHONDONTWRITEBYTECODE", "1").arg("agent.py").arg(mounted);
