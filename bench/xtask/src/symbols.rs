@@ -1,6 +1,7 @@
 //! What is shipped has no symbols; those are an artefact of their own that debuggers find by the build id.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -37,6 +38,7 @@ pub fn split(proxy: &Path, folder: &Path, debug: &Path, architecture: Architectu
     execute(
         tool("objcopy").args(["--only-keep-debug", "--compress-debug-sections"]).arg(proxy).arg(&split.debug),
     )?;
+    fs::set_permissions(&split.debug, fs::Permissions::from_mode(0o644))?;
     execute(tool("strip").arg("--strip-all").arg("-o").arg(&split.binary).arg(proxy))?;
     let link = format!("--add-gnu-debuglink={}", split.debug.display());
     execute(tool("objcopy").arg(link).arg(&split.binary))?;
