@@ -46,9 +46,22 @@ pub enum ConnectError {
     /// The secrets for TLS have not come (common/tls/ssl_socket.cc NotReadySslSocket).
     #[error("TLS error: Secret is not supplied by SDS")]
     NoSecret,
+    /// This process has no descriptor or no memory left for it, which is nothing of the endpoint's.
+    #[error("no descriptor or memory for a connection: {0}")]
+    Exhausted(String),
     /// The source address can't be used.
     #[error("can't bind to the source address: {0}")]
     Bind(String),
+}
+
+impl ConnectError {
+    /// Why the operating system says no.
+    fn of(error: &io::Error) -> ConnectError {
+        match sockets::is_exhaustion(error) {
+            true => ConnectError::Exhausted(error.to_string()),
+            false => ConnectError::Refused(error.to_string()),
+        }
+    }
 }
 
 /// How an endpoint is spoken to.
@@ -124,7 +137,7 @@ async fn attempt(
 }
 
 async fn open(cluster: &Cluster, host: &Host, source: Option<Source>) -> Result<Socket, ConnectError> {
-    let refused = |e: io::Error| ConnectError::Refused(e.to_string());
+    let refused = |e: io::Error| ConnectError::of(&e);
     match &host.address {
         Address::Ip(address) => {
             let stream = open_tcp(*address, cluster.config.source_address, source).await?;
@@ -141,7 +154,7 @@ async fn open_tcp(
     own: Option<SocketAddr>,
     source: Option<Source>,
 ) -> Result<TcpStream, ConnectError> {
-    let refused = |e: io::Error| ConnectError::Refused(e.to_string());
+    let refused = |e: io::Error| ConnectError::of(&e);
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let socket = socket.map_err(refused)?;
     // A source of the other family can't be meant for this endpoint.
@@ -169,4 +182,17 @@ pub(crate) fn set_options(stream: &TcpStream, keepalive: Option<TcpKeepalive>) -
         probes = probes.with_retries(count);
     }
     SockRef::from(stream).set_tcp_keepalive(&probes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_this_process_lacks_is_not_the_endpoints_refusal() {
+        // EMFILE and ECONNREFUSED.
+        let of = |number| ConnectError::of(&io::Error::from_raw_os_error(number));
+        assert!(matches!(of(24), ConnectError::Exhausted(_)));
+        assert!(matches!(of(111), ConnectError::Refused(_)));
+    }
 }

@@ -7,6 +7,7 @@ use crate::datagrams::{Datagrams, Path};
 use crate::deadline;
 use crate::drain::Drain;
 use crate::io::Filtering;
+use crate::sockets;
 use crate::tcp_proxy::{self, End, Meter, Moved, Reached, Session, Side, Terms, Transport, Upstream};
 use crate::upstream::UpstreamError;
 use crate::worker::Worker;
@@ -86,7 +87,10 @@ pub(crate) async fn serve(
 
 /// Takes a socket for an endpoint. Nobody hears of it: whether it is there shows when it answers, or its machine does.
 pub(crate) async fn reach(cluster: &Cluster, host: &Host) -> Result<UdpSocket, UpstreamError> {
-    let failed = |error: io::Error| UpstreamError::Connect(error.to_string());
+    let failed = |error: io::Error| match sockets::is_exhaustion(&error) {
+        true => UpstreamError::Exhausted,
+        false => UpstreamError::Connect(error.to_string()),
+    };
     let Address::Ip(address) = &host.address else {
         return Err(UpstreamError::Connect("not an address of UDP".to_owned()));
     };

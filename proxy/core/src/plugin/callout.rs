@@ -119,6 +119,9 @@ pub enum CalloutError {
     /// Not reachable, or not HTTP.
     #[error("{0}")]
     Failed(String),
+    /// Not asked: this process has no descriptor or no memory left for a connection.
+    #[error("{0}")]
+    Exhausted(&'static str),
 }
 
 /// The future of a callout.

@@ -32,6 +32,7 @@ impl From<CalloutError> for Status {
         match error {
             CalloutError::Timeout => Status::new(4, "deadline exceeded"),
             CalloutError::Failed(reason) => Status::new(14, reason),
+            CalloutError::Exhausted(reason) => Status::new(14, reason),
         }
     }
 }

@@ -12,6 +12,7 @@ pub(super) fn said(error: Option<UpstreamError>) -> CalloutError {
     match error {
         None | Some(UpstreamError::ConnectTimeout) => CalloutError::Timeout,
         Some(UpstreamError::Connect(text)) => failed(text),
+        Some(error @ UpstreamError::Exhausted) => CalloutError::Exhausted(error.text()),
         Some(other) => failed(other.text()),
     }
 }

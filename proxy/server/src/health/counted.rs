@@ -202,7 +202,9 @@ impl Probes {
             self.running.spawn(async move {
                 let _permit = permits.acquire().await;
                 let asked = tokio::time::timeout(checks.active.timeout, target.see(&checks.active)).await;
-                host.count(asked.unwrap_or(Seen::Timeout), &checks.active.limits);
+                if let Some(seen) = asked.unwrap_or(Some(Seen::Timeout)) {
+                    host.count(seen, &checks.active.limits);
+                }
                 (host.id, target)
             });
         }

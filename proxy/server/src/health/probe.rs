@@ -113,28 +113,29 @@ impl Target {
         Target { cell, callout, cluster: cluster.config.name.clone(), host: Some(name) }
     }
 
-    /// What is seen of a node. The caller bounds it.
-    pub(super) async fn see(&self, check: &ActiveCheck) -> Seen {
+    /// What is seen of a node; nothing where it could not be asked. The caller bounds it.
+    pub(super) async fn see(&self, check: &ActiveCheck) -> Option<Seen> {
         let Some(probe) = &check.http else {
-            return match self.tcp(check.timeout, &TcpProbe::default()).await {
+            return Some(match self.tcp(check.timeout, &TcpProbe::default()).await? {
                 Verdict::Passed { .. } => Seen::Connection,
                 Verdict::Failed { failure: Failure::Timeout, .. } => Seen::Timeout,
                 Verdict::Failed { .. } => Seen::TcpFailure,
-            };
+            });
         };
         match self.request(check.timeout, probe, None).await {
-            Ok(answer) => Seen::Status(answer.status),
-            Err(CalloutError::Timeout) => Seen::Timeout,
-            Err(CalloutError::Failed(_)) => Seen::TcpFailure,
+            Ok(answer) => Some(Seen::Status(answer.status)),
+            Err(CalloutError::Timeout) => Some(Seen::Timeout),
+            Err(CalloutError::Failed(_)) => Some(Seen::TcpFailure),
+            Err(CalloutError::Exhausted(_)) => None,
         }
     }
 
-    /// Asks once. The caller bounds it.
-    pub(super) async fn check(&self, check: &HealthCheck) -> Verdict {
+    /// Asks once; `None` where it could not be asked. The caller bounds it.
+    pub(super) async fn check(&self, check: &HealthCheck) -> Option<Verdict> {
         match &check.probe {
             Probe::Http(probe) => self.http(check, probe).await,
             Probe::Tcp(probe) => self.tcp(check.timeout, probe).await,
-            Probe::Grpc(probe) => self.grpc(check, probe).await,
+            Probe::Grpc(probe) => Some(self.grpc(check, probe).await),
         }
     }
 
@@ -146,12 +147,13 @@ impl Target {
         }
     }
 
-    async fn http(&self, check: &HealthCheck, probe: &HttpProbe) -> Verdict {
-        match self.request(check.timeout, probe, Some(USER_AGENT)).await {
+    async fn http(&self, check: &HealthCheck, probe: &HttpProbe) -> Option<Verdict> {
+        Some(match self.request(check.timeout, probe, Some(USER_AGENT)).await {
             Ok(answer) => judge(probe, answer.status, &answer.headers, &answer.body),
             Err(CalloutError::Timeout) => Verdict::late(),
+            Err(CalloutError::Exhausted(_)) => return None,
             Err(error) => Verdict::silent(error.to_string()),
-        }
+        })
     }
 
     async fn request(
@@ -210,23 +212,24 @@ impl Target {
         }
     }
 
-    async fn tcp(&self, timeout: Duration, probe: &TcpProbe) -> Verdict {
-        let Some(cluster) = self.cell.load() else { return Verdict::silent("no cluster") };
+    async fn tcp(&self, timeout: Duration, probe: &TcpProbe) -> Option<Verdict> {
+        let Some(cluster) = self.cell.load() else { return Some(Verdict::silent("no cluster")) };
         let hosts = cluster.hosts.load_full();
-        let Some(member) = hosts.iter().next() else { return Verdict::silent("no endpoint") };
+        let Some(member) = hosts.iter().next() else { return Some(Verdict::silent("no endpoint")) };
         let handshake = Handshake { tls: cluster.tls_of(member), ..Handshake::default() };
         let connected = connect(&cluster, &member.host, handshake, timeout).await;
         let mut io = match connected {
             Ok(connected) => connected.io,
-            Err(ConnectError::Timeout) => return Verdict::late(),
-            Err(error) => return Verdict::silent(error.to_string()),
+            Err(ConnectError::Timeout) => return Some(Verdict::late()),
+            Err(ConnectError::Exhausted(_)) => return None,
+            Err(error) => return Some(Verdict::silent(error.to_string())),
         };
         let mut deadline = Deadline::at(Instant::now() + timeout);
-        match converse(&mut io, &mut deadline, probe).await {
+        Some(match converse(&mut io, &mut deadline, probe).await {
             Ok(true) => Verdict::Passed { degraded: false },
             Ok(false) => Verdict::failed("another answer"),
             Err(error) => Verdict::silent(error.to_string()),
-        }
+        })
     }
 }
 

@@ -214,6 +214,11 @@ impl State {
         changes
     }
 
+    /// Has the endpoint be checked later, where it could not be asked.
+    pub(super) fn put_off(&mut self, check: &HealthCheck) {
+        self.due = Instant::now() + self.wait(check, Change::Unchanged, self.healthy, true);
+    }
+
     /// Time to the next check.
     pub(super) fn wait(&self, check: &HealthCheck, change: Change, passed: bool, traffic: bool) -> Duration {
         let Intervals { healthy, unhealthy, to_healthy, to_unhealthy, no_traffic, no_traffic_healthy } =

@@ -398,9 +398,12 @@ async fn run(watched: Weak<Watched>, host: Arc<Host>, state: Arc<Mutex<State>>, 
         drop(watching);
         let verdict = match tokio::time::timeout(check.timeout, target.check(&check)).await {
             Ok(verdict) => verdict,
-            Err(_) => Verdict::late(),
+            Err(_) => Some(Verdict::late()),
         };
         let Some(watching) = watched.upgrade() else { return };
-        watching.take(&host, &state, &verdict);
+        match verdict {
+            Some(verdict) => watching.take(&host, &state, &verdict),
+            None => state.lock().put_off(&check),
+        }
     }
 }

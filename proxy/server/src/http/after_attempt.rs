@@ -207,7 +207,10 @@ impl<D: Downstream> Exchange<'_, D> {
             }
         };
         charge::response(self.stream, reply.status);
-        plan.cluster.saw(flight.host(), Seen::Status(reply.status));
+        // What this process lacks says nothing of the endpoint.
+        if kind != OutcomeKind::Cancelled {
+            plan.cluster.saw(flight.host(), Seen::Status(reply.status));
+        }
         AfterAttempt::Reply(Box::new(reply))
     }
 

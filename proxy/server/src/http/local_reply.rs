@@ -266,6 +266,8 @@ pub(crate) fn upstream_failed(error: &UpstreamError, retried: bool, profile: Pro
         (UpstreamError::TooManyHeaders, _) => 431,
         (UpstreamError::Protocol, _) => 502,
         (UpstreamError::ConnectTimeout, Profile::Apisix) => 504,
+        // As nginx answers where it gets no socket.
+        (UpstreamError::Exhausted, Profile::Apisix) => 500,
         (_, Profile::Apisix) => 502,
         _ => 503,
     };

@@ -191,7 +191,7 @@ impl RetryState {
     }
 
     fn failure_wanted(&self, error: &UpstreamError, sent: bool) -> bool {
-        if *error == UpstreamError::Overflow {
+        if matches!(error, UpstreamError::Overflow | UpstreamError::Exhausted) {
             return false;
         }
         let on = self.conditions.on;

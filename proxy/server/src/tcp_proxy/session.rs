@@ -187,6 +187,11 @@ impl Session {
                         active.ends_remotely();
                     }
                     self.failed(&error, flight);
+                    if error == UpstreamError::Exhausted {
+                        // Nobody was asked, as nginx's status says too.
+                        self.ends_with(500);
+                        return Err(Refusal::ConnectFailed);
+                    }
                 }
             }
         }

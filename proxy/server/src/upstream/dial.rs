@@ -161,6 +161,7 @@ pub(crate) async fn dial(
                     let words = text.split(" (os error").next().unwrap_or_default();
                     UpstreamError::Connect(format!("delayed_connect_error: {words}"))
                 }
+                ConnectError::Exhausted(_) => UpstreamError::Exhausted,
                 ConnectError::Tls(_) | ConnectError::NoSecret => UpstreamError::Connect(error.to_string()),
                 ConnectError::Bind(text) => UpstreamError::Connect(text),
             })

@@ -45,6 +45,8 @@ pub(crate) enum UpstreamError {
     Connect(String),
     /// Connecting or the TLS handshake took too long.
     ConnectTimeout,
+    /// This process has no descriptor or no memory left for a connection: the endpoint has done nothing.
+    Exhausted,
     /// A circuit breaker is open.
     Overflow,
     /// The connection ended before the response did.
@@ -70,6 +72,7 @@ impl UpstreamError {
         match self {
             UpstreamError::Connect(_) => "remote connection failure",
             UpstreamError::ConnectTimeout => "connection timeout",
+            UpstreamError::Exhausted => "local connection failure",
             UpstreamError::Overflow => "overflow",
             UpstreamError::Closed => "connection termination",
             UpstreamError::Reset => "remote reset",
@@ -87,6 +90,7 @@ impl UpstreamError {
             }
             UpstreamError::Connect(_) => Cow::Borrowed("remote_connection_failure"),
             UpstreamError::ConnectTimeout => Cow::Borrowed("connection_timeout"),
+            UpstreamError::Exhausted => Cow::Borrowed("local_connection_failure"),
             UpstreamError::Overflow => Cow::Borrowed("overflow"),
             UpstreamError::Closed => Cow::Borrowed("connection_termination"),
             UpstreamError::Reset => Cow::Borrowed("remote_reset"),
@@ -100,7 +104,7 @@ impl UpstreamError {
     /// The response flag it raises.
     pub(crate) fn flag(&self) -> Flag {
         match self {
-            UpstreamError::Connect(_) | UpstreamError::ConnectTimeout => Flag::UF,
+            UpstreamError::Connect(_) | UpstreamError::ConnectTimeout | UpstreamError::Exhausted => Flag::UF,
             UpstreamError::Overflow => Flag::UO,
             UpstreamError::Closed => Flag::UC,
             UpstreamError::Reset | UpstreamError::Refused | UpstreamError::Unsent => Flag::UR,
@@ -119,7 +123,9 @@ impl UpstreamError {
                 OutcomeKind::Reset
             }
             UpstreamError::Protocol => OutcomeKind::Protocol,
-            UpstreamError::Local | UpstreamError::TooManyHeaders => OutcomeKind::Cancelled,
+            UpstreamError::Exhausted | UpstreamError::Local | UpstreamError::TooManyHeaders => {
+                OutcomeKind::Cancelled
+            }
         }
     }
 
@@ -129,6 +135,7 @@ impl UpstreamError {
             self,
             UpstreamError::Connect(_)
                 | UpstreamError::ConnectTimeout
+                | UpstreamError::Exhausted
                 | UpstreamError::Overflow
                 | UpstreamError::Refused
                 | UpstreamError::Unsent
