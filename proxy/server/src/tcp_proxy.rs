@@ -105,7 +105,7 @@ impl Session {
             // The filter says why.
             End::Refused | End::Closed(_) | End::Failed(_) | End::Report => {}
         }
-        self.ends_with(end.status());
+        self.ends_by(end);
         self.note_endpoint(&pump);
         self.filtering = pump.take_filtering();
         if let (End::Refused, Some(filtering)) = (end, &self.filtering) {

@@ -156,15 +156,14 @@ impl Session {
             }
         };
         drop(meter);
-        self.noted(end);
-        match end {
-            End::Failed(_) => {
-                active.ends_remotely();
-                let error = UpstreamError::Connect("connection refused".to_owned());
-                flight.end(error.outcome(), error.outcome().status(), std::time::Instant::now());
+        if end == (End::Failed(Side::Upstream)) {
+            active.ends_remotely();
+            let error = UpstreamError::Connect("connection refused".to_owned());
+            flight.end(error.outcome(), error.outcome().status(), std::time::Instant::now());
+            if down.read == 0 {
+                // To nginx it is as one that took no connection.
+                self.not_reached();
             }
-            // Silence is how an exchange of datagrams comes to its end.
-            _ => self.ends_with(200),
         }
     }
 
@@ -173,12 +172,13 @@ impl Session {
             End::Idle => {
                 self.terms.stats().idle_timeout().inc();
                 self.closed("tcp_session_idle_timeout");
-                self.ends_with(200);
+                // Silence is how an exchange of datagrams comes to its end.
+                return self.ends_by(End::Closed(Side::Upstream));
             }
             End::Drained => self.closed("deferred_close_on_drained_connection"),
             _ => {}
         }
-        self.ends_with(end.status());
+        self.ends_by(end);
     }
 }
 
@@ -200,6 +200,7 @@ fn pass_answer(endpoint: &UdpSocket, ready: Ready, answers: &Datagrams, path: Pa
         // What the endpoint's machine has said of what was sent: it comes by itself, and not with an answer.
         let _ = endpoint.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
         if let Some(error) = endpoint.take_error()? {
+        self.noted(end);
             return Err(error);
         }
     }

@@ -35,7 +35,7 @@ fn checks() -> CountedChecks {
         unhealthy_interval: None,
         limits: limits.clone(),
     };
-    CountedChecks { fingerprint: 1, active, passive: limits }
+    CountedChecks { fingerprint: 1, active, passive: limits, ends_count: true }
 }
 
 /// Two such requests put a node out that nobody had asked.

@@ -55,10 +55,15 @@ impl std::fmt::Debug for PrometheusOfStreams {
     }
 }
 
-/// The code that metrics have for the end of a stream: one of those that nginx knows.
-fn code(status: u16) -> &'static [u8] {
-    match status {
-        200 => b"200",
+/// The code that metrics have for the end of a stream: one of those that nginx knows. To nginx every end is well once a node
+/// was reached, so that the reason of the end says more (`stream_session_reason`).
+fn code(stream: &Stream) -> &'static [u8] {
+    match stream.response.status {
+        200 => match stream.vars.get("stream_session_reason") {
+            Some(b"client_error") => b"400",
+            Some(b"upstream_error" | b"upstream_timeout") => b"502",
+            _ => b"200",
+        },
         403 => b"403",
         502 => b"502",
         503 => b"503",
@@ -77,7 +82,7 @@ impl Metrics {
         key.extend_from_slice(label.map_or(&b""[..], |label| label.as_bytes()));
         self.stream_connections.touch(&key, now, |n| *n += 1);
         key.clear();
-        key.extend_from_slice(code(stream.response.status));
+        key.extend_from_slice(code(stream));
         let listener = &*stream.connection.listener;
         let address = listener.strip_prefix("stream/").unwrap_or(listener);
         text(&mut key, address.trim_end_matches("/udp").as_bytes());
@@ -120,5 +125,31 @@ impl Metrics {
         page.series(head, &["route"], none, &self.stream_connections, |a, b| *a += b, Page::number)?;
         let head = ("stream_status", "Status of stream sessions in APISIX", "counter");
         page.series(head, &STATUS, none, &self.stream_status, |a, b| *a += b, Page::number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::code;
+    use crate::testing::stream;
+
+    #[test]
+    fn reasons_say_what_nginx_does_not() {
+        for (status, reason, is) in [
+            (200, "closed", "200"),
+            (200, "shutdown", "200"),
+            (200, "client_error", "400"),
+            (200, "upstream_error", "502"),
+            (200, "upstream_timeout", "502"),
+            (502, "", "502"),
+            (503, "", "503"),
+            (401, "", "400"),
+            (500, "closed", "500"),
+        ] {
+            let mut stream = stream("/", &[]);
+            stream.response.status = status;
+            stream.set_var("stream_session_reason", reason);
+            assert_eq!(code(&stream), is.as_bytes(), "{status} {reason}");
+        }
     }
 }

@@ -192,7 +192,8 @@ mod tests {
             unhealthy_interval: None,
             limits: limits.clone(),
         };
-        let checks = Some(Arc::new(CountedChecks { fingerprint: 1, active, passive: limits }));
+        let checks =
+            Some(Arc::new(CountedChecks { fingerprint: 1, active, passive: limits, ends_count: false }));
         let mut config = ClusterConfig::named("routes/1");
         config.checks = checks;
         let hosts = [80, 81].map(|port| HostConfig::new(Address::Ip(([127, 0, 0, 1], port).into())));

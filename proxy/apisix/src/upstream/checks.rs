@@ -91,6 +91,7 @@ pub(crate) fn compile(
             limits: active_limits(active),
         },
         passive: passive_limits(checks.passive.as_ref()),
+        ends_count: checks.passive.is_some(),
     })))
 }
 

@@ -20,6 +20,9 @@ pub struct CountedChecks {
     pub active: ActiveCheck,
     /// What answers to clients' requests count (`passive`).
     pub passive: Limits,
+    /// Whether a stream whose node could not be reached counts against that by its end, which it does where `passive` is
+    /// configured. What is tried again before counts in any case.
+    pub ends_count: bool,
 }
 
 /// Probes of nodes.

@@ -235,6 +235,13 @@ impl Cluster {
         }
     }
 
+    /// Counts the end of a stream that did not reach its endpoint, where ends count ([`CountedChecks::ends_count`]).
+    pub fn saw_no_way(&self, host: &Host) {
+        if self.config.checks.as_ref().is_some_and(|checks| checks.ends_count) {
+            self.saw(host, Seen::TcpFailure);
+        }
+    }
+
     /// What wakes the one who checks the endpoints, when some have asked to be left alone ([`Host::take_departure`]) or
     /// what is counted of them decides ([`Host::counts`]). `None` where they are not checked.
     pub fn news(&self) -> Option<&Arc<Notify>> {

@@ -39,14 +39,16 @@ pub(crate) enum End {
 }
 
 impl End {
-    /// What nginx's `$status` and APISIX's metrics say of it.
-    pub(crate) fn status(self) -> u16 {
-        match self {
-            End::Closed(_) | End::Drained | End::Report => 200,
-            End::Failed(Side::Client) => 400,
-            End::Failed(Side::Upstream) | End::Idle => 502,
-            End::Deadline | End::Refused => 500,
-        }
+    /// What `$stream_session_reason` says of it, if anything.
+    pub(crate) fn reason(self) -> Option<&'static str> {
+        Some(match self {
+            End::Closed(_) => "closed",
+            End::Drained => "shutdown",
+            End::Failed(Side::Client) => "client_error",
+            End::Failed(Side::Upstream) => "upstream_error",
+            End::Idle => "upstream_timeout",
+            End::Deadline | End::Refused | End::Report => return None,
+        })
     }
 }
 

@@ -1,12 +1,12 @@
 //! A connection that is to be passed on: which cluster and endpoint it goes to, and what is noted of it.
 
-use super::Terms;
+use super::{End, Terms};
 use crate::connect::{Connected, Handshake};
 use crate::io::Filtering;
 use crate::udp_proxy;
 use crate::upstream::{ActiveConnection, UpstreamError, choose_cluster, destination, dial};
 use crate::worker::Worker;
-use sixfold_core::cluster::{Choice, Cluster, Criteria, InFlight, Resource, TriedHost};
+use sixfold_core::cluster::{Choice, Cluster, Criteria, InFlight, Resource, Seen, TriedHost};
 use sixfold_core::connection::{Connection, Source, UpstreamConnection};
 use sixfold_core::flags::Flag;
 use sixfold_core::hash::request_hash;
@@ -192,6 +192,10 @@ impl Session {
                         self.ends_with(500);
                         return Err(Refusal::ConnectFailed);
                     }
+                    if self.may_try(&cluster, begun) {
+                        // What APISIX counts before its next attempt, too late or not; the last one counts by the end.
+                        cluster.saw(&host, Seen::TcpFailure);
+                    }
                 }
             }
         }
@@ -261,6 +265,10 @@ impl Session {
         if refusal == Refusal::NoCluster {
             self.terms.stats().downstream_cx_no_route().inc();
         }
+        // Unless it was for want of something of our own.
+        if refusal == Refusal::ConnectFailed && self.stream.response.status == 0 {
+            self.not_reached();
+        }
         self.stream.flags.insert(refusal.flag());
         self.ends_with(refusal.status());
         self.closed(&format!("tcp_initializion_failure:{}", refusal as u8));
@@ -278,8 +286,32 @@ impl Session {
         self.stream.set_var("downstream_local_close_reason", reason);
     }
 
+    /// Notes that the endpoint could not be reached, and that no other is tried.
+    pub(crate) fn not_reached(&mut self) {
+        let upstream = &self.stream.upstream;
+        if let (Some(cluster), Some(member)) = (&upstream.cluster, &upstream.member) {
+            cluster.saw_no_way(&member.host);
+        }
+        self.ends_with(502);
+    }
+
+    /// Notes how passing bytes came to its end: to nginx every end is well once an endpoint was reached, and APISIX's
+    /// metrics tell them apart by their reason.
+    pub(crate) fn ends_by(&mut self, end: End) {
+        if self.terms.routed.is_none() {
+            return;
+        }
+        match end.reason() {
+            Some(reason) => {
+                self.stream.set_var("stream_session_reason", reason);
+                self.ends_with(200);
+            }
+            None => self.ends_with(500),
+        }
+    }
+
     /// Notes what nginx's `$status` would say of its end. Envoy has no such thing.
-    pub(crate) fn ends_with(&mut self, status: u16) {
+    fn ends_with(&mut self, status: u16) {
         if self.terms.routed.is_some() && self.stream.response.status == 0 {
             self.stream.response.status = status;
         }

@@ -34,7 +34,7 @@ fn checks(interval: Option<Duration>) -> CountedChecks {
         unhealthy_interval: interval,
         limits: limits(),
     };
-    CountedChecks { fingerprint: 1, active, passive: limits() }
+    CountedChecks { fingerprint: 1, active, passive: limits(), ends_count: false }
 }
 
 fn counted(

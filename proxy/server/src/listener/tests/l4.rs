@@ -1,7 +1,9 @@
 //! Listeners whose connections go where a table of routes says.
 
 use super::*;
+use sixfold_core::cluster::{ActiveCheck, CountedChecks, Limits};
 use sixfold_core::listener::{L4Condition, L4Proxy, L4Route, L4Routes, L4Stats, L4Table, SILENCE, UdpLimits};
+use sixfold_core::retry::RetryPolicy;
 use sixfold_core::route::{Action, Ids, PathMatch, Route};
 use tokio::net::UdpSocket;
 
@@ -145,6 +147,76 @@ async fn nobody_else_gets_a_port_of_udp_and_it_is_free_again() {
     assert!(std::net::UdpSocket::bind(address).is_err());
     assert!(answered(&client(address).await, Duration::from_secs(5)).await);
     let other = Fixture::start();
+/// Checks that count failures to connect, and send nothing.
+fn checks(ends_count: bool) -> CountedChecks {
+    let limits = Limits {
+        healthy_statuses: Box::default(),
+        unhealthy_statuses: Box::default(),
+        successes: 2,
+        http_failures: 2,
+        tcp_failures: 2,
+        timeouts: 2,
+    };
+    let active = ActiveCheck {
+        http: None,
+        tls: None,
+        timeout: Duration::from_secs(1),
+        concurrency: 1,
+        port: None,
+        host: None,
+        address_host: None,
+        healthy_interval: None,
+        unhealthy_interval: None,
+        limits: limits.clone(),
+    };
+    CountedChecks { fingerprint: 1, active, passive: limits, ends_count }
+}
+
+/// Failed connections that are counted for the only node of a cluster after one connection of a client.
+async fn failures_of(fixture: &Fixture, checks: CountedChecks, retries: u32, datagram: bool) -> u8 {
+    let gone = match datagram {
+        true => client("127.0.0.1:9".parse().unwrap()).await.local_addr().unwrap(),
+        false => std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(),
+    };
+    let mut config = cluster_config("a");
+    config.profile = sixfold_core::hcm::Profile::Apisix;
+    config.checks = Some(Arc::new(checks));
+    config.retry = Some(Arc::new(RetryPolicy { num_retries: retries, ..RetryPolicy::default() }));
+    let cluster = fixture.cluster_of(config, &[gone]).await;
+    let proxy = proxy(fixture, "a", SILENCE, UdpLimits::default());
+    if datagram {
+        let address = open(fixture, udp_listener(fixture, &proxy)).await;
+        assert!(!answered(&client(address).await, Duration::from_millis(50)).await);
+    } else {
+        let listener = fixture.listener("t", NetworkFilter::Routed(proxy.clone()));
+        let mut client = TcpStream::connect(fixture.apply(listener).await).await.unwrap();
+        let _ = client.read(&mut [0]).await;
+    }
+    eventually(|| {
+        proxy.stats.downstream_cx_total().get() == 1 && proxy.upstream.sessions_active().get() == 0
+    })
+    .await;
+    let hosts = cluster.hosts.load();
+    hosts.iter().next().unwrap().host.counts().tcp_failures
+}
+
+#[tokio::test]
+async fn nodes_that_take_no_stream_are_counted() {
+    for (ends_count, retries, datagram, counted) in [
+        (false, 0, false, 0),
+        (true, 0, false, 1),
+        // A node that is tried again was counted before, as APISIX does it.
+        (false, 1, false, 1),
+        (true, 1, false, 2),
+        (true, 0, true, 1),
+    ] {
+        let fixture = Fixture::start();
+        let failures = failures_of(&fixture, checks(ends_count), retries, datagram).await;
+        assert_eq!(failures, counted, "{ends_count} {retries} {datagram}");
+        fixture.end().await;
+    }
+}
+
     let taken = Listener { addresses: vec![BindAddress::Udp(address)], ..udp_listener(&other, &proxy) };
     assert!(other.server.apply(upsert(taken)).await.is_err());
     other.end().await;

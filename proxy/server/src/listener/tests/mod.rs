@@ -113,10 +113,16 @@ impl Fixture {
     /// A cluster of these endpoints under `name`.
     pub(super) async fn cluster(&self, name: &str, endpoints: &[SocketAddr]) -> Arc<Cluster> {
         let hosts = endpoints.iter().map(|e| HostConfig::new(Address::Ip(*e))).collect();
-        let cluster = Cluster::new(cluster_config(name), hosts, None, &self.registry).unwrap();
-        let diff = Diff { clusters: vec![(name.into(), Some(cluster.clone()))], ..Diff::default() };
+        let cluster = Cluster::new(config, hosts, None, &self.registry).unwrap();
+        let diff = Diff { clusters: vec![(name, Some(cluster.clone()))], ..Diff::default() };
         self.server.apply(diff).await.unwrap();
         cluster
+        self.cluster_of(cluster_config(name), endpoints).await
+    }
+
+    /// The same of what is configured.
+    pub(super) async fn cluster_of(&self, config: ClusterConfig, endpoints: &[SocketAddr]) -> Arc<Cluster> {
+        let name = config.name.clone();
     }
 
     /// Ends the server so that no thread outlives its test.
