@@ -21,6 +21,7 @@ use sixfold_core::overload::Overload;
 use sixfold_core::stats_sink::Sinks;
 use sixfold_server::admin::{Admin, ServerInfo, Statistics};
 use sixfold_server::callout::CalloutConfig;
+use sixfold_server::descriptors;
 use sixfold_server::dns::ResolverConfig;
 use sixfold_server::drain::DrainStrategy;
 use sixfold_server::server::Server;
@@ -69,6 +70,7 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         return Ok(());
     }
     let (sender, events) = signals::listen()?;
+    descriptors::raise_limit();
     let process = Process::start(process_options(&options, log.metrics))?;
     let compile = CompileContext { local_address: Some(local_address()), ..process.compile.clone() };
     let process_context = ProcessContext::new(compile);

@@ -12,6 +12,7 @@ use sixfold_core::error::{ConfigError, tell_most};
 use sixfold_core::listener::BindAddress;
 use sixfold_core::metrics::Registry;
 use sixfold_server::callout::CalloutConfig;
+use sixfold_server::descriptors;
 use sixfold_server::dns::ResolverConfig;
 use sixfold_server::drain::DrainStrategy;
 use sixfold_server::sockets;
@@ -42,6 +43,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<(), Failure> {
 /// Serves the configuration at `path`; `on_start` is called once it takes traffic.
 pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> Result<(), Failure> {
     let (sender, events) = signals::listen()?;
+    descriptors::raise_limit();
     // How many workers there are must be known before anything is compiled.
     let mut config = sixfold_apisix::load_config(path, &EnvVars::Process)?;
     let more = |more| tracing::warn!(more, "more warnings; `sixfold validate` lists all of them");

@@ -404,6 +404,69 @@ fn streams_are_logged_and_who_is_believed_says_who_the_client_is() {
     assert!(text.contains("127.0.0.1 - UDP 200 5 4 near 127.0.0.1:"), "{text}");
 }
 
+/// A gateway of UDP whose sessions last, with a node that answers late.
+fn udp_gateway(late: Duration, start: impl FnOnce(&[&str]) -> Process) -> (Gateway, u16, u16) {
+    let node = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let to = node.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        loop {
+            let (n, from) = node.recv_from(&mut buffer).unwrap();
+            std::thread::sleep(late);
+            let _ = node.send_to(&buffer[..n], from);
+        }
+    });
+    let (udp, tcp, directory, status) = (free_port(), free_port(), Directory::new(), free_port());
+    let streams = format!("  stream_proxy: {{udp: ['127.0.0.1:{udp}'], tcp: ['127.0.0.1:{tcp}']}}\n");
+    let config = directory.write("config.yaml", &config(&streams, status));
+    let routes = format!(
+        "stream_routes:\n  - {{id: u, server_port: {udp}, upstream: {{scheme: udp, nodes: {{'127.0.0.1:{to}': 1}}}}}}\n  \
+         - {{id: t, server_port: {tcp}, {}}}\n#END\n",
+        upstream(echo("a"))
+    );
+    directory.write("apisix.yaml", &routes);
+    let process = start(&["run", "-c", &config]);
+    let mut gateway = Gateway { directory, process, status };
+    gateway.ready();
+    (gateway, udp, tcp)
+}
+
+fn asking(port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    socket.send_to(b"ping", ("127.0.0.1", port)).unwrap();
+    socket
+}
+
+#[test]
+fn answers_on_their_way_are_waited_for_at_the_end_and_no_more() {
+    let (mut gateway, udp, _) = udp_gateway(Duration::from_millis(300), Process::start);
+    let asked = asking(udp);
+    std::thread::sleep(Duration::from_millis(50));
+    gateway.process.signal("TERM");
+    assert_eq!(asked.recv(&mut [0; 64]).unwrap(), 4);
+    assert_eq!(gateway.process.wait(), 0);
+    // Sessions that were answered keep nobody.
+    let (mut gateway, udp, _) = udp_gateway(Duration::ZERO, Process::start);
+    assert_eq!(asking(udp).recv(&mut [0; 64]).unwrap(), 4);
+    let told = std::time::Instant::now();
+    gateway.process.signal("TERM");
+    assert_eq!(gateway.process.wait(), 0);
+    assert!(told.elapsed() < Duration::from_millis(1500), "{:?}", told.elapsed());
+}
+
+#[test]
+fn sessions_of_udp_leave_descriptors_for_the_rest() {
+    let start = |arguments: &[&str]| Process::start_with_descriptors(256, arguments);
+    let (mut gateway, udp, tcp) = udp_gateway(Duration::ZERO, start);
+    for _ in 0..400 {
+        assert_eq!(asking(udp).recv(&mut [0; 64]).unwrap(), 4);
+    }
+    assert_eq!(greeting(tcp), "a");
+    gateway.process.signal("TERM");
+    assert_eq!(gateway.process.wait(), 0);
+}
+
 #[test]
 fn what_streams_can_not_have_is_refused_by_name() {
     let (directory, port) = (Directory::new(), free_port());

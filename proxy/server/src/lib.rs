@@ -11,6 +11,7 @@ mod closing;
 pub mod connect;
 mod datagrams;
 mod deadline;
+pub mod descriptors;
 pub mod dns;
 pub mod drain;
 pub mod explain;

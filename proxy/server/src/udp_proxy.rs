@@ -20,10 +20,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 use tokio::io::{Interest, Ready};
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 
 /// The longest datagram there is.
@@ -42,11 +43,13 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    /// `None` where as many bytes wait as may.
+    /// `None` where as many bytes wait as may: then nothing is copied.
     pub(crate) fn new(bytes: &[u8], held: &Arc<AtomicUsize>, most: usize) -> Option<Waiting> {
-        let before = held.fetch_add(bytes.len(), Relaxed);
-        let waiting = Waiting { bytes: Bytes::copy_from_slice(bytes), held: held.clone() };
-        (before + bytes.len() <= most).then_some(waiting)
+        if held.fetch_add(bytes.len(), Relaxed).saturating_add(bytes.len()) > most {
+            held.fetch_sub(bytes.len(), Relaxed);
+            return None;
+        }
+        Some(Waiting { bytes: Bytes::copy_from_slice(bytes), held: held.clone() })
     }
 }
 
@@ -56,12 +59,30 @@ impl Drop for Waiting {
     }
 }
 
+/// How long an answer is waited for once the listener receives nothing more.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
+
+/// What a session and who receives for it know of each other.
+#[derive(Default)]
+pub(crate) struct Shown {
+    /// It has had more than one datagram of the client and one answer since this was last looked at.
+    pub(crate) used: AtomicBool,
+    /// Its place is another client's.
+    pub(crate) displaced: Notify,
+}
+
+/// A client's side of a session.
+pub(crate) struct Correspondent {
+    pub(crate) answers: Arc<Datagrams>,
+    pub(crate) path: Path,
+    pub(crate) inbox: Inbox,
+    pub(crate) shown: Arc<Shown>,
+}
+
 /// Serves one client until it and its endpoint have been silent for too long, one of them can't be reached, or the
-/// listener goes.
+/// listener goes. Then an answer that is still to come is waited for.
 pub(crate) async fn serve(
-    answers: Arc<Datagrams>,
-    path: Path,
-    inbox: Inbox,
+    client: Correspondent,
     connection: Arc<Connection>,
     terms: Terms,
     worker: Arc<Worker>,
@@ -81,7 +102,7 @@ pub(crate) async fn serve(
     session.filtering = Some(filtering);
     session.stream.set_var("protocol", "UDP");
     if let Some((upstream, _)) = session.begin(&worker, Transport::Udp).await {
-        session.exchange(&answers, path, inbox, upstream, &drain).await;
+        session.exchange(client, upstream, &drain).await;
     }
 }
 
@@ -105,14 +126,8 @@ pub(crate) async fn reach(cluster: &Cluster, host: &Host) -> Result<UdpSocket, U
 }
 
 impl Session {
-    async fn exchange(
-        &mut self,
-        answers: &Datagrams,
-        path: Path,
-        mut inbox: Inbox,
-        upstream: Upstream,
-        drain: &Drain,
-    ) {
+    async fn exchange(&mut self, client: Correspondent, upstream: Upstream, drain: &Drain) {
+        let Correspondent { answers, path, mut inbox, shown } = client;
         let Upstream { reached, mut flight, mut active } = upstream;
         // What was asked for is a socket of UDP.
         let Reached::Udp(endpoint) = reached else { return };
@@ -123,12 +138,23 @@ impl Session {
         let mut forced = pin!(drain.expired());
         let silent_at = || Instant::now() + idle.unwrap_or(deadline::YEAR).min(deadline::YEAR);
         let mut silence = pin!(sleep_until(silent_at()));
+        // Whether the client has been answered since it last spoke, and whether it can speak again.
+        let (mut answered, mut open) = (false, true);
         let end = loop {
             tokio::select! {
                 biased;
                 () = &mut forced => break End::Drained,
-                sent = inbox.recv() => {
-                    let Some(datagram) = sent else { break End::Closed(Side::Client) };
+                () = shown.displaced.notified() => break End::Closed(Side::Client),
+                sent = inbox.recv(), if open => {
+                    let Some(datagram) = sent else {
+                        if answered {
+                            break End::Drained;
+                        }
+                        open = false;
+                        silence.as_mut().reset(silent_at().min(Instant::now() + LAST_ANSWER));
+                        continue;
+                    };
+                    answered = false;
                     up.read += datagram.bytes.len() as u64;
                     match endpoint.send(&datagram.bytes).await {
                         Ok(n) => up.written += n as u64,
@@ -137,21 +163,29 @@ impl Session {
                         Err(_) => up.written = up.read,
                     }
                 }
-                Ok(ready) = endpoint.ready(Interest::READABLE | Interest::ERROR) => match pass_answer(&endpoint, ready, answers, path) {
+                Ok(ready) = endpoint.ready(Interest::READABLE | Interest::ERROR) => match pass_answer(&endpoint, ready, &answers, path) {
                     Ok(Answer { length, waits }) => {
+                        if down.read > 0 {
+                            shown.used.store(true, Relaxed);
+                        }
                         down.read += length as u64;
                         if let Some(bytes) = waits {
                             // One that can't be delivered is lost.
                             let _ = answers.send(&bytes, path).await;
                         }
                         down.written = down.read;
+                        answered = true;
+                        if !open {
+                            meter.update(up, down, &mut self.stream.bytes);
+                            break End::Drained;
+                        }
                     }
                     Err(error) if is_gone(&error) => break End::Failed(Side::Upstream),
                     Err(_) => {}
                 },
                 () = &mut silence => break End::Idle,
             }
-            if meter.update(up, down, &mut self.stream.bytes) {
+            if meter.update(up, down, &mut self.stream.bytes) && open {
                 silence.as_mut().reset(silent_at());
             }
         };
@@ -165,6 +199,7 @@ impl Session {
                 self.not_reached();
             }
         }
+        self.noted(end);
     }
 
     fn noted(&mut self, end: End) {
@@ -200,7 +235,6 @@ fn pass_answer(endpoint: &UdpSocket, ready: Ready, answers: &Datagrams, path: Pa
         // What the endpoint's machine has said of what was sent: it comes by itself, and not with an answer.
         let _ = endpoint.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
         if let Some(error) = endpoint.take_error()? {
-        self.noted(end);
             return Err(error);
         }
     }
@@ -218,4 +252,20 @@ fn pass_answer(endpoint: &UdpSocket, ready: Ready, answers: &Datagrams, path: Pa
 fn is_gone(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
     matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_finds_no_room_leaves_no_trace() {
+        let held = Arc::new(AtomicUsize::new(0));
+        let first = Waiting::new(&[1; 60], &held, 100).unwrap();
+        assert!(Waiting::new(&[2; 60], &held, 100).is_none());
+        assert_eq!(held.load(Relaxed), 60);
+        drop(first);
+        assert_eq!(held.load(Relaxed), 0);
+    }
 }

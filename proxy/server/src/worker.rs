@@ -1,6 +1,7 @@
 //! Workers: one thread each, with its own runtime, pools and timers. A connection stays on its worker.
 
 use crate::budget::default_budget;
+use crate::descriptors;
 use crate::dns::DnsCache;
 use crate::drain::{Drain, DrainStrategy};
 use crate::listener::filters::FilterStats;
@@ -48,6 +49,8 @@ pub struct Shared {
     pub callout: Arc<dyn Callout>,
     /// As started.
     pub options: Options,
+    /// Sessions of UDP on all workers.
+    pub(crate) udp_sessions: Arc<AtomicUsize>,
     /// Bodies that requests hold in memory.
     pub bodies: Arc<ByteBudget>,
     /// `POST /healthcheck/fail`: responses carry `connection: close` and
@@ -81,6 +84,8 @@ pub struct Options {
     /// Bytes of bodies that all requests together may hold in memory: a quarter of what the process may use, at
     /// least 64 MiB.
     pub body_budget: usize,
+    /// Sessions of UDP on all workers, each of which has a descriptor: half of those that the process may have.
+    pub udp_sessions: usize,
 }
 
 impl Default for Options {
@@ -90,6 +95,7 @@ impl Default for Options {
             drain_time: Duration::from_secs(600),
             drain_strategy: DrainStrategy::Gradual,
             body_budget: default_budget(),
+            udp_sessions: descriptors::limit() / 2,
         }
     }
 }
@@ -127,6 +133,7 @@ impl Shared {
             metrics,
             drain: Drain::new(),
             callout,
+            udp_sessions: Arc::default(),
             bodies: Arc::new(ByteBudget::new(options.body_budget)),
             options,
             health_failed: Arc::default(),

@@ -181,7 +181,7 @@ impl L4Proxy {
 /// Bounds of what clients can have a listener of UDP hold, for each of its workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UdpLimits {
-    /// Clients at once.
+    /// Clients at once; beyond that those that were silent for longest leave.
     pub sessions: usize,
     /// Bytes of datagrams that wait for an endpoint, of all clients together.
     pub waiting: usize,
@@ -197,9 +197,10 @@ impl Default for UdpLimits {
 pub const SILENCE: Duration = Duration::from_secs(600);
 
 crate::stat_block! {
-    /// Sessions under way, bytes between this proxy and their endpoints, and datagrams that found no room.
+    /// Sessions under way, bytes between this proxy and their endpoints, datagrams that found no room, and sessions of UDP
+    /// that had to leave for others.
     pub struct L4Stats {
-        counters: [upstream_rx_bytes_total, upstream_tx_bytes_total, datagrams_dropped],
+        counters: [upstream_rx_bytes_total, upstream_tx_bytes_total, datagrams_dropped, sessions_displaced],
         gauges: [sessions_active], histograms: [],
     }
 }

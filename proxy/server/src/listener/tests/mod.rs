@@ -41,13 +41,18 @@ pub(super) struct Fixture {
 
 impl Fixture {
     pub(super) fn start() -> Fixture {
+        Fixture::start_with(Options::default())
+    }
+
+    /// The same with some options.
+    pub(super) fn start_with(options: Options) -> Fixture {
         let (registry, model) = (Registry::new(), Arc::new(Model::default()));
         let clusters = model.clusters().clone();
         let options = Options {
             concurrency: 4,
             drain_time: Duration::from_millis(300),
             drain_strategy: DrainStrategy::Immediate,
-            ..Options::default()
+            ..options
         };
         let server =
             Server::start(options, registry.clone(), model, Arc::new(Nowhere), Lifecycle::default()).unwrap();
@@ -112,17 +117,17 @@ impl Fixture {
 
     /// A cluster of these endpoints under `name`.
     pub(super) async fn cluster(&self, name: &str, endpoints: &[SocketAddr]) -> Arc<Cluster> {
-        let hosts = endpoints.iter().map(|e| HostConfig::new(Address::Ip(*e))).collect();
-        let cluster = Cluster::new(config, hosts, None, &self.registry).unwrap();
-        let diff = Diff { clusters: vec![(name, Some(cluster.clone()))], ..Diff::default() };
-        self.server.apply(diff).await.unwrap();
-        cluster
         self.cluster_of(cluster_config(name), endpoints).await
     }
 
     /// The same of what is configured.
     pub(super) async fn cluster_of(&self, config: ClusterConfig, endpoints: &[SocketAddr]) -> Arc<Cluster> {
         let name = config.name.clone();
+        let hosts = endpoints.iter().map(|e| HostConfig::new(Address::Ip(*e))).collect();
+        let cluster = Cluster::new(config, hosts, None, &self.registry).unwrap();
+        let diff = Diff { clusters: vec![(name, Some(cluster.clone()))], ..Diff::default() };
+        self.server.apply(diff).await.unwrap();
+        cluster
     }
 
     /// Ends the server so that no thread outlives its test.
