@@ -54,9 +54,22 @@ pub(crate) fn take_wanted_body() -> Option<usize> {
     WANTED_BODY.take()
 }
 
+#[cfg(test)]
+thread_local! {
+    static FORGETS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many things were to be forgotten at the end of their look-up.
+#[cfg(test)]
+pub(crate) fn forgotten() -> usize {
+    FORGETS.get()
+}
+
 /// Has `forget` called at the end of the look-up under way: by whoever keeps the first thing in it.
 pub(crate) fn forget_at_end(forget: fn()) {
     IS_KEPT.set(true);
+    #[cfg(test)]
+    FORGETS.set(FORGETS.get() + 1);
     FORGET.with_borrow_mut(|all| all.push(forget));
 }
 

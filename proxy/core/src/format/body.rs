@@ -4,9 +4,12 @@ use crate::headers::Known;
 use crate::lookup;
 use crate::matcher::decode;
 use crate::stream::Stream;
+use serde::Deserializer;
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// A field of a body: a dotted path, or a JSONPath when it has brackets, stars or `..`.
@@ -62,7 +65,10 @@ impl BodyPath {
 
     /// The field as text: a string as it is, anything else as JSON.
     pub(super) fn get(&self, stream: &Stream) -> Option<Vec<u8>> {
-        with_document(stream, |document| self.of(document?))
+        with_document(stream, |document| match document? {
+            Document::Tree(tree) => self.of(tree),
+            Document::Large => self.text(Source::of(stream)?.find(&self.steps).as_ref().as_slice()),
+        })
     }
 
     fn of(&self, document: &Value) -> Option<Vec<u8>> {
@@ -70,9 +76,12 @@ impl BodyPath {
         for step in &self.steps {
             found = found.into_iter().flat_map(|value| step.select(value)).collect();
         }
+        self.text(&found)
+    }
+
+    fn text(&self, found: &[&Value]) -> Option<Vec<u8>> {
         if self.many {
-            let all = Value::Array(found.into_iter().cloned().collect());
-            return (all != Value::Array(Vec::new())).then(|| all.to_string().into_bytes());
+            return (!found.is_empty()).then(|| serde_json::to_vec(found).ok()).flatten();
         }
         match found.first()? {
             Value::Null => None,
@@ -180,70 +189,299 @@ fn fields(body: &[u8]) -> impl Iterator<Item = (Cow<'_, [u8]>, Cow<'_, [u8]>)> {
     })
 }
 
+/// Values of a body that are held together, at most: some 72 bytes each, and the texts. Of a body with more a path to one
+/// text or number leads there without the rest, and any other finds nothing.
+const MOST_VALUES: usize = 256 << 10;
+
+/// A body as a document.
+enum Document {
+    Tree(Value),
+    /// It has more than [`MOST_VALUES`].
+    Large,
+}
+
 thread_local! {
-    /// The document of the request that a route is looked for, once somebody has asked for a field of it.
-    static DOCUMENT: RefCell<Option<Option<Value>>> = const { RefCell::new(None) };
+    /// The document of the request that is looked at ([`lookup`]), once somebody has asked for a field of it.
+    static DOCUMENT: RefCell<Option<Option<Document>>> = const { RefCell::new(None) };
 }
 
 /// Has `look` look at the body as a document. Many routes may ask for fields of it: it is read once for all of them.
-fn with_document<T>(stream: &Stream, look: impl FnOnce(Option<&Value>) -> T) -> T {
+fn with_document<T>(stream: &Stream, look: impl FnOnce(Option<&Document>) -> T) -> T {
+    let document = || Source::of(stream)?.document();
     if !lookup::is_open() {
-        return look(document(stream).as_ref());
+        return look(document().as_ref());
     }
     DOCUMENT.with_borrow_mut(|kept| {
         if kept.is_none() {
             lookup::forget_at_end(|| drop(DOCUMENT.take()));
         }
-        look(kept.get_or_insert_with(|| document(stream)).as_ref())
+        look(kept.get_or_insert_with(document).as_ref())
     })
 }
 
-/// The body as a document, by its content-type.
-fn document(stream: &Stream) -> Option<Value> {
-    let kind = content_type(stream);
-    // By what the type holds anywhere, as APISIX looks for it.
-    let is = |name| kind.contains(name);
-    if !(is("application/json") || is("application/x-www-form-urlencoded") || is("multipart/form-data")) {
-        return None;
+/// A body that is a document by its content-type.
+enum Source<'a> {
+    Json(&'a [u8]),
+    Form(&'a [u8]),
+    /// With the boundary of its parts.
+    Parts(&'a [u8], &'a str),
+}
+
+impl<'a> Source<'a> {
+    fn of(stream: &'a Stream) -> Option<Source<'a>> {
+        let kind = content_type(stream);
+        // By what the type holds anywhere, as APISIX looks for it.
+        let is = |name| kind.contains(name);
+        if !(is("application/json") || is("application/x-www-form-urlencoded") || is("multipart/form-data")) {
+            return None;
+        }
+        let body = read(stream, BodyLimits::current().fields)?;
+        if is("application/json") {
+            return Some(Source::Json(body));
+        }
+        if is("application/x-www-form-urlencoded") {
+            return Some(Source::Form(body));
+        }
+        let boundary = kind.split(';').find_map(|p| p.trim().strip_prefix("boundary="))?;
+        Some(Source::Parts(body, boundary.trim_matches('"')))
     }
-    let body = read(stream, BodyLimits::current().fields)?;
-    if is("application/json") {
-        return serde_json::from_slice(body).ok();
+
+    /// Whether it has more values than are held.
+    fn is_large(&self) -> bool {
+        let (Source::Json(body) | Source::Form(body) | Source::Parts(body, _)) = self;
+        // Each takes a byte.
+        body.len() > MOST_VALUES
+            && match self {
+                Source::Json(body) => has_more_values(body, MOST_VALUES),
+                Source::Form(body) => fields(body).nth(MOST_VALUES).is_some(),
+                Source::Parts(body, boundary) => parts(body, boundary).nth(MOST_VALUES).is_some(),
+            }
     }
-    if is("application/x-www-form-urlencoded") {
-        return Some(Value::Object(first_of_each(
-            fields(body).map(|(key, value)| (text(&key), text(&value))),
-        )));
+
+    fn document(&self) -> Option<Document> {
+        if self.is_large() {
+            return Some(Document::Large);
+        }
+        Some(Document::Tree(match self {
+            Source::Json(body) => serde_json::from_slice(body).ok()?,
+            Source::Form(body) => first_of_each(fields(body).map(|(key, value)| (text(&key), text(&value)))),
+            Source::Parts(body, boundary) => {
+                first_of_each(parts(body, boundary).map(|(name, value)| (name, text(value))))
+            }
+        }))
     }
-    let boundary = kind.split(';').find_map(|p| p.trim().strip_prefix("boundary="))?;
-    Some(Value::Object(first_of_each(
-        parts(body, boundary.trim_matches('"')).map(|(name, value)| (name, text(value))),
-    )))
+
+    /// The text or number that a path leads to.
+    fn find(&self, path: &[Step]) -> Option<Value> {
+        let name = || match path {
+            [Step::Key(name)] => Some(&**name),
+            _ => None,
+        };
+        match self {
+            Source::Json(body) => {
+                let mut json = serde_json::Deserializer::from_slice(body);
+                let found = Find(path).deserialize(&mut json).ok()?;
+                json.end().ok()?;
+                found
+            }
+            Source::Form(body) => {
+                let name = name()?.as_bytes();
+                fields(body).find(|(key, _)| **key == *name).map(|(_, value)| Value::String(text(&value)))
+            }
+            Source::Parts(body, boundary) => {
+                let name = name()?;
+                let found = parts(body, boundary).find(|(of, _)| of == name);
+                found.map(|(_, value)| Value::String(text(value)))
+            }
+        }
+    }
+}
+
+/// Whether a JSON text has more values than that.
+fn has_more_values(json: &[u8], most: usize) -> bool {
+    let (mut values, mut is_text, mut is_escaped) = (1, false, false);
+    for byte in json {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_text,
+            b'"' => is_text = !is_text,
+            b',' | b'[' | b'{' if !is_text => {
+                values += 1;
+                if values > most {
+                    return true;
+                }
+            }
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Follows a path through JSON, and keeps what it leads to if that is a text, a number or a boolean. Of keys that come
+/// twice the last one counts, as everywhere.
+struct Find<'p>(&'p [Step]);
+
+impl<'de> DeserializeSeed<'de> for Find<'_> {
+    type Value = Option<Value>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Option<Value>, D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl Find<'_> {
+    fn end(&self, value: impl Into<Value>) -> Option<Value> {
+        self.0.is_empty().then(|| value.into())
+    }
+}
+
+impl<'de> Visitor<'de> for Find<'_> {
+    type Value = Option<Value>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Option<Value>, E> {
+        Ok(self.end(Value::Null))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Option<Value>, E> {
+        Ok(self.end(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Option<Value>, E> {
+        Ok(self.end(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Option<Value>, E> {
+        Ok(self.end(value))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Option<Value>, E> {
+        Ok(self.end(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Option<Value>, E> {
+        Ok(self.0.is_empty().then(|| value.into()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Option<Value>, A::Error> {
+        let Some((Step::Index(at), rest)) = self.0.split_first() else {
+            while items.next_element::<IgnoredAny>()?.is_some() {}
+            return Ok(None);
+        };
+        let (mut index, mut found) = (0, None);
+        loop {
+            let more = match index == *at {
+                true => items.next_element_seed(Find(rest))?.map(|value| found = value),
+                false => items.next_element::<IgnoredAny>()?.map(drop),
+            };
+            if more.is_none() {
+                return Ok(found);
+            }
+            index += 1;
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Option<Value>, A::Error> {
+        let (key, rest) = match self.0.split_first() {
+            Some((Step::Key(key), rest)) => (Some(&**key), rest),
+            _ => (None, self.0),
+        };
+        let mut found = None;
+        while let Some(is_meant) = members.next_key_seed(IsKey(key))? {
+            match is_meant {
+                true => found = members.next_value_seed(Find(rest))?,
+                false => drop(members.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Whether a key is that one.
+struct IsKey<'k>(Option<&'k str>);
+
+impl<'de> DeserializeSeed<'de> for IsKey<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<bool, D::Error> {
+        json.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for IsKey<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<bool, E> {
+        Ok(self.0 == Some(key))
+    }
 }
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn first_of_each(fields: impl Iterator<Item = (String, String)>) -> Map<String, Value> {
+fn first_of_each(fields: impl Iterator<Item = (String, String)>) -> Value {
     let mut map = Map::new();
     for (key, value) in fields {
         map.entry(key).or_insert(Value::String(value));
     }
-    map
+    Value::Object(map)
 }
 
 /// Names and contents of a multipart body's parts (RFC 7578).
 fn parts<'a>(body: &'a [u8], boundary: &str) -> impl Iterator<Item = (String, &'a [u8])> {
     let delimiter = format!("--{boundary}").into_bytes();
-    let starts: Vec<usize> = memchr::memmem::find_iter(body, &delimiter).collect();
-    let ends: Vec<usize> = starts.iter().skip(1).copied().collect();
-    starts.into_iter().zip(ends).filter_map(move |(start, end)| {
-        let part = body.get(start + delimiter.len()..end)?;
+    let mut rest = memchr::memmem::find(body, &delimiter).and_then(|at| body.get(at + delimiter.len()..));
+    let pieces = std::iter::from_fn(move || {
+        let part = rest?;
+        let end = memchr::memmem::find(part, &delimiter)?;
+        rest = part.get(end + delimiter.len()..);
+        part.get(..end)
+    });
+    pieces.filter_map(|part| {
         let head_end = memchr::memmem::find(part, b"\r\n\r\n")?;
         let head = text(&part[..head_end]);
         let name = head.split("name=\"").nth(1)?.split('"').next()?.to_owned();
         let content = &part[head_end + 4..];
         Some((name, content.strip_suffix(b"\r\n").unwrap_or(content)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_counted_outside_of_texts() {
+        for (json, values) in [("[]", 2), (r#"{"a,[{":"\",[","b":[1,2]}"#, 5), ("[[0,0],[0,0]]", 7)] {
+            assert!(has_more_values(json.as_bytes(), values - 1), "{json}");
+            assert!(!has_more_values(json.as_bytes(), values), "{json}");
+        }
+    }
+
+    #[test]
+    fn paths_lead_through_large_bodies_as_through_trees() {
+        let json = r#"{"a":{"b":"x","l":[1,{"c":2.5}],"n":null,"t":true},"a2":-1,"d":1,"d":"last","o":{}}"#;
+        let tree: Value = serde_json::from_str(json).unwrap_or_default();
+        for path in ["a.b", "a.l[0]", "a.l[1].c", "a.l[7]", "a.n", "a.t", "a2", "d", "a.b.c", "nope", "a2.x"]
+        {
+            let path = BodyPath::parse(path);
+            let found = Source::Json(json.as_bytes()).find(&path.steps);
+            assert_eq!(path.text(found.as_ref().as_slice()), path.of(&tree), "{path:?}");
+        }
+        // Only these are kept.
+        for path in ["a", "a.l", "o", "a.l[*]", "..b"] {
+            assert_eq!(Source::Json(json.as_bytes()).find(&BodyPath::parse(path).steps), None, "{path}");
+        }
+        for bad in [r#"{"a":1}}"#, r#"{"a":1"#, "{\"a\":1,}"] {
+            assert_eq!(Source::Json(bad.as_bytes()).find(&BodyPath::parse("a").steps), None, "{bad}");
+        }
+    }
 }

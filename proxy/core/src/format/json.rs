@@ -140,6 +140,17 @@ impl Node {
         }
     }
 
+    /// Whether a part of it is one of those.
+    pub(super) fn any(&self, is: &impl Fn(&Part) -> bool) -> bool {
+        match self {
+            Node::Fixed(_) => false,
+            Node::Value(part) => is(part),
+            Node::Text(parts, _) => parts.iter().any(is),
+            Node::Object(members, _) => members.iter().any(|(_, node)| node.any(is)),
+            Node::Array(items, _) => items.iter().any(|node| node.any(is)),
+        }
+    }
+
     /// Appends the value; `false` means there is none, and then nothing was written.
     pub(super) fn put(&self, stream: &Stream, out: &mut Vec<u8>) -> bool {
         match self {

@@ -34,6 +34,7 @@ pub(crate) use variable::JOINED;
 pub use variable::{Variable, noticing_bodies};
 
 use crate::headers::control;
+use crate::lookup::Lookup;
 use crate::stream::Stream;
 use json::Node;
 use operator::Operator;
@@ -65,6 +66,8 @@ pub struct Format {
     plain: bool,
     /// `omit_empty_values`: a missing value is nothing where it would be `-`.
     omit_empty: bool,
+    /// A variable of it is in the request's body, which is read once for all of them then.
+    of_body: bool,
 }
 
 #[derive(Debug)]
@@ -169,6 +172,7 @@ impl Format {
     /// Appends a JSON document; tells whether there is one. There is none where it is a single variable or operator
     /// without a value, and then nothing was written.
     pub fn write_json(&self, stream: &Stream, out: &mut Vec<u8>) -> bool {
+        let _once = self.of_body.then(Lookup::begin);
         match &self.parts[..] {
             [Part::Json(node)] => node.put(stream, out),
             _ => false,
@@ -183,12 +187,13 @@ impl Format {
             _ => (0, &parts[..]),
         };
         let plain = !before.iter().any(text);
-        Format { tail, plain, parts: parts.into(), omit_empty: false }
+        let of_body = parts.iter().any(Part::is_of_body);
+        Format { tail, plain, parts: parts.into(), omit_empty: false, of_body }
     }
 
     /// Whether a variable of it is in the request's body.
     pub fn is_of_body(&self) -> bool {
-        self.parts.iter().any(|part| matches!(part, Part::Variable { variable, .. } if variable.is_of_body()))
+        self.of_body
     }
 
     /// Makes a missing value nothing in logs and bodies too (`omit_empty_values`).
@@ -276,6 +281,7 @@ impl Format {
     /// Appends all parts; tells how many values were there. Nearly always nothing is to be escaped, and one look at
     /// all of them together tells.
     fn write(&self, stream: &Stream, out: &mut Vec<u8>, style: Style) -> usize {
+        let _once = self.of_body.then(Lookup::begin);
         let each = |out: &mut Vec<u8>, style: Style| {
             self.parts.iter().map(|part| usize::from(part.write(stream, out, style))).sum()
         };
@@ -319,6 +325,14 @@ impl Part {
 
     fn operator(operator: Operator, max: Option<usize>) -> Part {
         Part::Operator { before: Text::default(), operator, max }
+    }
+
+    fn is_of_body(&self) -> bool {
+        match self {
+            Part::Variable { variable, .. } => variable.is_of_body(),
+            Part::Json(node) => node.any(&Part::is_of_body),
+            Part::Text(_) | Part::Operator { .. } => false,
+        }
     }
 
     /// What it is, or begins with, whatever the request.

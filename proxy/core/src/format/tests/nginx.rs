@@ -147,6 +147,45 @@ fn variables_of_bodies_and_graphql() {
     assert_eq!(get("graphql_x", &s), None);
 }
 
+/// A document of 64 MiB would take more than a gigabyte.
+#[test]
+fn large_bodies_are_not_held_as_documents() {
+    let mut s = stream();
+    let get = |path: &str, s: &Stream| Variable::parse(path).get(s).map(|v| v.len());
+    s.request.headers.set("content-type", b"application/json");
+    let large = format!("{{\"zeros\":[{}0],\"model\":\"large\"}}", "0,".repeat(300 << 10));
+    s.request_body = Some(Bytes::from(large));
+    assert_eq!(value("$post_arg.model $post_arg.nope", &s), "large ");
+    assert_eq!((get("post_arg.zeros", &s), get("post_arg.zeros[*]", &s)), (None, None));
+    s.request.headers.set("content-type", b"application/x-www-form-urlencoded");
+    s.request_body = Some(Bytes::from(format!("{}model=large", "a=1&".repeat(300 << 10))));
+    assert_eq!(value("$post_arg.model $post_arg.a", &s), "large 1");
+    s.request.headers.set("content-type", b"multipart/form-data; boundary=B");
+    let part = |name: &str| format!("--B\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\nv\r\n");
+    s.request_body = Some(Bytes::from(format!("{}{}--B--", part("a").repeat(270 << 10), part("model"))));
+    assert_eq!(value("$post_arg.model", &s), "v");
+    // One that is long and of few values is held.
+    s.request.headers.set("content-type", b"application/json");
+    s.request_body = Some(Bytes::from(format!("{{\"a\":[\"{}\"]}}", ",".repeat(300 << 10))));
+    assert_eq!(get("post_arg.a", &s), Some((300 << 10) + 4));
+}
+
+/// A line that has five fields of a body has read it once.
+#[test]
+fn a_template_reads_a_body_once() {
+    let mut s = stream();
+    s.request.headers.set("content-type", b"application/json");
+    s.request_body = Some(Bytes::from_static(b"{\"a\":1,\"b\":2}"));
+    let once = crate::lookup::forgotten();
+    assert_eq!(value("$post_arg.a $post_arg.b", &s), "1 2");
+    assert_eq!(crate::lookup::forgotten() - once, 1);
+    let apisix = JsonOptions { dialect: Dialect::Apisix, ..JsonOptions::default() };
+    let json = Format::json(&json!({"a": "$post_arg.a", "l": ["$post_arg.b"]}), apisix).unwrap();
+    let mut out = Vec::new();
+    assert!(json.write_json(&s, &mut out));
+    assert_eq!((crate::lookup::forgotten() - once, out), (2, b"{\"a\":\"1\",\"l\":[\"2\"]}".to_vec()));
+}
+
 /// Variables of bodies were nothing while a route was looked for, for nobody had read the body.
 #[test]
 fn who_looks_for_a_route_is_told_that_the_body_is_wanted() {
