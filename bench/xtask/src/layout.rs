@@ -45,6 +45,35 @@ pub const LAYERS: &[(&str, &[&str])] = &[
     ("xtask", &[]),
 ];
 
+/// Where functions of the request path stand.
+pub const REQUEST_PATH: &[&str] = &["proxy/server/src/http", "proxy/server/src/h1"];
+
+/// The most lines that a function of the request path may have, its head counted: what fits a screen and a half.
+pub const FUNCTION_LINES: usize = 80;
+
+/// The functions of a source that are longer than [`FUNCTION_LINES`], by the indentation that rustfmt gives them: `name: lines`.
+/// Those behind its `#[cfg(test)]` do not count.
+pub fn long_functions(text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().take_while(|line| *line != "#[cfg(test)]").collect();
+    let mut long = Vec::new();
+    for (first, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let indent = line.len() - code.len();
+        let Some((before, after)) = code.split_once("fn ") else { continue };
+        let words = ["pub", "pub(super)", "pub(crate)", "const", "async", "unsafe"];
+        if !before.split_whitespace().all(|word| words.contains(&word)) {
+            continue;
+        }
+        let end = format!("{}}}", " ".repeat(indent));
+        let body = lines[first..].iter().position(|line| *line == end).map_or(0, |at| at + 1);
+        if body > FUNCTION_LINES && !line.ends_with(';') {
+            let name = after.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+            long.push(format!("{name}: {body}"));
+        }
+    }
+    long
+}
+
 /// Modules of a crate that may not name these others of it, so that arrows inside a crate point down as well.
 pub const ROOMS: &[(&str, &[&str])] = &[
     ("proxy/core/src/balance", OF_A_REQUEST),

@@ -64,6 +64,34 @@ fn no_source_file_is_too_long() {
 }
 
 #[test]
+fn functions_of_the_request_path_fit_a_screen_and_a_half() {
+    let sources = layout::sources().unwrap();
+    let of_path = |source: &&Source| {
+        let is_test = source.path.components().any(|part| part.as_os_str() == "tests");
+        !is_test && layout::REQUEST_PATH.iter().any(|room| layout::is_in(&source.path, room))
+    };
+    let sources: Vec<_> = sources.iter().filter(of_path).collect();
+    assert!(sources.len() > 20, "the walk misses files: {}", sources.len());
+    let long = sources.iter().flat_map(|source| {
+        layout::long_functions(&source.text)
+            .into_iter()
+            .map(|name| format!("{}: {name}", source.path.display()))
+    });
+    assert_eq!(long.collect::<Vec<_>>(), [""; 0]);
+}
+
+#[test]
+fn a_long_function_is_found() {
+    let of = |lines: usize| {
+        format!("impl A {{\n    pub(super) async fn f<T>(\n{}    }}\n}}\n", "        x;\n".repeat(lines - 2))
+    };
+    assert_eq!(layout::long_functions(&of(layout::FUNCTION_LINES)), [""; 0]);
+    assert_eq!(layout::long_functions(&of(layout::FUNCTION_LINES + 1)), ["f: 81"]);
+    let tests = format!("#[cfg(test)]\nmod tests {{\n{}}}\n", of(100));
+    assert_eq!(layout::long_functions(&tests), [""; 0]);
+}
+
+#[test]
 fn only_the_memory_module_is_unsafe() {
     let sources = layout::sources().unwrap();
     let rust = sources.iter().filter(|source| source.path.extension().is_some_and(|e| e == "rs"));

@@ -153,9 +153,9 @@ pub fn encode_request(
     Ok(EncodedRequest { body, owes, field_bytes })
 }
 
-/// Appends a response's head: status line with the reason phrase that came with the status, else the profile's, the fields, the framing field and
-/// Connection. Transfer-Encoding among the fields is never copied; Connection is only for 101, else it follows
-/// from the context: Envoy writes `close` when the connection ends and `keep-alive` to HTTP/1.0 clients, nginx
+/// Appends a response's head: status line with the reason phrase that came with the status, else the profile's, the fields,
+/// the framing field and Connection. Transfer-Encoding among the fields is never copied; Connection is only for 101, else it
+/// follows from the context: Envoy writes `close` when the connection ends and `keep-alive` to HTTP/1.0 clients, nginx
 /// always one of both.
 ///
 /// # Errors
@@ -199,28 +199,13 @@ pub fn encode_response(
         return Err(EncodeError::ContentLength);
     }
     let own = |out: &mut Vec<u8>, name, value: &[u8]| write_own(out, name, value, &head.headers, opts);
-    let body = match fields.content_length {
-        _ if tunnel => BodyEncoder::Raw,
-        _ if bodiless || status == 304 => BodyEncoder::Discard,
-        ContentLength::Bytes(_) if head_only => BodyEncoder::Discard,
-        _ if head_only => {
-            // Envoy guesses that GET would be chunked; nginx says nothing.
-            if opts.profile == Profile::Envoy && !http10 {
-                own(out, Known::TRANSFER_ENCODING, b"chunked");
-            }
-            BodyEncoder::Discard
-        }
-        _ if context.end_stream => {
-            own(out, Known::CONTENT_LENGTH, b"0");
-            BodyEncoder::Discard
-        }
-        ContentLength::Bytes(n) => BodyEncoder::Sized(n),
-        _ if http10 => BodyEncoder::Raw,
-        _ => {
-            own(out, Known::TRANSFER_ENCODING, b"chunked");
-            BodyEncoder::Chunked
-        }
+    let (body, framing) = match tunnel {
+        true => (BodyEncoder::Raw, None),
+        false => body_of_response(fields.content_length, status, context, opts.profile),
     };
+    if let Some((name, value)) = framing {
+        own(out, name, value);
+    }
     let keep_alive = context.keep_alive && body != BodyEncoder::Raw;
     let refused = status == 101 && opts.profile == Profile::Envoy && !fields.is_upgrade();
     let connection: Option<&[u8]> = match (keep_alive, opts.profile) {
@@ -242,6 +227,31 @@ pub fn encode_response(
     let field_bytes = (out.len() - first) as u64;
     out.extend_from_slice(b"\r\n");
     Ok(EncodedResponse { body, keep_alive, field_bytes, connection_bytes })
+}
+
+/// The field that says how a body is framed.
+type Framing = Option<(Known, &'static [u8])>;
+
+/// How the body of a response that opens no tunnel is framed, and the field of ours that says so, if one is needed.
+fn body_of_response(
+    length: ContentLength,
+    status: u16,
+    context: ResponseContext,
+    profile: Profile,
+) -> (BodyEncoder, Framing) {
+    let http10 = context.version == Version::Http10;
+    let chunked: Framing = Some((Known::TRANSFER_ENCODING, b"chunked"));
+    let head_only = context.request == RequestKind::Head;
+    match length {
+        _ if status < 200 || matches!(status, 204 | 304) => (BodyEncoder::Discard, None),
+        ContentLength::Bytes(_) if head_only => (BodyEncoder::Discard, None),
+        // Envoy guesses that GET would be chunked; nginx says nothing.
+        _ if head_only => (BodyEncoder::Discard, chunked.filter(|_| profile == Profile::Envoy && !http10)),
+        _ if context.end_stream => (BodyEncoder::Discard, Some((Known::CONTENT_LENGTH, b"0"))),
+        ContentLength::Bytes(n) => (BodyEncoder::Sized(n), None),
+        _ if http10 => (BodyEncoder::Raw, None),
+        _ => (BodyEncoder::Chunked, chunked),
+    }
 }
 
 impl BodyEncoder {

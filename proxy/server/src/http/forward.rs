@@ -49,6 +49,13 @@ pub(super) struct Plan<'r> {
     pub(super) begun: u32,
 }
 
+/// Where a request goes.
+struct Chosen<'r> {
+    cluster: Arc<Cluster>,
+    member: Option<&'r WeightedCluster>,
+    set_cookie: Option<Vec<u8>>,
+}
+
 impl<D: Downstream> Exchange<'_, D> {
     /// Forwards the request and passes the response on.
     pub(super) async fn forward(&mut self, route: &Route, forward: &Forward) -> Result<(), Interrupt> {
@@ -105,8 +112,8 @@ impl<D: Downstream> Exchange<'_, D> {
         }
     }
 
-    /// Chooses the cluster and prepares the request for it.
-    fn plan<'r>(&mut self, route: &'r Route, forward: &'r Forward) -> Result<Plan<'r>, Box<LocalReply>> {
+    /// Chooses the cluster, and tells how it was drawn; or the answer to a request that goes to none.
+    fn choose<'r>(&mut self, forward: &'r Forward) -> Result<Chosen<'r>, Box<LocalReply>> {
         let hcm = &self.env.hcm;
         let (request_hash, set_cookie) = hash::request_hash(&forward.hash, self.stream);
         self.stream.hash = request_hash;
@@ -130,8 +137,15 @@ impl<D: Downstream> Exchange<'_, D> {
         if let Some(reply) = self.drops_overload(&cluster) {
             return Err(Box::new(reply));
         }
+        Ok(Chosen { cluster, member, set_cookie })
+    }
+
+    /// Chooses the cluster and prepares the request for it.
+    fn plan<'r>(&mut self, route: &'r Route, forward: &'r Forward) -> Result<Plan<'r>, Box<LocalReply>> {
+        let Chosen { cluster, member, set_cookie } = self.choose(forward)?;
+        let hcm = &self.env.hcm;
         if let Some(chain) = member.and_then(|m| m.chain.as_ref()) {
-            self.chain = chain_of(&self.env.hcm.chain, chain);
+            self.chain = chain_of(&hcm.chain, chain);
         }
         if let Some(reply) = rewrite::strict_check(&hcm.router, self.stream) {
             return Err(Box::new(reply));
