@@ -364,8 +364,9 @@ fn plugins_of_streams_let_in_limit_and_count() {
     );
     directory.write("apisix.yaml", &routes(&split));
     process.until("the other upstream", || (greeting(port) == "b").then_some(()));
-    let told: String = (0..4).map(|_| greeting(port)).collect();
-    assert_eq!((told.matches('a').count(), told.matches('b').count()), (2, 2), "{told}");
+    // Each worker takes turns of its own, and the kernel says which has how many of them.
+    let told: String = (0..64).map(|_| greeting(port)).collect();
+    assert!(told.matches('a').count().min(told.matches('b').count()) >= 16, "{told}");
 }
 
 #[test]
