@@ -5,17 +5,16 @@ mod common;
 
 use common::*;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use sixfold_core::cluster::{ActiveCheck, CountedChecks, Limits};
+use sixfold_core::cluster::{CountedChecks, Limits};
 use sixfold_core::hcm::Profile;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 /// Checks by which one failure of any kind puts a node out.
 fn checks() -> CountedChecks {
-    let limits = Limits {
+    let passive = Limits {
         healthy_statuses: Box::new([200]),
         unhealthy_statuses: Box::new([500, 502, 503]),
         successes: 1,
@@ -23,19 +22,7 @@ fn checks() -> CountedChecks {
         tcp_failures: 1,
         timeouts: 1,
     };
-    let active = ActiveCheck {
-        http: None,
-        tls: None,
-        timeout: Duration::from_secs(1),
-        concurrency: 1,
-        port: None,
-        host: None,
-        address_host: None,
-        healthy_interval: None,
-        unhealthy_interval: None,
-        limits: limits.clone(),
-    };
-    CountedChecks { fingerprint: 1, active, passive: limits, ends_count: true }
+    CountedChecks { passive, ends_count: true, ..CountedChecks::default() }
 }
 
 /// Two such requests put a node out that nobody had asked.

@@ -169,7 +169,6 @@ mod tests {
     use sixfold_core::cluster::{ActiveCheck, ClusterConfig, HostConfig, Limits, Seen};
     use sixfold_core::metrics::Registry;
     use std::sync::Arc;
-    use std::time::Duration;
 
     fn checked(port: Option<u16>) -> Arc<Cluster> {
         let limits = Limits {
@@ -180,22 +179,10 @@ mod tests {
             tcp_failures: 1,
             timeouts: 1,
         };
-        let active = ActiveCheck {
-            http: None,
-            tls: None,
-            timeout: Duration::from_secs(1),
-            concurrency: 1,
-            port,
-            host: None,
-            address_host: None,
-            healthy_interval: None,
-            unhealthy_interval: None,
-            limits: limits.clone(),
-        };
-        let checks =
-            Some(Arc::new(CountedChecks { fingerprint: 1, active, passive: limits, ends_count: false }));
+        let active = ActiveCheck { port, limits: limits.clone(), ..ActiveCheck::default() };
+        let checks = CountedChecks { active, passive: limits, ..CountedChecks::default() };
         let mut config = ClusterConfig::named("routes/1");
-        config.checks = checks;
+        config.checks = Some(Arc::new(checks));
         let hosts = [80, 81].map(|port| HostConfig::new(Address::Ip(([127, 0, 0, 1], port).into())));
         Cluster::new(config, hosts.into(), None, &Registry::new()).unwrap()
     }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-/// How nodes are checked (APISIX's `checks`).
-#[derive(Debug)]
+/// How nodes are checked (APISIX's `checks`); by default nothing counts.
+#[derive(Debug, Default)]
 pub struct CountedChecks {
     /// Equal for checks that are configured alike.
     pub fingerprint: u64,
@@ -50,8 +50,25 @@ pub struct ActiveCheck {
     pub limits: Limits,
 }
 
-/// What counts, and how many in a row decide; a limit of 0 counts nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl Default for ActiveCheck {
+    fn default() -> ActiveCheck {
+        ActiveCheck {
+            http: None,
+            tls: None,
+            timeout: Duration::from_secs(1),
+            concurrency: 10,
+            port: None,
+            host: None,
+            address_host: None,
+            healthy_interval: None,
+            unhealthy_interval: None,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// What counts, and how many in a row decide; a limit of 0, the default, counts nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Statuses that are a success.
     pub healthy_statuses: Box<[u16]>,

@@ -24,15 +24,13 @@ fn checks(interval: Option<Duration>) -> CountedChecks {
     };
     let active = ActiveCheck {
         http: Some(HttpProbe { path: "/status".to_owned(), add: vec![add], ..super::http() }),
-        tls: None,
         timeout: Duration::from_secs(5),
         concurrency: 2,
-        port: None,
-        host: None,
         address_host: Some("n.example".into()),
         healthy_interval: interval,
         unhealthy_interval: interval,
         limits: limits(),
+        ..ActiveCheck::default()
     };
     CountedChecks { fingerprint: 1, active, passive: limits(), ends_count: false }
 }

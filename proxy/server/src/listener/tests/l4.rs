@@ -1,7 +1,7 @@
 //! Listeners whose connections go where a table of routes says.
 
 use super::*;
-use sixfold_core::cluster::{ActiveCheck, CountedChecks, Limits};
+use sixfold_core::cluster::{CountedChecks, Limits};
 use sixfold_core::listener::{L4Condition, L4Proxy, L4Route, L4Routes, L4Stats, L4Table, SILENCE, UdpLimits};
 use sixfold_core::retry::RetryPolicy;
 use sixfold_core::route::{Action, Ids, PathMatch, Route};
@@ -149,27 +149,8 @@ async fn sessions_of_all_workers_have_one_bound() {
 
 /// Checks that count failures to connect, and send nothing.
 fn checks(ends_count: bool) -> CountedChecks {
-    let limits = Limits {
-        healthy_statuses: Box::default(),
-        unhealthy_statuses: Box::default(),
-        successes: 2,
-        http_failures: 2,
-        tcp_failures: 2,
-        timeouts: 2,
-    };
-    let active = ActiveCheck {
-        http: None,
-        tls: None,
-        timeout: Duration::from_secs(1),
-        concurrency: 1,
-        port: None,
-        host: None,
-        address_host: None,
-        healthy_interval: None,
-        unhealthy_interval: None,
-        limits: limits.clone(),
-    };
-    CountedChecks { fingerprint: 1, active, passive: limits, ends_count }
+    let passive = Limits { tcp_failures: 2, ..Limits::default() };
+    CountedChecks { passive, ends_count, ..CountedChecks::default() }
 }
 
 /// Failed connections that are counted for the only node of a cluster after one connection of a client.
