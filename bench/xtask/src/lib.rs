@@ -12,6 +12,7 @@ pub mod image;
 pub mod layout;
 pub mod lint;
 pub mod mesh;
+pub mod monitoring;
 pub mod package;
 pub mod process;
 pub mod report;

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, book, chart, conformance, fuzz, h2spec, image, lint, mesh, package, suite, survey};
+use xtask::{
+    bench, book, chart, conformance, fuzz, h2spec, image, lint, mesh, monitoring, package, suite, survey,
+};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The project's own chores")]
@@ -24,6 +26,8 @@ enum Chore {
     Mesh(mesh::Options),
     /// Run the commands and configurations of the book in docs/
     Book(book::run::Options),
+    /// Ask every query of the dashboards and alerts of a Prometheus that scrapes the proxy, or write them anew
+    Monitoring(monitoring::Options),
     /// Run h2spec against the proxy, over cleartext and TLS
     H2spec(h2spec::Options),
     /// Run the fuzz targets under cargo-fuzz, ten minutes each
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Chore::Conformance(options) => conformance::run(&options),
         Chore::Mesh(options) => mesh::run(&options),
         Chore::Book(options) => book::run::run(&options),
+        Chore::Monitoring(options) => monitoring::run(&options),
         Chore::H2spec(options) => h2spec::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Bench(options) => bench::run(&options),

@@ -6,7 +6,7 @@ use clap::Args;
 use crate::process::{cargo, execute};
 use crate::report::Report;
 use crate::tools::{ETCD, OPENSSL, PYTHON, REDIS, build_proxy, ensure};
-use crate::{book, chart, conformance, h2spec, image, mesh, package};
+use crate::{book, chart, conformance, h2spec, image, mesh, monitoring, package};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -35,6 +35,7 @@ pub fn run(options: &Options) -> Result<()> {
     match build_proxy("ci") {
         Ok(proxy) => {
             report.part("book", || book::run::check(&proxy, &[]));
+            report.part("monitoring", || monitoring::check(&proxy));
             report.part("conformance", || conformance::check_promised(&proxy, options.runs));
             report.part("mesh", || mesh::check_promised(&proxy));
             report.part("sidecar image", || image::sidecar::check_where_possible(&proxy));

@@ -32,6 +32,10 @@ pub const NGINX: Tool =
     Tool { program: "nginx", package: "nginx", what_for: "the load tests' upstream and a peer" };
 pub const HAPROXY: Tool =
     Tool { program: "haproxy", package: "haproxy", what_for: "a peer of the load tests" };
+pub const PROMETHEUS: Tool =
+    Tool { program: "prometheus", package: "prometheus", what_for: "asking what dashboards and alerts ask" };
+pub const PROMTOOL: Tool =
+    Tool { program: "promtool", package: "prometheus", what_for: "reading the files of alerts" };
 pub const WRK: Tool = Tool { program: "wrk", package: "wrk", what_for: "HTTP/1 load" };
 pub const H2LOAD: Tool =
     Tool { program: "h2load", package: "nghttp2-client", what_for: "load at a fixed rate, HTTP/2 load" };
