@@ -3,6 +3,7 @@ set -eu
 children=()
 finish() {
   trap - EXIT
+  children+=($(jobs -p))
   for child in "${children[@]}"; do kill "$child" 2>/dev/null || true; done
   for child in "${children[@]}"; do
     for _ in $(seq 50); do kill -0 "$child" 2>/dev/null || break; sleep 0.1; done

@@ -31,6 +31,7 @@ impl Ports {
         let names = [
             "GATEWAY",
             "STREAM",
+            "STREAM_AWAY",
             "METRICS",
             "ADMIN_API",
             "STATUS",
@@ -147,11 +148,12 @@ fn traffic(ports: &Ports, done: &AtomicBool) {
             ("GATEWAY", "/logged"),
             ("GATEWAY", "/away"),
             ("STREAM", "/"),
+            ("STREAM_AWAY", "/"),
             ("SIDECAR", "/"),
             ("SIDECAR", "/ill"),
             ("SIDECAR_TCP", "/"),
         ] {
-            let _ = exchange(ports.of(port), "GET", path, "");
+            let _ = client(ports.of(port), path);
         }
         sleep(Duration::from_millis(100));
     }
@@ -272,6 +274,15 @@ fn has_value(answer: &Value) -> bool {
 fn json(answer: &str) -> Result<Value> {
     let (_, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no answer: {answer}"))?;
     serde_json::from_str(body).with_context(|| body.to_owned())
+}
+
+/// A request of a client, whose answer is of no interest.
+fn client(port: u16, path: &str) -> Result<()> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+    stream.read_to_end(&mut Vec::new())?;
+    Ok(())
 }
 
 /// One exchange over HTTP/1.0, whose answer ends with the connection.
