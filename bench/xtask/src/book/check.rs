@@ -13,7 +13,7 @@ pub const REPOSITORY: &str = "https://github.com/sixfold/sixfold/blob/main/";
 const SHOWN: [&str; 4] = ["text", "rust", "lua", "nginx"];
 
 /// What a mark may be, and whether it says what becomes of the block.
-const MARKS: [(&str, bool); 11] = [
+const MARKS: [(&str, bool); 10] = [
     ("run", true),
     ("retry", true),
     ("background", true),
@@ -22,7 +22,6 @@ const MARKS: [(&str, bool); 11] = [
     ("part-of", true),
     ("test", true),
     ("not-run", true),
-    ("generated", true),
     ("output", false),
     ("fresh", false),
 ];
