@@ -3,14 +3,15 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
 use prost::Message;
 
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
+use sixfold_core::interned::Interned;
 use sixfold_core::plugin::{
     BuildContext, Chain, ChainBuilder, FilterConfig as Given, FilterFactory, Member, Plugin, Position,
     Registry,
@@ -69,7 +70,7 @@ pub(crate) struct HttpFilters {
     /// Those that there are.
     plugins: Registry,
     /// Equal settings give one chain.
-    chains: Mutex<Interned<Chain>>,
+    chains: Mutex<Interned<Vec<u8>, Chain>>,
 }
 
 struct Filter {
@@ -80,14 +81,7 @@ struct Filter {
     disabled: bool,
     factory: Arc<FilterFactory>,
     /// Equal settings give one instance: that of the connection manager serves routes that say nothing about it.
-    plugins: Mutex<Interned<Plugin>>,
-}
-
-/// What is made of settings, for as long as somebody has it.
-struct Interned<T> {
-    made: BTreeMap<Vec<u8>, Weak<T>>,
-    /// So many are there when those that nobody has are looked for.
-    full: usize,
+    plugins: Mutex<Interned<Vec<u8>, Plugin>>,
 }
 
 /// What the levels together say about one filter.
@@ -238,7 +232,7 @@ impl HttpFilters {
     fn build_chain(&self, levels: &[Level<'_>], resource: &str) -> Result<Arc<Chain>> {
         let settings = self.settings(levels).in_key("typed_per_filter_config")?;
         let key = cache_key(&settings);
-        if let Some(chain) = self.chains.lock().find(&key) {
+        if let Some(chain) = self.chains.lock().get(&key) {
             return Ok(chain);
         }
         let build = BuildContext { resource: resource.into(), ..self.build.clone() };
@@ -321,7 +315,7 @@ impl Filter {
     fn plugin(&self, settings: &Settings, build: &BuildContext) -> Result<Arc<Plugin>> {
         let mut key = Vec::new();
         add_settings(settings, &mut key);
-        if let Some(plugin) = self.plugins.lock().find(&key) {
+        if let Some(plugin) = self.plugins.lock().get(&key) {
             return Ok(plugin);
         }
         let mut build = BuildContext { filter: self.name.as_str().into(), ..build.clone() };
@@ -380,26 +374,6 @@ impl Filter {
         let reason =
             format!("must be of type {wanted}, as the filter of type {filter} takes, not {type_name}");
         Err(ConfigError::new(reason))
-    }
-}
-
-impl<T> Default for Interned<T> {
-    fn default() -> Interned<T> {
-        Interned { made: BTreeMap::new(), full: 16 }
-    }
-}
-
-impl<T> Interned<T> {
-    fn find(&self, key: &[u8]) -> Option<Arc<T>> {
-        self.made.get(key)?.upgrade()
-    }
-
-    fn insert(&mut self, key: Vec<u8>, made: &Arc<T>) {
-        if self.made.len() >= self.full {
-            self.made.retain(|_, made| made.strong_count() > 0);
-            self.full = (self.made.len() * 2).max(16);
-        }
-        self.made.insert(key, Arc::downgrade(made));
     }
 }
 

@@ -12,15 +12,15 @@ mod tests;
 pub use configs::RouteConfigs;
 pub(crate) use file::{FileResponse, resources_of_file};
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::files;
+use sixfold_core::interned::Interned;
 use sixfold_core::router::{FiltersId, RouteTableCell, TableKey};
 use sixfold_xds_api::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use sixfold_xds_api::pb::envoy::config::core::v3::{ApiVersion, ConfigSource, PathConfigSource};
@@ -58,15 +58,8 @@ pub(crate) struct RdsFilters {
 /// All of them. Equal ones are one, so that a listener that is compiled again finds its tables again.
 #[derive(Default)]
 pub struct FilterLists {
-    known: Mutex<Known>,
+    known: Mutex<Interned<u64, RdsFilters>>,
     hasher: RandomState,
-}
-
-#[derive(Default)]
-struct Known {
-    by_hash: HashMap<u64, Weak<RdsFilters>>,
-    /// So many are there when those that have gone are looked for.
-    full: usize,
 }
 
 impl RdsFilters {
@@ -81,16 +74,12 @@ impl FilterLists {
     fn intern(&self, filters: RdsFilters) -> Arc<RdsFilters> {
         let hash = self.hasher.hash_one(filters.identity());
         let mut known = self.known.lock();
-        let same = known.by_hash.get(&hash).and_then(Weak::upgrade);
+        let same = known.get(&hash);
         if let Some(same) = same.filter(|same| same.identity() == filters.identity()) {
             return same;
         }
-        if known.by_hash.len() >= known.full {
-            known.by_hash.retain(|_, filters| filters.strong_count() > 0);
-            known.full = (known.by_hash.len() * 2).max(16);
-        }
         let filters = Arc::new(filters);
-        known.by_hash.insert(hash, Arc::downgrade(&filters));
+        known.insert(hash, &filters);
         filters
     }
 }

@@ -26,6 +26,7 @@ pub mod hcm;
 pub mod header_ops;
 pub mod headers;
 pub mod internal_redirect;
+pub mod interned;
 pub mod listener;
 mod log_sink;
 mod lookup;

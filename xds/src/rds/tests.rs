@@ -175,7 +175,7 @@ fn the_table_of_a_listener_that_has_gone_goes_too() {
     proxy.apply_listener(proxy.listener("l", &[WEB]));
     proxy.bring("t", "").unwrap();
     let table = Arc::downgrade(&proxy.managers("l")[0].routes.load().unwrap());
-    let filters = proxy.context.filter_lists.known.lock().by_hash.values().next().unwrap().clone();
+    let filters = Arc::downgrade(&proxy.context.filter_lists.known.lock().held().next().unwrap());
     assert_eq!(proxy.configs.wanted_by_ads().len(), 1);
     let gone = Diff { listeners: vec![("l".into(), None)], ..Diff::default() };
     assert_eq!(proxy.model.apply_detached(gone), []);

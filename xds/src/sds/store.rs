@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use sixfold_core::error::ConfigError;
 use sixfold_core::files::Stamp;
+use sixfold_core::interned::Sweep;
 use sixfold_core::metrics::Registry;
 use sixfold_core::tls::{ClientTls, ContextChange};
 use sixfold_xds_api::constraints;
@@ -35,8 +36,7 @@ struct State {
     entries: BTreeMap<SecretKey, Entry>,
     /// Settings of clusters by [`User::print`].
     clients: HashMap<u64, Users>,
-    /// Prints that were left when those were forgotten last that nobody has any more.
-    clients_kept: usize,
+    sweep: Sweep,
     /// Grows with every secret that is put in force.
     version: u64,
 }
@@ -56,8 +56,7 @@ struct Entry {
 #[derive(Default)]
 struct Users {
     all: Vec<Weak<User>>,
-    /// Those that were left when others were forgotten last.
-    kept: usize,
+    sweep: Sweep,
 }
 
 #[derive(Clone)]
@@ -100,10 +99,9 @@ impl State {
     }
 
     fn add_client(&mut self, user: &Arc<User>) {
-        // Once those that nobody holds may be as many as the others.
-        if self.clients.len() > 2 * self.clients_kept + 16 {
+        if self.sweep.is_due(self.clients.len()) {
             self.clients.retain(|_, users| users.is_held());
-            self.clients_kept = self.clients.len();
+            self.sweep.done(self.clients.len());
         }
         self.clients.entry(user.print()).or_default().push(user);
     }
@@ -111,7 +109,7 @@ impl State {
 
 impl Users {
     fn push(&mut self, user: &Arc<User>) {
-        if self.all.len() > 2 * self.kept + 16 {
+        if self.sweep.is_due(self.all.len()) {
             self.forget();
         }
         self.all.push(Arc::downgrade(user));
@@ -128,7 +126,7 @@ impl Users {
 
     fn forget(&mut self) {
         self.all.retain(|user| user.strong_count() > 0);
-        self.kept = self.all.len();
+        self.sweep.done(self.all.len());
     }
 }
 

@@ -6,6 +6,7 @@ use super::{
 use crate::access_log::MakeSink;
 use crate::cluster::{ClusterCell, Clusters};
 use crate::export::{self, Background};
+use crate::interned::Interned;
 use crate::metrics;
 use crate::runtime::Runtime;
 use crate::secret::{NoSecrets, SecretSource};
@@ -144,50 +145,30 @@ impl LocalNode {
     }
 }
 
-type Shared = std::sync::Weak<dyn Any + Send + Sync>;
+type Shared = dyn Any + Send + Sync;
 
 /// State by key that outlives a plugin's instance.
 #[derive(Default)]
 pub struct SharedState {
-    values: Mutex<Values>,
+    values: Mutex<Interned<String, Shared>>,
 }
-
-#[derive(Default)]
-struct Values {
-    by_key: BTreeMap<String, Shared>,
-    /// How many there may be before those that nobody holds are dropped: the double of what was left then, so that
-    /// adding many takes time in proportion to their number.
-    sweep_at: usize,
-}
-
-/// Values that are not worth a sweep.
-const FEW: usize = 64;
 
 impl SharedState {
     /// The value under `key`, made when nobody holds one. `make` runs without a lock and may ask for other values; of
     /// two that are made at the same moment the first to be there is both callers'.
     pub fn get_or_insert<T: Send + Sync + 'static>(&self, key: &str, make: impl FnOnce() -> T) -> Arc<T> {
-        if let Some(value) = self.values.lock().get(key) {
+        let known =
+            |values: &Interned<String, Shared>| values.get(key).and_then(|value| value.downcast().ok());
+        if let Some(value) = known(&self.values.lock()) {
             return value;
         }
         let made = Arc::new(make());
         let mut values = self.values.lock();
-        if let Some(value) = values.get(key) {
+        if let Some(value) = known(&values) {
             return value;
         }
-        if values.by_key.len() >= values.sweep_at.max(FEW) {
-            values.by_key.retain(|_, value| value.strong_count() > 0);
-            values.sweep_at = values.by_key.len() * 2;
-        }
-        let weak: Shared = Arc::downgrade(&made) as _;
-        values.by_key.insert(key.to_owned(), weak);
+        values.insert(key.to_owned(), &(made.clone() as Arc<Shared>));
         made
-    }
-}
-
-impl Values {
-    fn get<T: Send + Sync + 'static>(&self, key: &str) -> Option<Arc<T>> {
-        self.by_key.get(key).and_then(Shared::upgrade).and_then(|value| value.downcast().ok())
     }
 }
 
@@ -297,19 +278,5 @@ mod tests {
     fn a_value_may_be_made_of_another() {
         let shared = SharedState::default();
         assert_eq!(*shared.get_or_insert("a", || *shared.get_or_insert("b", || 1) + 1), 2);
-    }
-
-    /// Each new value looked through all others.
-    #[test]
-    fn what_nobody_holds_is_dropped_now_and_then() {
-        let shared = SharedState::default();
-        let held: Vec<_> = (0..1000).map(|i| shared.get_or_insert(&i.to_string(), || i)).collect();
-        assert_eq!(shared.values.lock().by_key.len(), 1000);
-        assert!(shared.values.lock().sweep_at >= 512, "not at each");
-        drop(held);
-        for i in 1000..3000 {
-            shared.get_or_insert(&i.to_string(), || i);
-            assert!(shared.values.lock().by_key.len() <= 1025);
-        }
     }
 }

@@ -5,57 +5,28 @@ use super::server::load_identity;
 use super::verify::{Authorities, Peer};
 use super::{ClientContext, ClientSettings, ClientTls, Identity, Pem, Protocols, Validation};
 use crate::error::ConfigError;
+use crate::interned::Interned;
 use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
-use std::collections::HashMap;
-use std::hash::Hash;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 /// Contexts and places that somebody holds. Settings that say the same compile to the same object, files that they
 /// name by content: a thousand clusters with one secret hold it once, and a cluster that is compiled again keeps its
 /// place where its TLS has not changed, so that its connections serve on.
 #[derive(Default)]
 pub struct ClientCache {
-    contexts: Mutex<Held<[u8; 32], ClientContext>>,
-    places: Mutex<Held<(Box<str>, usize), ClientTls>>,
+    contexts: Mutex<Interned<[u8; 32], ClientContext>>,
+    places: Mutex<Interned<(Box<str>, usize), ClientTls>>,
     parts: Parts,
 }
 
 /// What settings that differ otherwise may be made of alike: keys that were loaded, authorities that were read.
 #[derive(Default)]
 pub(super) struct Parts {
-    providers: Mutex<Held<Protocols, CryptoProvider>>,
-    identities: Mutex<Held<[u8; 32], CertifiedKey>>,
-    authorities: Mutex<Held<[u8; 32], Authorities>>,
-}
-
-/// Values for as long as somebody else holds them.
-struct Held<K, V> {
-    known: HashMap<K, Weak<V>>,
-    /// Values that were left when those that nobody holds were forgotten last.
-    kept: usize,
-}
-
-impl<K, V> Default for Held<K, V> {
-    fn default() -> Held<K, V> {
-        Held { known: HashMap::new(), kept: 0 }
-    }
-}
-
-impl<K: Hash + Eq, V> Held<K, V> {
-    fn get(&self, key: &K) -> Option<Arc<V>> {
-        self.known.get(key)?.upgrade()
-    }
-
-    fn insert(&mut self, key: K, value: &Arc<V>) {
-        // Once those that nobody holds may be as many as the others.
-        if self.known.len() > 2 * self.kept + 16 {
-            self.known.retain(|_, value| value.strong_count() > 0);
-            self.kept = self.known.len();
-        }
-        self.known.insert(key, Arc::downgrade(value));
-    }
+    providers: Mutex<Interned<Protocols, CryptoProvider>>,
+    identities: Mutex<Interned<[u8; 32], CertifiedKey>>,
+    authorities: Mutex<Interned<[u8; 32], Authorities>>,
 }
 
 impl Parts {
@@ -96,7 +67,7 @@ impl Parts {
 
 /// What is known by this digest, else what is made now.
 fn shared<T>(
-    known: &Mutex<Held<[u8; 32], T>>,
+    known: &Mutex<Interned<[u8; 32], T>>,
     print: Option<[u8; 32]>,
     make: impl FnOnce() -> Result<Arc<T>, ConfigError>,
 ) -> Result<Arc<T>, ConfigError> {
@@ -240,7 +211,7 @@ mod tests {
         let parts = &cache.parts;
         let count = || {
             let (a, b, c) = (parts.providers.lock(), parts.identities.lock(), parts.authorities.lock());
-            [a.known.len(), b.known.len(), c.known.len()]
+            [a.len(), b.len(), c.len()]
         };
         assert_eq!(count(), [1, 1, 1]);
         let (other, other_key) = certificate();
@@ -274,6 +245,6 @@ mod tests {
             let context = cache.context(ClientSettings { sni, ..ClientSettings::default() }).unwrap();
             drop(cache.place(&n.to_string(), context));
         }
-        assert!(cache.contexts.lock().known.len() <= 20 && cache.places.lock().known.len() <= 20);
+        assert!(cache.contexts.lock().len() <= 20 && cache.places.lock().len() <= 20);
     }
 }
