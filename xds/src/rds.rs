@@ -13,7 +13,7 @@ pub use configs::RouteConfigs;
 pub(crate) use file::{FileResponse, resources_of_file};
 
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,16 +126,20 @@ pub(crate) fn subscribe(
 pub(crate) fn source(context: &Context, value: &ConfigSource) -> Result<(Source, Option<Duration>)> {
     let (source, within) = source_unseen(context, value)?;
     if let Source::Path(path) = &source {
-        let there = files::promptly(path, |path| std::fs::metadata(path).map(drop));
-        let missing = |error| ConfigError::field("path", format!("{}: {error}", path.display()));
-        match value.config_source_specifier {
-            Some(ConfigSourceSpecifier::PathConfigSource(_)) => {
-                there.map_err(missing).in_key("path_config_source")?;
-            }
-            _ => there.map_err(missing)?,
-        }
+        must_be_there(value, path)?;
     }
     Ok((source, within))
+}
+
+/// Looks whether the file of a source is there, with the field in the error that names it.
+pub(crate) fn must_be_there(value: &ConfigSource, path: &Path) -> Result<()> {
+    let there = files::promptly(path, |path| std::fs::metadata(path).map(drop));
+    let missing = |error| ConfigError::field("path", format!("{}: {error}", path.display()));
+    let there = there.map_err(missing);
+    match value.config_source_specifier {
+        Some(ConfigSourceSpecifier::PathConfigSource(_)) => there.in_key("path_config_source"),
+        _ => there,
+    }
 }
 
 /// The same without a look at the disk, which a source that was looked at need not have again.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::SessionTicketKeysType;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
@@ -79,10 +79,16 @@ pub(super) fn reference(context: &Context, value: &SdsSecretConfig, role: Role) 
     let SdsSecretConfig { name, sds_config: Some(config) } = value else { return Ok(None) };
     let name = not_empty(name, "name")?.into();
     let (source, within) = rds::source_of_secrets(context, config).in_key("sds_config")?;
-    if let Source::Api(api) = &source {
-        drop(api.compile(context).in_key("api_config_source").in_key("sds_config")?);
+    let key = SecretKey { source, name };
+    match &key.source {
+        Source::Api(api) => drop(api.compile(context).in_key("api_config_source").in_key("sds_config")?),
+        // One that is in use may be gone for a moment, while it is being replaced.
+        Source::Path(path) if !context.sds.knows(&key) => {
+            rds::must_be_there(config, path).in_key("sds_config")?
+        }
+        Source::Path(_) | Source::Ads => {}
     }
-    Ok(Some(Reference { key: SecretKey { source, name }, within, role }))
+    Ok(Some(Reference { key, within, role }))
 }
 
 /// All that settings of a filter chain name and that come by themselves.
@@ -90,39 +96,34 @@ pub(super) fn references_of_server(
     context: &Context,
     value: &DownstreamTlsContext,
 ) -> Result<Vec<Reference>> {
-    let mut all = references(context, value.common_tls_context.as_ref())?;
+    let mut faults = Faults::default();
+    let mut all = faults.take(references(context, value.common_tls_context.as_ref()));
     if let Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(keys)) =
         &value.session_ticket_keys_type
     {
         let found = reference(context, keys, Role::Tickets);
-        all.extend(found.in_key("session_ticket_keys_sds_secret_config")?);
+        all.extend(faults.take(found.in_key("session_ticket_keys_sds_secret_config")));
     }
-    Ok(all)
+    faults.end(all)
 }
 
 /// All that settings of either side name and that come by themselves.
 pub(super) fn references(context: &Context, value: Option<&CommonTlsContext>) -> Result<Vec<Reference>> {
     const VALIDATION: &str = "validation_context_sds_secret_config";
-    let mut all = Vec::new();
-    let Some(value) = value else { return Ok(all) };
-    for (index, value) in value.tls_certificate_sds_secret_configs.iter().enumerate() {
+    let Some(value) = value else { return Ok(Vec::new()) };
+    let certificates = value.tls_certificate_sds_secret_configs.iter().enumerate().map(|(index, value)| {
         let found = reference(context, value, Role::Certificate);
-        let found = found.in_index(index).in_key("tls_certificate_sds_secret_configs");
-        all.extend(found.in_key("common_tls_context")?);
-    }
-    match &value.validation_context_type {
-        Some(ValidationContextType::ValidationContextSdsSecretConfig(value)) => {
-            let found = reference(context, value, Role::Validation).in_key(VALIDATION);
-            all.extend(found.in_key("common_tls_context")?);
-        }
+        found.in_index(index).in_key("tls_certificate_sds_secret_configs")
+    });
+    let of_validation = |value| reference(context, value, Role::Validation).in_key(VALIDATION);
+    let validation = match &value.validation_context_type {
+        Some(ValidationContextType::ValidationContextSdsSecretConfig(value)) => of_validation(value),
         Some(ValidationContextType::CombinedValidationContext(value)) => {
-            if let Some(value) = &value.validation_context_sds_secret_config {
-                let found = reference(context, value, Role::Validation).in_key(VALIDATION);
-                let found = found.in_key("combined_validation_context");
-                all.extend(found.in_key("common_tls_context")?);
-            }
+            let named = value.validation_context_sds_secret_config.as_ref();
+            named.map_or(Ok(None), of_validation).in_key("combined_validation_context")
         }
-        _ => {}
-    }
-    Ok(all)
+        _ => Ok(None),
+    };
+    let all = collect(certificates.chain([validation])).in_key("common_tls_context")?;
+    Ok(all.into_iter().flatten().collect())
 }

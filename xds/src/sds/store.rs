@@ -143,9 +143,7 @@ impl Secrets {
         named: &[Reference],
         make: impl FnOnce(&dyn Fn(&SecretKey) -> Option<Arc<Secret>>) -> Result<(T, Option<Arc<User>>)>,
     ) -> Result<T> {
-        for Reference { key, .. } in named {
-            self.read_first(key)?;
-        }
+        named.iter().for_each(|reference| self.read_first(&reference.key));
         let mut state = self.state.lock();
         let (made, user) = make(&|key| state.value(key))?;
         let Some(user) = user else { return Ok(made) };
@@ -175,27 +173,30 @@ impl Secrets {
         users.iter().filter(|user| wanted(user)).filter_map(|user| user.client_place()).collect()
     }
 
-    /// A file that a secret is to be found in must be there, as in Envoy; what is wrong in it keeps nobody from serving.
-    fn read_first(&self, key: &SecretKey) -> Result<()> {
-        let Source::Path(path) = &key.source else { return Ok(()) };
-        if self.state.lock().entries.contains_key(key) {
-            return Ok(());
+    /// Whether somebody names the secret already.
+    pub(super) fn knows(&self, key: &SecretKey) -> bool {
+        self.state.lock().entries.contains_key(key)
+    }
+
+    /// Reads the file that a secret is to be found in. What is wrong with it keeps nobody from serving.
+    fn read_first(&self, key: &SecretKey) {
+        let Source::Path(path) = &key.source else { return };
+        if self.knows(key) {
+            return;
         }
-        let text = files::read(path).map_err(|error| {
-            let reason = format!("{}: {error}", path.display());
-            ConfigError::field("path_config_source.path", reason).in_key("sds_config")
-        })?;
+        let text = files::read(path);
         self.state.lock().entries.insert(key.clone(), Entry::new(&self.registry, key));
-        let value =
-            files::secret(&text, path, &key.name).and_then(|message| self.check_message(key, message));
-        match value {
+        let checked = text
+            .map_err(|error| ConfigError::new(error.to_string()))
+            .and_then(|text| files::secret(&text, path, &key.name))
+            .and_then(|message| self.check_message(key, message));
+        match checked {
             Ok(checked) => drop(self.put(checked)),
             Err(error) => {
                 self.give_up(key);
                 tracing::error!("secret \"{}\" of {} refused: {error}", key.name, path.display());
             }
         }
-        Ok(())
     }
 
     /// Whether a secret, as it was sent, fits all who name it. Nothing changes by that.
@@ -374,7 +375,7 @@ impl Secrets {
             let message = files::secret(&text, path, &key.name);
             read.extend(self.check_again(&key, for_sent, message));
         }
-        seen.retain(|key, _| self.state.lock().entries.contains_key(key));
+        seen.retain(|key, _| self.knows(key));
         for key in self.wanted(|_| true) {
             if read.iter().any(|again| again.checked.key == key) {
                 continue;

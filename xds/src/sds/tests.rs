@@ -8,6 +8,7 @@ use std::time::Duration;
 use prost::Message;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use sixfold_core::cluster::Cluster;
+use sixfold_core::error::ConfigError;
 use sixfold_core::secret::SecretSource;
 use sixfold_core::tls::{Awaited, ClientTls, ContextChange};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{SdsSecretConfig, Secret};
@@ -212,7 +213,8 @@ fn what_is_wrong_in_settings_is_told_before_their_secrets_come() {
             "name: c\ntransport_socket: {{name: t, typed_config: {{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, \
              common_tls_context: {{tls_certificate_sds_secret_configs: [{{name: default, sds_config: {{{source}}}}}], {rest}}}}}}}\n"
         );
-        cluster::compile(&context, &read(&text), true).unwrap_err().to_string()
+        let error = cluster::compile(&context, &read(&text), true).unwrap_err();
+        error.into_all().iter().map(ConfigError::to_string).collect::<Vec<_>>().join("\n")
     };
     let at = "transport_socket.typed_config.common_tls_context.";
     for (source, rest, reason) in [
@@ -229,10 +231,21 @@ fn what_is_wrong_in_settings_is_told_before_their_secrets_come() {
                 "{at}tls_certificate_sds_secret_configs[0].sds_config.api_config_source.grpc_services[0].envoy_grpc.cluster_name: unknown cluster \"other\" in static_resources"
             ),
         ),
-        ("path_config_source: {path: /nowhere}", "", "path_config_source.path: /nowhere: ".to_owned()),
     ] {
         let error = of(source, rest);
         assert!(error.contains(&reason), "{error} has no {reason}");
+    }
+    // Each file that is not there is told, by the field that names it.
+    let error = of(
+        "path_config_source: {path: /nowhere}",
+        "combined_validation_context: {default_validation_context: {}, \
+         validation_context_sds_secret_config: {name: v, sds_config: {path: /none}}}",
+    );
+    for named in [
+        "tls_certificate_sds_secret_configs[0].sds_config.path_config_source.path: /nowhere: ",
+        "combined_validation_context.validation_context_sds_secret_config.sds_config.path: /none: ",
+    ] {
+        assert!(error.contains(&format!("{at}{named}")), "{error} has no {named}");
     }
 }
 
