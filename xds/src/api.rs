@@ -14,7 +14,7 @@ use sixfold_xds_api::target::GrpcTarget;
 use sixfold_xds_api::values::{Result, enum_value, positive_duration};
 
 use crate::ads::{BackoffConfig, Flavor, RateLimit, StreamConfig, Target};
-use crate::context::{Context, unknown_cluster};
+use crate::context::Context;
 
 /// Bytes of a message of a control plane that are taken, as much as pilot-agent takes: whole worlds are sent in one.
 const MAX_MESSAGE: usize = i32::MAX as usize;
@@ -92,11 +92,7 @@ fn target(context: &Context, value: &GrpcService) -> Result<(Target, BackoffConf
         metadata.push(key.to_ascii_lowercase().as_bytes(), value);
     }
     let backoff = || {
-        if !context.bootstrap_clusters.contains(target.cluster) {
-            let known = context.bootstrap_clusters.iter().map(String::as_str);
-            let unknown = unknown_cluster(target.cluster, " in static_resources", known);
-            return Err(unknown.in_key("cluster_name"));
-        }
+        context.has_static_cluster(target.cluster).in_key("cluster_name")?;
         backoff(target.retry).in_key("retry_policy")
     };
     let backoff = backoff().in_key("envoy_grpc")?;

@@ -148,6 +148,11 @@ async fn write(call: &mut Call, message: &[u8]) -> bool {
 }
 
 impl Http {
+    /// The name of its cluster.
+    pub(crate) fn cluster(&self) -> &str {
+        &self.cluster.name
+    }
+
     /// A service of HTTP that is described in another way.
     pub(crate) fn of(context: &Context, cluster: Arc<ClusterCell>, uri: String) -> Http {
         Http::within(Some(PATIENCE), context, cluster, uri)

@@ -88,6 +88,18 @@ impl Context {
         let known = self.bootstrap_clusters.iter().map(String::as_str).chain(sent.iter().map(|name| &**name));
         Err(unknown_cluster(name, "", known))
     }
+
+    /// Whether the bootstrap has a cluster of this name.
+    ///
+    /// # Errors
+    /// It has none, with the name that was meant.
+    pub(crate) fn has_static_cluster(&self, name: &str) -> Result<()> {
+        if self.bootstrap_clusters.contains(name) {
+            return Ok(());
+        }
+        let known = self.bootstrap_clusters.iter().map(String::as_str);
+        Err(unknown_cluster(name, " in static_resources", known))
+    }
 }
 
 const UNKNOWN_CLUSTER: &str = "unknown cluster";

@@ -14,7 +14,9 @@ use sixfold_core::stats_sink::{Address, Sink, Sinks, Target, When};
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::Bootstrap;
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::bootstrap::StatsFlush;
 use sixfold_xds_api::pb::envoy::config::core::v3::address::Address as OneAddress;
-use sixfold_xds_api::pb::envoy::config::core::v3::{Address as ProtoAddress, Pipe, SocketAddress};
+use sixfold_xds_api::pb::envoy::config::core::v3::{
+    Address as ProtoAddress, GrpcService, Pipe, SocketAddress,
+};
 use sixfold_xds_api::pb::envoy::config::metrics::v3::dog_statsd_sink::DogStatsdSpecifier;
 use sixfold_xds_api::pb::envoy::config::metrics::v3::stats_sink::ConfigType;
 use sixfold_xds_api::pb::envoy::config::metrics::v3::statsd_sink::StatsdSpecifier;
@@ -25,10 +27,11 @@ use sixfold_xds_api::pb::envoy::extensions::stat_sinks::graphite_statsd::v3::Gra
 use sixfold_xds_api::pb::envoy::extensions::stat_sinks::graphite_statsd::v3::graphite_statsd_sink::StatsdSpecifier as GraphiteSpecifier;
 use sixfold_xds_api::pb::envoy::extensions::stat_sinks::open_telemetry::v3::SinkConfig;
 use sixfold_xds_api::pb::google::protobuf::UInt64Value;
+use sixfold_xds_api::target::GrpcTarget;
 use sixfold_xds_api::values::{Result, ip_address, not_empty, one_of, optional_duration, required};
 use sixfold_xds_api::{any, refuse};
 
-use crate::context::{Context, unknown_cluster};
+use crate::context::Context;
 
 /// `stats_flush_interval` where it is not said.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -74,16 +77,20 @@ fn sink(context: &Context, value: &StatsSink) -> Result<Sink> {
     sink.in_key("typed_config")
 }
 
+/// A service that is told must be one of the bootstrap's clusters.
+fn is_static(context: &Context, value: &GrpcService) -> Result<()> {
+    let target = GrpcTarget::of(value).in_key("grpc_service")?;
+    let is_static = context.has_static_cluster(target.cluster).in_key("cluster_name");
+    is_static.in_key("envoy_grpc").in_key("grpc_service")
+}
+
 fn statsd(context: &Context, value: &StatsdSink) -> Result<Sink> {
     let StatsdSink { prefix, statsd_specifier } = value;
     let to = match one_of::<StatsdSink, _>(statsd_specifier, "statsd_specifier")? {
         StatsdSpecifier::Address(to) => datagrams(to, &None)?,
         StatsdSpecifier::TcpClusterName(name) => {
             let name = not_empty(name, "tcp_cluster_name")?;
-            if !context.bootstrap_clusters.contains(name) {
-                let known = context.bootstrap_clusters.iter().map(String::as_str);
-                return Err(unknown_cluster(name, " in static_resources", known).in_key("tcp_cluster_name"));
-            }
+            context.has_static_cluster(name).in_key("tcp_cluster_name")?;
             Target::Cluster(context.compile.clusters.cell(name))
         }
     };

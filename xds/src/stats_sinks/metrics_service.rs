@@ -50,6 +50,7 @@ pub(super) fn sink(context: &Context, value: &MetricsServiceConfig) -> Result<Se
         batch_size,
     } = value;
     let service = required(grpc_service, "grpc_service")?;
+    super::is_static(context, service)?;
     let form = Form {
         counters_as_deltas: bool_or(report_counters_as_deltas, false),
         labels: *emit_tags_as_labels,

@@ -55,7 +55,10 @@ pub(super) fn sink(context: &Context, value: &SinkConfig) -> Result<Metrics> {
     } = value;
     refuse!(custom_metric_conversions);
     let collector = match one_of::<SinkConfig, _>(protocol_specifier, "protocol_specifier")? {
-        ProtocolSpecifier::GrpcService(service) => Collector::grpc(context, service)?,
+        ProtocolSpecifier::GrpcService(service) => {
+            super::is_static(context, service)?;
+            Collector::grpc(context, service)?
+        }
         ProtocolSpecifier::HttpService(service) => Collector::http(context, service)?,
     };
     let mut resource = Resource { attributes: Vec::new() };

@@ -81,6 +81,14 @@ fn collectors_and_services_are_called() {
         refused(&format!("'@type': {SINKS}.MetricsServiceConfig")),
         format!("{place}.grpc_service: is missing")
     );
+    for kind in [format!("'@type': {SINKS}.MetricsServiceConfig"), otel] {
+        assert_eq!(
+            refused(&format!("{kind}, grpc_service: {{envoy_grpc: {{cluster_name: t}}}}")),
+            format!(
+                "{place}.grpc_service.envoy_grpc.cluster_name: unknown cluster \"t\" in static_resources; did you mean \"s\"?"
+            )
+        );
+    }
     let unknown = "stats sink \"x\" of type envoy.config.metrics.v3.HystrixSink is not supported";
     assert_eq!(refused(&format!("'@type': {SINKS}.HystrixSink")), format!("{place}: {unknown}"));
 }

@@ -69,6 +69,17 @@ fn what_is_wrong_with_collectors_is_told_by_its_field() {
             "collector_endpoint_version: HTTP_PROTO is not supported",
         ),
         // It was made a part of the host.
+        (
+            "ZipkinConfig",
+            zipkin.replace(", collector_endpoint_version: HTTP_JSON", ""),
+            "collector_endpoint_version: must be HTTP_JSON",
+        ),
+        ("ZipkinConfig", zipkin.replace(": sds", ": none"), "collector_cluster: unknown cluster \"none\""),
+        (
+            "ZipkinConfig",
+            "collector_endpoint_version: HTTP_JSON, collector_service: {http_uri: {uri: 'http://a/', cluster: none, timeout: 1s}}".to_owned(),
+            "collector_service.http_uri.cluster: unknown cluster \"none\"",
+        ),
         ("ZipkinConfig", zipkin.replace("/a", "api/v2/spans"), "collector_endpoint: must begin with /"),
         ("ZipkinConfig", zipkin.replace("/a", "'@other/'"), "collector_endpoint: must begin with /"),
     ] {

@@ -38,14 +38,25 @@ pub(super) fn tracer(context: &Context, value: &ZipkinConfig) -> Result<Made> {
     refuse!(split_spans_for_request, timestamp_trace_ids);
     let version: CollectorEndpointVersion =
         enum_value(*collector_endpoint_version, "collector_endpoint_version")?;
-    if version == CollectorEndpointVersion::HttpProto {
-        return Err(ConfigError::field("collector_endpoint_version", "HTTP_PROTO is not supported"));
+    let refused = match version {
+        CollectorEndpointVersion::HttpJson => None,
+        // What it is where nothing is said.
+        #[allow(deprecated)]
+        CollectorEndpointVersion::DeprecatedAndUnavailableDoNotUse => Some("must be HTTP_JSON".to_owned()),
+        other => Some(format!("{} is not supported", other.as_str_name())),
+    };
+    if let Some(reason) = refused {
+        return Err(ConfigError::field("collector_endpoint_version", reason));
     }
     let service = match collector_service {
-        Some(service) => collector::http(context, service).in_key("collector_service")?,
+        Some(service) => {
+            let service = collector::http(context, service).in_key("collector_service")?;
+            context.has_cluster(service.cluster()).in_key("collector_service.http_uri.cluster")?;
+            service
+        }
         None => {
             let name = not_empty(collector_cluster, "collector_cluster")?;
-            let cluster = cluster_cell(context, false, name).in_key("collector_cluster")?;
+            let cluster = cluster_cell(context, true, name).in_key("collector_cluster")?;
             let path = not_empty(collector_endpoint, "collector_endpoint")?;
             if !path.starts_with('/') {
                 return Err(ConfigError::field("collector_endpoint", "must begin with /"));
