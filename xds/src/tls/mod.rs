@@ -1,5 +1,6 @@
 //! TLS of filter chains and clusters.
 
+mod ciphers;
 mod params;
 #[cfg(test)]
 mod tests;

@@ -55,9 +55,16 @@ fn suites_that_are_not_spoken_here_are_left_out_beside_others() {
     };
     assert_eq!(of("ECDHE-RSA-AES128-GCM-SHA256, AES256-GCM-SHA384"), ["ECDHE-RSA-AES128-GCM-SHA256"]);
     let group = "'[ECDHE-RSA-AES128-GCM-SHA256|AES128-SHA|ECDHE-RSA-CHACHA20-POLY1305]'";
-    assert_eq!(of(group), ["ECDHE-RSA-AES128-GCM-SHA256|ECDHE-RSA-CHACHA20-POLY1305"]);
+    assert_eq!(of(group), ["ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-RSA-CHACHA20-POLY1305"]);
     let none = params::protocols(Some(&read("cipher_suites: [AES128-SHA]"))).unwrap_err().to_string();
     assert!(none.starts_with("cipher_suites: cipher suite \"AES128-SHA\" is not supported"), "{none}");
+}
+
+#[test]
+fn one_item_may_name_several_curves() {
+    let of = |curves: &str| params::protocols(Some(&read(&format!("ecdh_curves: [{curves}]"))));
+    assert_eq!(of("'X25519:P-256', P-384").unwrap().curves, ["X25519", "P-256", "P-384"]);
+    assert!(of("'X25519:'").unwrap_err().to_string().starts_with("ecdh_curves: curve \"\" is not supported"));
 }
 
 /// Some were named without the message that they stand in.
