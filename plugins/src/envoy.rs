@@ -123,6 +123,14 @@ where
     })
 }
 
+/// The factory of a filter that routes can't say anything about but whether it runs.
+pub(crate) fn routeless_filter<M>(build: fn(M, &BuildContext) -> Built) -> FilterFactory
+where
+    M: Message + Default + Name + 'static,
+{
+    FilterFactory::new(M::full_name(), None, move |given, context| build(decode(given.config)?, context))
+}
+
 /// The cluster that the request would go to; `None` where it goes to none, or there is none of that name.
 pub(crate) fn cluster_of(stream: &Stream) -> Option<Arc<Cluster>> {
     match &stream.route.as_deref()?.action {

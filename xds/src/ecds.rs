@@ -131,9 +131,9 @@ fn of_types(name: &str, config: &Any, type_urls: &[String]) -> Result<()> {
 /// A filter without a configuration answers every request with 500 (Envoy's MissingConfigFilter).
 pub(crate) fn missing() -> Arc<FilterFactory> {
     static MISSING: LazyLock<Arc<FilterFactory>> = LazyLock::new(|| {
-        let none = String::new;
-        let factory =
-            FilterFactory::new(none(), none(), |_, _| Ok(Plugin::of(()).access(no_configuration).build()));
+        let factory = FilterFactory::new(String::new(), None, |_, _| {
+            Ok(Plugin::of(()).access(no_configuration).build())
+        });
         Arc::new(factory.stateless())
     });
     MISSING.clone()

@@ -1,5 +1,7 @@
 //! HTTP filters and their settings by route.
 
+mod said;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -16,15 +18,15 @@ use sixfold_core::plugin::{
     BuildContext, Chain, ChainBuilder, FilterConfig as Given, FilterFactory, Member, Plugin, Position,
     Registry,
 };
+use sixfold_xds_api::any;
+use sixfold_xds_api::pb::envoy::config::route::v3::CorsPolicy;
 use sixfold_xds_api::pb::envoy::config::route::v3::cors_policy::EnabledSpecifier;
-use sixfold_xds_api::pb::envoy::config::route::v3::{CorsPolicy, FilterConfig};
 use sixfold_xds_api::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy as TypedCors;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::router::v3::Router;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpFilter, http_filter::ConfigType,
 };
 use sixfold_xds_api::pb::google::protobuf::Any;
-use sixfold_xds_api::{any, json};
 
 use crate::context::Context;
 use crate::ecds;
@@ -32,9 +34,10 @@ use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, not_empty};
 use sixfold_xds_api::wire::decode;
 
+use said::{Said, check_unused};
+
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 const CORS_POLICY: &str = "envoy.extensions.filters.http.cors.v3.CorsPolicy";
-const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
 
 /// `typed_per_filter_config` of one level: table, virtual host, route or weighted cluster.
 pub(crate) type Overrides = HashMap<String, Any>;
@@ -281,37 +284,26 @@ impl HttpFilters {
 
     fn settings(&self, levels: &[Level<'_>]) -> Result<Vec<Settings>> {
         let mut faults = Faults::default();
-        for level in levels {
-            // In the order of their names, so that of two faults it is always the same that is told.
-            for (name, config) in level.overrides.iter().collect::<BTreeMap<_, _>>() {
-                if !self.filters.iter().any(|filter| filter.name == *name) {
-                    faults.take(self.check_unused(config).in_key(name));
-                }
+        // What the levels above say has been looked at with them. In the order of their names, so that of two faults it is
+        // always the same that is told.
+        let newest = levels.last().map(|level| level.overrides.iter().collect::<BTreeMap<_, _>>());
+        for (name, config) in newest.unwrap_or_default() {
+            if !self.filters.iter().any(|filter| filter.name == *name && !filter.is_missing()) {
+                faults.take(check_unused(&self.plugins, &self.build, config).in_key(name));
             }
         }
         let settings = self.filters.iter().map(|filter| filter.settings(levels).in_key(&filter.name));
         let settings = faults.take(collect(settings));
         faults.end(settings)
     }
-
-    /// Settings for a filter that the listener does not have must at least be of a type that exists.
-    fn check_unused(&self, config: &Any) -> Result<()> {
-        let name = any::type_name(config)?;
-        if name == FILTER_CONFIG {
-            let FilterConfig { config, is_optional, disabled: _ } = any::unpack(config)?;
-            return match config {
-                Some(config) if !is_optional && !config.type_url.is_empty() => self.check_unused(&config),
-                _ => Ok(()),
-            };
-        }
-        if json::is_known_type(&name) || self.plugins.filter(&name).is_some() {
-            return Ok(());
-        }
-        Err(ConfigError::new(json::unknown_type(&name)))
-    }
 }
 
 impl Filter {
+    /// Whether its configuration is to come by itself and has not: nobody knows what it takes from routes.
+    fn is_missing(&self) -> bool {
+        self.factory.config_type.is_empty()
+    }
+
     fn plugin(&self, settings: &Settings, build: &BuildContext) -> Result<Arc<Plugin>> {
         let mut key = Vec::new();
         add_settings(settings, &mut key);
@@ -343,37 +335,17 @@ impl Filter {
                 // The first level is the table's.
                 settings.nameless = if index > 0 && level.name.is_empty() { number() } else { 0 };
             }
-            if any::name_of_url(&config.type_url) != FILTER_CONFIG {
-                settings.disabled = Some(false);
-                settings.configs.push(self.settings_of(config)?);
-                continue;
-            }
-            let FilterConfig { config, is_optional: _, disabled } = any::unpack(config)?;
-            settings.disabled = Some(disabled);
-            if let Some(config) = config.filter(|config| !config.type_url.is_empty()) {
-                settings.configs.push(self.settings_of(&config).in_key("config")?);
+            let said = Said::new(config)?;
+            settings.disabled = Some(said.disabled);
+            if !self.is_missing() {
+                settings.configs.extend(said.settings(&self.factory)?);
             }
         }
         // Envoy looks at the older field only where no level has the newer one.
-        if settings.configs.is_empty() && self.factory.override_type == CORS_POLICY {
+        if settings.configs.is_empty() && self.factory.override_type.as_deref() == Some(CORS_POLICY) {
             settings.configs.extend(levels.iter().filter_map(|level| level.cors).map(typed_cors));
         }
         Ok(settings)
-    }
-
-    /// Settings must be of the type that the filter takes from routes.
-    fn settings_of(&self, config: &Any) -> Result<Vec<u8>> {
-        let mut type_name = any::type_name(config)?;
-        if type_name == self.factory.override_type {
-            return resolve(Some(&self.factory), config).map(|(_, bytes)| bytes.into_owned());
-        }
-        if !self.factory.json {
-            type_name = any::resolve(config)?.0;
-        }
-        let (filter, wanted) = (&self.factory.config_type, &self.factory.override_type);
-        let reason =
-            format!("must be of type {wanted}, as the filter of type {filter} takes, not {type_name}");
-        Err(ConfigError::new(reason))
     }
 }
 

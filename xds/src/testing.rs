@@ -14,6 +14,7 @@ use sixfold_core::plugin::{Chain, FilterFactory, Plugin, Registry, SharedState, 
 use sixfold_core::router::RouteTable;
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
+use sixfold_xds_api::pb::envoy::extensions::filters::http::basic_auth::v3::{BasicAuth, BasicAuthPerRoute};
 use sixfold_xds_api::pb::envoy::extensions::filters::http::credential_injector::v3::CredentialInjector;
 use sixfold_xds_api::pb::envoy::extensions::http::injected_credentials::generic::v3::Generic;
 use sixfold_xds_api::wire::{self, Split};
@@ -48,7 +49,8 @@ pub(crate) fn table(
 
 /// No callout, no log file, one filter: gRPC-web's, which does nothing here and refuses settings that are not empty.
 pub(crate) fn process() -> ProcessContext {
-    let plugins = Registry::new([], [test_filter(), json_filter(), idle_filter(), secret_filter()]);
+    let filters = [test_filter(), json_filter(), idle_filter(), secret_filter(), users_filter()];
+    let plugins = Registry::new([], filters);
     let compile = CompileContext {
         log_sinks: Arc::new(LogCheck { makes_folders: true }),
         ..CompileContext::detached(plugins)
@@ -90,7 +92,7 @@ pub(crate) fn begun(shared: &SharedState) -> Arc<AtomicU32> {
 
 /// A filter with a handler of `access`, and one of `log` for every override. It counts when it goes into force.
 fn test_filter() -> FilterFactory {
-    FilterFactory::new(GRPC_WEB.into(), GRPC_WEB.into(), |given, context| {
+    FilterFactory::new(GRPC_WEB.into(), GRPC_WEB.to_owned(), |given, context| {
         if !given.config.is_empty() {
             return Err(ConfigError::field("config", "must be empty"));
         }
@@ -125,11 +127,23 @@ fn idle_filter() -> FilterFactory {
     FilterFactory::new(kind(own), kind(of_route), |_, _| Ok(Plugin::default()))
 }
 
+/// A filter whose routes may say what is no good, whether the listener has it or not.
+fn users_filter() -> FilterFactory {
+    FilterFactory::new(BasicAuth::full_name(), BasicAuthPerRoute::full_name(), |given, _| {
+        for level in given.overrides {
+            let BasicAuthPerRoute { users } = wire::decode(level)?;
+            users.ok_or_else(|| ConfigError::field("users", "is missing"))?;
+        }
+        Ok(Plugin::default())
+    })
+    .overrides_alone()
+}
+
 const INJECTOR: &str = "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector";
 
 /// A filter that names a secret, as Envoy's injector of credentials does, and nothing else of it.
 fn secret_filter() -> FilterFactory {
-    FilterFactory::new(INJECTOR.into(), INJECTOR.into(), |given, context| {
+    FilterFactory::new(INJECTOR.into(), None, |given, context| {
         let CredentialInjector { credential, .. } = wire::decode(given.config)?;
         let Generic { credential, .. } = any::unpack(&credential.unwrap().typed_config.unwrap())?;
         context.secrets.text(&credential.unwrap().encode_to_vec()).in_key("credential")?;

@@ -19,12 +19,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build)
+    envoy::routeless_filter(build)
 }
 
-/// Routes can't say anything about it but whether it runs.
-#[allow(clippy::needless_pass_by_value)] // the form that `envoy::filter` asks for
-fn build(config: Config, _: Vec<Config>, context: &BuildContext) -> Built {
+#[allow(clippy::needless_pass_by_value)] // the form that `envoy::routeless_filter` asks for
+fn build(config: Config, context: &BuildContext) -> Built {
     let Config { enabled, concurrency_limit_exceeded_status, concurrency_controller_config } = &config;
     let is_on = runtime_flag(&context.runtime, enabled);
     let controller = one_of::<Config, _>(concurrency_controller_config, "concurrency_controller_config")?;

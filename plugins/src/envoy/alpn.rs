@@ -17,11 +17,11 @@ use sixfold_xds_api::istio_pb::istio::envoy::config::filter::http::alpn::v2alpha
 };
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build).stateless()
+    envoy::routeless_filter(build).stateless()
 }
 
 /// Of two lists for one version the first counts, as in Envoy.
-fn build(config: FilterConfig, _: Vec<FilterConfig>, _: &BuildContext) -> Built {
+fn build(config: FilterConfig, _: &BuildContext) -> Built {
     let FilterConfig { alpn_override } = config;
     let mut alpn = Alpn::default();
     for (index, AlpnOverride { upstream_protocol, alpn_override }) in alpn_override.iter().enumerate() {

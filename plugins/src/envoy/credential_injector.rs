@@ -27,13 +27,12 @@ sixfold_core::stat_block! {
 }
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build)
+    envoy::routeless_filter(build)
 }
 
-/// The most specific configuration holds whole.
-fn build(config: Config, mut overrides: Vec<Config>, context: &BuildContext) -> Built {
-    let Config { overwrite, allow_request_without_credential, credential } =
-        overrides.pop().unwrap_or(config);
+#[allow(clippy::needless_pass_by_value)] // the form that `envoy::routeless_filter` asks for
+fn build(config: Config, context: &BuildContext) -> Built {
+    let Config { overwrite, allow_request_without_credential, credential } = config;
     let scope = metrics::scope(&[&context.scope, "credential_injector"]);
     let extension = required(&credential, "credential")?;
     let typed = required(&extension.typed_config, "typed_config").in_key("credential")?;

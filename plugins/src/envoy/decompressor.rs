@@ -50,12 +50,11 @@ sixfold_core::stat_block! {
 }
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build)
+    envoy::routeless_filter(build)
 }
 
-/// Routes can't say anything about it but whether it runs.
-#[allow(clippy::needless_pass_by_value)] // the form that `envoy::filter` asks for
-fn build(config: Config, _: Vec<Config>, context: &BuildContext) -> Built {
+#[allow(clippy::needless_pass_by_value)] // the form that `envoy::routeless_filter` asks for
+fn build(config: Config, context: &BuildContext) -> Built {
     let filter = Decompressor::new(&config, context)?;
     let plugin = Plugin::of(filter)
         .access(Decompressor::access)

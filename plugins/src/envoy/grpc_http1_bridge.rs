@@ -20,10 +20,10 @@ const MAX_MESSAGE: usize = 1 << 20;
 const FRAME_HEAD: usize = 5;
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build).stateless()
+    envoy::routeless_filter(build).stateless()
 }
 
-fn build(config: Config, _: Vec<Config>, _: &BuildContext) -> Built {
+fn build(config: Config, _: &BuildContext) -> Built {
     let Config { upgrade_protobuf_to_grpc, ignore_query_parameters } = config;
     let bridge = Bridge { upgrades: upgrade_protobuf_to_grpc, ignores_query: ignore_query_parameters };
     let plugin = Plugin::of(bridge)

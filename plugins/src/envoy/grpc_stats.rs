@@ -14,10 +14,10 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::grpc_stats::v3::filte
 use sixfold_xds_api::refuse;
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build).stateless()
+    envoy::routeless_filter(build).stateless()
 }
 
-fn build(config: FilterConfig, _: Vec<FilterConfig>, _: &BuildContext) -> Built {
+fn build(config: FilterConfig, _: &BuildContext) -> Built {
     let FilterConfig {
         emit_filter_state,
         enable_upstream_stats,

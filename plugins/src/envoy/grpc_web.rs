@@ -12,9 +12,7 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use sixfold_core::grpc_status;
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::is_grpc_content_type;
-use sixfold_core::plugin::{
-    BodyPiece, BodyStep, BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step,
-};
+use sixfold_core::plugin::{BodyPiece, BodyStep, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb as Config;
 
@@ -31,7 +29,7 @@ const TEXT: [&[u8]; 2] = [b"application/grpc-web-text", b"application/grpc-web-t
 const MESSAGE: &AsciiSet = &CONTROLS.add(b'%');
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(|Config {}, _: Vec<Config>, _: &BuildContext| build()).stateless()
+    envoy::routeless_filter(|Config {}, _| build()).stateless()
 }
 
 fn build() -> Built {

@@ -35,10 +35,10 @@ sixfold_core::stat_block! {
 }
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build)
+    envoy::routeless_filter(build)
 }
 
-fn build(config: Config, _: Vec<Config>, context: &BuildContext) -> Built {
+fn build(config: Config, context: &BuildContext) -> Built {
     let Config { pass_through_mode, cache_time, cluster_min_healthy_percentages, headers } = config;
     let Some(pass_through) = pass_through_mode else {
         return Err(ConfigError::field("pass_through_mode", "is missing"));

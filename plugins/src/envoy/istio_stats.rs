@@ -33,7 +33,7 @@ const REPORTS_EVERY: Duration = Duration::from_secs(5);
 
 pub(crate) fn factory() -> FilterFactory {
     // What it counts is the process's, not its connection manager's.
-    envoy::filter(|config, _: Vec<PluginConfig>, context| build(&config, context)).stateless()
+    envoy::routeless_filter(|config, context| build(&config, context)).stateless()
 }
 
 fn build(config: &PluginConfig, context: &BuildContext) -> Built {

@@ -45,6 +45,7 @@ sixfold_core::stat_block! {
 
 pub(crate) fn factory() -> FilterFactory {
     envoy::filter(|own: ProtoLua, overrides, context: &BuildContext| build(&own, overrides, context))
+        .overrides_alone()
 }
 
 // `inline_code` is the older name of the default script, and means what it meant.

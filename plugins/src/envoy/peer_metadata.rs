@@ -21,10 +21,10 @@ use sixfold_xds_api::istio_pb::io::istio::http::peer_metadata::config::{
 use sixfold_xds_api::workload;
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build).stateless()
+    envoy::routeless_filter(build).stateless()
 }
 
-fn build(config: Config, _: Vec<Config>, context: &BuildContext) -> Built {
+fn build(config: Config, context: &BuildContext) -> Built {
     let Config {
         downstream_discovery,
         upstream_discovery,

@@ -121,7 +121,7 @@ pub(crate) fn registry() -> Registry {
     ];
     Registry::new(
         plugins,
-        [FilterFactory::new("envoy.filter".into(), "envoy.filter".into(), |_, _| Ok(Plugin::default()))],
+        [FilterFactory::new("envoy.filter".into(), "envoy.filter".to_owned(), |_, _| Ok(Plugin::default()))],
     )
 }
 

@@ -449,6 +449,59 @@ fn filters_take_settings_by_route() {
     );
 }
 
+/// Envoy finds filters by the types of their settings, in the listener's list or not.
+#[test]
+fn settings_that_no_filter_takes_are_refused() {
+    let said = |overrides: &str| {
+        let route = "match: {prefix: /}, non_forwarding_action: {}, typed_per_filter_config";
+        refused(&format!("{{{route}: {{{overrides}}}}}")).replace("typed_per_filter_config.", "")
+    };
+    let of = |kind: &str| format!("'@type': type.googleapis.com/{kind}");
+    let of_filter = |kind: &str| of(&format!("envoy.extensions.filters.http.{kind}"));
+    let wrapped = |rest: &str| format!("{}{rest}", of("envoy.config.route.v3.FilterConfig"));
+    let http = "envoy.extensions.filters.http";
+    for (kind, reason) in [
+        (
+            of_filter("router.v3.Router"),
+            format!("no filter takes settings of type {http}.router.v3.Router from routes"),
+        ),
+        (
+            of("google.protobuf.Empty"),
+            "no filter takes settings of type google.protobuf.Empty from routes".to_owned(),
+        ),
+        (
+            of_filter("credential_injector.v3.CredentialInjector"),
+            format!(
+                "the filter of type {http}.credential_injector.v3.CredentialInjector takes no settings from routes"
+            ),
+        ),
+    ] {
+        assert_eq!(said(&format!("other: {{{kind}}}")), format!("other: {reason}"));
+        let inner = wrapped(&format!(", config: {{{kind}}}"));
+        assert_eq!(said(&format!("other: {{{inner}}}")), format!("other.config: {reason}"));
+        for passed_over in ["is_optional", "disabled"] {
+            let settings = wrapped(&format!(", {passed_over}: true, config: {{{kind}}}"));
+            assert!(chain_of(&format!("other: {{{settings}}}")).is_ok());
+        }
+    }
+    let no_users = of_filter("basic_auth.v3.BasicAuthPerRoute");
+    assert_eq!(said(&format!("other: {{{no_users}}}")), "other.users: is missing");
+    for name in ["web", "other"] {
+        assert_eq!(said(&format!("{name}: {{{}}}", wrapped(""))), format!("{name}.config: is missing"));
+        assert!(chain_of(&format!("{name}: {{{}}}", wrapped(", config: {}"))).is_ok());
+    }
+    // A message in which nothing is said fits every type; one of a filter that this binary does not have is passed over.
+    assert!(chain_of(&format!("other: {{{}}}", of_filter("compressor.v3.Compressor"))).is_ok());
+    assert!(chain_of(&format!("other: {{{}}}", of_filter("aws_lambda.v3.PerRouteConfig"))).is_ok());
+    let level = format!("typed_per_filter_config: {{other: {{{}}}}}", of_filter("router.v3.Router"));
+    let table = format!("{level}, virtual_hosts: []");
+    let host = format!("virtual_hosts: [{{name: v, domains: ['*'], {level}}}]");
+    for (text, at) in [(table, ""), (host, "virtual_hosts[0].")] {
+        let error = compile(&format!("{{{text}}}")).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{at}typed_per_filter_config.other: ")), "{error}");
+    }
+}
+
 #[test]
 fn equal_settings_share_a_chain() {
     let route = |settings: &str| {

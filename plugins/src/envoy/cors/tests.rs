@@ -16,7 +16,7 @@ use std::sync::Arc;
 #[test]
 fn the_type_is_the_messages() {
     assert_eq!(factory().config_type, "envoy.extensions.filters.http.cors.v3.Cors");
-    assert_eq!(factory().override_type, "envoy.extensions.filters.http.cors.v3.CorsPolicy");
+    assert_eq!(factory().override_type.unwrap(), "envoy.extensions.filters.http.cors.v3.CorsPolicy");
 }
 
 fn policy(origins: &[&str]) -> CorsPolicy {

@@ -182,7 +182,7 @@ async fn the_most_specific_configuration_holds() {
 #[test]
 fn the_type_is_the_messages() {
     assert_eq!(factory().config_type, "envoy.extensions.filters.http.fault.v3.HTTPFault");
-    assert_eq!(factory().override_type, factory().config_type);
+    assert_eq!(factory().override_type, Some(factory().config_type));
 }
 
 #[test]

@@ -300,8 +300,8 @@ type BuildFilter = Box<dyn Fn(&FilterConfig<'_>, &BuildContext) -> Built + Send 
 pub struct FilterFactory {
     /// Full name of the message that configures it: `envoy.extensions.filters.http.cors.v3.Cors`.
     pub config_type: String,
-    /// Full name of the message that overrides it for a route.
-    pub override_type: String,
+    /// Full name of the message that overrides it for a route; `None` if routes can only say whether it runs.
+    pub override_type: Option<String>,
     /// Whether an instance may serve several connection managers. Envoy gives each its own, and by default so do we:
     /// what one keeps, as the tokens of a rate limit, no other shall see.
     pub stateless: bool,
@@ -309,22 +309,27 @@ pub struct FilterFactory {
     pub json: bool,
     /// Whether each virtual host and route with settings has an instance of its own, however equal they are.
     pub told_apart: bool,
+    /// Whether what a route says of it is built with an empty configuration of its own where the listener does not have
+    /// it, so that what is wrong is told all the same.
+    pub overrides_alone: bool,
     build: BuildFilter,
 }
 
 impl FilterFactory {
-    /// A filter that `build` makes of messages of these types.
+    /// A filter that `build` makes of messages of these types; of one without the second routes can only say whether it
+    /// runs.
     pub fn new(
         config_type: String,
-        override_type: String,
+        override_type: impl Into<Option<String>>,
         build: impl Fn(&FilterConfig<'_>, &BuildContext) -> Built + Send + Sync + 'static,
     ) -> FilterFactory {
         FilterFactory {
             config_type,
-            override_type,
+            override_type: override_type.into(),
             stateless: false,
             json: false,
             told_apart: false,
+            overrides_alone: false,
             build: Box::new(build),
         }
     }
@@ -350,6 +355,13 @@ impl FilterFactory {
     #[must_use]
     pub fn told_apart(mut self) -> FilterFactory {
         self.told_apart = true;
+        self
+    }
+
+    /// Says that what a route says of it can be built with an empty configuration of its own.
+    #[must_use]
+    pub fn overrides_alone(mut self) -> FilterFactory {
+        self.overrides_alone = true;
         self
     }
 

@@ -238,6 +238,12 @@ impl Registry {
         self.filters.get(config_type)
     }
 
+    /// The filter of Envoy that takes settings of this type from routes, else the one that is configured by it.
+    pub fn filter_of_routes(&self, kind: &str) -> Option<&Arc<FilterFactory>> {
+        let takes = |factory: &&Arc<FilterFactory>| factory.override_type.as_deref() == Some(kind);
+        self.filters.values().find(takes).or_else(|| self.filter(kind))
+    }
+
     /// The network filter of Envoy that is configured by this type.
     pub fn network_filter(&self, config_type: &str) -> Option<&Arc<NetworkFilterFactory>> {
         self.network.get(config_type)
