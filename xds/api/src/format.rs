@@ -11,8 +11,9 @@ use sixfold_core::route::BodyFormat;
 use crate::values::{Result, one_of, required, text_source};
 
 /// Formatters of Envoy that only switch on operators which are always there.
-const FORMATTERS: [&str; 3] = [
+const FORMATTERS: [&str; 4] = [
     "envoy.extensions.formatter.cel.v3.Cel",
+    "envoy.extensions.formatter.file_content.v3.FileContent",
     "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery",
     "envoy.extensions.formatter.metadata.v3.Metadata",
 ];
@@ -68,4 +69,29 @@ pub fn body(value: &SubstitutionFormatString) -> Result<BodyFormat> {
         (given, _) => given,
     };
     Ok(BodyFormat { content_type: content_type.into(), format })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::pb::google::protobuf::Any;
+
+    #[test]
+    fn formatters_that_switch_on_operators_are_known() {
+        let of = |kind: &str| {
+            let config = Any { type_url: format!("type.googleapis.com/{kind}"), value: Vec::new() };
+            let formatter = TypedExtensionConfig { name: "f".into(), typed_config: Some(config) };
+            substitution(&SubstitutionFormatString {
+                formatters: vec![formatter],
+                format: Some(ProtoFormat::TextFormat("%PROTOCOL%".into())),
+                ..SubstitutionFormatString::default()
+            })
+        };
+        for kind in FORMATTERS {
+            assert!(of(kind).is_ok(), "{kind}");
+        }
+        let reason = "formatters[0].typed_config: formatter \"f\" of type a.B is unknown";
+        assert_eq!(of("a.B").unwrap_err().to_string(), reason);
+    }
 }

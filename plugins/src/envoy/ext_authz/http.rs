@@ -177,7 +177,10 @@ impl HttpService {
 
 fn path(prefix: &str, instead: &str) -> Result<PathChange> {
     match (prefix, instead) {
-        (prefix, "") => Ok(PathChange::Prefix(prefix.to_owned())),
+        (prefix, "") if prefix.is_empty() || prefix.starts_with('/') => {
+            Ok(PathChange::Prefix(prefix.to_owned()))
+        }
+        (_, "") => Err(ConfigError::field("path_prefix", "must begin with /")),
         ("", instead) if instead.starts_with('/') => Ok(PathChange::Override(instead.to_owned())),
         ("", _) => Err(ConfigError::field("path_override", "must begin with /")),
         _ => Err(ConfigError::field("path_override", "must not be given together with path_prefix")),

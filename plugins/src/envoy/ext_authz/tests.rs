@@ -397,6 +397,12 @@ fn what_is_wrong_is_told_by_its_field() {
     assert_eq!(refused(&old, &[]), "transport_api_version: V2 is not supported, V3 is");
     let shadow = ProtoAuthz { shadow_mode: true, ..asking_grpc() };
     assert_eq!(refused(&shadow, &[]), "shadow_mode: is not supported");
+    let Some(Services::HttpService(service)) = asking_http(AuthorizationResponse::default()).services else {
+        panic!("it asks over HTTP")
+    };
+    let no_path = ProtoHttp { path_prefix: "check".into(), ..service };
+    let no_path = ProtoAuthz { services: Some(Services::HttpService(no_path)), ..asking_grpc() };
+    assert_eq!(refused(&no_path, &[]), "http_service.path_prefix: must begin with /");
     let nothing = ProtoAuthz { with_request_body: Some(BufferSettings::default()), ..asking_grpc() };
     assert_eq!(refused(&nothing, &[]), "with_request_body.max_request_bytes: must be greater than 0");
     let settings = CheckSettings {

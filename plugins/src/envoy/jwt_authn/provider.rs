@@ -400,8 +400,13 @@ impl Keys {
         }
     }
 
-    /// Keys of the configuration, of which one at least must be of use, as Envoy wants it.
+    /// Keys of the configuration, of which one at least must be of use, as Envoy wants it. A text of nothing is a set of
+    /// none to Envoy.
     fn local(name: &str, text: &[u8], context: &BuildContext) -> Result<Arc<KeySet>, ConfigError> {
+        if text.is_empty() {
+            tracing::warn!("the provider \"{name}\" has no keys: no token is good");
+            return Ok(Arc::default());
+        }
         let parsed = KeySet::parse(text).map_err(ConfigError::new)?;
         for reason in &parsed.unusable {
             tracing::warn!("keys of the provider \"{name}\": {reason}");

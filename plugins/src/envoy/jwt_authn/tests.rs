@@ -101,6 +101,18 @@ fn a_good_token_passes_and_leaves_what_was_asked_for() {
     assert_eq!(metadata(&s, "payload").unwrap()["scope"], json!(["r", "w"]));
 }
 
+/// As of Envoy 1.40, which takes a set of no bytes and no other that is none.
+#[test]
+fn without_keys_no_token_is_good() {
+    let value = one(json!({"local_jwks": {"inline_string": ""}, "failed_status_in_metadata": "failure"}));
+    let filter = filter(value, "");
+    let bearer = bearer(&Signer::new("HS256").token(&claims(json!({}))));
+    let mut s = stream("/", &[("authorization", &bearer)]);
+    let reply = now(filter.access(&mut s)).unwrap();
+    assert_eq!((reply.status, &reply.body[..]), (401, &b"Jwks doesn't have any valid public key"[..]));
+    assert_eq!(metadata(&s, "failure").unwrap()["code"], 31);
+}
+
 #[test]
 fn refusals_are_those_of_envoy() {
     let signer = Signer::new("HS256");

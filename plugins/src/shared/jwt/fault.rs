@@ -30,6 +30,7 @@ pub(crate) enum Fault {
     UnknownIssuer = 24,
     AudienceNotAllowed = 25,
     NotVerified = 26,
+    NoValidKeys = 31,
     NoMatchingKey = 32,
     FetchFailed = 40,
 }
@@ -71,6 +72,7 @@ impl Fault {
             Fault::UnknownIssuer => "Jwt issuer is not configured",
             Fault::AudienceNotAllowed => "Audiences in Jwt are not allowed",
             Fault::NotVerified => "Jwt verification fails",
+            Fault::NoValidKeys => "Jwks doesn't have any valid public key",
             Fault::NoMatchingKey => "Jwks doesn't have key to match kid or alg from Jwt",
             Fault::FetchFailed => "Jwks remote fetch is failed",
         }

@@ -4,7 +4,8 @@ use super::key::Key;
 use super::{Fault, Token};
 use serde_json::{Map, Value};
 
-/// Keys that one issuer signs with.
+/// Keys that one issuer signs with; by default none, which no token fits.
+#[derive(Default)]
 pub(crate) struct KeySet {
     keys: Box<[Key]>,
     /// Those that were left out, and why.
@@ -47,8 +48,11 @@ impl KeySet {
     /// Whether one of the keys has signed the token. Time, issuer and audience are not looked at.
     ///
     /// # Errors
-    /// No key is the one that the token names, or none has signed it.
+    /// There are no keys, none is the one that the token names, or none has signed it.
     pub(crate) fn verify(&self, token: &Token) -> Result<(), Fault> {
+        if self.keys.is_empty() {
+            return Err(Fault::NoValidKeys);
+        }
         let mut fault = Fault::NoMatchingKey;
         for key in self.keys.iter().filter(|key| key.is_meant(token)) {
             match key.verify(token) {

@@ -191,13 +191,19 @@ fn cel(text: &str, typed: bool) -> Result<Operator, String> {
 /// `key:PLAIN|TYPED|FIELD:field`. There are texts in the state, which have no fields, and the peers of a mesh, which have.
 fn filter_state(arguments: &str) -> Result<Operator, String> {
     let mut parts = arguments.split(':');
-    let key: Box<str> = parts.next().unwrap_or_default().into();
-    match (parts.next(), parts.next()) {
-        (None | Some("TYPED"), _) => Ok(Operator::FilterState { key, typed: true }),
-        (Some("PLAIN"), _) => Ok(Operator::FilterState { key, typed: false }),
-        (Some("FIELD"), Some(field)) => Ok(Operator::PeerField { key, field: field.into() }),
-        (Some("FIELD"), None) => Err("FIELD needs the name of a field".into()),
-        (Some(other), _) => Err(format!("'{other}' is none of PLAIN, TYPED, FIELD")),
+    let mut next = || parts.next().unwrap_or_default();
+    let (key, form, field) = (next(), next(), next());
+    let key = match key {
+        "" => return Err("needs a key".into()),
+        key => key.into(),
+    };
+    match (form, field) {
+        ("" | "TYPED", "") => Ok(Operator::FilterState { key, typed: true }),
+        ("PLAIN", "") => Ok(Operator::FilterState { key, typed: false }),
+        ("FIELD", "") => Err("FIELD needs the name of a field".into()),
+        ("FIELD", field) => Ok(Operator::PeerField { key, field: field.into() }),
+        ("" | "TYPED" | "PLAIN", _) => Err("only FIELD takes the name of a field".into()),
+        (other, _) => Err(format!("'{other}' is none of PLAIN, TYPED, FIELD")),
     }
 }
 
@@ -269,12 +275,13 @@ fn metadata(of: MetadataOf, arguments: &str) -> Result<Operator, String> {
         arguments.split(':').map(Into::into).collect()
     };
     let mut path = path.into_iter();
-    let namespace = path.next().filter(|n| !n.is_empty()).ok_or("needs a namespace")?;
+    // Nobody has written any under an empty name, but Envoy takes it.
+    let namespace = path.next().unwrap_or_default();
     Ok(Operator::Metadata { of, namespace, path: path.collect() })
 }
 
 fn any_metadata(arguments: &str) -> Result<Operator, String> {
-    let (of, rest) = arguments.split_once(':').ok_or("needs a type and a namespace")?;
+    let (of, rest) = arguments.split_once(':').unwrap_or((arguments, ""));
     let of = match of {
         "DYNAMIC" => MetadataOf::Dynamic,
         "CLUSTER" => MetadataOf::Cluster,

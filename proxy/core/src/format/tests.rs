@@ -143,6 +143,7 @@ fn envoy_operators() {
             "%DYNAMIC_METADATA(ns:s)% %DYNAMIC_METADATA(ns:k:a)% %DYNAMIC_METADATA(ns:none)%",
             "text [\"x\",2.5,null] -",
         ),
+        ("%METADATA(ROUTE)% %DYNAMIC_METADATA(:s)%", "- -"),
         ("%METADATA(DYNAMIC:ns)%", "{\"k\":{\"a\":[\"x\",2.5,null],\"b\":1},\"s\":\"text\"}"),
         (
             "%DYNAMIC_METADATA([\"ns\", \"s\"])% %METADATA(ROUTE:ns:k)% %DYNAMIC_METADATA(ns:s):2%",
@@ -196,7 +197,7 @@ fn wrong_envoy_formats_are_refused() {
         "%req(x)%",
         "%START_TIME(%@)%",
         "%COMMON_DURATION(DS_RX_BEG:DS_RX_END:h)%",
-        "%METADATA(ROUTE)%",
+        "%METADATA()%",
         "%METADATA(NOPE:x)%",
         "%GRPC_STATUS(x)%",
         "%PATH(x)%",
@@ -213,6 +214,10 @@ fn wrong_envoy_formats_are_refused() {
         "%START_TIME:3%",
         "%FILTER_STATE(a:X)%",
         "%FILTER_STATE(a:FIELD)%",
+        "%FILTER_STATE(a:FIELD:)%",
+        "%FILTER_STATE(a:TYPED:5)%",
+        "%FILTER_STATE(a:PLAIN:5)%",
+        "%FILTER_STATE(:TYPED)%",
         "%UPSTREAM_TLS_SESSION_REUSED%",
         "%DOWNSTREAM_REMOTE_ADDRESS_ENDPOINT_ID%",
     ] {
@@ -487,6 +492,7 @@ fn filter_state_is_text_or_json() {
     for (format, printed) in [
         ("%FILTER_STATE(my.str)%", r#""va\"l /p""#),
         ("%FILTER_STATE(my.str):3%", "\"va"),
+        ("%FILTER_STATE(my.str:)%", r#""va\"l /p""#),
         ("%FILTER_STATE(my.str:PLAIN)%", "va\"l /p"),
         ("%FILTER_STATE(my.str:PLAIN):3%", "va\""),
         ("%FILTER_STATE(my.str:TYPED)%", r#""va\"l /p""#),
