@@ -50,7 +50,7 @@ pub(crate) fn factory() -> FilterFactory {
 fn build(own: &ProtoAuthz, overrides: &[ExtAuthzPerRoute], context: &BuildContext) -> Built {
     let filter = config::compile(own, overrides, context)?;
     let Some(filter) = filter else { return Ok(Plugin::default()) };
-    Ok(Plugin::of(filter).access(ExtAuthz::access).header_filter(ExtAuthz::header_filter).build())
+    Ok(Plugin::of(filter).access(ExtAuthz::access).judging().header_filter(ExtAuthz::header_filter).build())
 }
 
 /// The filter of a route.

@@ -87,7 +87,7 @@ fn build(config: JwtAuthentication, mut overrides: Vec<PerRouteConfig>, context:
         strip: strip_failure_response,
         stats,
     };
-    Ok(Plugin::of(filter).access(JwtAuthn::access).in_force(JwtAuthn::begin).build())
+    Ok(Plugin::of(filter).access(JwtAuthn::access).judging().in_force(JwtAuthn::begin).build())
 }
 
 struct JwtAuthn {

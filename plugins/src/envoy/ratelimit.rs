@@ -42,7 +42,7 @@ pub(crate) fn factory() -> FilterFactory {
 
 fn build(own: &ProtoLimit, of_route: Option<&RateLimitPerRoute>, context: &BuildContext) -> Built {
     let filter = config::compile(own, of_route, context)?;
-    Ok(Plugin::of(filter).access(RateLimit::access).header_filter(RateLimit::header_filter).build())
+    Ok(Plugin::of(filter).access(RateLimit::access).judging().header_filter(RateLimit::header_filter).build())
 }
 
 /// The filter of a route.

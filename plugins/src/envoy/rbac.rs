@@ -43,7 +43,7 @@ fn build(own: &ProtoRbac, mut overrides: Vec<RbacPerRoute>, context: &BuildConte
     if filter.rules.is_none() && filter.shadow.is_none() {
         return Ok(Plugin::default());
     }
-    Ok(Plugin::of(filter).access(Rbac::access).build())
+    Ok(Plugin::of(filter).access(Rbac::access).judging().build())
 }
 
 struct Rbac {

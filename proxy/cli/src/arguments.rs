@@ -202,6 +202,9 @@ pub(crate) struct ExplainOptions {
     /// How the answer is written
     #[arg(short, long, value_enum, default_value_t = OutputForm::Text)]
     pub(crate) output: OutputForm,
+    /// The URI in the certificate that the client shows, as `spiffe://cluster.local/ns/default/sa/shop`
+    #[arg(long, value_name = "URI")]
+    pub(crate) peer: Option<String>,
     /// The consumer that the request is from, in place of the one that plugins find by its credentials; of APISIX
     /// configurations
     #[arg(long, value_name = "NAME")]

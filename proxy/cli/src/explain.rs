@@ -8,6 +8,7 @@ mod filters;
 mod request;
 mod source;
 mod text;
+mod verdict;
 
 use crate::Failure;
 use crate::arguments::{ExplainOptions, OutputForm};
@@ -190,7 +191,7 @@ fn http(
         return Ok(());
     };
     if redirect::is_for_tls(&found.virtual_host, stream) {
-        filters::add(story, hcm, &hcm.chain);
+        filters::add(story, known, hcm, &hcm.chain, stream)?;
         let location = String::from_utf8_lossy(&redirect::to_tls(&stream.request)).into_owned();
         story.insert("action".into(), json!({"kind": "redirect", "status": 301, "location": location}));
         story.insert("outcome".into(), "the virtual host wants TLS (require_tls)".into());
@@ -199,7 +200,8 @@ fn http(
     stream.virtual_host = Some(found.virtual_host.clone());
     stream.route = found.route.clone();
     let Some(route) = found.route else {
-        filters::add(story, hcm, found.virtual_host.options.chain.as_ref().unwrap_or(&hcm.chain));
+        let chain = found.virtual_host.options.chain.as_ref().unwrap_or(&hcm.chain);
+        filters::add(story, known, hcm, chain, stream)?;
         if found.cut_short {
             story.insert("action".into(), reply_of(&explain::unsearched()));
             let outcome = "routes' expressions would scan too much for one request: none is taken";
@@ -212,7 +214,7 @@ fn http(
     story.insert("route".into(), candidates::route(&route));
     let chain = route.chain.as_ref().unwrap_or(&hcm.chain);
     let chain = consumer::add(story, known, chain, wanted, stream)?;
-    filters::add(story, hcm, &chain);
+    filters::add(story, known, hcm, &chain, stream)?;
     action::add(story, known, hcm, &table, &route, stream);
     Ok(())
 }

@@ -214,6 +214,84 @@ fn it_says_why_earlier_routes_lost() {
     }
 }
 
+/// Filters that judge a request are run over it; nobody is asked.
+#[test]
+fn filters_say_what_becomes_of_the_request() {
+    const FILTERS: &str = "
+- name: jwt
+  typed_config:
+    '@type': type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
+    providers:
+      near: {issuer: i, local_jwks: {inline_string: ''}}
+      far: {issuer: f, remote_jwks: {http_uri: {uri: 'http://keys.test/jwks?a', cluster: a, timeout: 1s}}}
+    rules:
+    - {match: {prefix: /near}, requires: {provider_name: near}}
+    - {match: {prefix: /far}, requires: {provider_name: far}}
+- name: rbac
+  typed_config:
+    '@type': type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC
+    rules:
+      action: ALLOW
+      policies:
+        shop:
+          permissions: [{url_path: {path: {prefix: /shop}}}]
+          principals: [{authenticated: {principal_name: {exact: 'spiffe://t/shop'}}}]
+        rest: {permissions: [{not_rule: {url_path: {path: {prefix: /shop}}}}], principals: [{any: true}]}
+- name: authz
+  typed_config:
+    '@type': type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz
+    http_service: {server_uri: {uri: 'http://authz.test', cluster: b, timeout: 1s}, path_prefix: /check}
+- name: limit
+  typed_config:
+    '@type': type.googleapis.com/envoy.extensions.filters.http.ratelimit.v3.RateLimit
+    domain: d
+    rate_limit_service: {transport_api_version: V3, grpc_service: {envoy_grpc: {cluster_name: c}}}
+";
+    const ROUTES: &str = "
+- {match: {prefix: /limited}, route: {cluster: a, rate_limits: [{actions: [{remote_address: {}}]}]}}
+- {match: {prefix: /}, route: {cluster: a}}
+";
+    let json = |text: &str| Node::parse_file_text(text, "part.yaml").unwrap().to_json();
+    let mut bootstrap = bootstrap(&json!({"routes": json(ROUTES)}));
+    let manager = &mut bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0];
+    let filters = manager["typed_config"]["http_filters"].as_array_mut().unwrap();
+    filters.splice(..0, json(FILTERS).as_array().unwrap().iter().cloned());
+    let directory = Directory::new();
+    let file = directory.write("envoy.json", &bootstrap.to_string());
+    let told = |arguments: &[&str]| {
+        let host = ["-H", "host: a.test", "-c", &file, "--listener", "case"];
+        let story = explain(&[&["GET"], arguments, &host].concat());
+        let filters = story["filters"].as_array().unwrap().iter();
+        filters.map(|filter| filter.get("verdict").cloned().unwrap_or_default()).collect::<Vec<_>>()
+    };
+    let passes = json!({"kind": "passes"});
+    let asks =
+        |cluster: &str, path: &str| json!({"kind": "asks", "service": {"cluster": cluster, "path": path}});
+    assert_eq!(told(&["/a?b"]), [&passes, &passes, &asks("b", "/check/a"), &passes].map(Value::clone));
+    let limited = told(&["/limited"]);
+    assert_eq!(limited[3], asks("c", "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"));
+    // Behind one that answers nothing runs.
+    let near = told(&["/near"]);
+    let missing = json!({
+        "kind": "answers", "status": 401, "body": "Jwt is missing", "details": "jwt_authn_access_denied{Jwt_is_missing}",
+    });
+    assert_eq!(near, [missing, Value::Null, Value::Null, Value::Null]);
+    // Its keys would be fetched; what its token says of the sender is taken as true.
+    let token = "authorization: Bearer eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJmIn0.AAAA";
+    assert_eq!(told(&["/far", "-H", token])[..2], [asks("a", "/jwks"), passes.clone()]);
+    assert_eq!(told(&["/shop"])[1]["status"], 403);
+    assert_eq!(told(&["/shop", "--peer", "spiffe://t/shop", "--sni", "shop"])[1], passes);
+    let text = output(&["explain", "GET", "http://a.test/shop", "-c", &file, "--listener", "case"]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    let lines = [
+        "jwt as of listener: Access; lets the request pass\n",
+        "rbac as of listener: Access; answers 403 (rbac_access_denied_matched_policy[none])\n",
+        "authz as of listener: Access, HeaderFilter\n",
+        "outcome       the filter \"rbac\" answers in the place of the route\n",
+    ];
+    assert!(lines.iter().all(|line| text.contains(line)), "{text}");
+}
+
 /// By its administration, and by the dump as a file.
 #[test]
 fn a_running_proxy_is_explained() {

@@ -1,21 +1,44 @@
 //! What every filter or plugin does in the request's and the response's phases, as far as configuration tells.
 
-use super::Story;
+use super::source::Known;
+use super::{Story, verdict};
+use crate::Failure;
 use serde_json::{Value, json};
 use sixfold_core::hcm::{HttpConnectionManager, Profile};
 use sixfold_core::plugin::{Chain, Member};
+use sixfold_core::stream::Stream;
 use std::sync::Arc;
 
-/// Adds the chain of the route, and what of the connection manager's the route has turned off.
-pub(super) fn add(story: &mut Story, hcm: &HttpConnectionManager, chain: &Arc<Chain>) {
-    story.insert("filters".into(), of(hcm, chain));
+/// Adds the chain of the route with what its filters say of the request, and what of the connection manager's the route has
+/// turned off.
+pub(super) fn add(
+    story: &mut Story,
+    known: &Known,
+    hcm: &HttpConnectionManager,
+    chain: &Arc<Chain>,
+    stream: &mut Stream,
+) -> Result<(), Failure> {
+    let mut filters = of(hcm, chain);
+    let told = filters.as_array_mut().into_iter().flatten();
+    for (filter, said) in told.zip(verdict::of(chain, &known.unsent, stream)?) {
+        if said["kind"] == "answers" {
+            let name = filter["name"].as_str().unwrap_or_default();
+            let outcome = format!("the filter \"{name}\" answers in the place of the route");
+            story.insert("outcome".into(), outcome.into());
+        }
+        if !said.is_null() {
+            filter["verdict"] = said;
+        }
+    }
+    story.insert("filters".into(), filters);
     if hcm.profile == Profile::Apisix {
-        return;
+        return Ok(());
     }
     let is_there = |name: &str| chain.members().iter().any(|member| *member.name == *name);
     let off = hcm.chain.members().iter().filter(|member| !is_there(&member.name));
     let off: Vec<&str> = off.map(|member| &*member.name).collect();
     story.insert("filters_off".into(), json!(off));
+    Ok(())
 }
 
 /// What is in a chain, in the order of the request.

@@ -3,7 +3,7 @@
 use crate::Failure;
 use crate::arguments::ExplainOptions;
 use serde_json::{Value, json};
-use sixfold_core::connection::{Connection, TlsInfo};
+use sixfold_core::connection::{Certificate, Connection, TlsInfo};
 use sixfold_core::headers::HeaderName;
 use sixfold_core::listener::{FilterChain, Listener};
 use sixfold_core::message::{Method, Scheme};
@@ -24,6 +24,8 @@ pub(super) struct Asked {
     pub(super) source: SocketAddr,
     pub(super) server_name: Option<Arc<str>>,
     pub(super) protocols: Vec<Box<[u8]>>,
+    /// The URI of the client's certificate, if it shows one.
+    peer: Option<String>,
 }
 
 impl Asked {
@@ -83,13 +85,14 @@ impl Asked {
             destination,
             source: source.unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 40000)),
             server_name: server_name.or(named).map(Arc::from),
+            peer: options.peer.clone(),
             protocols: options.alpn.iter().map(|protocol| protocol.as_bytes().into()).collect(),
         })
     }
 
     /// Whether the connection is one of TLS.
     pub(super) fn is_tls(&self) -> bool {
-        self.scheme == Scheme::Https || self.server_name.is_some()
+        self.scheme == Scheme::Https || self.server_name.is_some() || self.peer.is_some()
     }
 
     /// The request on a connection to the listener.
@@ -101,7 +104,14 @@ impl Asked {
     ) -> Stream {
         let local = destination.unwrap_or(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
         let terminated = chain.tls.is_some() || self.is_tls();
-        let tls = terminated.then(|| TlsInfo { server_name: self.server_name.clone(), ..TlsInfo::default() });
+        let peer = self.peer.clone();
+        let peer = peer.map(|uri| Arc::new(Certificate { uri_sans: vec![uri], ..Certificate::default() }));
+        let tls = terminated.then(|| TlsInfo {
+            server_name: self.server_name.clone(),
+            peer_validated: peer.is_some(),
+            peer,
+            ..TlsInfo::default()
+        });
         let connection = Connection {
             listener: listener.name.clone(),
             filter_chain: chain.name.clone(),

@@ -1,6 +1,7 @@
 //! What is explained: the model that a configuration compiles to, of which nothing is opened.
 
 use super::dump;
+use super::verdict::Unsent;
 use crate::Failure;
 use crate::arguments::ExplainOptions;
 use crate::envoy::Text;
@@ -29,19 +30,21 @@ pub(super) struct Known {
     pub(super) clusters: Arc<Clusters>,
     /// Those of APISIX.
     pub(super) consumers: Arc<Consumers>,
+    /// What filters ask services goes here.
+    pub(super) unsent: Arc<Unsent>,
 }
 
 /// Compiles what the options name.
 pub(super) fn read(options: &ExplainOptions) -> Result<Known, Failure> {
     let model = Model::default();
-    let consumers = Arc::<Consumers>::default();
+    let (consumers, unsent) = (Arc::<Consumers>::default(), Arc::<Unsent>::default());
     let diff = match (&options.config, &options.dump, &options.admin) {
-        (Some(file), ..) => of_file(file, &model, &consumers)?,
+        (Some(file), ..) => of_file(file, &model, &consumers, &unsent)?,
         (None, Some(file), _) => {
             let text = Text::read(file)?;
-            of_dump(&text.text, &text.name, &model)?
+            of_dump(&text.text, &text.name, &model, &unsent)?
         }
-        (None, None, Some(address)) => of_dump(&config_dump(address)?, address, &model)?,
+        (None, None, Some(address)) => of_dump(&config_dump(address)?, address, &model, &unsent)?,
         (None, None, None) => return Err(Failure::new("one of --config, --admin and --dump is needed")),
     };
     let errors = model.apply_detached(diff);
@@ -49,11 +52,11 @@ pub(super) fn read(options: &ExplainOptions) -> Result<Known, Failure> {
         return Err(errors.into());
     }
     let listeners = Listeners::new(model.listeners()).map_err(Failure::new)?;
-    Ok(Known { listeners, clusters: model.clusters().clone(), consumers })
+    Ok(Known { listeners, clusters: model.clusters().clone(), consumers, unsent })
 }
 
-fn compile(model: &Model) -> CompileContext {
-    let build = BuildContext::new(Arc::new(Nowhere), metrics::Registry::new());
+fn compile(model: &Model, unsent: &Arc<Unsent>) -> CompileContext {
+    let build = BuildContext::new(unsent.clone(), metrics::Registry::new());
     CompileContext::new(model, plugins(), build, Arc::new(Nowhere))
 }
 
@@ -68,40 +71,45 @@ fn config_dump(address: &str) -> Result<String, Failure> {
 }
 
 /// What APISIX's configuration is compiled with.
-fn context(model: &Model, consumers: &Arc<Consumers>) -> SourceContext {
-    let mut compile = compile(model);
+fn context(model: &Model, consumers: &Arc<Consumers>, unsent: &Arc<Unsent>) -> SourceContext {
+    let mut compile = compile(model, unsent);
     compile.build.consumers = consumers.clone();
     SourceContext::new(compile, EnvVars::Process)
 }
 
-fn of_file(file: &Path, model: &Model, consumers: &Arc<Consumers>) -> Result<Diff, Failure> {
+fn of_file(
+    file: &Path,
+    model: &Model,
+    consumers: &Arc<Consumers>,
+    unsent: &Arc<Unsent>,
+) -> Result<Diff, Failure> {
     let text = Text::read(file)?;
     match kind(&text)? {
-        Kind::Bootstrap => bootstrap(&text, model),
+        Kind::Bootstrap => bootstrap(&text, model, unsent),
         Kind::Configuration => {
             let config = sixfold_apisix::load_config(file, &EnvVars::Process)?;
             let store = resources::of(&config, file)?;
-            let update = Source::new(config, store, context(model, consumers)).pull()?;
+            let update = Source::new(config, store, context(model, consumers, unsent)).pull()?;
             warn(&update.refused);
             Ok(update.diff)
         }
         Kind::Resources => {
-            let update = sixfold_apisix::load_resources(file, context(model, consumers))?.update;
+            let update = sixfold_apisix::load_resources(file, context(model, consumers, unsent))?.update;
             warn(&update.refused);
             Ok(update.diff)
         }
     }
 }
 
-fn of_dump(text: &str, name: &str, model: &Model) -> Result<Diff, Failure> {
+fn of_dump(text: &str, name: &str, model: &Model, unsent: &Arc<Unsent>) -> Result<Diff, Failure> {
     let rebuilt = dump::bootstrap(text).map_err(|error| error.in_file(name))?;
     let text = Text { text: rebuilt.to_string(), name: format!("the dump of {name}"), merged_over: None };
-    bootstrap(&text, model)
+    bootstrap(&text, model, unsent)
 }
 
 /// A bootstrap, with the routes that it has in files.
-fn bootstrap(text: &Text, model: &Model) -> Result<Diff, Failure> {
-    let mut compiled = text.load(&ProcessContext::new(compile(model)))?;
+fn bootstrap(text: &Text, model: &Model, unsent: &Arc<Unsent>) -> Result<Diff, Failure> {
+    let mut compiled = text.load(&ProcessContext::new(compile(model, unsent)))?;
     let mut files = RouteFiles::new(compiled.followed.context);
     let contents = files.contents();
     let look = files.look(contents, &mut compiled.diff);

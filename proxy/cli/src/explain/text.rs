@@ -175,7 +175,25 @@ fn filters(story: &Story, out: &mut String) {
 fn filter(filter: &Value) -> String {
     let phases: Vec<&str> = items(&filter["phases"]).filter_map(Value::as_str).collect();
     let phases = if phases.is_empty() { "does nothing here".to_owned() } else { phases.join(", ") };
-    format!("{} as of {}: {phases}", str(filter, "name"), str(filter, "settings"))
+    let said = match str(&filter["verdict"], "kind") {
+        "" => String::new(),
+        _ => format!("; {}", verdict(&filter["verdict"])),
+    };
+    format!("{} as of {}: {phases}{said}", str(filter, "name"), str(filter, "settings"))
+}
+
+/// What a filter says of the request.
+fn verdict(said: &Value) -> String {
+    match str(said, "kind") {
+        "answers" => format!("answers {} ({})", said["status"], str(said, "details")),
+        "asks" => match &said["service"] {
+            service if service["uri"].is_string() => format!("asks {}", str(service, "uri")),
+            service => format!("asks {} of cluster \"{}\"", str(service, "path"), str(service, "cluster")),
+        },
+        "chooses_again" => "has the route chosen again".to_owned(),
+        "waits" => "has not decided in 5 s".to_owned(),
+        _ => "lets the request pass".to_owned(),
+    }
 }
 
 fn retries(retry: &Value) -> String {

@@ -42,6 +42,8 @@ pub struct Plugin {
     pub(super) has_body_variables: bool,
     /// What it begins when it goes into force.
     pub(super) begins: Vec<Begin>,
+    /// It says whether a request passes, and nothing is left behind when one that nobody has sent asks.
+    pub(super) is_judge: bool,
 }
 
 /// A handler and its phase.
@@ -119,6 +121,12 @@ impl Plugin {
             Handler::Trailers(Direction::Response, _) => "ResponseTrailers",
             Handler::Log(_) => "Log",
         })
+    }
+
+    /// Whether its phase `access` may be run to learn what becomes of a request that nobody has sent
+    /// ([`PluginBuilder::judging`]).
+    pub fn is_judge(&self) -> bool {
+        self.is_judge
     }
 
     /// Whether it has a handler at all.
@@ -203,6 +211,15 @@ impl<T: Send + Sync + 'static> PluginBuilder<T> {
     pub fn in_force(mut self, begin: impl Fn(&T) + Send + Sync + 'static) -> Self {
         let target = self.target.clone();
         self.plugin.begins.push(Arc::new(move || begin(&target)));
+        self
+    }
+
+    /// Says that `access` is where it decides whether a request passes, and that it may decide of one that nobody has
+    /// sent: beside what it leaves in the stream and counts it does nothing but ask services by
+    /// [`Callout`](super::Callout).
+    #[must_use]
+    pub fn judging(mut self) -> Self {
+        self.plugin.is_judge = true;
         self
     }
 

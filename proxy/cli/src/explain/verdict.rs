@@ -1,0 +1,109 @@
+//! What filters that judge requests say of one: they are run over it, and the services that they would ask are told in their
+//! place.
+
+use crate::Failure;
+use crate::process::runtime;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use sixfold_core::plugin::{
+    Callout, CalloutFuture, CalloutRequest, CalloutStreamFuture, Chain, ChainBuilder, HeadPhase, Outcome,
+};
+use sixfold_core::stream::Stream;
+use std::future::pending;
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// How long a filter is waited for that has asked nobody: keys take a moment to be tried.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Sends nothing, and nobody who asks ever gets an answer: what was asked is kept.
+#[derive(Default)]
+pub(super) struct Unsent {
+    asked: Mutex<Vec<(ThreadId, Value)>>,
+    news: Notify,
+}
+
+impl Unsent {
+    fn note(&self, request: &CalloutRequest) {
+        let asked = match &request.cluster {
+            Some(cluster) => {
+                let path = request.uri.parse().map(|uri: http::Uri| uri.path().to_owned());
+                json!({"cluster": &*cluster.name, "path": path.unwrap_or_default()})
+            }
+            None => json!({"uri": request.uri}),
+        };
+        self.asked.lock().push((thread::current().id(), asked));
+        self.news.notify_one();
+    }
+
+    /// What was asked last, by this thread if it has asked anything: others fetch what is to be there before requests.
+    fn take(&self) -> Value {
+        let asked = std::mem::take(&mut *self.asked.lock());
+        let own = asked.iter().rfind(|(thread, _)| *thread == thread::current().id());
+        own.or(asked.last()).map(|(_, asked)| asked.clone()).unwrap_or_default()
+    }
+}
+
+impl Callout for Unsent {
+    fn send(&self, request: CalloutRequest) -> CalloutFuture {
+        self.note(&request);
+        Box::pin(pending())
+    }
+
+    fn open(&self, request: CalloutRequest) -> CalloutStreamFuture {
+        self.note(&request);
+        Box::pin(pending())
+    }
+}
+
+/// What each filter of the chain that judges says, in their order: nothing of the others, and nothing behind one that answers.
+/// What is asked of services counts as passed. The request is then as it was.
+pub(super) fn of(chain: &Chain, unsent: &Unsent, stream: &mut Stream) -> Result<Vec<Value>, Failure> {
+    let runtime = runtime()?;
+    let before = stream.request.clone();
+    let mut said = Vec::new();
+    for member in chain.members() {
+        let is_over = said.iter().any(|verdict: &Value| verdict["kind"] == "answers");
+        if is_over || !member.plugin.is_judge() {
+            said.push(Value::Null);
+            continue;
+        }
+        let mut alone = ChainBuilder::new();
+        alone.push(member.clone());
+        said.push(runtime.block_on(judge(&alone.build(), unsent, stream)));
+    }
+    stream.request = before;
+    Ok(said)
+}
+
+async fn judge(filter: &Chain, unsent: &Unsent, stream: &mut Stream) -> Value {
+    unsent.take();
+    // Whoever wants the body of a request that has none is asked again.
+    for _ in 0..2 {
+        let outcome = tokio::select! {
+            biased;
+            outcome = filter.run(HeadPhase::Access, stream) => outcome,
+            () = until_asked(unsent) => return json!({"kind": "asks", "service": unsent.take()}),
+            () = tokio::time::sleep(PATIENCE) => return json!({"kind": "waits"}),
+        };
+        match outcome {
+            Outcome::Respond(reply) => {
+                let body = String::from_utf8_lossy(&reply.body).into_owned();
+                let (status, details) = (reply.status, &reply.details);
+                return json!({"kind": "answers", "status": status, "details": details, "body": body});
+            }
+            Outcome::ReadBody(..) => {}
+            Outcome::ClearRoute(_) => return json!({"kind": "chooses_again"}),
+            Outcome::Done | Outcome::Identify(..) | Outcome::Recreate(..) => break,
+        }
+    }
+    json!({"kind": "passes"})
+}
+
+/// Ends when somebody has asked since [`Unsent::take`].
+async fn until_asked(unsent: &Unsent) {
+    while unsent.asked.lock().is_empty() {
+        unsent.news.notified().await;
+    }
+}
