@@ -29,9 +29,6 @@ use crate::context::Context as CompileContext;
 /// connections and nothing more is one to be left.
 const OPENING: Duration = Duration::from_secs(30);
 
-/// How often it is looked whether the cluster is there that a stream goes to.
-const COMES: Duration = Duration::from_millis(10);
-
 /// What a bootstrap says itself of what comes later. Another one of the same process may take its place.
 #[derive(Clone)]
 pub struct Statics {
@@ -279,9 +276,7 @@ impl Link {
 async fn open(target: Target, service: Service, flavor: Flavor) -> Result<Stream, Status> {
     let Target { grpc, metadata } = target;
     let opening = async {
-        while grpc.cluster.load().is_none() {
-            tokio::time::sleep(COMES).await;
-        }
+        grpc.cluster.comes().await;
         grpc.call(&service.path(flavor), metadata).await
     };
     let call = tokio::time::timeout(OPENING, opening).await;

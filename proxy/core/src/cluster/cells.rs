@@ -45,6 +45,17 @@ impl ClusterCell {
     pub fn changed(&self) -> impl Future<Output = ()> + Send + '_ {
         self.changes.notified()
     }
+
+    /// Waits until the name stands for a cluster. It may be dropped at any time.
+    pub async fn comes(&self) -> Arc<Cluster> {
+        loop {
+            let changed = self.changed();
+            if let Some(cluster) = self.load() {
+                return cluster;
+            }
+            changed.await;
+        }
+    }
 }
 
 impl std::fmt::Debug for ClusterCell {
@@ -156,7 +167,10 @@ impl std::fmt::Debug for Clusters {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::cluster::ClusterConfig;
+    use crate::metrics::Registry;
 
     /// Once all workers took one lock for every request with a `cluster_header`.
     #[test]
@@ -180,6 +194,19 @@ mod tests {
         assert!(one.as_mut().poll(&mut context).is_ready());
         assert!(other.as_mut().poll(&mut context).is_ready(), "it began before the change");
         assert!(Box::pin(cell.changed()).as_mut().poll(&mut context).is_pending());
+    }
+
+    #[test]
+    fn who_waits_for_a_cluster_gets_the_first_that_comes() {
+        let cell = Clusters::default().cell("c");
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut comes = Box::pin(cell.comes());
+        assert!(comes.as_mut().poll(&mut context).is_pending());
+        cell.swap(None);
+        assert!(comes.as_mut().poll(&mut context).is_pending());
+        let cluster = Cluster::new(ClusterConfig::named("c"), Vec::new(), None, &Registry::new()).unwrap();
+        cell.swap(Some(cluster));
+        assert!(comes.as_mut().poll(&mut context).is_ready());
     }
 
     #[test]
