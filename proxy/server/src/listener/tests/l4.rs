@@ -129,7 +129,7 @@ async fn sessions_that_are_used_stay_when_others_want_their_places() {
 
 #[tokio::test]
 async fn sessions_of_all_workers_have_one_bound() {
-    let fixture = Fixture::start_with(Options { udp_sessions: 2, ..Options::default() });
+    let fixture = Fixture::start_with(&Options { udp_sessions: 2, ..Options::default() });
     let _cluster = fixture.cluster("a", &[echo().await]).await;
     let proxy = proxy(&fixture, "a", SILENCE, UdpLimits::default());
     let mut listener = udp_listener(&fixture, &proxy);

@@ -41,18 +41,18 @@ pub(super) struct Fixture {
 
 impl Fixture {
     pub(super) fn start() -> Fixture {
-        Fixture::start_with(Options::default())
+        Fixture::start_with(&Options::default())
     }
 
     /// The same with some options.
-    pub(super) fn start_with(options: Options) -> Fixture {
+    pub(super) fn start_with(options: &Options) -> Fixture {
         let (registry, model) = (Registry::new(), Arc::new(Model::default()));
         let clusters = model.clusters().clone();
         let options = Options {
             concurrency: 4,
             drain_time: Duration::from_millis(300),
             drain_strategy: DrainStrategy::Immediate,
-            ..options
+            ..*options
         };
         let server =
             Server::start(options, registry.clone(), model, Arc::new(Nowhere), Lifecycle::default()).unwrap();
