@@ -14,7 +14,7 @@ use clap::Args;
 
 use crate::image::Architecture;
 use crate::process::{execute, output, root, target};
-use crate::tools::{BINUTILS, DPKG, IPROUTE, LOGROTATE, PYTHON, build_proxy, ensure};
+use crate::tools::{BINUTILS, CURL, DPKG, IPROUTE, LOGROTATE, PYTHON, build_proxy, ensure};
 use crate::{mesh, symbols};
 
 const FOLDER: &str = "deploy/debian";
@@ -181,12 +181,13 @@ fn newest(symbols: &str) -> Option<String> {
     versions.max().map(|(_, text)| text)
 }
 
-/// Makes the package, installs it into a copy of this machine's root, runs what its unit says, rotates its logs, and purges it.
+/// Makes the package, installs it into a copy of this machine's root, runs what its unit says, rotates its logs, and purges it; then
+/// boots systemd in such a copy where that is possible, and uses the unit.
 ///
 /// # Errors
 /// Something of that does not come out right.
 pub fn check(proxy: &Path, out: &Path) -> Result<()> {
-    ensure(&[PYTHON, IPROUTE, LOGROTATE])?;
+    ensure(&[PYTHON, IPROUTE, LOGROTATE, CURL])?;
     let package = make(proxy, out, QUICK)?;
     let told = output(Command::new("dpkg-deb").args(["--info"]).arg(&package))?;
     for field in ["Depends: libc6 (>= 2.", "adduser", "postinst", "conffiles"] {
@@ -197,7 +198,11 @@ pub fn check(proxy: &Path, out: &Path) -> Result<()> {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--net", "--propagation", "private", "python3", "-B"]);
     command.arg(root().join(FOLDER).join("check.py")).arg(package.canonicalize()?);
-    execute(&mut command).context("the package is not right; the lines above say where")
+    execute(&mut command).context("the package is not right; the lines above say where")?;
+    let mut command = Command::new("python3");
+    command.arg("-B").arg(root().join(FOLDER).join("booted.py")).arg(package.canonicalize()?);
+    execute(&mut command)
+        .context("the unit does not do under systemd what it should; the lines above say where")
 }
 
 /// [`check`] as root with namespaces; without them it says so and passes.

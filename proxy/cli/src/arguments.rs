@@ -436,8 +436,9 @@ pub(crate) fn print_manual(names: &[String], directory: Option<&Path>) -> Result
 /// Writes the page of a command and those below it.
 fn write_manuals(command: &clap::Command, title: &str, directory: &Path) -> Result<(), Failure> {
     std::fs::write(directory.join(format!("{title}.1")), manual(command.clone(), title)?)?;
-    let shown = command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help");
-    shown.map(|below| write_manuals(below, &format!("{title}-{}", below.get_name()), directory)).collect()
+    let mut shown =
+        command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help");
+    shown.try_for_each(|below| write_manuals(below, &format!("{title}-{}", below.get_name()), directory))
 }
 
 /// A page in troff, for `man`; `title` is what the program calls itself, `sixfold-run`.
