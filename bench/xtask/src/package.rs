@@ -14,7 +14,7 @@ use clap::Args;
 
 use crate::image::Architecture;
 use crate::process::{execute, output, root, target};
-use crate::tools::{BINUTILS, CURL, DPKG, IPROUTE, LOGROTATE, PYTHON, build_proxy, ensure};
+use crate::tools::{ADDUSER, BINUTILS, CURL, DPKG, IPROUTE, LOGROTATE, PYTHON, build_proxy, ensure};
 use crate::{mesh, symbols};
 
 const FOLDER: &str = "deploy/debian";
@@ -187,7 +187,7 @@ fn newest(symbols: &str) -> Option<String> {
 /// # Errors
 /// Something of that does not come out right.
 pub fn check(proxy: &Path, out: &Path) -> Result<()> {
-    ensure(&[PYTHON, IPROUTE, LOGROTATE, CURL])?;
+    ensure(&[PYTHON, IPROUTE, LOGROTATE, CURL, ADDUSER])?;
     let package = make(proxy, out, QUICK)?;
     let told = output(Command::new("dpkg-deb").args(["--info"]).arg(&package))?;
     for field in ["Depends: libc6 (>= 2.", "adduser", "postinst", "conffiles"] {

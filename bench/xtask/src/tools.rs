@@ -51,6 +51,7 @@ pub const BUILDAH: Tool = Tool { program: "buildah", package: "buildah", what_fo
 pub const BINUTILS: Tool =
     Tool { program: "objcopy", package: "binutils", what_for: "small binaries in images and packages" };
 pub const CURL: Tool = Tool { program: "curl", package: "curl", what_for: "requests of the tests" };
+pub const ADDUSER: Tool = Tool { program: "adduser", package: "adduser", what_for: "installing the package" };
 pub const DPKG: Tool = Tool { program: "dpkg-deb", package: "dpkg", what_for: "making packages" };
 pub const LOGROTATE: Tool =
     Tool { program: "logrotate", package: "logrotate", what_for: "rotating logs as the package does" };
