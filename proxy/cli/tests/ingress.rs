@@ -73,11 +73,9 @@ fn without_missing(value: &mut Value) {
 
 /// Endpoints that answer with the head of the request.
 fn endpoints() -> u16 {
-    let (port, listeners) = std::iter::repeat_with(free_port)
-        .find_map(|port| Some((port, ENDPOINTS.map(|host| TcpListener::bind((host, port)).ok()))))
-        .unwrap();
-    for listener in listeners {
-        let listener = listener.expect("a port of each address");
+    let port = free_port();
+    for host in ENDPOINTS {
+        let listener = TcpListener::bind((host, port)).expect("a port of each address");
         std::thread::spawn(move || {
             for mut stream in listener.incoming().map_while(Result::ok) {
                 std::thread::spawn(move || {
