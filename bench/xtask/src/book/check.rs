@@ -86,6 +86,10 @@ fn lost(page: &Page, link: &str, all: &[Page]) -> Option<&'static str> {
     if !target.exists() {
         return Some("no such file");
     }
+    // In SUMMARY.md it is a chapter; anywhere else mdBook makes a link to README.html of it, which it does not write.
+    if target.ends_with("README.md") && !page.path.ends_with("SUMMARY.md") {
+        return Some("mdBook calls this page index.html: link to a page of another name");
+    }
     let Some(target) = all.iter().find(|page| page.path == target) else {
         let within = target.starts_with(root().join("docs"));
         return (!within || !anchor.is_empty()).then_some("not a page of the book; link to the repository");
@@ -161,20 +165,19 @@ mod tests {
 
     #[test]
     fn links_that_lead_nowhere_are_told() {
-        let other = page("README.md", "# Here\n");
         let from = |link: &str| {
-            let page = page("adr/README.md", &format!("# Own\n[a]({link})\n"));
-            let all = [page, self::page("README.md", "# Here\n")];
+            let page = page("adr/decisions.md", &format!("# Own\n[a]({link})\n"));
+            let all = [page, self::page("istio.md", "# Here\n")];
             broken(&all[0], &all).len()
         };
-        assert!(other.path.exists());
         let repository = format!("{REPOSITORY}LICENSE");
-        for good in ["../README.md", "../README.md#here", "#own", "https://a.example/b", &repository] {
+        for good in ["../istio.md", "../istio.md#here", "#own", "https://a.example/b", &repository] {
             assert_eq!(from(good), 0, "{good}");
         }
         let gone = format!("{REPOSITORY}LICENCE");
         let bad = [
-            "../README.md#there",
+            "../istio.md#there",
+            "../README.md",
             "#here",
             "none.md",
             "http://a.example",

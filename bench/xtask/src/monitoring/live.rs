@@ -70,6 +70,11 @@ pub fn check(binary: &Path) -> Result<()> {
     execute(Command::new("promtool").args(["check", "config"]).arg(deploy.join("prometheus.yaml")))?;
 
     let folder = fresh_folder()?;
+    let alerts: usize = rules::GROUPS.iter().map(|group| group.alerts.len()).sum();
+    let tests = include_str!("testbed/rules-test.yaml").replace("@RULES@", &deploy.display().to_string());
+    fs::write(folder.join("rules-test.yaml"), tests.replace("@ALERTS@", &alerts.to_string()))?;
+    execute(Command::new("promtool").args(["test", "rules"]).arg(folder.join("rules-test.yaml")))?;
+
     let ports = Ports::free()?;
     let mut running = start(binary, &folder, &ports)?;
     configure(&ports)?;
