@@ -1,7 +1,6 @@
 //! Parts below several plugins.
 
 pub(crate) mod addresses;
-pub(crate) mod background;
 pub(crate) mod base64;
 pub(crate) mod batches;
 pub(crate) mod cache;

@@ -15,6 +15,7 @@ use serde_json::Value;
 use sixfold_core::connection::Connection;
 use sixfold_core::document::{Node, Options};
 use sixfold_core::error::ConfigError;
+use sixfold_core::export::Here;
 use sixfold_core::listener::{ConnectionFilter, FilterStep};
 use sixfold_core::metrics;
 use sixfold_core::plugin::{
@@ -134,6 +135,7 @@ pub(crate) fn context_with(answer: Option<CalloutResponse>) -> (BuildContext, Ar
         shared: Arc::new(SharedState::default()),
         resource: "/apisix/routes/1".into(),
         attributes: Arc::new(Value::Null),
+        background: Arc::new(Here::default()),
         ..BuildContext::new(service.clone(), metrics::Registry::new())
     };
     (context, service)

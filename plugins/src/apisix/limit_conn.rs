@@ -65,7 +65,7 @@ struct LimitConn {
     counters: Arc<Counters>,
     running: Arc<Concurrent>,
     /// Where it is counted, if not here.
-    remote: Option<Remote>,
+    remote: Option<Arc<Remote>>,
 }
 
 struct Rule {
@@ -138,7 +138,7 @@ impl LimitConn {
             several: config.rules.is_some(),
             delay: config.default_conn_delay,
             owner: counters.key(("limit-conn", &*context.resource, text.as_str())),
-            remote: redis.map(|redis| Remote::new(redis, prefix, config.key_ttl)),
+            remote: redis.map(|redis| Remote::new(redis, prefix, config.key_ttl, context.background.clone())),
             rejection: Rejection { code: config.rejected_code, message: config.rejected_msg },
             allow_degradation: config.allow_degradation,
             running: Concurrent::of(&context.shared),
@@ -195,7 +195,7 @@ impl LimitConn {
 
     async fn enter_remote<'a>(
         &'a self,
-        remote: &'a Remote,
+        remote: &'a Arc<Remote>,
         limits: SmallVec<[Limit; 1]>,
         stream: &'a mut Stream,
         slot: Slot,

@@ -144,7 +144,8 @@ impl LimitCount {
             Some(group) => counters.key(("limit-count group", group.as_str(), text.as_str())),
             None => counters.key(("limit-count", &*context.resource, text.as_str())),
         };
-        let remote = redis.map(|redis| Remote::new(redis, sync_interval, counters.clone()));
+        let remote =
+            redis.map(|redis| Remote::new(redis, sync_interval, counters.clone(), &context.background));
         let mut limit = LimitCount {
             rules: rules(&config)?,
             several,

@@ -30,7 +30,8 @@ pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Runs tasks on a thread beside the request path, from which requests can be sent to services.
 pub trait Background: Send + Sync {
-    /// Starts a task. It is dropped with the process.
+    /// Starts a task. It is dropped with the process. One that belongs to a configuration must end with it: it holds what it
+    /// works for weakly.
     fn spawn(&self, task: Task);
 
     /// The end of the process, before which what has gathered is sent. By default nobody says when it comes.
@@ -45,6 +46,22 @@ pub struct Nowhere;
 
 impl Background for Nowhere {
     fn spawn(&self, _: Task) {}
+}
+
+/// Runs tasks on the runtime of whoever starts them, and none where there is no runtime: for tests.
+#[derive(Default)]
+pub struct Here(Ending);
+
+impl Background for Here {
+    fn spawn(&self, task: Task) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(task);
+        }
+    }
+
+    fn ending(&self) -> Ending {
+        self.0.clone()
+    }
 }
 
 /// Sends batches, one after the other.

@@ -1,4 +1,5 @@
-//! The thread of what is told to services that collect logs, spans and statistics.
+//! The thread of what is done beside requests: what is told to services that collect logs, spans and statistics, and what
+//! plugins do by themselves.
 
 use crate::upstream::Pools;
 use sixfold_core::export::{Background, Ending, Task};
@@ -37,11 +38,11 @@ impl Background for Exports {
     }
 }
 
-/// `None` when there can't be one, and nothing is told.
+/// `None` when there can't be one.
 fn thread() -> Option<Handle> {
-    let started = Pools::thread("telemetry");
+    let started = Pools::thread("background");
     if let Err(error) = &started {
-        tracing::error!(%error, "no thread for telemetry: no collector is told anything");
+        tracing::error!(%error, "no thread beside requests: no collector is told anything, and no plugin does anything by itself");
     }
     started.ok()
 }

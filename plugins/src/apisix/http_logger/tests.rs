@@ -2,28 +2,12 @@
 use super::*;
 use crate::testing::{Service, build, context_with, stream};
 use serde_json::{Value, json};
-use sixfold_core::export::{Background, Ending, Task};
 use sixfold_core::plugin::CalloutResponse;
 use sixfold_core::stream::Stream;
 
-/// Runs tasks where the test runs.
-#[derive(Default)]
-struct Here(Ending);
-
-impl Background for Here {
-    fn spawn(&self, task: Task) {
-        tokio::spawn(task);
-    }
-
-    fn ending(&self) -> Ending {
-        self.0.clone()
-    }
-}
-
 fn context(status: u16) -> (BuildContext, Arc<Service>) {
     let answer = CalloutResponse { status, headers: Headers::new(), body: Bytes::from_static(b"full") };
-    let (context, service) = context_with(Some(answer));
-    (BuildContext { background: Arc::new(Here::default()), ..context }, service)
+    context_with(Some(answer))
 }
 
 fn ended(target: &str) -> Stream {

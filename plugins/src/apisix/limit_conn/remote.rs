@@ -1,8 +1,8 @@
 //! What is under way, counted in Redis as APISIX counts it (`limit-conn/util.lua`): a sorted set of a key's requests by when
 //! each is forgotten.
 
-use crate::shared::background;
 use crate::shared::redis::{Redis, RedisFault, Script, cmd};
+use sixfold_core::export::Background;
 use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -30,25 +30,32 @@ pub(super) struct Remote {
     prefix: Box<[u8]>,
     /// Seconds.
     ttl: i64,
+    background: Arc<dyn Background>,
 }
 
 /// A request that is counted, or may be, until this is dropped.
 pub(super) struct RemoteLease {
     /// `None` where it is not.
-    redis: Option<Arc<Redis>>,
+    counted: Option<Arc<Remote>>,
     key: Vec<u8>,
     request: String,
 }
 
 impl Remote {
-    pub(super) fn new(redis: Arc<Redis>, prefix: String, ttl: Option<i64>) -> Remote {
-        Remote { redis, prefix: prefix.into_bytes().into(), ttl: ttl.unwrap_or(KEY_TTL) }
+    pub(super) fn new(
+        redis: Arc<Redis>,
+        prefix: String,
+        ttl: Option<i64>,
+        background: Arc<dyn Background>,
+    ) -> Arc<Remote> {
+        let (prefix, ttl) = (prefix.into_bytes().into(), ttl.unwrap_or(KEY_TTL));
+        Arc::new(Remote { redis, prefix, ttl, background })
     }
 
     /// For a request that is about to be counted.
-    pub(super) fn lease(&self, value: &[u8]) -> RemoteLease {
+    pub(super) fn lease(self: &Arc<Remote>, value: &[u8]) -> RemoteLease {
         let request = format!("{:032x}", fastrand::u128(..));
-        RemoteLease { redis: Some(self.redis.clone()), key: [&self.prefix, value].concat(), request }
+        RemoteLease { counted: Some(self.clone()), key: [&self.prefix, value].concat(), request }
     }
 
     /// Counts one more; answers how many there are then, or `None` where there are `most` already.
@@ -63,20 +70,21 @@ impl Remote {
 impl RemoteLease {
     /// Lets go of a request that there was no room for.
     pub(super) fn leave_uncounted(mut self) {
-        self.redis = None;
+        self.counted = None;
     }
 }
 
 impl Drop for RemoteLease {
     fn drop(&mut self) {
-        let Some(redis) = self.redis.take() else { return };
+        let Some(remote) = self.counted.take() else { return };
         let (key, request) = (std::mem::take(&mut self.key), std::mem::take(&mut self.request));
-        background::spawn(async move {
+        let redis = remote.redis.clone();
+        remote.background.spawn(Box::pin(async move {
             let mut command = cmd("ZREM");
             command.arg(&key).arg(&request);
             if let Err(fault) = redis.call(&key, &command).await {
                 tracing::error!(%fault, "a request that has ended is counted until its time is over");
             }
-        });
+        }));
     }
 }

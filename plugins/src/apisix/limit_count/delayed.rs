@@ -3,10 +3,10 @@
 
 use super::counter::Taken;
 use super::remote::{Left, Place};
-use crate::shared::background;
 use crate::shared::counters::{Counter, Counters, Key, LONGEST, nanoseconds};
 use crate::shared::redis::Redis;
 use parking_lot::Mutex;
+use sixfold_core::export::Background;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ pub(super) struct Delayed {
     pub(super) interval: Duration,
     /// Of each: how much was taken since Redis was told, and what Redis has said is left.
     counters: Arc<Counters>,
+    background: Arc<dyn Background>,
     untold: Mutex<Untold>,
 }
 
@@ -32,8 +33,13 @@ struct Untold {
 }
 
 impl Delayed {
-    pub(super) fn new(redis: Arc<Redis>, interval: Duration, counters: Arc<Counters>) -> Arc<Delayed> {
-        Arc::new(Delayed { redis, interval, counters, untold: Mutex::default() })
+    pub(super) fn new(
+        redis: Arc<Redis>,
+        interval: Duration,
+        counters: Arc<Counters>,
+        background: Arc<dyn Background>,
+    ) -> Arc<Delayed> {
+        Arc::new(Delayed { redis, interval, counters, background, untold: Mutex::default() })
     }
 
     /// Takes one; asks Redis first what there is when that is not known.
@@ -77,7 +83,7 @@ impl Delayed {
             untold.waiting.entry(key).or_insert_with(|| place.clone());
         }
         if !std::mem::replace(&mut untold.is_told, true) {
-            background::spawn(tell_all(Arc::downgrade(self), self.interval));
+            self.background.spawn(Box::pin(tell_all(Arc::downgrade(self), self.interval)));
         }
     }
 

@@ -5,6 +5,7 @@ use super::counter::{Taken, Window};
 use super::delayed::Delayed;
 use crate::shared::counters::{Counters, Key};
 use crate::shared::redis::{Redis, RedisFault, Script};
+use sixfold_core::export::Background;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -76,8 +77,14 @@ pub(super) struct Left {
 
 impl Remote {
     /// Counters at a service, told every `interval` what was counted here, or else with each request.
-    pub(super) fn new(redis: Arc<Redis>, interval: Option<Duration>, counters: Arc<Counters>) -> Remote {
-        let delayed = interval.map(|interval| Delayed::new(redis.clone(), interval, counters));
+    pub(super) fn new(
+        redis: Arc<Redis>,
+        interval: Option<Duration>,
+        counters: Arc<Counters>,
+        background: &Arc<dyn Background>,
+    ) -> Remote {
+        let delayed =
+            interval.map(|interval| Delayed::new(redis.clone(), interval, counters, background.clone()));
         Remote { redis, delayed }
     }
 

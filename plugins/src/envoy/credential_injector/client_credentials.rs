@@ -4,11 +4,11 @@ use super::{secret, text_of};
 use crate::envoy::http_service::HttpService;
 use crate::envoy::shared_key;
 use crate::envoy::token_endpoint::{Form, Tokens, basic, form_headers};
-use crate::shared::background;
 use arc_swap::ArcSwapOption;
 use http::Method;
 use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::export::Background;
 use sixfold_core::headers::Known;
 use sixfold_core::metrics;
 use sixfold_core::plugin::BuildContext;
@@ -54,6 +54,7 @@ pub(super) struct ClientCredentials {
     bearer: ArcSwapOption<String>,
     /// Whether somebody sees to it that there is one.
     started: AtomicBool,
+    background: Arc<dyn Background>,
     /// Whether the server was asked once: requests wait for that.
     asked: AtomicBool,
     changed: Notify,
@@ -99,6 +100,7 @@ impl ClientCredentials {
                 .max(Duration::from_secs(1)),
             bearer: ArcSwapOption::empty(),
             started: AtomicBool::new(false),
+            background: context.background.clone(),
             asked: AtomicBool::new(false),
             changed: Notify::new(),
             stats: TokenStats::new(&context.metrics, &metrics::scope(&[scope, "oauth2"])),
@@ -111,7 +113,7 @@ impl ClientCredentials {
     /// names both is in force.
     pub(super) fn start(self: &Arc<Self>) {
         if !self.started.swap(true, Ordering::Relaxed) {
-            background::spawn(keep_fresh(Arc::downgrade(self)));
+            self.background.spawn(Box::pin(keep_fresh(Arc::downgrade(self))));
         }
     }
 

@@ -4,10 +4,11 @@ use super::JwtStats;
 use crate::envoy::http_service::HttpService;
 use crate::shared::joint::Joint;
 use crate::shared::jwt::{Fault, KeySet};
-use crate::shared::{background, offload};
+use crate::shared::offload;
 use arc_swap::ArcSwapOption;
 use http::Method;
 use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::export::Background;
 use sixfold_core::headers::Headers;
 use sixfold_core::plugin::BuildContext;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::jwt_authn::v3::{JwksAsyncFetch, RemoteJwks};
@@ -33,6 +34,7 @@ pub(super) struct Remote {
     /// How long after a failure they are fetched again beside requests; `None` fetches them for requests alone.
     again: Option<Duration>,
     started: AtomicBool,
+    background: Arc<dyn Background>,
     stats: JwtStats,
 }
 
@@ -71,6 +73,7 @@ impl Remote {
             fetching: Joint::default(),
             again,
             started: AtomicBool::new(false),
+            background: context.background.clone(),
             stats,
         })
     }
@@ -81,7 +84,7 @@ impl Remote {
         if let Some(again) = self.again
             && !self.started.swap(true, Ordering::Relaxed)
         {
-            background::spawn(keep_fresh(Arc::downgrade(self), again));
+            self.background.spawn(Box::pin(keep_fresh(Arc::downgrade(self), again)));
         }
     }
 
@@ -103,7 +106,8 @@ impl Remote {
             let remote = self.clone();
             async move { remote.fetch_now(Some(remote.lifetime)).await }
         };
-        let fetched = self.fetching.join(|| self.current().map(Ok), begin, background::spawn).await;
+        let spawn = |work| self.background.spawn(work);
+        let fetched = self.fetching.join(|| self.current().map(Ok), begin, spawn).await;
         fetched.unwrap_or(Err(Fault::FetchFailed))
     }
 

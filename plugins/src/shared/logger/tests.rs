@@ -5,7 +5,6 @@ use crate::testing::{Alone, context, routed, stream};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::json;
-use sixfold_core::export::Task;
 use sixfold_core::plugin::{Consumer, HeadPhase, Outcome};
 use std::time::Duration;
 
@@ -18,14 +17,6 @@ impl EntrySink for Kept {
 
     fn take(&self, entry: &[u8], _: Option<&LoggerMetadata>) {
         self.0.lock().push(serde_json::from_slice(entry).unwrap());
-    }
-}
-
-struct Here;
-
-impl Background for Here {
-    fn spawn(&self, task: Task) {
-        tokio::spawn(task);
     }
 }
 
@@ -180,7 +171,7 @@ async fn formats_can_have_bodies() {
 /// Encoded bodies were logged as they are, which is no text.
 #[tokio::test]
 async fn encodings_of_responses_are_undone_beside_the_worker() {
-    let context = BuildContext { background: Arc::new(Here), ..context() };
+    let context = context();
     let (plugin, kept) = logger(json!({"include_resp_body": true}), &context);
     for (body, logged) in [(gzip(b"hello \"you\""), "hello \"you\""), (b"no gzip".to_vec(), "no gzip")] {
         let mut s = request("/", &[]);

@@ -2,7 +2,7 @@
 use super::*;
 use parking_lot::Mutex;
 use sixfold_core::cluster::{Address as HostAddress, Cluster, ClusterConfig, Clusters, HostConfig};
-use sixfold_core::export::Task;
+use sixfold_core::export::Here;
 use sixfold_core::metrics::statsd::{Lines, Tags};
 use sixfold_core::stats_sink::Address;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -12,15 +12,6 @@ use tokio::net::{TcpListener, UdpSocket, UnixDatagram};
 sixfold_core::stat_block! {
     /// For the test.
     pub struct TestStats { counters: [hits, misses], gauges: [open], histograms: [time] }
-}
-
-/// Runs tasks on the runtime of the test.
-struct Here;
-
-impl Background for Here {
-    fn spawn(&self, task: Task) {
-        tokio::spawn(task);
-    }
 }
 
 fn lines(tags: Tags) -> Lines {
@@ -35,7 +26,7 @@ const SOON: When = When::Every(Duration::from_millis(20));
 
 fn begin(registry: &Registry, lines: Lines, to: Target, when: When) -> Option<Sender<()>> {
     let sinks = Sinks { all: vec![Sink::Statsd { lines, to }], when };
-    start(sinks, registry, &Arc::default(), &nothing(), &Here)
+    start(sinks, registry, &Arc::default(), &nothing(), &Here::default())
 }
 
 async fn datagram(socket: &UdpSocket) -> String {
@@ -150,7 +141,7 @@ async fn a_service_that_stands_still_holds_up_nobody() {
         &registry,
         &Arc::default(),
         &nothing(),
-        &Here,
+        &Here::default(),
     );
     tokio::time::sleep(Duration::from_millis(10_500)).await;
     assert_eq!(told.load(SeqCst), 10);
@@ -166,12 +157,12 @@ async fn where_somebody_has_to_ask_nobody_is_told_before() {
     let sinks = Sinks { all: vec![Sink::Statsd { lines: lines(Tags::InName), to }], when: When::Asked };
     let count = refreshed.clone();
     let refresh: Refresh = Arc::new(move || *count.lock() += 1);
-    let asked = start(sinks, &registry, &Arc::default(), &refresh, &Here).unwrap();
+    let asked = start(sinks, &registry, &Arc::default(), &refresh, &Here::default()).unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(*refreshed.lock(), 0);
     asked.send_replace(());
     assert_eq!(datagram(&socket).await, "envoy.t.hits:1|c");
     assert_eq!(*refreshed.lock(), 1);
     let nobody = Sinks { all: Vec::new(), when: When::Asked };
-    assert!(start(nobody, &registry, &Arc::default(), &nothing(), &Here).is_none());
+    assert!(start(nobody, &registry, &Arc::default(), &nothing(), &Here::default()).is_none());
 }

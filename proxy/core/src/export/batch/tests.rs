@@ -1,23 +1,9 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::export::Task;
+use crate::export::Here;
 use crate::metrics::Registry;
 use parking_lot::Mutex;
 use tokio::time::sleep;
-
-/// Runs tasks where the test runs.
-#[derive(Default)]
-struct Here(Ending);
-
-impl Background for Here {
-    fn spawn(&self, task: Task) {
-        tokio::spawn(task);
-    }
-
-    fn ending(&self) -> Ending {
-        self.0.clone()
-    }
-}
 
 /// What a service was sent, and how often it fails before it takes something.
 #[derive(Clone, Default)]
