@@ -47,13 +47,24 @@ pub(crate) fn stream(target: &str, headers: &[(&str, &str)]) -> Stream {
     stream
 }
 
-/// A plugin as it works on streams.
+/// A plugin as it works on streams, in force.
 pub(crate) fn stream_plugin(name: &str, config: Value) -> Arc<dyn ConnectionFilter> {
+    let filter = stream_plugin_in(name, config, &context());
+    filter.in_force();
+    filter
+}
+
+/// One in a context that is not in force.
+pub(crate) fn stream_plugin_in(
+    name: &str,
+    config: Value,
+    context: &BuildContext,
+) -> Arc<dyn ConnectionFilter> {
     let registry = crate::registry();
     let part = registry.apisix(name).unwrap().1.streams.as_ref().unwrap();
     let mut config = config;
     complete(&serde_json::from_str(part.schema).unwrap(), &mut config);
-    part.build(&config, &context()).unwrap()
+    part.build(&config, context).unwrap()
 }
 
 /// One connection behind a plugin.

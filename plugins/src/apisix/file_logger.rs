@@ -5,10 +5,11 @@ use arc_swap::ArcSwapOption;
 use serde::Deserialize;
 use sixfold_core::access_log::{LogSink, MakeSink};
 use sixfold_core::error::ConfigError;
-use sixfold_core::plugin::{ApisixFactory, BuildContext, Built};
+use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Metadata};
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 const NAME: &str = "file-logger";
 
@@ -31,20 +32,28 @@ fn build(config: Config, context: &BuildContext) -> Built {
         return Err(ConfigError::new(reason));
     }
     let Config { path, entry } = config;
-    let path = path.map(PathBuf::from);
-    let files = Files { sinks: context.log_sinks.clone(), open: ArcSwapOption::empty(), path };
-    // Its writer is there before the first line.
-    if let Some(path) = files.path.clone().or_else(general) {
-        files.file(&path);
+    let files = Arc::new(Files {
+        own: path.map(PathBuf::from),
+        metadata: context.metadata.of(NAME),
+        sinks: context.log_sinks.clone(),
+        open: ArcSwapOption::empty(),
+        in_force: AtomicBool::new(false),
+    });
+    files.choose();
+    if files.own.is_none() {
+        files.metadata.follow(&files, Files::choose);
     }
-    Logger::plugin(NAME, &entry, files, context)
+    let begun = files.clone();
+    Ok(Logger::plugin(NAME, &entry, files, context)?.in_force(move |_| begun.begin()).build())
 }
 
 /// The file of an instance: its own, or that of the metadata, which may change.
 struct Files {
-    path: Option<PathBuf>,
+    own: Option<PathBuf>,
+    metadata: Arc<Metadata>,
     sinks: Arc<dyn MakeSink>,
     open: ArcSwapOption<OpenFile>,
+    in_force: AtomicBool,
 }
 
 struct OpenFile {
@@ -53,15 +62,26 @@ struct OpenFile {
 }
 
 impl Files {
-    fn file(&self, path: &Path) -> Arc<OpenFile> {
-        if let Some(open) = &*self.open.load()
-            && open.path == path
-        {
-            return open.clone();
+    /// Has lines go where they belong now. Nobody may have said where: then there are none.
+    fn choose(&self) {
+        let general = || self.metadata.get::<LoggerMetadata>().and_then(|told| told.path.clone());
+        let path = self.own.clone().or_else(general);
+        if self.open.load().as_ref().map(|open| &open.path) == path.as_ref() {
+            return;
         }
-        let open = Arc::new(OpenFile { path: path.to_owned(), sink: self.sinks.opened_late(path) });
-        self.open.store(Some(open.clone()));
-        open
+        let open = path.map(|path| Arc::new(OpenFile { sink: self.sinks.opened_late(&path), path }));
+        self.open.store(open);
+        if self.in_force.load(Relaxed) {
+            self.begin();
+        }
+    }
+
+    /// Has the file's writer be there before the first line.
+    fn begin(&self) {
+        self.in_force.store(true, Relaxed);
+        if let Some(open) = &*self.open.load() {
+            open.sink.start_opening();
+        }
     }
 }
 
@@ -74,16 +94,14 @@ thread_local! {
 const KEPT_LINE: usize = 64 << 10;
 
 impl EntrySink for Files {
-    fn take(&self, entry: &[u8], metadata: Option<&LoggerMetadata>) {
-        let path = self.path.as_deref().or_else(|| metadata?.path.as_deref());
-        // Metadata without one has come since the configuration was taken.
-        let Some(path) = path else { return };
-        let file = self.file(path);
+    fn take(&self, entry: &[u8], _: Option<&LoggerMetadata>) {
+        let open = self.open.load();
+        let Some(open) = &*open else { return };
         LINE.with_borrow_mut(|line| {
             line.clear();
             line.extend_from_slice(entry);
             line.push(b'\n');
-            file.sink.write(line);
+            open.sink.write(line);
             line.shrink_to(KEPT_LINE);
         });
     }

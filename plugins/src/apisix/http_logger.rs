@@ -50,7 +50,7 @@ fn build(config: Config, context: &BuildContext) -> Built {
     let collector = Collector::new(&config, context)?;
     let Config { entry, batch, .. } = config;
     let batches = Batches::new(&key, &batch, Box::new(collector), context);
-    Logger::plugin(NAME, &entry, batches, context)
+    Ok(Logger::plugin(NAME, &entry, Arc::new(batches), context)?.build())
 }
 
 /// The server that gets the entries.

@@ -21,7 +21,7 @@ use serde_json::Value;
 use sixfold_core::error::ConfigError;
 use sixfold_core::export::Background;
 use sixfold_core::expr::Expr;
-use sixfold_core::plugin::{BodyPiece, BodyStep, BuildContext, Metadata, Plugin, Slot, Step};
+use sixfold_core::plugin::{BodyPiece, BodyStep, BuildContext, Metadata, Plugin, PluginBuilder, Slot, Step};
 use sixfold_core::stream::Stream;
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -90,14 +90,14 @@ impl<S: EntrySink> Logger<S> {
     pub(crate) fn plugin(
         name: &'static str,
         config: &EntryConfig,
-        sink: S,
+        sink: Arc<S>,
         context: &BuildContext,
-    ) -> Result<Plugin, ConfigError> {
+    ) -> Result<PluginBuilder<Logger<S>>, ConfigError> {
         let rule = |include, expr: &Option<Value>, field: &'static str, most| {
             BodyRule::new(include, expr.as_ref(), field, most)
         };
         let logger = Logger {
-            sink: Arc::new(sink),
+            sink,
             formats: Formats::new(config.log_format.as_ref(), config.log_format_extra.as_ref())?,
             matches: config.matches.as_ref().map(matches).transpose()?,
             request: rule(
@@ -124,7 +124,7 @@ impl<S: EntrySink> Logger<S> {
         if has_response_body {
             plugin = plugin.response_body(Logger::response_body);
         }
-        Ok(plugin.build())
+        Ok(plugin)
     }
 
     fn metadata(&self) -> Option<Arc<LoggerMetadata>> {

@@ -260,9 +260,11 @@ impl Listener {
         self.chains.iter().chain(&self.default_chain).filter_map(|chain| chain.tls.as_ref())
     }
 
-    /// Has the plugins of its connection managers and their routes begin what they do by themselves: it is in force.
+    /// Has the plugins of its connection managers and their routes, and its network filters, begin what they do by
+    /// themselves: it is in force.
     pub(crate) fn enter(&self) {
         for chain in self.chains.iter().chain(&self.default_chain) {
+            chain.filters.iter().for_each(|filter| filter.in_force());
             if let NetworkFilter::Http(manager) = &chain.filter {
                 manager.chain.begin();
                 manager.routes.enter();

@@ -4,12 +4,16 @@ use crate::testing::{build, context, stream};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sixfold_core::access_log::LogTarget;
+use std::path::Path;
 
 /// Files in memory: path and text.
 #[derive(Default)]
 struct Memory(Arc<Mutex<Vec<(PathBuf, String)>>>);
 
 struct MemoryFile(Arc<Mutex<Vec<(PathBuf, String)>>>, PathBuf);
+
+/// What the list has of a file that has begun.
+const BEGUN: &str = "begun";
 
 impl MakeSink for Memory {
     fn sink(&self, _: &LogTarget) -> Result<Arc<dyn LogSink>, String> {
@@ -24,6 +28,10 @@ impl MakeSink for Memory {
 impl LogSink for MemoryFile {
     fn write(&self, line: &[u8]) {
         self.0.lock().push((self.1.clone(), String::from_utf8_lossy(line).into_owned()));
+    }
+
+    fn start_opening(&self) {
+        self.0.lock().push((self.1.clone(), BEGUN.to_owned()));
     }
 }
 
@@ -49,16 +57,42 @@ fn each_request_is_a_line_of_its_file() {
     own.log(&mut stream("/c", &[]));
     set_metadata(&context, json!({"path": "other.log"}));
     general.log(&mut stream("/d", &[]));
-    let lines: Vec<_> = written.lock().iter().map(|(p, line)| format!("{} {line}", p.display())).collect();
+    // Each has its writer before its first line, and none is started by a request.
+    let lines: Vec<_> =
+        written.lock().iter().map(|(p, line)| format!("{} {}", p.display(), line.trim_end())).collect();
     assert_eq!(
         lines,
         [
-            "own.log {\"u\":\"/a\"}\n",
-            "general.log {\"u\":\"/b\"}\n",
-            "own.log {\"u\":\"/c\"}\n",
-            "other.log {\"u\":\"/d\"}\n"
+            "own.log begun",
+            "own.log {\"u\":\"/a\"}",
+            "general.log begun",
+            "general.log {\"u\":\"/b\"}",
+            "own.log {\"u\":\"/c\"}",
+            "other.log begun",
+            "other.log {\"u\":\"/d\"}"
         ]
     );
+}
+
+/// What is refused has started no thread.
+#[test]
+fn nothing_begins_before_it_is_in_force() {
+    let memory = Memory::default();
+    let written = memory.0.clone();
+    let context = BuildContext { log_sinks: Arc::new(memory), ..context() };
+    set_metadata(&context, json!({"path": "general.log"}));
+    let build = |config: Value| {
+        let mut whole = json!({"include_req_body": false, "include_resp_body": false,
+            "max_req_body_bytes": 1, "max_resp_body_bytes": 1});
+        whole.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+        factory().build(&whole, &context).unwrap()
+    };
+    let (own, general) = (build(json!({"path": "own.log"})), build(json!({})));
+    set_metadata(&context, json!({"path": "other.log"}));
+    assert_eq!(*written.lock(), []);
+    let _in_force = [own, general].map(crate::testing::Alone::new);
+    let begun = |path: &str| (PathBuf::from(path), BEGUN.to_owned());
+    assert_eq!(*written.lock(), [begun("own.log"), begun("other.log")]);
 }
 
 #[test]
@@ -82,10 +116,10 @@ fn requests_are_chosen_by_expressions() {
         plugin.log(&mut stream(&format!("/?{query}"), &[]));
     }
     let lines: Vec<_> = written.lock().iter().map(|(_, line)| line.clone()).collect();
-    assert_eq!(lines, ["{\"q\":\"name=jack\"}\n", "{\"q\":\"name=rose\"}\n"]);
+    assert_eq!(lines, ["begun", "{\"q\":\"name=jack\"}\n", "{\"q\":\"name=rose\"}\n"]);
     let none = build(NAME, &json!({"path": "f", "match": []}), &context).unwrap();
     none.log(&mut stream("/", &[]));
-    assert_eq!(written.lock().len(), 2);
+    assert_eq!(written.lock().len(), 4, "the second one has begun, and says nothing");
     let error = build(NAME, &json!({"path": "f", "match": [[["a", "=", "b"]]]}), &context).err().unwrap();
     assert!(error.ends_with("failed to validate the 'match' expression: invalid operator '='"), "{error}");
 }

@@ -11,6 +11,7 @@ use sixfold_core::stream::Stream;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 /// What the statistics of a listener for streams begin with, before its address.
@@ -33,7 +34,6 @@ pub(super) fn build(
     context: &BuildContext,
 ) -> Result<Arc<dyn ConnectionFilter>, ConfigError> {
     let metrics = shared(&context.shared, &context.attributes, &context.metrics)?;
-    metrics.streams.store(true, std::sync::atomic::Ordering::Relaxed);
     Ok(Arc::new(PrometheusOfStreams { metrics, prefer_name: config.prefer_name }))
 }
 
@@ -44,6 +44,11 @@ struct PrometheusOfStreams {
 }
 
 impl ConnectionFilter for PrometheusOfStreams {
+    /// From now on the page has metrics of streams.
+    fn in_force(&self) {
+        self.metrics.streams.store(true, Relaxed);
+    }
+
     fn on_close(&self, connection: &mut Stream, _: Slot) {
         self.metrics.record_stream(connection, self.prefer_name);
     }
@@ -92,7 +97,7 @@ impl Metrics {
 
     /// Writes the metrics that stand before `stream_status` and that, sorted by name.
     pub(super) fn render_streams(&self, page: &mut Page<'_>) -> io::Result<()> {
-        if !self.streams.load(std::sync::atomic::Ordering::Relaxed) {
+        if !self.streams.load(Relaxed) {
             return Ok(());
         }
         let mut listeners: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::testing::{build, context, stream};
+use crate::testing::{build, context, stream, stream_plugin_in};
 use serde_json::{Value, json};
 use sixfold_core::plugin::Chain;
 use sixfold_core::route::{Action, DirectResponse, Ids, Route};
@@ -211,4 +211,15 @@ fn a_store_that_is_written_is_told_of_by_the_names_of_etcd() {
     ] {
         has(&page, line);
     }
+}
+
+/// A stream route that another plugin has refused had changed the page.
+#[test]
+fn the_page_has_streams_once_the_plugin_is_in_force_on_them() {
+    let context = context();
+    let metrics = || shared(&context.shared, &context.attributes, &context.metrics).unwrap();
+    let plugin = stream_plugin_in("prometheus", json!({}), &context);
+    assert!(!page(&metrics()).contains("apisix_stream_"));
+    plugin.in_force();
+    has(&page(&metrics()), "# TYPE apisix_stream_active_connections gauge");
 }

@@ -31,8 +31,8 @@ fn config(changes: Value) -> EntryConfig {
 
 fn logger(changes: Value, context: &BuildContext) -> (Alone, Kept) {
     let kept = Kept::default();
-    let plugin = Logger::plugin("a-logger", &config(changes), kept.clone(), context).unwrap();
-    (Alone::new(plugin), kept)
+    let plugin = Logger::plugin("a-logger", &config(changes), Arc::new(kept.clone()), context).unwrap();
+    (Alone::new(plugin.build()), kept)
 }
 
 fn set_metadata(context: &BuildContext, metadata: Value) {

@@ -22,6 +22,11 @@ use std::time::Duration;
 /// are seen by those behind them and by a TCP proxy with its logs; requests see the filter state that is there when
 /// [`ConnectionFilter::on_new_connection`] is through.
 pub trait ConnectionFilter: Send + Sync + Debug {
+    /// What the filter begins by itself, or shows of itself: making it begins nothing, since the listener or the table of
+    /// routes that it is made for may be refused. It is called on the control thread, again with each of them that goes into
+    /// force, and may not wait.
+    fn in_force(&self) {}
+
     /// Whether the filter has anything to do with a connection that was just established, TLS included. It is asked once, before
     /// all else; a connection that concerns none of the filters costs nothing more.
     fn is_concerned(&self, _connection: &Connection) -> bool {

@@ -97,6 +97,10 @@ impl L4Routes {
         all
     }
 
+    fn all(&self) -> impl Iterator<Item = &Arc<L4Route>> {
+        self.exact.values().chain(self.wildcards.values()).flatten().chain(&self.unnamed)
+    }
+
     /// The route of a connection.
     pub fn find(&self, subject: &L4Subject<'_>) -> Option<&Arc<L4Route>> {
         let named = subject.server_name.and_then(|name| self.named(name, subject));
@@ -140,8 +144,10 @@ pub struct L4Change {
 }
 
 impl L4Change {
-    /// Has connections that begin from now on find the routes. Answers those of before, which one may still look at.
+    /// Has connections that begin from now on find the routes, and their plugins begin what they do by themselves. Answers
+    /// those of before, which one may still look at.
     pub fn put_in_force(self) -> Arc<L4Routes> {
+        self.routes.all().flat_map(|route| &*route.filters).for_each(|filter| filter.in_force());
         self.table.0.swap(self.routes)
     }
 }

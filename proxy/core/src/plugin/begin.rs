@@ -1,7 +1,7 @@
 //! What plugins begin by themselves when they go into force: building them begins nothing, since what is built may be
 //! refused.
 
-use super::Chain;
+use super::{Chain, Member};
 use std::sync::Arc;
 
 /// What one plugin begins.
@@ -20,6 +20,11 @@ impl Begins {
             all.dedup_by_key(|begin| Arc::as_ptr(begin).cast::<()>());
         }
         Begins(all.into())
+    }
+
+    /// What these plugins begin.
+    pub(super) fn of_members(members: &[Member]) -> Begins {
+        Begins::new(members.iter().flat_map(|member| member.plugin.begins.iter().cloned()))
     }
 
     /// What the plugins of these chains begin.
@@ -53,7 +58,7 @@ impl std::fmt::Debug for Begins {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::plugin::{ChainBuilder, Part, Plugin};
+    use crate::plugin::{ChainBuilder, Consumer, Consumers, Identity, Part, Plugin};
     use crate::route::{Action, PathMatch, Route};
     use crate::router::{HostRoutes, RouteTable, RouteTableCell, TableKey, TableOptions, VirtualHostOptions};
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -99,6 +104,32 @@ mod tests {
         assert_eq!(begun(), (1, 2));
         cell.swap(None);
         assert_eq!(begun(), (1, 2));
+    }
+
+    #[test]
+    fn plugins_of_consumers_begin_when_those_come() {
+        let count = Arc::new(AtomicU32::new(0));
+        let consumer = |name: &str, plugins| {
+            let consumer = Arc::new(Consumer::new(name.into(), None, plugins));
+            let identity = Arc::new(Identity::new(consumer, None, Arc::new(())));
+            (Box::from(name.as_bytes()), identity)
+        };
+        let of_two = chain_of(counting(&count));
+        let jack = consumer("jack", of_two.members().to_vec());
+        let (rose, jim) = (consumer("rose", of_two.members().to_vec()), consumer("jim", Vec::new()));
+        let consumers = Consumers::default();
+        let put = |all: &[&(Box<[u8]>, Arc<Identity>)]| {
+            let by_name = all.iter().map(|entry| (*entry).clone()).collect();
+            let change = consumers.change(by_name, Default::default());
+            let before = count.load(Relaxed);
+            drop(change.put_in_force());
+            count.load(Relaxed) - before
+        };
+        drop(consumers.change([jack.clone()].into_iter().collect(), Default::default()));
+        assert_eq!(count.load(Relaxed), 0, "nobody put them in force");
+        assert_eq!(put(&[&jack, &jim]), 1);
+        assert_eq!(put(&[&jack]), 0, "it is there already");
+        assert_eq!(put(&[&jack, &rose]), 1);
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl ChainBuilder {
             }),
             owners: self.members.iter().filter_map(Owner::of).collect(),
             has_body_variables: self.members.iter().any(|member| member.plugin.has_body_variables),
-            begins: Begins::new(self.members.iter().flat_map(|member| member.plugin.begins.iter().cloned())),
+            begins: Begins::of_members(&self.members),
             members: self.members.into(),
             reverse_response: reverse,
             brought: self.brought,

@@ -1,5 +1,6 @@
 //! Consumers: whom authentication has found a request to be from, and the chains that their plugins make.
 
+use super::begin::Begins;
 use super::{Chain, Member};
 use crate::fast_hash::FastMap;
 use std::cell::RefCell;
@@ -33,6 +34,11 @@ impl Consumer {
     pub fn with_labels(self, labels: BTreeMap<String, String>) -> Consumer {
         let custom_id = labels.get("custom_id").map(|id| id.as_str().into());
         Consumer { labels, custom_id, ..self }
+    }
+
+    /// What the plugins begin that it brings.
+    pub(super) fn begins(&self) -> Begins {
+        Begins::of_members(&self.plugins)
     }
 
     /// Whether its requests run another chain than those of nobody in particular.

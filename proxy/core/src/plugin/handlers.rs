@@ -205,8 +205,7 @@ impl<T: Send + Sync + 'static> PluginBuilder<T> {
 
     /// What the plugin begins by itself, such as fetching a token, or shows of itself, such as a gauge. Building it does
     /// neither, since the listener or table that it is built for may be refused. It is called on the control thread when a
-    /// listener or a route table that has the plugin goes into force, again with each that does; it may not wait. Of the
-    /// plugins of a consumer it is not called.
+    /// listener, a route table or a consumer that has the plugin goes into force, again with each that does; it may not wait.
     #[must_use]
     pub fn in_force(mut self, begin: impl Fn(&T) + Send + Sync + 'static) -> Self {
         let target = self.target.clone();

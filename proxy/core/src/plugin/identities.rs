@@ -2,6 +2,7 @@
 //! lock.
 
 use super::Consumer;
+use super::begin::Begins;
 use crate::error::ConfigError;
 use crate::fast_hash::FastMap;
 use arc_swap::ArcSwap;
@@ -86,9 +87,11 @@ impl Identities {
 
     /// Whether these are the ones it has.
     fn has(&self, next: &ByKey) -> bool {
-        let now = self.by_key.load();
-        let is_known = |key: &[u8], next| now.get(key).is_some_and(|identity| Arc::ptr_eq(identity, next));
-        now.len() == next.len() && next.iter().all(|(key, identity)| is_known(key, identity))
+        self.len() == next.len() && next.iter().all(|(key, identity)| self.knows(key, identity))
+    }
+
+    fn knows(&self, key: &[u8], next: &Arc<Identity>) -> bool {
+        self.by_key.load().get(key).is_some_and(|identity| Arc::ptr_eq(identity, next))
     }
 }
 
@@ -121,9 +124,12 @@ impl Consumers {
             let next = of_plugins.remove(plugin).unwrap_or_default();
             (place.clone(), next)
         });
+        let come = by_name.iter().filter(|(key, next)| !self.by_name.knows(key, next));
+        let come: Vec<Begins> = come.map(|(_, identity)| identity.consumer.begins()).collect();
+        let begins = Begins::all(come.iter());
         let all = of_plugins.chain([(self.by_name.clone(), by_name)]);
         let differs = all.filter(|(place, next)| !place.has(next));
-        ConsumersChange { places: differs.map(|(place, next)| (place, Arc::new(next))).collect() }
+        ConsumersChange { places: differs.map(|(place, next)| (place, Arc::new(next))).collect(), begins }
     }
 }
 
@@ -136,6 +142,8 @@ impl fmt::Debug for Consumers {
 /// Other consumers for plugins to find.
 pub struct ConsumersChange {
     places: Vec<(Arc<Identities>, Arc<ByKey>)>,
+    /// What the plugins begin of consumers that come.
+    begins: Begins,
 }
 
 impl ConsumersChange {
@@ -144,8 +152,9 @@ impl ConsumersChange {
         self.places.is_empty()
     }
 
-    /// Lets plugins find them from now on. Answers what was there before, for which a request may still look.
+    /// Lets plugins find them from now on, and theirs begin what they do by themselves. Answers what was there before, for which a request may still look.
     pub fn put_in_force(self) -> Vec<Arc<ByKey>> {
+        self.begins.begin();
         self.places.into_iter().map(|(place, next)| place.by_key.swap(next)).collect()
     }
 }

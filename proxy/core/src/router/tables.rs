@@ -98,15 +98,14 @@ impl RouteTableCell {
         self.current.load_full()
     }
 
-    /// Puts a table in; answers what was there, for the control thread to drop. Its plugins begin what they do by
-    /// themselves once the cell is in force.
+    /// Puts a table in; answers what was there, for the control thread to drop. Where the cell is in force its plugins
+    /// begin what they do by themselves before the first request.
     pub fn swap(&self, table: Option<Arc<RouteTable>>) -> Option<Arc<RouteTable>> {
-        let begins = table.clone().filter(|_| self.in_force.load(Relaxed));
-        let before = self.current.swap(table);
-        self.changes.notify_waiters();
-        if let Some(table) = begins {
+        if let Some(table) = table.as_ref().filter(|_| self.in_force.load(Relaxed)) {
             table.begin();
         }
+        let before = self.current.swap(table);
+        self.changes.notify_waiters();
         before
     }
 

@@ -4,6 +4,7 @@ use crate::cluster::Clusters;
 use crate::listener::{ConnectAttempts, TcpStats};
 use crate::metrics::Registry;
 use crate::route::{Action, ClusterChoice, Ids, PathMatch};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 fn route(name: &str, condition: L4Condition) -> Arc<L4Route> {
     let ids = Ids { route: name.into(), ..Ids::default() };
@@ -96,4 +97,28 @@ fn a_table_changes_when_the_change_is_in_force() {
     assert!(table.find(&subject).is_none());
     drop(change.put_in_force());
     assert_eq!(&*table.find(&subject).unwrap().route.ids.route, "a");
+}
+
+/// A plugin that counts how often it has come into force.
+#[derive(Debug, Default)]
+struct Counting(AtomicU32);
+
+impl ConnectionFilter for Counting {
+    fn in_force(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+#[test]
+fn plugins_begin_when_the_change_is_in_force() {
+    let (table, counting) = (Arc::new(L4Table::default()), Arc::new(Counting::default()));
+    let routes = [("a", None), ("b", Some("b.test")), ("c", Some("*.test"))].map(|(name, server_name)| {
+        let condition = L4Condition { server_name: server_name.map(Into::into), ..L4Condition::default() };
+        let route = Arc::into_inner(route(name, condition)).unwrap();
+        Arc::new(L4Route { filters: [counting.clone() as Arc<dyn ConnectionFilter>].into(), ..route })
+    });
+    drop(table.change(L4Routes::new(routes.clone())));
+    assert_eq!(counting.0.load(Relaxed), 0, "it was refused");
+    drop(table.change(L4Routes::new(routes)).put_in_force());
+    assert_eq!(counting.0.load(Relaxed), 3);
 }
