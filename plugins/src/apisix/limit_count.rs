@@ -13,6 +13,7 @@ use crate::shared::counters::{Counters, Key as CounterKey};
 use crate::shared::header_names;
 use crate::shared::limits::{Key, KeyType, Number, Rejection};
 use crate::shared::redis::RedisConfig;
+use arc_swap::ArcSwap;
 use counter::{Taken, Window};
 use remote::{Asked, Remote};
 use serde::Deserialize;
@@ -29,7 +30,7 @@ pub(crate) fn factory() -> ApisixFactory {
     ApisixFactory::new("limit-count", 1002, include_str!("../../schemas/limit-count.json"), LimitCount::build)
         .agreeing(group)
         .worded(worded)
-        .reads_metadata(include_str!("../../schemas/limit-count-metadata.json"), Names::of_metadata)
+        .reads_metadata(include_str!("../../schemas/limit-count-metadata.json"), HeaderTexts::of_metadata)
 }
 
 /// All resources of a group have one configuration.
@@ -75,9 +76,9 @@ struct RuleConfig {
     header_prefix: Option<String>,
 }
 
-/// `plugin_metadata`: what the headers of limits without a prefix are called.
+/// `plugin_metadata`: what the headers are called.
 #[derive(Deserialize)]
-struct MetadataConfig {
+struct HeaderTexts {
     limit_header: String,
     remaining_header: String,
     reset_header: String,
@@ -89,7 +90,6 @@ struct LimitCount {
     several: bool,
     rejection: Rejection,
     allow_degradation: bool,
-    show_headers: bool,
     window: Window,
     /// `/apisix/routes/1:<crc>` or the group's name: what `$rate_limiting_info` shows.
     scope: Arc<str>,
@@ -99,17 +99,24 @@ struct LimitCount {
     counters: Arc<Counters>,
     /// Where it is counted, if not here.
     remote: Option<Remote>,
-    /// Other names for the headers of a limit that is alone.
-    metadata: Arc<Metadata>,
+    /// What the headers of each rule are called; `None` shows none.
+    shown: Option<Arc<Shown>>,
 }
 
 struct Rule {
     count: Number,
     time_window: Number,
     key: Key,
-    headers: Option<Names>,
     /// What its counters are told apart by from those of others, where its window is always the same.
     owner: Option<CounterKey>,
+}
+
+/// The headers of the rules, which change with the metadata.
+struct Shown {
+    metadata: Arc<Metadata>,
+    /// Of each rule; a limit that is alone has none.
+    prefixes: Box<[Option<String>]>,
+    names: ArcSwap<Box<[Names]>>,
 }
 
 /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`.
@@ -144,6 +151,7 @@ impl LimitCount {
             Some(group) => counters.key(("limit-count group", group.as_str(), text.as_str())),
             None => counters.key(("limit-count", &*context.resource, text.as_str())),
         };
+        let shown = Shown::new(&config, context.metadata.of("limit-count"))?;
         let remote =
             redis.map(|redis| Remote::new(redis, sync_interval, counters.clone(), &context.background));
         let mut limit = LimitCount {
@@ -152,12 +160,11 @@ impl LimitCount {
             remote,
             rejection: Rejection { code: config.rejected_code, message: config.rejected_msg },
             allow_degradation: config.allow_degradation,
-            show_headers: config.show_limit_quota_header,
             window: config.window_type,
             scope: scope.into(),
             owner,
             counters,
-            metadata: context.metadata.of("limit-count"),
+            shown: config.show_limit_quota_header.then_some(shown),
         };
         let owners: Vec<Option<CounterKey>> = limit
             .rules
@@ -166,7 +173,7 @@ impl LimitCount {
             .map(|(index, rule)| Some(limit.owner_of(index, rule.time_window.fixed()?)))
             .collect();
         limit.rules.iter_mut().zip(owners).for_each(|(rule, owner)| rule.owner = owner);
-        let shows = limit.show_headers;
+        let shows = limit.shown.is_some();
         let plugin = Plugin::of(limit).access(LimitCount::access);
         Ok(if shows { plugin.header_filter(LimitCount::header_filter).build() } else { plugin.build() })
     }
@@ -231,7 +238,7 @@ impl LimitCount {
         let Asked { rule, value, limit, .. } = asked;
         self.inform(stream, value, limit, &taken);
         let allowed = taken.allowed;
-        if self.show_headers {
+        if self.shown.is_some() {
             let quota = Quota { rule, limit, taken };
             match stream.state::<Quotas>(slot) {
                 Some(quotas) => quotas.0.push(quota),
@@ -265,12 +272,12 @@ impl LimitCount {
     }
 
     fn header_filter(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
-        let Some(quotas) = stream.take_state::<Quotas>(slot) else { return Step::Continue };
-        let mut text = Vec::with_capacity(24);
-        let told = if self.several { None } else { self.metadata.get::<Names>() };
+        let (Some(quotas), Some(shown)) = (stream.take_state::<Quotas>(slot), &self.shown) else {
+            return Step::Continue;
+        };
+        let (mut text, names) = (Vec::with_capacity(24), shown.names.load());
         for quota in &quotas.0 {
-            let own = self.rules.get(quota.rule).and_then(|r| r.headers.as_ref());
-            let Some(names) = told.as_deref().or(own) else { continue };
+            let Some(names) = names.get(quota.rule) else { continue };
             let headers = &mut stream.response.headers;
             let mut digits = itoa::Buffer::new();
             headers.set(&names.limit, digits.format(quota.limit).as_bytes());
@@ -352,12 +359,10 @@ fn rules(config: &Config) -> Result<Vec<Rule>, ConfigError> {
             return Err(ConfigError::new("count and time_window, or rules, are required"));
         };
         let key = Key::new(&config.key, config.key_type)?;
-        let headers = Some(Names::new("")?);
         return Ok(vec![Rule {
             count: Number::new(count, 1).in_key("count")?,
             time_window: Number::new(time_window, 1).in_key("time_window")?,
             key,
-            headers,
             owner: None,
         }]);
     };
@@ -372,12 +377,10 @@ fn rules(config: &Config) -> Result<Vec<Rule>, ConfigError> {
             if rules.iter().take(index).any(|earlier| earlier.key == rule.key) {
                 return Err(ConfigError::field("key", format!("duplicate key '{}' in rules", rule.key)));
             }
-            let prefix = rule.header_prefix.clone().unwrap_or_else(|| (index + 1).to_string());
             Ok(Rule {
                 count: Number::new(&rule.count, 1).in_key("count")?,
                 time_window: Number::new(&rule.time_window, 1).in_key("time_window")?,
                 key: Key::Combination(apisix::template(&rule.key).in_key("key")?),
-                headers: Some(Names::new(&format!("{prefix}-"))?),
                 owner: None,
             })
         };
@@ -386,21 +389,70 @@ fn rules(config: &Config) -> Result<Vec<Rule>, ConfigError> {
     collect(made)
 }
 
-impl Names {
-    fn of_metadata(config: MetadataConfig) -> Result<Names, ConfigError> {
-        let MetadataConfig { limit_header, remaining_header, reset_header } = config;
-        Ok(Names {
-            limit: header_names::one(&limit_header, "limit_header")?,
-            remaining: header_names::one(&remaining_header, "remaining_header")?,
-            reset: header_names::one(&reset_header, "reset_header")?,
-        })
+impl Shown {
+    /// # Errors
+    /// A prefix that no header can have.
+    fn new(config: &Config, metadata: Arc<Metadata>) -> Result<Arc<Shown>, ConfigError> {
+        let prefix = |(index, rule): (usize, &RuleConfig)| {
+            Some(rule.header_prefix.clone().unwrap_or_else(|| (index + 1).to_string()))
+        };
+        let prefixes: Box<[Option<String>]> = match &config.rules {
+            Some(rules) => rules.iter().enumerate().map(prefix).collect(),
+            None => [None].into(),
+        };
+        let usual = HeaderTexts::default();
+        for (index, prefix) in prefixes.iter().enumerate() {
+            usual.names(prefix.as_deref()).in_key("header_prefix").in_index(index).in_key("rules")?;
+        }
+        let shown = Arc::new(Shown { metadata, prefixes, names: ArcSwap::default() });
+        shown.choose();
+        shown.metadata.follow(&shown, Shown::choose);
+        Ok(shown)
     }
 
-    fn new(prefix: &str) -> Result<Names, ConfigError> {
-        let name = |part: &str| {
-            HeaderName::as_spelled(&format!("X-{prefix}RateLimit-{part}"))
-                .map_err(|e| ConfigError::field("header_prefix", e.to_string()))
+    /// Has the headers be called as the metadata says now.
+    fn choose(&self) {
+        let told = self.metadata.get::<HeaderTexts>().unwrap_or_default();
+        // Both parts of them are names by themselves.
+        let names = self.prefixes.iter().filter_map(|prefix| told.names(prefix.as_deref()).ok()).collect();
+        self.names.store(Arc::new(names));
+    }
+}
+
+impl Default for HeaderTexts {
+    fn default() -> HeaderTexts {
+        let name = |part: &str| format!("X-RateLimit-{part}");
+        HeaderTexts {
+            limit_header: name("Limit"),
+            remaining_header: name("Remaining"),
+            reset_header: name("Reset"),
+        }
+    }
+}
+
+impl HeaderTexts {
+    fn of_metadata(texts: HeaderTexts) -> Result<HeaderTexts, ConfigError> {
+        let HeaderTexts { limit_header, remaining_header, reset_header } = &texts;
+        header_names::one(limit_header, "limit_header")?;
+        header_names::one(remaining_header, "remaining_header")?;
+        header_names::one(reset_header, "reset_header")?;
+        Ok(texts)
+    }
+
+    /// The names for a rule: its prefix, if it has one, stands before the first `RateLimit-`, whatever is before that.
+    fn names(&self, prefix: Option<&str>) -> Result<Names, ConfigError> {
+        const BASE: &str = "RateLimit-";
+        let name = |text: &str| {
+            let text = prefix.map_or_else(
+                || text.to_owned(),
+                |prefix| text.replacen(BASE, &format!("{prefix}-{BASE}"), 1),
+            );
+            HeaderName::as_spelled(&text).map_err(|error| ConfigError::new(error.to_string()))
         };
-        Ok(Names { limit: name("Limit")?, remaining: name("Remaining")?, reset: name("Reset")? })
+        Ok(Names {
+            limit: name(&self.limit_header)?,
+            remaining: name(&self.remaining_header)?,
+            reset: name(&self.reset_header)?,
+        })
     }
 }

@@ -219,6 +219,41 @@ fn headers_are_called_as_metadata_says() {
     );
 }
 
+/// Rules had names of their own, whatever the metadata said.
+#[test]
+fn headers_of_rules_are_called_as_metadata_says_too() {
+    let context = context();
+    let rule = |prefix: Option<&str>| {
+        let mut rule =
+            json!({"count": 9, "time_window": 60, "key": format!("$http_{}", prefix.unwrap_or("a"))});
+        rule["header_prefix"] = prefix.map_or(Value::Null, Value::from);
+        rule.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        rule
+    };
+    let config = json!({"rules": [rule(None), rule(Some("u"))]});
+    let plugin = build("limit-count", &config, &context).unwrap();
+    let shown = |plugin: &Alone| {
+        let mut s = stream("/", &[("a", "1"), ("u", "2")]);
+        now(plugin.access(&mut s));
+        now(plugin.header_filter(&mut s));
+        let names = s.response.headers.iter().map(|(name, _)| String::from_utf8_lossy(name).into_owned());
+        names.collect::<Vec<_>>().join(" ")
+    };
+    let usual =
+        ["1", "u"].map(|p| format!("X-{p}-RateLimit-Limit X-{p}-RateLimit-Remaining X-{p}-RateLimit-Reset"));
+    assert_eq!(shown(&plugin), usual.join(" "));
+    let texts = json!({"limit_header": "X-AI-RateLimit-Limit", "remaining_header": "Left",
+        "reset_header": "X-RateLimit-RateLimit-"});
+    let prepared = crate::registry().apisix("limit-count").unwrap().1.read_metadata(&texts).unwrap();
+    context.metadata.change("limit-count", prepared).put_in_force();
+    let told = "X-AI-1-RateLimit-Limit Left X-1-RateLimit-RateLimit- X-AI-u-RateLimit-Limit X-u-RateLimit-RateLimit-";
+    assert_eq!(shown(&plugin), told);
+    assert_eq!(shown(&build("limit-count", &config, &context).unwrap()), told, "one that comes later");
+    let bad = json!({"rules": [rule(Some("a b"))]});
+    let error = build("limit-count", &bad, &context).err().unwrap();
+    assert!(error.starts_with("rules[0].header_prefix: "), "{error}");
+}
+
 #[test]
 fn times_are_floored_to_a_hundredth() {
     let mut text = Vec::new();
