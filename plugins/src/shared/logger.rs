@@ -179,13 +179,13 @@ impl<S: EntrySink> Logger<S> {
         ENTRY.with_borrow_mut(|out| {
             out.clear();
             let encoded = self.write(stream, captured, metadata.as_deref(), out);
-            match encoded {
+            match encoded.map(|encoded| encoded.wait_in(out)) {
                 None => self.sink.take(out, metadata.as_deref()),
-                Some(encoded) => {
-                    let (sink, entry) = (self.sink.clone(), std::mem::take(out));
-                    let (put, unfinished) = (encoded.put_into(entry), self.background.ending().hold());
+                Some(Err(entry)) => self.sink.take(&entry, metadata.as_deref()),
+                Some(Ok(waiting)) => {
+                    let (sink, unfinished) = (self.sink.clone(), self.background.ending().hold());
                     self.background.spawn(Box::pin(async move {
-                        let entry = put.await;
+                        let entry = waiting.decoded().await;
                         sink.take(&entry, metadata.as_deref());
                         drop(unfinished);
                     }));

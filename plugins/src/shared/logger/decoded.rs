@@ -21,11 +21,24 @@ pub(super) struct Encoded {
     body: Bytes,
     /// What stands in its place in the entry: nobody knows it before.
     word: String,
+}
+
+/// An entry that waits for its body.
+pub(super) struct Waiting {
+    encoded: Encoded,
+    entry: Box<[u8]>,
     place: Place,
 }
 
 /// A part of [`MOST_WAITING`].
 struct Place(usize);
+
+impl Place {
+    fn new(bytes: usize) -> Option<Place> {
+        let take = |taken: usize| taken.checked_add(bytes).filter(|sum| *sum <= MOST_WAITING);
+        WAITING.fetch_update(Relaxed, Relaxed, take).ok().map(|_| Place(bytes))
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -34,26 +47,30 @@ impl Drop for Place {
 }
 
 impl Encoded {
-    /// The body, if it has an encoding that can be undone and there is room for it; else as it is.
+    /// The body, if it has an encoding that can be undone; else as it is.
     pub(super) fn of(stream: &Stream, body: Bytes) -> Result<Encoded, Bytes> {
         let named = stream.response.headers.get(Known::CONTENT_ENCODING).and_then(Encoding::named);
         let Some(encoding) = named.filter(|_| !body.is_empty()) else { return Err(body) };
-        let waiting = WAITING.fetch_add(body.len(), Relaxed) + body.len();
-        let place = Place(body.len());
-        if waiting > MOST_WAITING {
-            return Err(body);
-        }
-        let word = format!("body {:032x}", fastrand::u128(..));
-        Ok(Encoded { encoding, body, word, place })
+        Ok(Encoded { encoding, body, word: format!("body {:032x}", fastrand::u128(..)) })
     }
 
     pub(super) fn word(&self) -> Vec<u8> {
         self.word.clone().into_bytes()
     }
 
-    /// The entry with the body in it.
-    pub(super) async fn put_into(self, entry: Vec<u8>) -> Vec<u8> {
-        let Encoded { encoding, body, word, place: _place } = self;
+    /// Has a finished entry wait for the body. Where there is no room for both, the entry with the body as it was sent.
+    pub(super) fn wait_in(self, entry: &[u8]) -> Result<Waiting, Vec<u8>> {
+        match Place::new(entry.len() + self.body.len()) {
+            Some(place) => Ok(Waiting { encoded: self, entry: entry.into(), place }),
+            None => Err(replaced(entry, &self.word, &self.body)),
+        }
+    }
+}
+
+impl Waiting {
+    /// The entry with the decoded body in it.
+    pub(super) async fn decoded(self) -> Vec<u8> {
+        let Waiting { encoded: Encoded { encoding, body, word }, entry, place: _place } = self;
         let encoded = body.clone();
         let decoded = offload::run(Lane::of(body.len()), move || encoding.decode(&encoded, MOST_DECODED));
         let text = match decoded.await {
@@ -81,4 +98,22 @@ fn replaced(entry: &[u8], word: &str, text: &[u8]) -> Vec<u8> {
     }
     out.extend_from_slice(rest);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bodies alone were counted: entries hold the request's too.
+    #[test]
+    fn entries_that_wait_are_bounded_by_all_that_they_hold() {
+        let encoded =
+            || Encoded { encoding: Encoding::Gzip, body: Bytes::from_static(b"b"), word: "w".to_owned() };
+        let waiting = encoded().wait_in(b"{\"a\":\"w\"}").ok();
+        assert_eq!(waiting.map(|waiting| waiting.place.0), Some(10));
+        let mut entry = b"\"w\"".to_vec();
+        entry.resize(MOST_WAITING, b' ');
+        let refused = encoded().wait_in(&entry).err().unwrap_or_default();
+        assert_eq!((refused.len(), refused.get(..3)), (MOST_WAITING, Some(&b"\"b\""[..])));
+    }
 }
