@@ -1,5 +1,5 @@
 //! Streams and contexts for tests.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::needless_pass_by_value)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::needless_pass_by_value)]
 
 pub(crate) mod authenticator;
 

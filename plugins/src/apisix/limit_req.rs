@@ -300,7 +300,7 @@ mod tests {
 
     #[tokio::test]
     async fn gateways_share_a_bucket() {
-        let Some(server) = RedisServer::start(&[]) else { return };
+        let server = RedisServer::start(&[]);
         let config = json!({"rate": 0.1, "burst": 1, "key": "remote_addr", "nodelay": true,
             "policy": "redis", "redis_host": "127.0.0.1", "redis_port": server.port});
         let gateway = || build("limit-req", &config, &connecting().0).unwrap();

@@ -1,4 +1,4 @@
-//! Debian's redis-server, for tests of what is counted there. Where it is not installed, they say so and look at nothing.
+//! Debian's redis-server, for tests of what is counted there.
 
 use super::context;
 use sixfold_core::plugin::{
@@ -52,13 +52,13 @@ pub(crate) fn free_port() -> u16 {
 }
 
 impl RedisServer {
-    /// With these settings beside; `None` where there is none to start.
-    pub(crate) fn start(settings: &[&str]) -> Option<RedisServer> {
+    /// With these settings beside.
+    pub(crate) fn start(settings: &[&str]) -> RedisServer {
         RedisServer::start_at(free_port(), settings)
     }
 
     /// The same at a port.
-    pub(crate) fn start_at(port: u16, settings: &[&str]) -> Option<RedisServer> {
+    pub(crate) fn start_at(port: u16, settings: &[&str]) -> RedisServer {
         let text = port.to_string();
         let usual = ["--port", &text, "--bind", "127.0.0.1", "--save", "", "--dir", "/tmp"];
         let arguments: Vec<&str> = usual.iter().chain(settings).copied().collect();
@@ -66,16 +66,13 @@ impl RedisServer {
     }
 
     /// One that these arguments have listen at a port.
-    pub(crate) fn spawn(port: u16, arguments: &[&str]) -> Option<RedisServer> {
+    pub(crate) fn spawn(port: u16, arguments: &[&str]) -> RedisServer {
         let mut command = Command::new("redis-server");
         command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
-        let Ok(child) = command.spawn() else {
-            eprintln!("no redis-server: not looked at");
-            return None;
-        };
+        let child = command.spawn().expect("redis-server is needed: Debian's package of that name");
         let server = RedisServer { child, port };
         server.wait();
-        Some(server)
+        server
     }
 
     /// Has it stand still, or go on.

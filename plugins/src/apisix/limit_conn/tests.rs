@@ -159,7 +159,7 @@ fn bad_configurations_are_refused() {
 
 #[tokio::test]
 async fn gateways_share_a_limit() {
-    let Some(server) = RedisServer::start(&[]) else { return };
+    let server = RedisServer::start(&[]);
     let config = json!({"conn": 1, "burst": 1, "default_conn_delay": SHORT, "key": "remote_addr",
         "policy": "redis", "redis_host": "127.0.0.1", "redis_port": server.port});
     let gateway = || build("limit-conn", &config, &connecting().0).unwrap();

@@ -41,7 +41,7 @@ fn keys_have_the_slots_of_the_specification() {
 
 #[tokio::test]
 async fn scripts_run_whether_they_are_known_or_not_over_one_connection() {
-    let Some(server) = RedisServer::start(&[]) else { return };
+    let server = RedisServer::start(&[]);
     let (context, wires) = connecting();
     let redis = service("redis", at(server.port), &context);
     assert!(Arc::ptr_eq(&redis, &service("redis", at(server.port), &context)));
@@ -79,7 +79,7 @@ async fn futures_of<T>(all: impl Iterator<Item = impl Future<Output = T>>) -> Ve
 #[tokio::test]
 async fn whoever_logs_in_has_a_database_of_its_own() {
     let settings = ["--requirepass", "secret", "--user", "alice", "on", ">wonder", "~*", "+@all"];
-    let Some(server) = RedisServer::start(&settings) else { return };
+    let server = RedisServer::start(&settings);
     let (context, _) = connecting();
     let of = |more: serde_json::Value| {
         let mut config = at(server.port);
@@ -101,7 +101,7 @@ async fn whoever_logs_in_has_a_database_of_its_own() {
 #[tokio::test]
 async fn connections_are_made_anew_when_they_are_gone_and_closed_when_idle() {
     let port = free_port();
-    let Some(server) = RedisServer::start_at(port, &[]) else { return };
+    let server = RedisServer::start_at(port, &[]);
     let (context, wires) = connecting();
     let mut config = at(port);
     config["redis_keepalive_timeout"] = 300.into();
@@ -109,7 +109,7 @@ async fn connections_are_made_anew_when_they_are_gone_and_closed_when_idle() {
     assert_eq!(add(&redis, "k").await, Ok(1));
     drop(server);
     assert!(add(&redis, "k").await.is_err());
-    let Some(_server) = RedisServer::start_at(port, &[]) else { return };
+    let _server = RedisServer::start_at(port, &[]);
     assert_eq!(add(&redis, "k").await, Ok(1));
     let before = wires.0.load(Relaxed);
     assert_eq!(add(&redis, "k").await, Ok(2));
@@ -151,7 +151,7 @@ async fn nodes_of_a_cluster_are_found_by_their_redirections() {
         let file = format!("sixfold-nodes-{port}.conf");
         RedisServer::start_at(port, &["--cluster-enabled", "yes", "--cluster-config-file", &file])
     };
-    let (Some(one), Some(other)) = (cluster(free_port()), cluster(free_port())) else { return };
+    let (one, other) = (cluster(free_port()), cluster(free_port()));
     let (context, _) = connecting();
     let (a, b) = (service("redis", at(one.port), &context), service("redis", at(other.port), &context));
     command(&a, &["CLUSTER", "ADDSLOTSRANGE", "0", "8000"]).await;
@@ -177,14 +177,14 @@ async fn nodes_of_a_cluster_are_found_by_their_redirections() {
 
 #[tokio::test]
 async fn sentinels_tell_where_the_server_is() {
-    let Some(server) = RedisServer::start(&[]) else { return };
+    let server = RedisServer::start(&[]);
     let port = free_port();
     let file = std::env::temp_dir().join(format!("sixfold-sentinel-{port}.conf"));
     let watched = server.port;
     let text = format!("port {port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {watched} 1\n");
     std::fs::write(&file, text).unwrap();
     let arguments = [file.to_str().unwrap(), "--sentinel"];
-    let Some(sentinel) = RedisServer::spawn(port, &arguments) else { return };
+    let sentinel = RedisServer::spawn(port, &arguments);
     let (context, _) = connecting();
     let config = |name: &str| {
         json!({"redis_sentinels": [{"host": "127.0.0.1", "port": free_port()},
