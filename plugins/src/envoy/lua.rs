@@ -44,8 +44,10 @@ sixfold_core::stat_block! {
 }
 
 pub(crate) fn factory() -> FilterFactory {
+    // Of a route that brings a script, its global variables are its own.
     envoy::filter(|own: ProtoLua, overrides, context: &BuildContext| build(&own, overrides, context))
         .overrides_alone()
+        .told_apart()
 }
 
 // `inline_code` is the older name of the default script, and means what it meant.
@@ -73,28 +75,38 @@ fn build(own: &ProtoLua, mut overrides: Vec<LuaPerRoute>, context: &BuildContext
     // Every script is looked at, whether a route names it or not; once is enough.
     for (name, source) in source_codes.iter().filter(|_| of_route.is_none()) {
         let text = fields::text_source(source).in_key(name).in_key("source_codes")?;
-        Machines::of(&text, context).map_err(ConfigError::new).in_key(name).in_key("source_codes")?;
+        Machines::of_filter(name, &text, context)
+            .map_err(ConfigError::new)
+            .in_key(name)
+            .in_key("source_codes")?;
     }
     let mut context_of_route = filter_context.clone().map(struct_to_json);
-    let mut source = Some(default);
+    let mut script = Some((Some(""), default));
     if let Some(of_route) = &of_route {
         let LuaPerRoute { r#override, filter_context, package_paths, package_cpaths } = of_route;
         refuse!(package_paths, package_cpaths);
         context_of_route = filter_context.clone().map(struct_to_json).or(context_of_route);
-        source = match r#override {
-            None => source,
+        script = match r#override {
+            None => script,
             Some(Override::Disabled(_)) => None,
             // A name that nobody knows is no script, as in Envoy.
             Some(Override::Name(name)) => {
                 let found = source_codes.get(name).map(fields::text_source).transpose();
-                found.in_key(name).in_key("source_codes")?
+                found.in_key(name).in_key("source_codes")?.map(|text| (Some(name.as_str()), text))
             }
-            Some(Override::SourceCode(source)) => Some(fields::text_source(source).in_key("source_code")?),
+            Some(Override::SourceCode(source)) => {
+                Some((None, fields::text_source(source).in_key("source_code")?))
+            }
         };
     }
-    let Some(source) = source.filter(|source| !source.is_empty()) else { return Ok(Plugin::default()) };
+    let Some((name, source)) = script.filter(|(_, source)| !source.is_empty()) else {
+        return Ok(Plugin::default());
+    };
+    let machines = match name {
+        Some(name) => Machines::of_filter(name, &source, context),
+        None => Machines::of_route(&source, context).map(Arc::new),
+    };
     let dotted = if stat_prefix.is_empty() { String::new() } else { format!("{stat_prefix}.") };
-    let machines = Machines::of(&source, context);
     let script = Script {
         machines: machines.map_err(|error| ConfigError::new(format!("script load error: {error}")))?,
         stats: LuaStats::new(&context.metrics, &format!("{}lua.{dotted}", context.scope)),
@@ -156,7 +168,7 @@ impl Script {
             return Plugin::default();
         }
         // Those that never ask for more than the head have bodies pass by unseen.
-        let reads_bodies = self.machines.reads_bodies;
+        let reads_bodies = self.machines.reads_bodies();
         let mut plugin = Plugin::of(self);
         if on_request {
             plugin = plugin.access(Script::access);

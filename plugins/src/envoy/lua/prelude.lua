@@ -3,19 +3,24 @@
 -- `host(operation, ...)` is there while a script runs, and another one each time. The handle knows the run that it is of,
 -- and all other objects the turn of it that they were made in: what a script has kept over a wait, or in a global variable
 -- for the next request, is of no use any more, as in Envoy.
-local op, spent, log = ...
+local op, spent, text_of_error, log = ...
 local host, run, turn = nil, 0, 0
 local raw_pcall, raw_xpcall, raw_resume = pcall, xpcall, coroutine.resume
 local raw_pairs, yield, error, type, setmetatable, getmetatable, select, tostring =
   pairs, coroutine.yield, error, type, setmetatable, getmetatable, select, tostring
 
 -- A script that has run for too long must not go on by catching the error that says so.
-local function unless_spent(...)
+local function unless_spent(ok, ...)
   if spent() then error("script has run for too long", 0) end
-  return ...
+  -- Errors of the host are no text by themselves.
+  if not ok then return ok, text_of_error((...)) end
+  return ok, ...
 end
 function pcall(...) return unless_spent(raw_pcall(...)) end
-function xpcall(...) return unless_spent(raw_xpcall(...)) end
+function xpcall(called, handler, ...)
+  if type(handler) ~= "function" then return unless_spent(raw_xpcall(called, handler, ...)) end
+  return unless_spent(raw_xpcall(called, function(caught) return handler(text_of_error(caught)) end, ...))
+end
 function coroutine.resume(...) return unless_spent(raw_resume(...)) end
 
 function pairs(object)

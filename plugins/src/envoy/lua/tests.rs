@@ -258,6 +258,32 @@ fn errors_name_the_script_as_in_envoy() {
     let mut stream = stream();
     filter.request(&mut stream);
     assert_eq!(header(&stream, "x-told"), "[string \"...\"]:4: no");
+    // So do those of ours, which are text too.
+    let failing = |call: &str| {
+        let text = format!(
+            "function envoy_on_request(h)\n local _, why = pcall(function()\n  {call} end)\n \
+             local _, again = xpcall(function() {call} end, function(e) return 'handled ' .. e end)\n \
+             local _, other = coroutine.resume(coroutine.create(function() {call} end))\n \
+             h:headers():add('x-told', why) h:headers():add('x-again', again) h:headers():add('x-other', other) end"
+        );
+        let (filter, mut stream) = (super::tests::filter(&text), self::stream());
+        filter.request(&mut stream);
+        [("x-told", 3, ""), ("x-again", 4, "handled "), ("x-other", 5, "")].map(|(name, line, before)| {
+            let told = header(&stream, name);
+            let place = format!("{before}[string \"function envoy_on_request(h)...\"]:{line}: ");
+            told.strip_prefix(&place).unwrap_or_else(|| panic!("{call}: {told}")).to_owned()
+        })
+    };
+    let all = |text: &str| [text, text, text].map(str::to_owned);
+    assert_eq!(failing("h:headers():add('a b', '1')"), all("\"a b\" is no header name"));
+    assert_eq!(failing("h:headers():get()"), all("bad argument #1 (string expected, got no value)"));
+    assert_eq!(
+        failing("h:httpCall('none', {}, '', 1)"),
+        all("http call cluster invalid. Must be configured")
+    );
+    let filter = super::tests::filter("function envoy_on_request(h)\n h:respond({}, 'x') end");
+    filter.request(&mut self::stream());
+    assert_eq!(filter.errors(), 1);
     assert!(Vm::new("error('at load')").err().unwrap().starts_with("[string \"error('at load')\"]:1: "));
 }
 
@@ -343,6 +369,7 @@ fn files_and_processes_are_out_of_reach() {
     for name in [
         "io",
         "require",
+        "module",
         "package",
         "dofile",
         "loadfile",
@@ -351,6 +378,10 @@ fn files_and_processes_are_out_of_reach() {
         "os.execute",
         "os.remove",
         "os.exit",
+        "os.getenv",
+        "os.rename",
+        "os.tmpname",
+        "os.setlocale",
     ] {
         assert_eq!(told(&format!("tostring({name})")), "nil", "{name}");
     }
@@ -533,4 +564,18 @@ fn routes_with_one_script_share_its_machine() {
         drop(filter.request(&mut s));
         assert_eq!(testing::request_header(&s, "x-n"), Some(expected));
     }
+    // Whoever has a state of its own in Envoy has one here.
+    let named = ProtoLua { source_codes: [("other".to_owned(), source(text))].into(), ..own.clone() };
+    let count = |overrides: &[LuaPerRoute]| {
+        let (filter, mut s) = (build_in(&named, overrides, &shared).unwrap(), stream());
+        drop(filter.request(&mut s));
+        testing::request_header(&s, "x-n").map(str::to_owned)
+    };
+    let of = |r#override| [LuaPerRoute { r#override: Some(r#override), ..LuaPerRoute::default() }];
+    assert_eq!(count(&of(Override::Name("other".to_owned()))).as_deref(), Some("1"));
+    for _ in 0..2 {
+        assert_eq!(count(&of(Override::SourceCode(source(text)))).as_deref(), Some("1"));
+    }
+    assert_eq!(count(&[]).as_deref(), Some("4"));
+    assert!(factory().told_apart, "routes that say the same would share an instance");
 }

@@ -5,6 +5,7 @@ use super::host::{self, Host, Wait};
 use super::strings;
 use bytes::Bytes;
 use mlua::chunk::ChunkMode;
+use mlua::debug::Debug;
 use mlua::{Function, HookTriggers, Lua, LuaOptions, LuaString, MultiValue, StdLib, Table, Thread, VmState};
 use sixfold_core::headers::Headers;
 use sixfold_core::plugin::{CalloutError, CalloutResponse};
@@ -20,6 +21,12 @@ const STRIDE: u32 = 250;
 
 /// Instructions that one call of the host takes the time of.
 const CALL: u64 = 50;
+
+/// Chunks of ours, as errors name them.
+const OWN: [&str; 2] = ["prelude", "bulk"];
+
+/// Calls among which the script is that has called the host.
+const DEEPEST: usize = 8;
 
 /// What a service has answered.
 pub(super) struct Answer {
@@ -110,6 +117,11 @@ impl Vm {
         })?;
         let counted = budget.clone();
         let spent = lua.create_function(move |_, ()| Ok(counted.is_spent()))?;
+        // What a script catches is text, as all that Envoy's functions throw.
+        let text = lua.create_function(|lua, caught: mlua::Value| match &caught {
+            mlua::Value::Error(error) => Ok(mlua::Value::String(lua.create_string(told(error))?)),
+            _ => Ok(caught),
+        })?;
         strings::bound(&lua, &budget)?;
         let counted = budget.clone();
         let take = lua.create_function(move |_, count: f64| Ok(!counted.take(count as u64)))?;
@@ -123,7 +135,7 @@ impl Vm {
             Ok(())
         })?;
         let prelude = lua.load(include_str!("prelude.lua")).set_name("=prelude");
-        let api: Table = prelude.call((host::operations(&lua)?, spent, log))?;
+        let api: Table = prelude.call((host::operations(&lua)?, spent, text, log))?;
         // Errors name a script by its first line, as in Envoy: `[string "..."]:2: ...`.
         let named = source.split('\0').next().unwrap_or_default();
         lua.load(source).set_name(named).set_mode(ChunkMode::Text).exec()?;
@@ -188,7 +200,7 @@ impl Vm {
                 if !self.budget.take(CALL) || !self.budget.take_bytes(length(&arguments)) {
                     return Err(mlua::Error::runtime(SPENT));
                 }
-                let given = host.call(lua, op, arguments)?;
+                let given = host.call(lua, op, arguments).map_err(|error| placed(lua, &error))?;
                 // What ends by this ends with the next look at the budget.
                 self.budget.take_bytes(length(&given));
                 Ok(given)
@@ -207,6 +219,18 @@ fn length(values: &MultiValue) -> usize {
         _ => 0,
     };
     values.iter().map(of).sum()
+}
+
+/// An error of the host behind the line of the script that has called for it, as functions of Lua tell theirs.
+fn placed(lua: &Lua, error: &mlua::Error) -> mlua::Error {
+    let place = |debug: &Debug<'_>| {
+        let (source, line) = (debug.source().short_src?, debug.current_line()?);
+        let is_script = !OWN.contains(&&*source);
+        is_script.then(|| format!("{source}:{line}: "))
+    };
+    let mut frames = (0..DEEPEST).map_while(|level| lua.inspect_stack(level, place));
+    let place = frames.find_map(|found| found).unwrap_or_default();
+    mlua::Error::runtime(format!("{place}{}", told(error)))
 }
 
 /// An error in one line, as Envoy's log has it.
