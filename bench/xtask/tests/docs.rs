@@ -63,6 +63,41 @@ fn every_example_of_the_book_is_run_or_says_why_not() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+#[test]
+fn the_first_page_leads_to_all_that_the_book_has() {
+    let linked = |page: &str| -> BTreeSet<String> {
+        let links = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        let elsewhere = |link: &str| link.starts_with("..") || link.contains("://") || link == "README.md";
+        let of_book = |link: &&str| link.ends_with(".md") && !elsewhere(link);
+        links.filter(of_book).filter(|link| !link.starts_with("adr/0")).map(str::to_owned).collect()
+    };
+    let (page, summary) = (linked(&read("docs/README.md")), linked(&read("docs/SUMMARY.md")));
+    assert!(page.len() > 10, "{page:?}");
+    assert_eq!(page, summary, "left: docs/README.md, right: docs/SUMMARY.md");
+}
+
+/// What a plugin can say of itself: the builders of its factory, and of its handlers.
+#[test]
+fn the_page_on_plugins_names_every_builder() {
+    let page = read("docs/plugins/write-one.md");
+    let builders = |file: &str, of: &str| -> Vec<String> {
+        let text = read(file);
+        let (_, behind) = text.split_once(&format!("\nimpl{of} {{")).unwrap();
+        let (block, _) = behind.split_once("\n}\n").unwrap();
+        let named = block.split("#[must_use]\n    pub fn ").skip(1);
+        named.map(|rest| rest.split(['<', '(']).next().unwrap().to_owned()).collect()
+    };
+    let factory = builders("proxy/core/src/plugin/factory.rs", " ApisixFactory");
+    let handlers =
+        builders("proxy/core/src/plugin/handlers.rs", "<T: Send + Sync + 'static> PluginBuilder<T>");
+    assert!(factory.len() > 8 && handlers.len() > 10, "{factory:?} {handlers:?}");
+    let of_factory = factory.iter().filter(|name| !page.contains(&format!("`.{name}(")));
+    let is_phase = |name: &&String| ["`", "("].iter().any(|end| page.contains(&format!("`{name}{end}")));
+    let of_handlers = handlers.iter().filter(|name| !is_phase(name));
+    let missing: Vec<_> = of_factory.chain(of_handlers).collect();
+    assert!(missing.is_empty(), "docs/plugins/write-one.md lacks {missing:?}");
+}
+
 fn collect(dir: &Path, deep: bool, pages: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();

@@ -23,6 +23,12 @@ pub(super) fn find(name: &str) -> Option<Read> {
     VARIABLES.iter().find(|(n, _)| *n == name).map(|(_, read)| *read)
 }
 
+/// Names of all variables that are read.
+#[cfg(test)]
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    VARIABLES.iter().map(|(name, _)| *name)
+}
+
 /// As nginx decodes it, with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,

@@ -211,3 +211,26 @@ fn who_looks_for_a_route_is_told_that_the_body_is_wanted() {
     s.timing.request_complete = Some(s.timing.start);
     assert_eq!((Variable::parse("graphql_name").get(&s), crate::lookup::take_wanted_body()), (None, None));
 }
+
+/// The page names what there is, and nothing else; names behind a prefix stand for many.
+#[test]
+fn the_page_of_variables_names_them_all() {
+    let page = include_str!("../../../../../docs/reference/variables.md");
+    let rows = page.lines().filter(|line| line.starts_with("| `")).filter_map(|line| line.split('|').nth(1));
+    let named: Vec<&str> = rows.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    let prefixes: Vec<&str> = named.iter().filter_map(|name| name.strip_suffix("NAME")).collect();
+    let is_there =
+        |name: &&str| named.contains(name) || prefixes.iter().any(|prefix| name.starts_with(prefix));
+    let missing: Vec<_> = crate::format::nginx::names().filter(|name| !is_there(name)).collect();
+    assert!(named.len() > 80 && missing.is_empty(), "docs/reference/variables.md lacks {missing:?}");
+    let is_known = |name: &&&str| {
+        use crate::format::nginx::{declared, find};
+        let of_many = name.ends_with("NAME") || name.ends_with(".PATH");
+        // Plugins that authenticate say who the consumer is, and whoever passes bytes on how a stream has ended.
+        let told = name.starts_with("consumer_") || ["document_uri", "stream_session_reason"].contains(name);
+        let is_read = find(name).is_some() || declared(name).is_some() || Variable::parse(name).is_of_body();
+        of_many || told || is_read
+    };
+    let unknown: Vec<_> = named.iter().filter(|name| !is_known(name)).collect();
+    assert!(unknown.is_empty(), "nobody knows {unknown:?}");
+}
