@@ -180,7 +180,7 @@ impl LimitConn {
             let Some((lease, count)) = self.running.enter(key, limit.most()) else {
                 return Step::Respond(self.rejection.reply());
             };
-            keep(stream, slot, |leases| leases.here.push(lease));
+            stream.change_state(slot, |leases: &mut Leases| leases.here.push(lease));
             let delay = self.delay(&limit, count);
             if delay >= LEAST_DELAY {
                 let rest = limits.collect();
@@ -205,7 +205,7 @@ impl LimitConn {
             let lease = remote.lease(&limit.value);
             match remote.enter(&lease, limit.most()).await {
                 Ok(Some(count)) => {
-                    keep(stream, slot, |leases| leases.remote.push(lease));
+                    stream.change_state(slot, |leases: &mut Leases| leases.remote.push(lease));
                     let delay = self.delay(&limit, count);
                     if delay >= LEAST_DELAY {
                         tokio::time::sleep(delay).await;
@@ -240,17 +240,5 @@ impl Limit {
     /// How many may be under way.
     fn most(&self) -> u64 {
         self.conn.saturating_add(self.burst)
-    }
-}
-
-/// Keeps what a request counts as.
-fn keep(stream: &mut Stream, slot: Slot, put: impl FnOnce(&mut Leases)) {
-    match stream.state::<Leases>(slot) {
-        Some(leases) => put(leases),
-        None => {
-            let mut leases = Leases::default();
-            put(&mut leases);
-            stream.set_state(slot, leases);
-        }
     }
 }

@@ -127,6 +127,7 @@ struct Names {
 }
 
 /// What the headers say: kept between the phases.
+#[derive(Default)]
 struct Quotas(SmallVec<[Quota; 1]>);
 
 struct Quota {
@@ -240,10 +241,7 @@ impl LimitCount {
         let allowed = taken.allowed;
         if self.shown.is_some() {
             let quota = Quota { rule, limit, taken };
-            match stream.state::<Quotas>(slot) {
-                Some(quotas) => quotas.0.push(quota),
-                None => stream.set_state(slot, Quotas(smallvec::smallvec![quota])),
-            }
+            stream.change_state(slot, |quotas: &mut Quotas| quotas.0.push(quota));
         }
         allowed
     }

@@ -166,24 +166,22 @@ impl BandwidthLimit {
     /// A piece goes on once the bytes of it are there; what comes behind it waits for it.
     fn body(&self, direction: Direction, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
         let now = tokio::time::Instant::now().into_std();
-        if stream.state::<Bodies>(slot).is_none() {
-            stream.set_state(slot, Bodies::default());
-        }
-        let Some(bodies) = stream.state::<Bodies>(slot) else { return BodyStep::Pass };
-        let body = match direction {
-            Direction::Request => &mut bodies.request,
-            Direction::Response => &mut bodies.response,
-        };
-        if body.began.is_none() {
-            body.began = Some((now, Pending::new(&self.stats, direction)));
-        }
-        let wait = self.bucket.reserve(piece.data.len() as f64, now);
-        body.waited += wait;
-        if piece.last {
-            let began = body.began.take().map_or(now, |(began, _)| began);
-            body.took = now.saturating_duration_since(began) + wait;
-        }
-        let took = body.took;
+        let (wait, took) = stream.change_state(slot, |bodies: &mut Bodies| {
+            let body = match direction {
+                Direction::Request => &mut bodies.request,
+                Direction::Response => &mut bodies.response,
+            };
+            if body.began.is_none() {
+                body.began = Some((now, Pending::new(&self.stats, direction)));
+            }
+            let wait = self.bucket.reserve(piece.data.len() as f64, now);
+            body.waited += wait;
+            if piece.last {
+                let began = body.began.take().map_or(now, |(began, _)| began);
+                body.took = now.saturating_duration_since(began) + wait;
+            }
+            (wait, body.took)
+        });
         self.count(direction, piece, wait, took);
         if piece.last && direction == Direction::Response {
             self.tell(stream, slot);

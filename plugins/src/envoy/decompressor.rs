@@ -196,7 +196,7 @@ impl Decompressor {
         if has_request_body(stream)
             && let Some(body) = self.begin(&self.request, &mut stream.request.headers)
         {
-            stream.set_state(slot, Kept { request: Some(body), response: None });
+            stream.change_state(slot, |kept: &mut Kept| kept.request = Some(body));
         }
         Step::Continue
     }
@@ -208,10 +208,7 @@ impl Decompressor {
             return Step::Continue;
         }
         let Some(body) = self.begin(&self.response, &mut response.headers) else { return Step::Continue };
-        match stream.state::<Kept>(slot) {
-            Some(kept) => kept.response = Some(body),
-            None => stream.set_state(slot, Kept { request: None, response: Some(body) }),
-        }
+        stream.change_state(slot, |kept: &mut Kept| kept.response = Some(body));
         Step::Continue
     }
 

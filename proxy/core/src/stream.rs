@@ -443,6 +443,15 @@ impl Stream {
         self.plugins.set(slot, state);
     }
 
+    /// Changes the state of the plugin in `slot`, which begins as its default where there is none of that type.
+    pub fn change_state<T: Any + Send + Default, R>(
+        &mut self,
+        slot: Slot,
+        change: impl FnOnce(&mut T) -> R,
+    ) -> R {
+        self.plugins.change(slot, change)
+    }
+
     /// Has the head of the response wait until the whole body and the trailers are there and have passed the plugins, which
     /// may change the head until then: for a plugin's `header_filter`. A body longer than `limit` bytes, and than the connection
     /// may buffer, ends the exchange with 500.

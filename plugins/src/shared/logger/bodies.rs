@@ -99,14 +99,7 @@ pub(super) fn decide(
     }
     let decided = wants(stream);
     let capture = if decided { Capture::Pieces(Vec::new()) } else { Capture::Unwanted };
-    match stream.state::<Captured>(slot) {
-        Some(captured) => *of(captured) = capture,
-        None => {
-            let mut captured = Captured::default();
-            *of(&mut captured) = capture;
-            stream.set_state(slot, captured);
-        }
-    }
+    stream.change_state(slot, |captured| *of(captured) = capture);
     decided
 }
 

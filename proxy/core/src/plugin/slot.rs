@@ -121,6 +121,21 @@ impl PluginStates {
         }
     }
 
+    /// Changes a state that begins as the default.
+    pub(crate) fn change<T: Any + Send + Default, R>(
+        &mut self,
+        slot: Slot,
+        change: impl FnOnce(&mut T) -> R,
+    ) -> R {
+        if let Some(state) = self.get(slot) {
+            return change(state);
+        }
+        let mut state = T::default();
+        let changed = change(&mut state);
+        self.set(slot, state);
+        changed
+    }
+
     pub(crate) fn take<T: 'static>(&mut self, slot: Slot) -> Option<Box<T>> {
         let at = self.states.iter().position(|(s, state)| *s == slot && state.is::<T>())?;
         self.states.swap_remove(at).1.downcast().ok()
