@@ -41,6 +41,7 @@ pub use self::admin::{AdminConfig, AdminKey, AdminTls, ApiVersion, Role as Admin
 pub use self::environment::{EnvVars, Places, Replaced, substitute_text};
 pub(crate) use self::environment::{UNSET, holds_unset, is_of_unset, substitute_file};
 pub use self::etcd::{EtcdConfig, EtcdHost, EtcdTls, EtcdUser};
+pub use self::keys::{Rule as KeyRule, keys};
 pub use self::stream::{ProxyMode, StreamListen, StreamProxy};
 
 /// The static configuration of a gateway.

@@ -4,8 +4,8 @@ use sixfold_core::document::{Node, Object, Value};
 use sixfold_core::error::ConfigError;
 
 /// What becomes of a key.
-#[derive(Clone, Copy)]
-enum Rule {
+#[derive(Clone, Copy, Debug)]
+pub enum Rule {
     /// It is read.
     Read,
     /// It has no meaning here; a value other than the default is reported with the reason.
@@ -205,6 +205,11 @@ const KEYS: &[(&str, Rule)] = &[
     ("deployment.etcd.tls.verify", Read),
     ("deployment.etcd.tls.sni", Read),
 ];
+
+/// Every key that is known, with what becomes of it; a path stands for everything below it.
+pub fn keys() -> &'static [(&'static str, Rule)] {
+    KEYS
+}
 
 /// Holds the user's file against the table: `reports` gets what has no effect, `errors` every value that would
 /// be ignored to harm.
