@@ -7,7 +7,8 @@ use sixfold_core::stream::Stream;
 use std::sync::LazyLock;
 
 pub(crate) fn factory() -> ApisixFactory {
-    ApisixFactory::new("public-api", 501, include_str!("../../schemas/public-api.json"), PublicApi::build)
+    let schema = include_str!("../../schemas/public-api.json");
+    ApisixFactory::new("public-api", 501, schema, PublicApi::build).reading_endpoints()
 }
 
 #[derive(Deserialize)]

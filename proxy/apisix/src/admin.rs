@@ -17,48 +17,47 @@ mod target;
 mod tests;
 mod validate;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use http::{Method, StatusCode};
+use parking_lot::Mutex;
 use serde_json::Value;
 use sixfold_core::plugin::{Consumers, PluginMetadata, Registry};
 
 pub use self::access::{AdminAccess, generate_key};
 pub(crate) use self::list::value as kept_value;
 pub use self::message::{AdminReply, AdminRequest, MAX_BODY};
+pub(crate) use self::patch::merge;
 pub(crate) use self::schemas::{
     described_plugins, described_stream_plugins, named as schema_named, names as schema_names,
 };
 pub use self::standalone::{Standalone, StandaloneStore};
 use self::target::Target;
 use crate::config::{ApiVersion, Config, EnvVars};
+use crate::reload::Reloads;
 use crate::source::Checker;
 use crate::store::Store;
 
 /// What every path begins with.
 const PREFIX: &str = "/apisix/admin";
 
-/// Has the list of plugins in config.yaml read again; why that can't be.
-pub type ReloadPlugins = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
-
 /// Answers requests of the Admin API.
 pub struct AdminApi {
     access: AdminAccess,
     content: Content,
-    /// Made for the first request: many a gateway gets none.
-    checker: LazyLock<Checker, MakeChecker>,
+    make_checker: MakeChecker,
+    /// Made for the first request, since many a gateway gets none, and anew with other lists of plugins.
+    checker: Mutex<Option<(Arc<Config>, Arc<Checker>)>>,
     /// The form of answers.
     version: ApiVersion,
     /// Whether there are stream routes.
     stream: bool,
-    reload_plugins: ReloadPlugins,
-    /// Those that config.yaml enables; `None` for all.
-    plugins: Option<Vec<String>>,
+    reloads: Arc<Reloads>,
     router: matchit::Router<Endpoint>,
 }
 
-/// Makes what looks at resources.
-type MakeChecker = Box<dyn FnOnce() -> Checker + Send + Sync>;
+/// Makes what looks at resources, by a configuration.
+type MakeChecker = Box<dyn Fn(&Config) -> Checker + Send + Sync>;
 
 /// What is written.
 enum Content {
@@ -88,11 +87,14 @@ impl AdminApi {
         (store, consumers, metadata): (Arc<dyn Store>, Arc<Consumers>, Arc<PluginMetadata>),
         registry: Registry,
         environment: EnvVars,
-        reload_plugins: ReloadPlugins,
+        reloads: Arc<Reloads>,
     ) -> AdminApi {
-        let (content, of) = (Content::Store(store, consumers), config.clone());
-        let checker = move || Checker::new(of, registry, environment).with_metadata(metadata);
-        AdminApi::new(config, access, content, Box::new(checker), reload_plugins)
+        let content = Content::Store(store, consumers);
+        let checker = move |config: &Config| {
+            let checker = Checker::new(config.clone(), registry.clone(), environment.clone());
+            checker.with_metadata(metadata.clone())
+        };
+        AdminApi::new(config, access, content, Box::new(checker), reloads)
     }
 
     /// Of a configuration that is put as a whole.
@@ -102,18 +104,20 @@ impl AdminApi {
         store: Arc<StandaloneStore>,
         registry: Registry,
         environment: EnvVars,
+        reloads: Arc<Reloads>,
     ) -> AdminApi {
-        let (content, of) = (Content::Standalone(Standalone::new(store)), config.clone());
-        let checker = move || Checker::new(of, registry, environment);
-        AdminApi::new(config, access, content, Box::new(checker), Arc::new(|| Ok(())))
+        let content = Content::Standalone(Standalone::new(store));
+        let checker =
+            move |config: &Config| Checker::new(config.clone(), registry.clone(), environment.clone());
+        AdminApi::new(config, access, content, Box::new(checker), reloads)
     }
 
     fn new(
         config: &Config,
         access: AdminAccess,
         content: Content,
-        checker: MakeChecker,
-        reload_plugins: ReloadPlugins,
+        make_checker: MakeChecker,
+        reloads: Arc<Reloads>,
     ) -> AdminApi {
         let paths: &[(&str, Endpoint)] = match &content {
             Content::Store(..) => &[
@@ -136,10 +140,23 @@ impl AdminApi {
             let _ = router.insert(format!("{PREFIX}{path}"), *endpoint);
         }
         let stream = config.admin.as_ref().is_some_and(|admin| admin.stream);
-        let (plugins, version) =
-            (config.plugins.clone(), config.admin.as_ref().map_or(ApiVersion::V3, |admin| admin.version));
-        let checker = LazyLock::new(checker);
-        AdminApi { access, content, checker, stream, reload_plugins, plugins, version, router }
+        let version = config.admin.as_ref().map_or(ApiVersion::V3, |admin| admin.version);
+        let checker = Mutex::default();
+        AdminApi { access, content, make_checker, checker, stream, reloads, version, router }
+    }
+
+    /// What looks at resources by the lists of plugins that were read last.
+    fn checker(&self) -> Arc<Checker> {
+        let current = self.reloads.current();
+        let mut kept = self.checker.lock();
+        match &*kept {
+            Some((of, checker)) if Arc::ptr_eq(of, &current) => checker.clone(),
+            _ => {
+                let checker = Arc::new((self.make_checker)(&current));
+                *kept = Some((current, checker.clone()));
+                checker
+            }
+        }
     }
 
     /// The answer to a request. It may wait for the disk.
@@ -188,7 +205,9 @@ impl AdminApi {
             Endpoint::Root => Ok(AdminReply::empty(StatusCode::OK)),
             Endpoint::Configs => self.configs(request),
             Endpoint::Validate => self.validate_configs(request),
-            Endpoint::PluginsList => schemas::plugins_list(&self.checker, self.plugins.as_deref(), request),
+            Endpoint::PluginsList => {
+                schemas::plugins_list(&self.checker(), self.reloads.current().plugins.as_deref(), request)
+            }
             Endpoint::PluginsReload => self.reload(request),
             Endpoint::SchemaValidate => schemas::validate(&path, request),
             Endpoint::Resources => self.resources(&path, request),
@@ -198,14 +217,14 @@ impl AdminApi {
 
     fn configs(&self, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
         match &self.content {
-            Content::Standalone(standalone) => standalone.answer(&self.checker, request),
+            Content::Standalone(standalone) => standalone.answer(&self.checker(), request),
             Content::Store(..) => Ok(AdminReply::page(StatusCode::NOT_FOUND)),
         }
     }
 
     fn validate_configs(&self, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
         let body = validate::body(request, MAX_BODY)?;
-        let errors = validate::faults(&self.checker, &body, usize::MAX);
+        let errors = validate::faults(&self.checker(), &body, usize::MAX);
         if errors.is_empty() {
             return Ok(AdminReply::json(StatusCode::OK, &serde_json::json!({})));
         }
@@ -222,7 +241,7 @@ impl AdminApi {
             );
             return Err(AdminReply::error(StatusCode::METHOD_NOT_ALLOWED, reason));
         }
-        match (self.reload_plugins)() {
+        match self.reloads.reload() {
             Ok(()) => Ok(AdminReply::text(StatusCode::OK, "done")),
             Err(reason) => Err(AdminReply::error(StatusCode::SERVICE_UNAVAILABLE, reason)),
         }
@@ -245,7 +264,7 @@ impl AdminApi {
             if request.method != Method::GET {
                 return Err(AdminReply::error(StatusCode::NOT_FOUND, "not found"));
             }
-            let answered = schema.answer(&self.checker, request);
+            let answered = schema.answer(&self.checker(), request);
             let versioned = |reply: AdminReply| reply.versioned(ApiVersion::V3, self.version, ("", ""));
             return answered.map(versioned).map_err(versioned);
         }
@@ -254,7 +273,8 @@ impl AdminApi {
         })?;
         let body = request.json()?;
         let ttl = request.ttl()?;
-        let resources = resource::Resources { store: &**store, checker: &self.checker, consumers };
+        let checker = self.checker();
+        let resources = resource::Resources { store: &**store, checker: &checker, consumers };
         let answered = resources.answer(&target, request, body, ttl);
         let action = match request.method {
             Method::PUT => "set",

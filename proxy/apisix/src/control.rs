@@ -8,11 +8,12 @@ use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
 use crate::admin::{
-    AdminReply, AdminRequest, ReloadPlugins, described_plugins, described_stream_plugins, kept_value,
-    schema_named, schema_names,
+    AdminReply, AdminRequest, described_plugins, described_stream_plugins, kept_value, schema_named,
+    schema_names,
 };
 use crate::config::{Config, EnvVars, Provider};
-use crate::plugin::Catalog;
+use crate::plugin::{self, Catalog};
+use crate::reload::Reloads;
 use crate::resource::Kind;
 use crate::schema;
 use crate::source::Checker;
@@ -28,8 +29,8 @@ pub struct ControlApi {
     /// What upstreams have become.
     clusters: Arc<Clusters>,
     /// Schemas of plugins, which few ask for.
-    checker: Box<dyn Fn() -> Checker + Send + Sync>,
-    reload_plugins: ReloadPlugins,
+    make_checker: Box<dyn Fn(&Config) -> Checker + Send + Sync>,
+    reloads: Arc<Reloads>,
     router: matchit::Router<Page>,
 }
 
@@ -83,7 +84,7 @@ impl ControlApi {
         (store, clusters): (Arc<dyn Store>, Arc<Clusters>),
         registry: Registry,
         environment: EnvVars,
-        reload_plugins: ReloadPlugins,
+        reloads: Arc<Reloads>,
     ) -> ControlApi {
         let mut router = matchit::Router::new();
         for (path, page) in PAGES {
@@ -91,9 +92,15 @@ impl ControlApi {
             let _ = router.insert(*path, *page);
         }
         let provider = config.deployment.provider;
-        let config = config.clone();
-        let checker = Box::new(move || Checker::new(config.clone(), registry.clone(), environment.clone()));
-        ControlApi { store, provider, clusters, checker, reload_plugins, router }
+        let make_checker = Box::new(move |config: &Config| {
+            Checker::new(config.clone(), registry.clone(), environment.clone())
+        });
+        ControlApi { store, provider, clusters, make_checker, reloads, router }
+    }
+
+    /// What knows the plugins by the lists that were read last.
+    fn known(&self) -> Checker {
+        (self.make_checker)(&self.reloads.current())
     }
 
     /// The answer to a request. It may read files.
@@ -119,7 +126,7 @@ impl ControlApi {
             Page::Hello => {
                 Ok(AdminReply { content_type: "text/plain", ..AdminReply::text(StatusCode::OK, "world\n") })
             }
-            Page::ReloadPlugins => match (self.reload_plugins)() {
+            Page::ReloadPlugins => match self.reloads.reload() {
                 Ok(()) => Ok(AdminReply::text(StatusCode::OK, "done")),
                 Err(reason) => Err(AdminReply::error(StatusCode::SERVICE_UNAVAILABLE, reason)),
             },
@@ -131,7 +138,7 @@ impl ControlApi {
         let main =
             schema_names().iter().filter_map(|name| Some(((*name).to_owned(), schema_named(name)?.clone())));
         let main: Map<String, Value> = main.collect();
-        let checker = (self.checker)();
+        let checker = self.known();
         json!({
             "main": main,
             "plugins": described_plugins(&checker),
@@ -141,7 +148,7 @@ impl ControlApi {
 
     fn all(&self, kind: Kind) -> Result<AdminReply, AdminReply> {
         let all = self.store.list(kind)?;
-        let (checker, prefix) = ((self.checker)(), self.store.prefix());
+        let (checker, prefix) = (self.known(), self.store.prefix());
         let shown = all.iter().map(|(key, kept)| in_memory(prefix, key, kept, checker.catalog())).collect();
         Ok(AdminReply::json(StatusCode::OK, &list(shown)))
     }
@@ -150,12 +157,19 @@ impl ControlApi {
         let key = Key::new(kind, id);
         let missing = || AdminReply::error(StatusCode::NOT_FOUND, format!("{kind}[{id}] not found"));
         let kept = self.store.get(&key)?.ok_or_else(missing)?;
-        let shown = in_memory(self.store.prefix(), &key, &kept, (self.checker)().catalog());
+        let shown = in_memory(self.store.prefix(), &key, &kept, self.known().catalog());
         Ok(AdminReply::json(StatusCode::OK, &shown))
     }
 
     fn all_metadata(&self) -> Result<AdminReply, AdminReply> {
-        let all = self.store.list(Kind::PluginMetadata)?;
+        let mut all = self.store.list(Kind::PluginMetadata)?;
+        // By the list of plugins, as APISIX goes through it.
+        let current = self.reloads.current();
+        let place = |name: &str| match &current.plugins {
+            Some(listed) => listed.iter().position(|other| other == name),
+            None => plugin::in_order(None).iter().position(|other| *other == name),
+        };
+        all.sort_by_key(|(key, _)| place(key.id.as_str()).unwrap_or(usize::MAX));
         let shown = all.iter().map(|(_, kept)| kept_value(kept)).collect();
         Ok(AdminReply::json(StatusCode::OK, &list(shown)))
     }
@@ -241,6 +255,28 @@ impl std::fmt::Debug for ControlApi {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn metadata_stands_in_the_order_of_the_list_of_plugins() {
+        let told = |plugins: &str| {
+            let text = format!("deployment: {{role: traditional}}\n{plugins}");
+            let config = Config::parse(&text, "config.yaml", &crate::testing::environment()).unwrap();
+            let store = Arc::new(crate::store::MemoryStore::default());
+            for name in ["example-plugin", "file-logger", "what"] {
+                let value = json!({ "id": name }).to_string().into();
+                crate::store::StoreExt::put(&*store, &Key::new(Kind::PluginMetadata, name), value).unwrap();
+            }
+            let (registry, environment) = (crate::testing::registry(), crate::testing::environment());
+            let sources: (Arc<dyn Store>, _) = (store, Arc::default());
+            let api = ControlApi::new(&config, sources, registry, environment, Reloads::none(&config));
+            let body = api.all_metadata().unwrap().body;
+            let all: Vec<Value> = serde_json::from_slice(&body).unwrap();
+            all.iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        // file-logger runs before example-plugin.
+        assert_eq!(told(""), ["file-logger", "example-plugin", "what"]);
+        assert_eq!(told("plugins: [what, example-plugin]\n"), ["what", "example-plugin", "file-logger"]);
+    }
 
     #[test]
     fn nodes_are_listed_as_apisix_has_them_in_memory() {

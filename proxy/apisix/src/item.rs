@@ -24,6 +24,7 @@ use crate::resource::{
 };
 use crate::schema::{self, Step, Violation, display_path};
 use crate::store::Key;
+use crate::tls::{NO_CERTIFICATE, of_pair};
 use crate::{secret, stream_route, upstream};
 
 /// A resource that is valid by itself.
@@ -88,6 +89,8 @@ pub(crate) struct Reader<'a> {
     pub(crate) environment: &'a EnvVars,
     /// Whether APISIX's words are followed by what helps beyond them.
     pub(crate) hints: bool,
+    /// Whether certificates may refer to variables that are not set here: what is written may be for other gateways.
+    pub(crate) elsewhere: bool,
 }
 
 /// What has been read of a resource.
@@ -157,7 +160,11 @@ impl Reading<'_> {
             Kind::Upstream | Kind::Proto | Kind::Secret => false,
             Kind::PluginMetadata => return self.metadata(key.id.as_str(), &value),
             Kind::Ssl => {
+                let may_be_elsewhere = self.reader.elsewhere && !secret::names_manager(&value);
                 let resolved = secret::resolve_all(&mut value, self.reader.environment);
+                if may_be_elsewhere && resolved.is_err() && self.violations.is_empty() {
+                    return Some(Body::Unused);
+                }
                 self.violations.extend(resolved.err().into_iter().flatten());
                 false
             }
@@ -389,19 +396,22 @@ impl Reading<'_> {
         let placed = found
             .map(|violation| prefix.iter().rev().fold(violation, |violation, name| below(name, violation)));
         self.violations.extend(placed.collect::<Vec<_>>());
-        let warning = upstream::warnings(upstream);
-        self.warnings
-            .extend(warning.map(|warning| prefix.iter().rev().fold(warning, |it, name| below(name, it))));
+        let odd = upstream::warnings(upstream).into_iter();
+        self.warnings.extend(odd.map(|odd| prefix.iter().rev().fold(odd, |it, name| below(name, it))));
         self.references.extend(client_certificate(upstream, self.node, prefix));
     }
 
-    /// References to secrets in an upstream's certificate.
+    /// References to secrets in an upstream's certificate, and a key that can't be read.
     fn resolvable(&self, upstream: &Upstream) -> Vec<Violation> {
         let Some(tls) = &upstream.tls else { return Vec::new() };
         let texts = [("client_cert", &tls.client_cert), ("client_key", &tls.client_key)];
         let faults = texts.into_iter().filter_map(|(field, text)| {
             let mut text = Value::String(text.clone()?);
-            let faults = secret::resolve_all(&mut text, self.reader.environment).err()?;
+            let resolved = secret::resolve_all(&mut text, self.reader.environment);
+            let mut faults = resolved.err().unwrap_or_default();
+            if faults.is_empty() && field == "client_key" && text.as_str().is_some_and(is_undecrypted) {
+                faults.push(Violation { hint: undecrypted(), ..violation(&[], UNDECRYPTED) });
+            }
             Some(faults.into_iter().map(move |fault| below("tls", below(field, fault))))
         });
         faults.flatten().collect()
@@ -414,9 +424,17 @@ impl Reading<'_> {
         let others = ssl.certs.iter().enumerate();
         let others = others.map(|(index, text)| (vec![key("certs"), Step::Index(index)], text));
         let certificates = std::iter::once((vec![key("cert")], &ssl.cert)).chain(others);
-        for (path, _) in certificates.filter(|(_, text)| !has_certificate(text)) {
-            self.violations
-                .push(Violation { hint: no_certificate(), ..Violation::new(path, NO_CERTIFICATE) });
+        for (pair, (path, _)) in certificates.enumerate().filter(|(_, (_, text))| !has_certificate(text)) {
+            let words = of_pair(pair, NO_CERTIFICATE);
+            self.violations.push(Violation { hint: no_certificate(), ..Violation::new(path, words) });
+        }
+        for (pair, _) in ssl.pairs().enumerate().filter(|(_, (_, text))| is_undecrypted(text)) {
+            let path = match pair.checked_sub(1) {
+                None => vec![key("key")],
+                Some(index) => vec![key("keys"), Step::Index(index)],
+            };
+            let words = of_pair(pair, UNDECRYPTED);
+            self.violations.push(Violation { hint: undecrypted(), ..Violation::new(path, words) });
         }
         if ssl.client.as_ref().is_some_and(|client| !has_certificate(&client.ca)) {
             let reason = format!("failed to validate client_cert: {NO_CERTIFICATE}");
@@ -433,8 +451,16 @@ impl Reading<'_> {
     }
 }
 
-/// What APISIX says of a text that is no certificate.
-const NO_CERTIFICATE: &str = "failed to parse cert: PEM_read_bio_X509_AUX() failed";
+/// What APISIX says of a private key that is neither PEM nor one that was encrypted.
+const UNDECRYPTED: &str = "failed to decrypt previous encrypted key";
+
+fn is_undecrypted(key: &str) -> bool {
+    !key.trim_start().starts_with("---")
+}
+
+fn undecrypted() -> Option<String> {
+    Some("it is neither PEM nor encrypted by a key of apisix.data_encryption.keyring".to_owned())
+}
 
 fn no_certificate() -> Option<String> {
     Some("there is no certificate in PEM form".to_owned())

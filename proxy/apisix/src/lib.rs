@@ -11,6 +11,7 @@ pub mod fuzz;
 mod item;
 mod listener;
 mod plugin;
+mod reload;
 pub mod resource;
 mod route;
 pub mod schema;
@@ -30,6 +31,7 @@ pub use encryption::Keyring;
 pub use filter::{PLUGINS_FILTER, with_plugins_filter};
 pub use listener::APISIX_VERSION;
 pub use plugin::{Decryption, duplicate_key};
+pub use reload::Reloads;
 pub use source::{
     Feed, Findings, Loaded, ROUTE_TABLE, Source, SourceContext, Update, load, load_config, load_resources,
     open_store, validate, validate_resources,

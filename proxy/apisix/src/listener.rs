@@ -65,10 +65,17 @@ pub(crate) fn compile(
 ) -> Result<(Listening, Vec<Listener>), ConfigError> {
     let tls = || ServerTls::new(None, Vec::new());
     let listening = Listening { tls: tls(), streams: tls() };
+    let mut listeners = Vec::new();
+    // They are opened in this order: whoever finds a port of plain HTTP open finds all of them open.
+    let streams = &config.stream_proxy;
+    let log = config.stream_log.as_ref().filter(|_| !streams.is_empty());
+    let log = log.map(|log| opened(log, "nginx_config.stream", config, context)).transpose()?;
+    for listen in streams.tcp.iter().chain(&streams.udp) {
+        listeners.push(stream(listen, &listening, log.as_ref(), config, context));
+    }
     let log = config.http.access_log.as_ref();
     let log = log.map(|log| opened(log, "nginx_config.http", config, context)).transpose()?;
-    let mut listeners = Vec::new();
-    for (scheme, addresses) in [("http", &config.http_listeners), ("https", &config.https_listeners)] {
+    for (scheme, addresses) in [("https", &config.https_listeners), ("http", &config.http_listeners)] {
         for listen in addresses {
             let manager = Arc::new(manager(config, context, log.iter().map(Log::open).collect())?);
             let tls = (scheme == "https").then(|| listening.tls.clone());
@@ -78,12 +85,6 @@ pub(crate) fn compile(
             let filter = NetworkFilter::Http(manager);
             listeners.push(listener(scheme, address, filters, tls, filter, context));
         }
-    }
-    let streams = &config.stream_proxy;
-    let log = config.stream_log.as_ref().filter(|_| !streams.is_empty());
-    let log = log.map(|log| opened(log, "nginx_config.stream", config, context)).transpose()?;
-    for listen in streams.tcp.iter().chain(&streams.udp) {
-        listeners.push(stream(listen, &listening, log.as_ref(), config, context));
     }
     Ok((listening, listeners))
 }

@@ -20,7 +20,7 @@ pub(crate) use self::credential::{CredentialConfig, NO_AUTH, OfConsumer};
 pub(crate) use self::meta::Meta;
 use self::meta::MetaFault;
 pub(crate) use self::names::in_order;
-pub(crate) use self::set::{ChainCache, GlobalPlugins, PluginSet, merge};
+pub(crate) use self::set::{ChainCache, GlobalPlugins, PluginSet, merge, without_group};
 pub(crate) use self::streams::StreamPlugins;
 use crate::config::{Config, EnvVars};
 use crate::encryption::{EncryptFields, Keyring, Turn};
@@ -78,7 +78,7 @@ pub(crate) struct PluginConfig {
     /// Of all plugins that may be used.
     pub(crate) public_apis: Arc<PublicApis>,
     pub(crate) meta: Meta,
-    /// Fingerprint of the configuration as written.
+    /// Fingerprint of the configuration as written, and of what it is built with beside it.
     pub(crate) print: u64,
     /// References that lead to nothing, and stand in the configuration as they are written.
     pub(crate) unresolved: Vec<Violation>,
@@ -122,6 +122,11 @@ impl Decryption {
     pub fn open(&self, key: &Key, value: &mut Value) {
         self.0.turn(Turn::Open, key, value);
     }
+}
+
+/// Fingerprint of the attributes of a plugin; most have none.
+fn attributes_print(attributes: &Value) -> u64 {
+    if attributes.is_null() { 0 } else { xxh64(attributes.to_string().as_bytes(), 0) }
 }
 
 impl Catalog {
@@ -183,7 +188,8 @@ impl Catalog {
         self.private_keys.turn(Turn::Open, kind, value);
     }
 
-    fn turn_fields(&self, turn: Turn, key: &Key, value: &mut Value) {
+    /// The same for what plugins say alone.
+    pub(crate) fn turn_fields(&self, turn: Turn, key: &Key, value: &mut Value) {
         let Some(keyring) = &self.keyring else { return };
         if key.kind == Kind::PluginMetadata {
             return self.turn_one(turn, keyring, key.id.as_str(), Of::Metadata, value);
@@ -263,7 +269,7 @@ impl Catalog {
         environment: &EnvVars,
     ) -> Result<PluginConfig, Vec<Violation>> {
         let entry = self.entry(name)?;
-        let print = xxh64(config.to_string().as_bytes(), 0);
+        let print = xxh64(config.to_string().as_bytes(), self.surroundings(entry));
         let (mut config, meta) = table(name, config)?;
         self.open(entry, Of::Plugin, &mut config);
         let (meta, mut violations) = match meta {
@@ -290,6 +296,12 @@ impl Catalog {
             print,
             unresolved: unresolved.into_iter().map(|fault| below(name, fault)).collect(),
         })
+    }
+
+    /// Fingerprint of what an instance is built with beside its own configuration.
+    fn surroundings(&self, entry: &Entry) -> u64 {
+        let of_plugin = attributes_print(&entry.attributes);
+        if entry.factory.reads_endpoints { of_plugin ^ self.public_apis.print() } else { of_plugin }
     }
 
     /// What a plugin with this configuration must have in common with that of others, if it is right and there is such a

@@ -9,6 +9,8 @@ use serde_json::Value;
 use crate::config::EnvVars;
 use crate::schema::{Step, Violation, is_secret_reference};
 
+const ENV: &str = "$env://";
+
 /// Replaces every reference in `value`.
 ///
 /// # Errors
@@ -48,8 +50,17 @@ fn resolve_below(
     }
 }
 
+/// Whether some reference in `value` is to a secret manager's.
+pub(crate) fn names_manager(value: &Value) -> bool {
+    match value {
+        Value::String(text) => is_secret_reference(text) && !starts_with(text, ENV),
+        Value::Array(items) => items.iter().any(names_manager),
+        Value::Object(map) => map.values().any(names_manager),
+        _ => false,
+    }
+}
+
 fn resolve(reference: &str, environment: &EnvVars) -> Result<String, String> {
-    const ENV: &str = "$env://";
     let Some(rest) = reference.get(ENV.len()..).filter(|_| starts_with(reference, ENV)) else {
         return Err(format!("{reference}: secret managers are not supported; $env:// is"));
     };

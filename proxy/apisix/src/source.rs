@@ -41,6 +41,7 @@ use crate::admin::StandaloneStore;
 use crate::config::{Config, EnvVars, EtcdConfig, Provider, Role};
 use crate::file;
 use crate::plugin::ChainCache;
+use crate::reload::Reloads;
 use crate::shared::SharedParts;
 use crate::store::{EmbeddedStore, EtcdOptions, EtcdStore, FileStore, Resources, Store};
 use crate::tls;
@@ -94,6 +95,11 @@ pub struct Source {
     chains: ChainCache,
     shared: SharedParts,
     figures: Figures,
+    reloads: Option<Arc<Reloads>>,
+    /// The lists of plugins that were taken last of those.
+    taken: Option<Arc<Config>>,
+    /// Whether everything is to be read by other lists of plugins than it was.
+    outdated: bool,
 }
 
 /// What a look at the store has come to.
@@ -250,7 +256,19 @@ impl Source {
         context.compile.build.tls_ports = secure.collect();
         let (state, chains, shared) = Default::default();
         let figures = Figures::new(&config.deployment.provider, context.compile.metrics());
-        Source { context, config, store, state, chains, shared, figures }
+        let (reloads, taken, outdated) = Default::default();
+        Source { context, config, store, state, chains, shared, figures, reloads, taken, outdated }
+    }
+
+    /// Has it follow the lists of plugins of config.yaml.
+    pub fn follow(&mut self, reloads: Arc<Reloads>) {
+        self.taken = Some(reloads.current());
+        self.reloads = Some(reloads);
+    }
+
+    /// Who tells that the lists of plugins have changed.
+    fn reloads(&self) -> Option<&Arc<Reloads>> {
+        self.reloads.as_ref()
     }
 
     /// The static configuration.
@@ -268,8 +286,22 @@ impl Source {
     /// # Errors
     /// Why the store could not tell it. What was read before stays in force.
     pub fn pull(&mut self) -> Result<Update, Vec<ConfigError>> {
-        let store = self.store.clone();
-        let taken = self.take(|batch| store.changes(batch));
+        let current = self.reloads.as_ref().map(|reloads| reloads.current());
+        if let Some(current) = current
+            && self.taken.as_ref().is_none_or(|taken| !Arc::ptr_eq(taken, &current))
+        {
+            self.config.take_plugins(&current);
+            (self.taken, self.outdated) = (Some(current), true);
+        }
+        let (store, outdated) = (self.store.clone(), self.outdated);
+        let taken = self.take(|batch| match outdated {
+            true => {
+                batch.enable_anew();
+                store.everything(batch)
+            }
+            false => store.changes(batch),
+        });
+        self.outdated &= taken.is_err();
         self.figures.told(taken.is_ok());
         taken
     }

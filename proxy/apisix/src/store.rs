@@ -124,6 +124,27 @@ pub trait Store: Send + Sync {
     /// Why nothing can be told: then nothing has changed, and the next call begins where this one did.
     fn changes(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>>;
 
+    /// [`Store::changes`], and everything else there is as if it had changed.
+    ///
+    /// # Errors
+    /// As of [`Store::changes`].
+    fn everything(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+        for kind in Kind::ALL {
+            let all = self.list(kind).map_err(|error| vec![ConfigError::new(error.to_string())])?;
+            for (key, kept) in all {
+                sink.change(Change {
+                    key,
+                    revision: kept.modified,
+                    order: kept.created,
+                    value: Some(Document::json(kept.value)),
+                    takes_place: false,
+                });
+            }
+        }
+        // What is newer than that comes behind it.
+        self.changes(sink)
+    }
+
     /// Calls `notify` whenever [`Store::changes`] has something to tell. What came after its last call and
     /// before this one is told, too.
     ///

@@ -79,8 +79,7 @@ impl ServerCertificate {
         if let Some(before) = before.filter(|before| before.names == names && before.asks == asks) {
             return Ok(before.clone());
         }
-        let compile =
-            |settings| ServerContext::new(settings).map_err(|error: ConfigError| error.renamed(as_written));
+        let compile = |settings| ServerContext::new(settings).map_err(worded);
         let (context, streams) = match before {
             Some(before) => (before.context.clone(), before.streams.clone()),
             None => {
@@ -111,7 +110,7 @@ impl ClientCertificate {
         }
         let identity = Some(identity(&ssl.cert, &ssl.key));
         let made = ClientContext::new(ClientSettings { identity, ..ClientSettings::default() });
-        made.map_err(|error| error.renamed(as_written))?;
+        made.map_err(worded)?;
         Ok(Arc::new(ClientCertificate { cert: ssl.cert.as_str().into(), key: ssl.key.as_str().into() }))
     }
 }
@@ -177,10 +176,56 @@ fn covers(name: &str, host: &str) -> bool {
     }
 }
 
+/// What APISIX says of a text that is no certificate.
+pub(crate) const NO_CERTIFICATE: &str = "failed to parse cert: PEM_read_bio_X509_AUX() failed";
+
+/// What APISIX says of a text that is no private key.
+const NO_KEY: &str = "failed to parse key: PEM_read_bio_PrivateKey() failed";
+
+/// The fault of compiled settings as one of an `ssl`: its fields, and APISIX's words (`apisix/ssl.lua`) in front of what is wrong.
+fn worded(error: ConfigError) -> ConfigError {
+    let each = error.into_all().into_iter().map(|fault| {
+        let Some(field) = fault.field.as_deref() else { return fault };
+        let words = match field.rsplit('.').next().unwrap_or(field) {
+            "certificate_chain" => NO_CERTIFICATE.to_owned(),
+            "private_key" => NO_KEY.to_owned(),
+            "trusted_ca" => format!("failed to validate client_cert: {NO_CERTIFICATE}"),
+            _ => return fault,
+        };
+        let words = of_pair(pair(field), &words);
+        ConfigError { reason: format!("{words}: {}", fault.reason), ..fault }
+    });
+    let all = each.reduce(ConfigError::and).unwrap_or_default();
+    all.renamed(as_written)
+}
+
+/// What APISIX says of a certificate or a key, the first pair of which is 0.
+pub(crate) fn of_pair(pair: usize, words: &str) -> String {
+    match pair {
+        0 => words.to_owned(),
+        pair => format!("failed to handle cert-key pair[{pair}]: {words}"),
+    }
+}
+
+/// A fault in APISIX's words alone.
+pub(crate) fn in_words_alone(mut fault: ConfigError) -> ConfigError {
+    for words in [NO_CERTIFICATE, NO_KEY] {
+        if let Some(at) = fault.reason.find(words) {
+            fault.reason.truncate(at + words.len());
+        }
+    }
+    fault
+}
+
+/// Which pair a field of compiled settings is of: 0 is the first.
+fn pair(field: &str) -> usize {
+    let pair = field.strip_prefix("tls_certificates[").and_then(|rest| rest.split_once(']'));
+    pair.and_then(|(index, _)| index.parse::<usize>().ok()).unwrap_or(0)
+}
+
 /// Where an `ssl` has what compiled settings call `field`: its first pair stands in `cert` and `key`, the others in lists.
 fn as_written(field: &str) -> String {
-    let pair = field.strip_prefix("tls_certificates[").and_then(|rest| rest.split_once(']'));
-    let index = pair.and_then(|(index, _)| index.parse::<usize>().ok()).unwrap_or(0);
+    let index = pair(field);
     let name = match field.rsplit('.').next().unwrap_or(field) {
         "certificate_chain" => "cert",
         "private_key" => "key",
@@ -278,7 +323,7 @@ pub(crate) fn towards_upstream(
     };
     let settings = ClientSettings { identity, auto_sni: true, ..ClientSettings::default() };
     let cache = &context.compile.tls_clients;
-    let compiled = cache.context(settings).map_err(|e| e.to_string())?;
+    let compiled = cache.context(settings).map_err(|error| worded(error).reason)?;
     Ok(Some(cache.place(cluster, compiled)))
 }
 

@@ -4,7 +4,7 @@ mod checks;
 #[cfg(test)]
 mod tests;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -108,10 +108,6 @@ pub(crate) fn check(upstream: &Upstream) -> Vec<Violation> {
         let field = if upstream.nodes.is_some() { "nodes" } else { "service_name" };
         violations.push(violation(&[field], reason));
     }
-    if protocol(upstream.scheme).is_none() {
-        let reason = "not supported; http, https, grpc, grpcs, tcp, tls and udp are";
-        violations.push(violation(&["scheme"], reason));
-    }
     if upstream.pass_host == PassHost::Rewrite && upstream.upstream_host.as_ref().is_none_or(String::is_empty)
     {
         let reason = "`upstream_host` can't be empty when `pass_host` is `rewrite`";
@@ -124,29 +120,38 @@ pub(crate) fn check(upstream: &Upstream) -> Vec<Violation> {
 }
 
 /// What is odd about an upstream and taken all the same.
-pub(crate) fn warnings(upstream: &Upstream) -> Option<Violation> {
-    let unknown = Balancer::named(&upstream.balancer) == Balancer::Unknown;
-    unknown.then(|| {
+pub(crate) fn warnings(upstream: &Upstream) -> Vec<Violation> {
+    let mut warnings = Vec::new();
+    if Balancer::named(&upstream.balancer) == Balancer::Unknown {
         let reason = format!(
             "invalid balancer type: {}; requests are answered with 502 unless there is one node",
             upstream.balancer
         );
-        violation(&["type"], reason)
-    })
+        warnings.push(violation(&["type"], reason));
+    }
+    if upstream.scheme == Scheme::Kafka {
+        let reason = "kafka is not spoken here: requests are answered with 503";
+        warnings.push(violation(&["scheme"], reason));
+    }
+    warnings
 }
 
+/// What `key` is with `hash_on: vars`.
+pub(crate) static HASH_VARIABLE: LazyLock<Schema> = LazyLock::new(|| {
+    Schema::builtin(
+        r#"{"type": "string", "pattern": "^((uri|server_name|server_addr|request_uri|remote_port|remote_addr|query_string|host|hostname|mqtt_client_id)|arg_[0-9a-zA-z_-]+)$"}"#,
+    )
+});
+
+/// What `key` is with `hash_on: header` or `cookie`.
+pub(crate) static HASH_NAME: LazyLock<Schema> =
+    LazyLock::new(|| Schema::builtin(r#"{"type": "string", "pattern": "^[a-zA-Z0-9-_]+$"}"#));
+
 fn check_hash_key(upstream: &Upstream) -> Option<Violation> {
-    static VARIABLE: LazyLock<Schema> = LazyLock::new(|| {
-        Schema::builtin(
-            r#"{"type": "string", "pattern": "^((uri|server_name|server_addr|request_uri|remote_port|remote_addr|query_string|host|hostname|mqtt_client_id)|arg_[0-9a-zA-z_-]+)$"}"#,
-        )
-    });
-    static NAME: LazyLock<Schema> =
-        LazyLock::new(|| Schema::builtin(r#"{"type": "string", "pattern": "^[a-zA-Z0-9-_]+$"}"#));
     let schema = match upstream.hash_on {
         HashOn::Consumer => return None,
-        HashOn::Cookie | HashOn::Header => Some(&*NAME),
-        HashOn::Vars => Some(&*VARIABLE),
+        HashOn::Cookie | HashOn::Header => Some(&*HASH_NAME),
+        HashOn::Vars => Some(&*HASH_VARIABLE),
         HashOn::VarsCombinations => None,
     };
     let Some(key) = &upstream.key else {
@@ -216,7 +221,8 @@ pub(crate) fn compile(
     config: &Config,
     policies: &Shared<Terms, ClusterPolicy>,
 ) -> Result<(ClusterConfig, Vec<HostConfig>), String> {
-    let hosts = hosts(upstream)?;
+    // Nobody here speaks to brokers, so there is nobody to be chosen.
+    let hosts = if upstream.scheme == Scheme::Kafka { Vec::new() } else { hosts(upstream)? };
     let terms = Terms::of(upstream, &hosts, config);
     let policy = policies.get(terms, |terms| Ok::<_, String>(terms.policy()));
     let config = ClusterConfig {
@@ -243,7 +249,7 @@ impl Terms {
             named: hosts.iter().any(|host| matches!(host.address, Address::Name(..))),
             servers: servers
                 .map(|servers| Arc::new(DnsServers { addresses: servers.clone(), ..DnsServers::default() })),
-            protocol: protocol(upstream.scheme).unwrap_or_default(),
+            protocol: protocol(upstream.scheme),
             scheme: if upstream.scheme.is_tls() { message::Scheme::Https } else { message::Scheme::Http },
             balancer: Balancer::named(&upstream.balancer),
             connect: seconds(upstream.timeout.map_or(DEFAULT_TIMEOUT, |timeout| timeout.connect)),
@@ -333,14 +339,11 @@ impl Balancer {
     }
 }
 
-fn protocol(scheme: Scheme) -> Option<UpstreamProtocol> {
+fn protocol(scheme: Scheme) -> UpstreamProtocol {
     match scheme {
+        Scheme::Grpc | Scheme::Grpcs => UpstreamProtocol::Http2,
         // Of streams nothing is understood; a route of HTTP that leads there speaks what is nearest.
-        Scheme::Http | Scheme::Https | Scheme::Tcp | Scheme::Tls | Scheme::Udp => {
-            Some(UpstreamProtocol::Http1)
-        }
-        Scheme::Grpc | Scheme::Grpcs => Some(UpstreamProtocol::Http2),
-        Scheme::Kafka => None,
+        _ => UpstreamProtocol::Http1,
     }
 }
 
@@ -366,7 +369,9 @@ fn hosts(upstream: &Upstream) -> Result<Vec<HostConfig>, String> {
             let host = node.host.trim_start_matches('[').trim_end_matches(']');
             let address = match host.parse::<IpAddr>() {
                 Ok(ip) => Address::Ip(SocketAddr::new(ip, port)),
-                Err(_) if host.contains(':') => return Err(format!("invalid host {}", node.host)),
+                Err(_) if host.contains(':') => {
+                    Address::Ip(with_port(host).ok_or_else(|| format!("invalid host {}", node.host))?)
+                }
                 Err(_) => Address::Name(host.to_ascii_lowercase(), port),
             };
             let hostname = if matches!(address, Address::Name(..)) { host } else { "" };
@@ -384,6 +389,12 @@ fn hosts(upstream: &Upstream) -> Result<Vec<HostConfig>, String> {
             Ok(config)
         })
         .collect()
+}
+
+/// A host that has its port in it, which nginx takes before any other.
+fn with_port(host: &str) -> Option<SocketAddr> {
+    let address: SocketAddrV4 = host.parse().ok()?;
+    (address.port() > 0).then_some(SocketAddr::V4(address))
 }
 
 /// Seconds as the schemas let them through: positive, and a fraction perhaps. What a `Duration` can't hold is

@@ -3,13 +3,13 @@
 use crate::Failure;
 use crate::process::plugins;
 use bytes::Bytes;
-use sixfold_apisix::SourceContext;
 use sixfold_apisix::admin::{
-    AdminAccess, AdminApi, AdminReply, AdminRequest, MAX_BODY, ReloadPlugins, StandaloneStore, generate_key,
+    AdminAccess, AdminApi, AdminReply, AdminRequest, MAX_BODY, StandaloneStore, generate_key,
 };
 use sixfold_apisix::config::{AdminConfig, AdminKey, AdminRole, Config, EnvVars, Provider};
 use sixfold_apisix::control::ControlApi;
 use sixfold_apisix::store::Store;
+use sixfold_apisix::{Reloads, SourceContext};
 use sixfold_core::cluster::Clusters;
 use sixfold_core::plugin::{Consumers, PluginMetadata};
 use sixfold_core::tls::{Identity, Pem, ServerContext, ServerSettings, Validation};
@@ -89,6 +89,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) config: &'a Config,
     /// config.yaml.
     pub(crate) path: &'a Path,
+    /// Its lists of plugins.
+    pub(crate) reloads: Arc<Reloads>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) standalone: Option<Arc<StandaloneStore>>,
     /// Those in force.
@@ -106,38 +108,23 @@ impl Sources<'_> {
         let (config, registry, environment) = (self.config, plugins(), EnvVars::Process);
         Ok(match &self.standalone {
             Some(store) => {
-                let api = AdminApi::standalone(config, access, store.clone(), registry, environment);
+                let (store, reloads) = (store.clone(), self.reloads.clone());
+                let api = AdminApi::standalone(config, access, store, registry, environment, reloads);
                 Server::Admin(Box::new(api), MAX_STANDALONE_BODY)
             }
             None => {
-                let reload = self.reload_plugins();
+                let reloads = self.reloads.clone();
                 let store = (self.store.clone(), self.consumers.clone(), self.metadata.clone());
-                let api = AdminApi::of_store(config, access, store, registry, environment, reload);
+                let api = AdminApi::of_store(config, access, store, registry, environment, reloads);
                 Server::Admin(Box::new(api), MAX_BODY)
             }
         })
     }
 
     pub(crate) fn control(&self) -> Server {
-        let reload = self.reload_plugins();
+        let reloads = self.reloads.clone();
         let sources = (self.store.clone(), self.clusters.clone());
-        Server::Control(ControlApi::new(self.config, sources, plugins(), EnvVars::Process, reload))
-    }
-
-    /// Reads config.yaml again and says whether its list of plugins is still the one in force.
-    fn reload_plugins(&self) -> ReloadPlugins {
-        let (path, known) = (self.path.to_owned(), self.config.plugins.clone());
-        Arc::new(move || {
-            let config = sixfold_apisix::load_config(&path, &EnvVars::Process);
-            let config = config
-                .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
-            match config.plugins == known {
-                true => Ok(()),
-                false => {
-                    Err("the list of plugins has changed: it is read when the gateway starts".to_owned())
-                }
-            }
-        })
+        Server::Control(ControlApi::new(self.config, sources, plugins(), EnvVars::Process, reloads))
     }
 
     /// The key that is made for a gateway whose configuration has none: the one of the file beside the store, which is

@@ -7,7 +7,7 @@ use crate::logging::{self, Log};
 use crate::process::{APISIX_PATIENCE, Process, ProcessOptions};
 use crate::signals;
 use sixfold_apisix::config::{Config, EnvVars, ListenAddress, config_path};
-use sixfold_apisix::{Feed, Loaded, SourceContext, Update};
+use sixfold_apisix::{Feed, Loaded, Reloads, SourceContext, Update};
 use sixfold_core::error::{ConfigError, tell_most};
 use sixfold_core::listener::BindAddress;
 use sixfold_core::metrics::Registry;
@@ -57,13 +57,16 @@ pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> R
     let _status = status(&config, &readiness, &process)?;
     let _metrics = metrics(&config, &process)?;
     admin::say_where(&config, path, &context);
-    let Loaded { source, update, standalone } = sixfold_apisix::load(config.clone(), path, context)?;
+    let Loaded { mut source, update, standalone } = sixfold_apisix::load(config.clone(), path, context)?;
     update.log();
     let build = &process.compile.build;
     let (consumers, metadata) = (build.consumers.clone(), build.metadata.clone());
     let store = source.store().clone();
     let clusters = process.compile.clusters.clone();
-    let sources = Sources { config: &config, path, store, standalone, consumers, clusters, metadata };
+    let reloads = Arc::new(Reloads::new(config.clone(), reading(path)));
+    source.follow(reloads.clone());
+    let sources =
+        Sources { config: &config, path, reloads, store, standalone, consumers, clusters, metadata };
     let _control = control(&sources)?;
     let _admin = admin_api(&sources)?;
     let Update { diff, .. } = update;
@@ -86,6 +89,15 @@ pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> R
     })?;
     on_start(&process);
     process.serve(&events, &sender, || feed.look())
+}
+
+/// Reads config.yaml again.
+fn reading(path: &Path) -> impl Fn() -> Result<Config, String> + use<> {
+    let path = path.to_owned();
+    move || {
+        let read = sixfold_apisix::load_config(&path, &EnvVars::Process);
+        read.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    }
 }
 
 /// Makes the folder of an access log below the working directory: `logs` is part of an installation of APISIX,

@@ -335,3 +335,38 @@ fn the_store_of_a_gateway_is_explained_dumped_and_validated() {
     drop(gateway);
     assert_eq!(said(), running);
 }
+
+/// It answered `done`, and 503 where the list of plugins was another.
+#[test]
+fn lists_of_plugins_and_their_attributes_are_read_again() {
+    let (directory, ports) = (Directory::new(), Ports::free());
+    let config = ports.config("role: traditional");
+    let of = |attributes: &str, plugins: &str| {
+        format!("{}plugins: [{plugins}]\n", config.replace("enable_export_server: false", attributes))
+    };
+    let first = of("enable_export_server: false, export_uri: /metrics", "prometheus, public-api");
+    directory.write("config.yaml", &first);
+    let mut gateway = Gateway::start(&directory, ports);
+    let page = r#"{"uri":"/shown","plugins":{"public-api":{}}}"#;
+    assert_eq!(gateway.ask("PUT", "/routes/1", page).status, 201);
+    let unknown = gateway.ask("PUT", "/routes/2", &route("/two", "text"));
+    assert!(unknown.status == 400 && unknown.body.contains("unknown plugin [mocking]"), "{unknown:?}");
+    gateway.until_status("/shown", 404);
+    // What is not written stays: there is no server that shows metrics.
+    directory.write("config.yaml", &of("export_uri: /shown", "prometheus, public-api, mocking"));
+    assert_eq!(gateway.ask("PUT", "/plugins/reload", "").body, "done");
+    gateway.until_status("/shown", 200);
+    assert!(gateway.ask("GET", "/plugins/list", "").body.contains("mocking"));
+    assert_eq!(gateway.ask("PUT", "/routes/2", &route("/two", "text")).status, 201);
+    gateway.until_status("/two", 200);
+    // By the other API, with a file that is wrong and then without the plugin.
+    let control = |method, path: &str| call(ports.control, "", method, path, "").unwrap();
+    directory.write("config.yaml", "plugins: 7\n");
+    let refused = control("PUT", "/v1/plugins/reload");
+    assert!(refused.status == 503 && refused.body.contains("plugins"), "{refused:?}");
+    directory.write("config.yaml", &of("export_uri: /elsewhere", "public-api, mocking"));
+    assert_eq!(control("PUT", "/v1/plugins/reload").body, "done");
+    gateway.until_status("/shown", 404);
+    assert!(!gateway.ask("GET", "/plugins/list", "").body.contains("prometheus"));
+    assert_eq!(get(ports.http, "/two").unwrap().body, "text");
+}

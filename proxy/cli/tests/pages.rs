@@ -168,7 +168,7 @@ fn config_keys() -> String {
         let _ = write!(out, "\n## {list}\n\n");
         table(&mut out, schema::resource(kind).source());
     }
-    out.push_str("\n## _meta\n\nWhat the configuration of every plugin may have besides its own fields.\n\n");
+    out.push_str("\n## _meta\n\nWhat the configuration of every plugin may have besides its own fields, in the words that APISIX's schema has for them. `pre_function` is Lua, and refused.\n\n");
     table(&mut out, schema::plugin_meta().source());
     out
 }

@@ -9,7 +9,7 @@ mod pattern;
 #[cfg(test)]
 mod tests;
 
-use crate::format::Variable;
+use crate::format::{Shown, Variable};
 use crate::lookup::Lookup;
 use crate::regex::Late;
 use crate::stream::Stream;
@@ -55,8 +55,8 @@ enum Test {
         greater: bool,
     },
     Matches(Pattern),
-    /// One of these texts; numbers and booleans of the list equal no text.
-    In(Box<[Box<str>]>),
+    /// One of these; numbers and booleans of the list equal no text.
+    In(Box<[Literal]>),
     /// The value is an array that has this element.
     Has(Literal),
     Address(Box<[IpNet]>),
@@ -69,7 +69,9 @@ enum Literal {
     Absent,
     Number(f64),
     Text(Box<str>),
-    /// A boolean, an object or an array, which no text equals.
+    /// A boolean, which no text equals.
+    Bool(bool),
+    /// An object or an array, which nothing equals.
     Other,
 }
 
@@ -177,6 +179,9 @@ impl Node {
             None => return Err(InvalidExpr(format!("invalid operator '{op}'"))),
             Some(test) => test.map_err(InvalidExpr)?,
         };
+        if let Some(fault) = Variable::fault(name) {
+            return Err(InvalidExpr(fault));
+        }
         Ok(Node::Condition { variable: Variable::parse(name), negate, test })
     }
 
@@ -191,7 +196,16 @@ impl Node {
                 Ok(*any == *negate)
             }
             Node::Condition { variable, negate, test } => {
-                Ok(variable.look(stream, |value| test.holds(value))? != *negate)
+                let holds = |shown: Shown<'_>| match shown {
+                    Shown::Text(text) => test.holds(text),
+                    Shown::Json(value) => test.holds_of(value),
+                    Shown::List(all) => Ok(match test {
+                        Test::Has(want) => all.iter().any(|item| want.is(item)),
+                        // Nothing is the same as a list.
+                        other => matches!(other, Test::NotEqual(_)),
+                    }),
+                };
+                Ok(variable.look_typed(stream, holds)? != *negate)
             }
         }
     }
@@ -219,9 +233,7 @@ impl Test {
                 Some(source) => Pattern::new(source, op == "~*").map(Test::Matches),
                 None => Err("invalid regex: not a string".to_owned()),
             },
-            "in" => Ok(Test::In(
-                value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(Into::into)).collect(),
-            )),
+            "in" => Ok(Test::In(value.as_array().into_iter().flatten().map(Literal::new).collect())),
             "has" => Ok(Test::Has(Literal::new(value))),
             "ipmatch" => addresses(value).map(Test::Address),
             _ => return None,
@@ -240,12 +252,33 @@ impl Test {
                 Some(text) => pattern.is_match(text)?,
                 None => false,
             },
-            Test::In(list) => value.is_some_and(|v| list.iter().any(|item| item.as_bytes() == v)),
-            Test::Has(want) => value.is_some_and(|v| has(v, want)),
+            Test::In(list) => list.iter().any(|item| match item {
+                Literal::Text(text) => value == Some(text.as_bytes()),
+                _ => false,
+            }),
+            Test::Has(want) => value.is_some_and(|v| list::any(v, |item| want.is(item))),
             Test::Address(nets) => value
                 .and_then(|v| std::str::from_utf8(v).ok()?.parse::<IpAddr>().ok())
                 .is_some_and(|ip| nets.iter().any(|net| net.contains(&ip))),
         })
+    }
+}
+
+impl Test {
+    /// [`Test::holds`] of a value that is no text: a number, a boolean, a list or an object, which equal no text.
+    fn holds_of(&self, value: &Value) -> Result<bool, EvalError> {
+        let number = || value.as_number().map(ToString::to_string);
+        match self {
+            Test::Equal(want) => Ok(want.is(value)),
+            Test::NotEqual(want) => Ok(!want.is(value)),
+            Test::In(list) => Ok(list.iter().any(|item| item.is(value))),
+            Test::Has(want) => {
+                Ok(value.as_array().is_some_and(|items| items.iter().any(|item| want.is(item))))
+            }
+            Test::Compare { .. } | Test::Matches(_) | Test::Address(_) => {
+                self.holds(number().as_deref().map(str::as_bytes))
+            }
+        }
     }
 }
 
@@ -255,7 +288,18 @@ impl Literal {
             Value::Null => Literal::Absent,
             Value::Number(n) => n.as_f64().map_or(Literal::Other, Literal::Number),
             Value::String(s) => Literal::Text(s.as_str().into()),
+            Value::Bool(truth) => Literal::Bool(*truth),
             _ => Literal::Other,
+        }
+    }
+
+    /// Whether a value of JSON is the same, of the same type.
+    fn is(&self, value: &Value) -> bool {
+        match (self, value) {
+            (Literal::Text(want), Value::String(text)) => **want == **text,
+            (Literal::Number(want), Value::Number(number)) => number.as_f64() == Some(*want),
+            (Literal::Bool(want), Value::Bool(truth)) => want == truth,
+            _ => false,
         }
     }
 
@@ -264,18 +308,9 @@ impl Literal {
             Literal::Absent => value.is_none(),
             Literal::Number(n) => value.and_then(to_number) == Some(*n),
             Literal::Text(text) => value == Some(text.as_bytes()),
-            Literal::Other => false,
+            Literal::Bool(_) | Literal::Other => false,
         }
     }
-}
-
-/// Whether a value that is a JSON array has the element.
-fn has(value: &[u8], want: &Literal) -> bool {
-    list::any(value, |item| match (item, want) {
-        (Value::String(s), Literal::Text(text)) => s.as_str() == &**text,
-        (Value::Number(n), Literal::Number(want)) => n.as_f64() == Some(*want),
-        _ => false,
-    })
 }
 
 /// The networks of `ipmatch`: one, or a list.

@@ -6,7 +6,6 @@ use serde_json::{Map, Value, json};
 
 use super::message::{AdminReply, AdminRequest};
 use super::resource::kept_json;
-use crate::encryption::Turn;
 use crate::resource::Kind;
 use crate::source::Checker;
 use crate::store::{Kept, Key};
@@ -19,10 +18,10 @@ pub(crate) fn value(kept: &Kept) -> Value {
     kept_json(kept)
 }
 
-/// The value of a resource with what is kept encrypted of it decrypted.
+/// The value of a resource with what plugins keep encrypted of it decrypted; private keys stay as they are kept.
 pub(super) fn opened(checker: &Checker, key: &Key, kept: &Kept) -> Value {
     let mut value = value(kept);
-    checker.turn(Turn::Open, key, &mut value);
+    checker.open_fields(key, &mut value);
     value
 }
 
@@ -37,10 +36,26 @@ pub(super) fn shown(prefix: &str, checker: &Checker, key: &Key, kept: &Kept) -> 
 }
 
 /// Leaves out what nobody is told.
-pub(super) fn without_keys(kind: Kind, mut value: Value) -> Value {
+fn without_keys(kind: Kind, value: Value) -> Value {
+    without(kind, value, |_| true)
+}
+
+/// As it was written, told to who has written it: private keys as they are kept, those that are not encrypted left out.
+pub(super) fn written(kind: Kind, value: Value) -> Value {
+    let is_pem = |key: &Value| key.as_str().is_some_and(|key| key.starts_with("---"));
+    without(kind, value, |keys| match keys {
+        Value::Array(keys) => keys.iter().any(is_pem),
+        key => is_pem(key),
+    })
+}
+
+fn without(kind: Kind, mut value: Value, left_out: impl Fn(&Value) -> bool) -> Value {
     if let (Kind::Ssl, Value::Object(ssl)) = (kind, &mut value) {
-        ssl.shift_remove("key");
-        ssl.shift_remove("keys");
+        for name in ["key", "keys"] {
+            if ssl.get(name).is_some_and(&left_out) {
+                ssl.shift_remove(name);
+            }
+        }
     }
     value
 }

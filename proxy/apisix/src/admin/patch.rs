@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 const MAX_LEVELS: usize = 100;
 
 /// Objects merge, arrays and empty objects replace, null removes.
-pub(super) fn merge(old: &mut Map<String, Value>, patch: Map<String, Value>) {
+pub(crate) fn merge(old: &mut Map<String, Value>, patch: Map<String, Value>) {
     for (key, value) in patch {
         match (old.get_mut(&key), value) {
             (_, Value::Null) => {

@@ -11,7 +11,6 @@ use super::message::{AdminReply, AdminRequest};
 use super::references;
 use super::target::Target;
 use super::{list, patch};
-use crate::encryption::Turn;
 use crate::resource::Kind;
 use crate::source::Checker;
 use crate::store::{Action, Kept, Key, Store, Write};
@@ -231,7 +230,7 @@ impl Resources<'_> {
         expected: Option<u64>,
         status: Option<StatusCode>,
     ) -> Answered {
-        self.checker.turn(Turn::Seal, key, &mut conf);
+        self.checker.seal(key, &mut conf);
         let value = conf.to_string().into();
         let write = Write { key: key.clone(), action: Action::Put(value, ttl), expected };
         let committed = self.store.commit(vec![write])?;
@@ -239,7 +238,7 @@ impl Resources<'_> {
         let usual = if replaced { StatusCode::OK } else { StatusCode::CREATED };
         let mut shown = Map::new();
         shown.insert("key".to_owned(), key.path(self.store.prefix()).into());
-        shown.insert("value".to_owned(), list::without_keys(key.kind, conf));
+        shown.insert("value".to_owned(), list::written(key.kind, conf));
         Ok(AdminReply::json(status.unwrap_or(usual), &Value::Object(shown)))
     }
 }

@@ -10,6 +10,7 @@ use crate::plugin;
 use crate::resource::Kind;
 use crate::schema;
 use crate::source::Checker;
+use crate::upstream;
 
 /// What of schemas and plugins is asked for.
 pub(super) enum Wanted<'a> {
@@ -56,6 +57,8 @@ pub(crate) fn named(name: &str) -> Option<&'static Value> {
         "ssl" => Kind::Ssl,
         "stream_route" => Kind::StreamRoute,
         "upstream" => Kind::Upstream,
+        "upstream_hash_header_schema" => return Some(upstream::HASH_NAME.source()),
+        "upstream_hash_vars_schema" => return Some(upstream::HASH_VARIABLE.source()),
         _ => return None,
     };
     Some(schema::resource(kind).source())
@@ -75,6 +78,8 @@ pub(crate) fn names() -> &'static [&'static str] {
         "ssl",
         "stream_route",
         "upstream",
+        "upstream_hash_header_schema",
+        "upstream_hash_vars_schema",
     ]
 }
 

@@ -254,6 +254,11 @@ impl Store for StandaloneStore {
         self.text.changes(sink)
     }
 
+    fn everything(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+        self.watched.lock().changed = false;
+        self.text.everything(sink)
+    }
+
     fn watch(&self, notify: Notify) -> std::io::Result<Watch> {
         let changed = {
             let mut watched = self.watched.lock();

@@ -35,6 +35,8 @@ impl<'a> Target<'a> {
                 id: rest.get(1).copied().filter(present),
                 rest: rest.get(2..).unwrap_or_default().to_vec(),
             }),
+            // Of a plugin that is not here; taken for its service it would be written in that one's place.
+            ["services", _, section @ "graphql_cost_decorations", ..] => Err(section),
             [section, rest @ ..] => {
                 let kind = Kind::from_section(section).ok_or(*section)?;
                 let id = rest.first().copied().filter(present);

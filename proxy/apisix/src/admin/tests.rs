@@ -37,7 +37,7 @@ impl Api {
         let (registry, environment) = (testing::registry(), testing::environment());
         let api = if config.is_standalone_api() {
             let store = Arc::new(StandaloneStore::new(testing::environment()));
-            AdminApi::standalone(&config, access, store, registry, environment)
+            AdminApi::standalone(&config, access, store, registry, environment, Reloads::none(&config))
         } else {
             let store = Arc::new(MemoryStore::default());
             AdminApi::of_store(
@@ -46,7 +46,7 @@ impl Api {
                 (store, Arc::default(), Arc::default()),
                 registry,
                 environment,
-                Arc::new(|| Ok(())),
+                Reloads::none(&config),
             )
         };
         Api { api, key: Some("secret") }
@@ -558,6 +558,9 @@ fn schemas_are_told() {
     let api = Api::new("");
     let json = |target: &str| -> Value { serde_json::from_str(&api.ask("GET", target, "").body).unwrap() };
     assert_eq!(json("/schema/route")["type"], "object");
+    for name in ["upstream_hash_header_schema", "upstream_hash_vars_schema"] {
+        assert_eq!(json(&format!("/schema/{name}"))["type"], "string");
+    }
     assert_eq!(api.error("GET", "/schema/frob", ""), (400, "not found schema: frob".to_owned()));
     assert!(json("/schema/plugins/marker")["properties"]["_meta"].is_object());
     assert_eq!(json("/schema/plugins/marker"), json("/plugins/marker"));
@@ -692,10 +695,30 @@ fn what_plugins_name_and_private_keys_are_kept_encrypted() {
     let answer = of(api.ask("PUT", "/upstreams/1", &with_key.to_string()));
     let kept = answer["value"]["tls"]["client_key"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
     assert!(!kept.contains("BEGIN"));
+    // Nobody is shown it in the clear later on.
+    for (target, at) in [("/upstreams/1", "/value"), ("/upstreams", "/list/0/value")] {
+        let shown = of(api.ask("GET", target, ""));
+        assert_eq!(shown.pointer(&format!("{at}/tls/client_key")), Some(&kept.clone().into()), "{target}");
+    }
+    assert_eq!(of(api.ask("PATCH", "/upstreams/1", r#"{"desc": "x"}"#))["value"]["tls"]["client_key"], *kept);
+    // The variable may be set where the certificate is shown; this gateway leaves it out meanwhile.
+    let elsewhere = json!({"sni": "a.b", "cert": "$ENV://CERT", "key": "$env://KEY"});
+    assert_eq!(api.ask("PUT", "/ssls/2", &elsewhere.to_string()).status, 201);
+    // Who writes an ssl is told the key as it is kept, who reads it none.
+    let ssl = json!({"sni": "a.b", "cert": cert, "key": key, "certs": [cert], "keys": ["$env://KEY"]});
+    for (method, body) in [("PUT", ssl.clone()), ("PATCH", json!({"sni": "b.b"}))] {
+        let value = of(api.ask(method, "/ssls/1", &body.to_string()))["value"].take();
+        assert!(value["key"].as_str().is_some_and(|key| !key.contains("BEGIN")), "{method} {value}");
+        assert_eq!(value["keys"], json!(["$env://KEY"]));
+    }
+    assert!(of(api.ask("GET", "/ssls/1", ""))["value"].get("key").is_none());
     // As it was read from the store of another gateway.
     with_key["tls"]["client_key"] = kept.into();
     assert_eq!(api.ask("PUT", "/upstreams/1", &with_key.to_string()).status, 200);
     let off = Api::new("apisix: {data_encryption: {enable_encrypt_fields: false}}\n");
     let answer = of(off.ask("PUT", "/routes/1", route));
     assert_eq!(answer["value"]["plugins"]["seal"]["secret"], "bar");
+    let bare = Api::new("apisix: {data_encryption: {keyring: []}}\n");
+    let answer = of(bare.ask("PUT", "/ssls/1", &ssl.to_string()));
+    assert!(answer["value"].get("key").is_none() && answer["value"].get("keys").is_some(), "{answer}");
 }

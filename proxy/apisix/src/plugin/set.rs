@@ -6,8 +6,10 @@ use std::sync::{Arc, LazyLock, Weak};
 use sixfold_core::error::{ConfigError, collect};
 use sixfold_core::format::noticing_bodies;
 use sixfold_core::plugin::{
-    BuildContext, Chain, ChainBuilder, Member as ChainMember, Part, Plugin, Position, RunPolicy, Scope,
+    BuildContext, Chain, ChainBuilder, LocalReply, Member as ChainMember, Part, Plugin, Position, RunPolicy,
+    Scope, Slot, Step,
 };
+use sixfold_core::stream::Stream;
 
 use super::{PluginConfig, words};
 
@@ -134,6 +136,22 @@ impl PluginSet {
         }
         members.retain(|member| !repeated.contains(&member.name));
         PluginSet { members }
+    }
+}
+
+/// What a consumer brings whose group is not there: nobody knows which plugins run for it, so its requests get no further.
+pub(crate) fn without_group() -> ChainMember {
+    static PLUGIN: LazyLock<Arc<Plugin>> =
+        LazyLock::new(|| Arc::new(Plugin::of(WithoutGroup).access(WithoutGroup::access).build()));
+    let position = Position::of_priority(0, Scope::Gateway, 0);
+    ChainMember { name: "consumer group".into(), position, plugin: PLUGIN.clone() }
+}
+
+struct WithoutGroup;
+
+impl WithoutGroup {
+    fn access<'a>(&'a self, _: &'a mut Stream, _: Slot) -> Step<'a> {
+        Step::Respond(LocalReply::new(503, "", "consumer_group_not_found"))
     }
 }
 

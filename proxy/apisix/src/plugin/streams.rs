@@ -8,7 +8,7 @@ use sixfold_core::error::{ConfigError, collect};
 use sixfold_core::listener::ConnectionFilter;
 use sixfold_core::plugin::{ApisixFactory, BuildContext, Registry};
 
-use super::{Catalog, Entry, Meta, PluginConfig, below, names, table};
+use super::{Catalog, Entry, Meta, PluginConfig, attributes_print, below, names, table};
 use crate::config::EnvVars;
 use crate::encryption::EncryptFields;
 use crate::resource::Plugins;
@@ -78,9 +78,9 @@ impl Catalog {
         config: &Value,
         environment: &EnvVars,
     ) -> Result<PluginConfig, Vec<Violation>> {
-        let print = xxh64(config.to_string().as_bytes(), 0);
-        let (mut config, meta) = table(name, config)?;
         let entry = self.streams.get(name).ok_or_else(|| vec![self.unknown_stream(name)])?;
+        let print = xxh64(config.to_string().as_bytes(), attributes_print(&entry.attributes));
+        let (mut config, meta) = table(name, config)?;
         let right = entry.schema.validate_all(&mut config);
         // What leads to nothing stays as it is written, as in plugins of HTTP.
         let unresolved = secret::resolve_all(&mut config, environment).err().unwrap_or_default();

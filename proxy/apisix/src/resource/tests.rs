@@ -138,7 +138,8 @@ fn nodes_of_the_map_form() {
     );
     assert_eq!(nodes(json!({"a.com:0": 1})).unwrap_err(), "invalid port 0");
     assert_eq!(nodes(json!({"a.com:65536": 1})).unwrap_err(), "invalid port 65536");
-    assert!(nodes(json!({"::1": 1})).unwrap_err().contains("IPv6 address must be enclosed"));
+    // Without brackets no port is told from the address.
+    assert_eq!(nodes(json!({"::1:80": 1})).unwrap(), [("::1:80".to_owned(), None, 1)]);
 }
 
 #[test]

@@ -302,7 +302,7 @@ impl Nodes {
     /// The nodes as a list.
     ///
     /// # Errors
-    /// APISIX's message for a port of the map form that is none, and for an IPv6 address without brackets.
+    /// APISIX's message for a port of the map form that is none.
     pub fn to_list(&self) -> Result<Vec<Node>, String> {
         let map = match self {
             Nodes::List(nodes) => return Ok(nodes.clone()),
@@ -326,11 +326,8 @@ fn split_address(address: &str) -> Result<(&str, Option<i64>), String> {
             (host, rest.strip_prefix(':'))
         }
         None => match address.split_once(':') {
-            Some((_, rest)) if rest.contains(':') => {
-                return Err(
-                    "invalid configuration: IPv6 address must be enclosed with '[' and ']'".to_owned()
-                );
-            }
+            // An IPv6 address without brackets has no port, as APISIX takes it.
+            Some((_, rest)) if rest.contains(':') => (address, None),
             Some((host, port)) => (host, Some(port)),
             None => (address, None),
         },

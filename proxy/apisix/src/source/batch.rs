@@ -23,6 +23,8 @@ pub(super) struct Batch<'a> {
     pub(super) state: &'a State,
     pub(super) builder: Builder<'a>,
     pub(super) catalog: Arc<Catalog>,
+    /// The list of plugins that the store has told, if it has one.
+    pub(super) listed: Option<BTreeSet<String>>,
     pub(super) pending: BTreeMap<Key, Pending>,
     /// Of these keys what was refused before no longer counts.
     pub(super) answered: BTreeSet<Key>,
@@ -62,6 +64,7 @@ impl<'a> Batch<'a> {
             state,
             builder,
             catalog,
+            listed: state.listed.clone(),
             pending: BTreeMap::new(),
             answered: BTreeSet::new(),
             revisions: BTreeMap::new(),
@@ -71,6 +74,11 @@ impl<'a> Batch<'a> {
             hidden: BTreeSet::new(),
             warnings: Vec::new(),
         }
+    }
+
+    /// Reads what comes by the lists of plugins that config.yaml has now.
+    pub(super) fn enable_anew(&mut self) {
+        self.catalog = self.builder.catalog(self.listed.as_ref());
     }
 
     /// A resource as it will be.
@@ -126,7 +134,7 @@ impl<'a> Batch<'a> {
         node: &Node,
     ) -> Result<Fresh, (Vec<ConfigError>, Vec<Reference>)> {
         let environment = &self.builder.context.environment;
-        let reader = Reader { catalog: &self.catalog, environment, hints: true };
+        let reader = Reader { catalog: &self.catalog, environment, hints: true, elsewhere: false };
         let placed = |error: ConfigError| {
             let place = error.field.as_deref().and_then(|field| walk(node, field).2);
             error.at(place.unwrap_or(node.place))
@@ -174,14 +182,14 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Whether a change goes into force although it refers to what is not there: a route, of streams too, or a service that nothing is
-    /// known of that is better.
+    /// Whether a change goes into force although it refers to what is not there: a route, of streams too, a service or a consumer that
+    /// nothing is known of that is better.
     fn is_bearable(&self, key: &Key, reference: &Key) -> bool {
         let known_better = || {
             let is_whole = self.state.refused.get(key).is_none_or(|refused| !refused.in_force);
             self.state.resources.get(key).is_some() && is_whole && !self.taken.contains(key)
         };
-        matches!(key.kind, Kind::Route | Kind::StreamRoute | Kind::Service)
+        matches!(key.kind, Kind::Route | Kind::StreamRoute | Kind::Service | Kind::Consumer)
             && reference.kind != Kind::Ssl
             && self.get(reference).is_none()
             && !known_better()
@@ -350,6 +358,7 @@ impl Dangling {
 impl Sink for Batch<'_> {
     fn plugins(&mut self, names: Option<BTreeSet<String>>) {
         self.catalog = self.builder.catalog(names.as_ref());
+        self.listed = names;
     }
 
     fn change(&mut self, change: Change) {

@@ -31,6 +31,7 @@ pub(super) struct Candidate {
     answered: BTreeSet<Key>,
     pub(super) refused: BTreeMap<Key, Refused>,
     catalog: Arc<Catalog>,
+    listed: Option<BTreeSet<String>>,
     routes: Routes,
     stream_routes: StreamRoutes,
     table: Option<ApisixRoutes>,
@@ -83,6 +84,7 @@ impl Candidate {
             answered: std::mem::take(&mut batch.answered),
             refused: std::mem::take(&mut batch.refused),
             catalog: batch.catalog.clone(),
+            listed: batch.listed.clone(),
             routes,
             stream_routes,
             table,
@@ -96,7 +98,9 @@ impl Candidate {
 
     /// Makes this the state; answers how the model changes.
     pub(super) fn accept(self, state: &mut State) -> Diff {
-        let Candidate { mut diff, pending, answered, refused, catalog, routes, table, global, .. } = self;
+        let Candidate {
+            mut diff, pending, answered, refused, catalog, listed, routes, table, global, ..
+        } = self;
         let mut replaced: (Vec<Held>, Vec<Arc<CoreRoute>>, Vec<Refused>) = Default::default();
         for (key, pending) in pending {
             replaced.0.extend(state.resources.remove(&key));
@@ -118,7 +122,7 @@ impl Candidate {
         }
         replaced.2.extend(answered.iter().filter_map(|key| state.refused.remove(key)));
         state.refused.extend(refused);
-        state.catalog = Some(catalog);
+        (state.catalog, state.listed) = (Some(catalog), listed);
         state.table = table.unwrap_or_else(|| std::mem::take(&mut state.table));
         state.global = global.unwrap_or_else(|| std::mem::take(&mut state.global));
         state.roll = self.roll.unwrap_or_else(|| std::mem::take(&mut state.roll));

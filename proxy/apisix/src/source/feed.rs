@@ -11,7 +11,7 @@ use sixfold_core::error::{ConfigError, MORE_FAULTS, tell_most};
 use sixfold_core::model::Diff;
 
 use super::{Source, Update};
-use crate::store::Watch;
+use crate::store::{Notify, Watch};
 
 /// Changes that come within so long are one batch.
 const GATHER: Duration = Duration::from_millis(2);
@@ -68,7 +68,11 @@ impl Feed {
         let signal = Arc::new(Signal::default());
         let raised = signal.clone();
         let store = source.store().clone();
-        let watch = store.watch(Arc::new(move || raised.raise(|state| state.changed = true)))?;
+        let notify: Notify = Arc::new(move || raised.raise(|state| state.changed = true));
+        if let Some(reloads) = source.reloads() {
+            reloads.wakes(notify.clone());
+        }
+        let watch = store.watch(notify)?;
         let heard = signal.clone();
         std::thread::Builder::new()
             .name("config".to_owned())

@@ -8,7 +8,7 @@ use sixfold_core::plugin::{ByKey, Consumer, Consumers, ConsumersChange, Identity
 
 use super::batch::Batch;
 use super::record::{Built, Record};
-use crate::plugin::{CredentialConfig, PluginSet, merge};
+use crate::plugin::{CredentialConfig, PluginSet, merge, without_group};
 use crate::resource::{Id, Kind};
 use crate::store::Key;
 
@@ -80,6 +80,7 @@ impl Roll {
         let group_id = record.refers(Kind::ConsumerGroup);
         let group = group_id.and_then(|id| batch.get(&Key::new(Kind::ConsumerGroup, id.clone())));
         let group = group.map(|record| record.plugins.clone());
+        let lacks_group = group_id.is_some() && group.is_none();
         let same_group = |before: &Member| match (&before.group, &group) {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             (None, None) => true,
@@ -92,12 +93,12 @@ impl Roll {
             return before.clone();
         }
         let plugins = merge([Some(&record.plugins), group.as_ref()].into_iter().flatten().map(|set| &**set));
+        let brought = if lacks_group { vec![without_group()] } else { plugins.brought() };
         let labels = match &record.body {
             Built::Consumer(of) => of.labels.clone(),
             _ => BTreeMap::new(),
         };
-        let consumer =
-            Consumer::new(id.text().clone(), group_id.map(|id| id.text().clone()), plugins.brought());
+        let consumer = Consumer::new(id.text().clone(), group_id.map(|id| id.text().clone()), brought);
         let consumer = Arc::new(consumer.with_labels(labels));
         let by_name = Arc::new(Identity::new(consumer.clone(), None, Arc::new(())));
         Member { record: record.clone(), group, consumer, by_name }

@@ -16,6 +16,7 @@ use crate::item::{Reader, Refusal};
 use crate::plugin::{Agreement, Catalog};
 use crate::shared::SharedParts;
 use crate::store::Key;
+use crate::tls;
 
 /// Reads and compiles resources as a [`Source`](super::Source) does, for nothing but what is wrong with them: what they
 /// are compiled with is not the gateway's.
@@ -49,9 +50,14 @@ impl Checker {
         &self.catalog
     }
 
-    /// Encrypts what is kept like that of a resource, or decrypts it.
-    pub(crate) fn turn(&self, turn: Turn, key: &Key, value: &mut Value) {
-        self.catalog.turn(turn, key, value);
+    /// Encrypts what is kept like that of a resource.
+    pub(crate) fn seal(&self, key: &Key, value: &mut Value) {
+        self.catalog.turn(Turn::Seal, key, value);
+    }
+
+    /// Decrypts what plugins keep encrypted of a resource, but not its private keys.
+    pub(crate) fn open_fields(&self, key: &Key, value: &mut Value) {
+        self.catalog.turn_fields(Turn::Open, key, value);
     }
 
     /// Every plugin there is, enabled or not.
@@ -67,13 +73,14 @@ impl Checker {
     /// All that is wrong with a value by itself, in APISIX's words alone.
     pub(crate) fn faults(&self, key: &Key, value: &Value) -> Vec<ConfigError> {
         let environment = &self.context.environment;
-        let reader = Reader { catalog: &self.catalog, environment, hints: false };
+        let reader = Reader { catalog: &self.catalog, environment, hints: false, elsewhere: true };
         let shared = SharedParts::default();
         let builder = Builder { config: &self.config, context: &self.context, shared: &shared };
         match reader.read(key, &Node::from_json(value.clone())) {
             Ok(parsed) => {
                 let built = builder.build(key, 0, parsed, &self.catalog, None);
-                built.err().map(ConfigError::into_all).unwrap_or_default()
+                let all = built.err().map(ConfigError::into_all).unwrap_or_default();
+                all.into_iter().map(tls::in_words_alone).collect()
             }
             Err(Refusal { mut errors, plugins, .. }) => {
                 let built = builder.plugins(key, &plugins, None);

@@ -1,6 +1,6 @@
 //! The resources in force: by kind and id, and which hang on which.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sixfold_core::error::ConfigError;
@@ -34,6 +34,8 @@ pub(super) struct State {
     pub(super) certificates: Certificates,
     pub(super) listening: Option<Listening>,
     pub(super) catalog: Option<Arc<Catalog>>,
+    /// The list of plugins that the store has told, if it has one.
+    pub(super) listed: Option<BTreeSet<String>>,
 }
 
 /// Resources and what hangs on them.

@@ -315,7 +315,77 @@ fn the_files_own_list_of_plugins_counts() {
     update(&mut source, &format!("{route}plugins:\n  - name: other\n  - {{name: late, stream: true}}\n"));
     // What was valid with that list is looked at again without it.
     assert!(source.change(resources(route)).is_err());
-    assert!(faults("plugins:\n  - {nam: x}\n")[0].contains("plugins[0]"));
+}
+
+#[test]
+fn a_wrong_list_of_plugins_leaves_the_one_of_before() {
+    let mut source = testing::source("plugins: [marker]");
+    let route = |id: &str, plugin: &str| {
+        format!("routes:\n  - {{id: {id}, uri: /{id}, plugins: {{{plugin}: {{text: x}}}}}}\n")
+    };
+    let wrong = "plugins:\n  - {name: other, stream: marker}\n";
+    // That of config.yaml, and then what the file said itself.
+    let text = format!("{}{wrong}", route("a", "marker"));
+    let told = source.update(resources(&text)).unwrap().warnings;
+    let reason = told.first().map(ToString::to_string).unwrap_or_default();
+    assert!(reason.contains("plugins[0]") && reason.contains("expected boolean, got string"), "{told:?}");
+    assert!(reason.ends_with("stays as it was") && source.route("a").is_some(), "{reason}");
+    assert!(source.change(resources(&format!("{}{wrong}", route("b", "other")))).is_err());
+    update(&mut source, &format!("{}plugins:\n  - name: other\n", route("c", "other")));
+    update(&mut source, &format!("{}{wrong}", route("d", "other")));
+    assert!(source.route("d").is_some());
+}
+
+/// A gateway had to be started again for it.
+#[test]
+fn lists_of_plugins_that_are_read_again_are_in_force() {
+    let config = |text: &str| Config::standalone(text, &testing::environment()).unwrap();
+    let asked = Arc::new(parking_lot::Mutex::new(Ok(config("plugins: [marker]"))));
+    let answers = asked.clone();
+    let reloads = Arc::new(Reloads::new(config("plugins: [marker]"), move || answers.lock().clone()));
+    let woken = Arc::new(parking_lot::Mutex::new(0));
+    let counted = woken.clone();
+    reloads.wakes(Arc::new(move || *counted.lock() += 1));
+    let mut source = testing::source("plugins: [marker]");
+    source.source.follow(reloads.clone());
+    let text = "routes:\n  - {id: a, uri: /a, plugins: {marker: {text: again}}}\n  - {id: b, uri: /b, plugins: {other: {}}}\n";
+    let refused = source.update(resources(text)).unwrap().refused;
+    assert!(refused[0].to_string().contains("[other]"), "{refused:?}");
+    let built = || testing::built().into_iter().filter(|(_, of)| of["text"] == "again").count();
+    let before = built();
+    // The same lists again: nothing is to be done.
+    reloads.reload().unwrap();
+    assert!(source.update(resources(text)).unwrap().diff.is_empty());
+    *asked.lock() = Err("broken".to_owned());
+    assert_eq!(reloads.reload(), Err("broken".to_owned()));
+    assert_eq!(*woken.lock(), 0);
+    *asked.lock() = Ok(config("plugins: [marker, other]"));
+    reloads.reload().unwrap();
+    assert_eq!(*woken.lock(), 1);
+    let update = source.update(resources(text)).unwrap();
+    assert!(update.refused.is_empty() && source.route("b").is_some(), "{:?}", update.refused);
+    // What others say of it is the same, so nobody is built again.
+    assert_eq!(built(), before);
+    *asked.lock() = Ok(config("plugins: [marker, other]\nplugin_attr: {marker: {x: 1}}"));
+    reloads.reload().unwrap();
+    assert!(!source.update(resources(text)).unwrap().diff.is_empty());
+    assert_eq!(built(), before + 1);
+    assert!(source.update(resources(text)).unwrap().diff.is_empty());
+    // What is not written any more stays as it was.
+    *asked.lock() = Ok(config("plugin_attr: {marker: {y: 2}}"));
+    reloads.reload().unwrap();
+    let current = reloads.current();
+    assert_eq!(current.plugin_attr["marker"], serde_json::json!({"x": 1, "y": 2}));
+    assert_eq!(current.plugins.as_deref(), Some(&["marker".to_owned(), "other".to_owned()][..]));
+    // The file's own list stays the one that counts.
+    let own = format!("{text}plugins:\n  - name: marker\n");
+    assert_eq!(source.update(resources(&own)).unwrap().refused.len(), 1);
+    *asked.lock() = Ok(config("plugins: [other]"));
+    reloads.reload().unwrap();
+    source.update(resources(&own)).unwrap();
+    let catalog = source.state.catalog.clone().unwrap();
+    let known = |name: &str| catalog.factories().any(|factory| factory.name == name);
+    assert!(source.route("a").is_some() && known("marker") && !known("other"));
 }
 
 #[test]

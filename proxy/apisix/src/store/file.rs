@@ -96,6 +96,15 @@ impl Store for FileStore {
         Ok(warnings)
     }
 
+    fn everything(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+        {
+            let seen = &mut *self.seen.lock();
+            seen.hash = None;
+            seen.listing.forget();
+        }
+        self.changes(sink)
+    }
+
     fn watch(&self, notify: Notify) -> std::io::Result<Watch> {
         let stamp = self.seen.lock().stamp.clone();
         let watcher =

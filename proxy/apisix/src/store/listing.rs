@@ -94,7 +94,6 @@ impl Identity {
 
 /// Why the changes could not be told by the items as they were found.
 enum Fault {
-    Errors(Vec<ConfigError>),
     /// A text that the split took for an item does not parse by itself.
     NotAnItem,
     /// The items are in another order, or there is no room left between two of them.
@@ -105,7 +104,8 @@ impl Listing {
     /// Hands over how `resources` differ from what was listed before; answers what is odd.
     ///
     /// # Errors
-    /// Faults of the file as a whole: its syntax, keys at its top that hold no list, its list of plugins.
+    /// Faults of the file as a whole: its syntax, keys at its top that hold no list. A wrong list of plugins is odd: the one of
+    /// before stays.
     pub fn changes(
         &mut self,
         resources: Resources<'_>,
@@ -123,6 +123,11 @@ impl Listing {
         let changes = self.changes_of(&text, resources.format, environment, sink);
         let written = |errors: Vec<ConfigError>| named(self.written_all(errors));
         changes.map(written).map_err(written)
+    }
+
+    /// Has the next [`Listing::changes`] hand over everything.
+    pub(super) fn forget(&mut self) {
+        self.read = false;
     }
 
     /// Where something was written that stands at `place` with the variables replaced.
@@ -149,21 +154,17 @@ impl Listing {
                 let reason = "the file holds nothing: what was read before stays in force";
                 return Ok(vec![ConfigError::new(reason)]);
             }
-            match self.update_strictly(&items, sink) {
-                Ok(warnings) => return Ok(warnings),
-                Err(Fault::Errors(errors)) => return Err(errors),
-                // The layout only looked usual.
-                Err(Fault::NotAnItem | Fault::Order) => {}
+            // Where it can't be told so the layout only looked usual.
+            if let Ok(warnings) = self.update_strictly(&items, sink) {
+                return Ok(warnings);
             }
         }
         let Whole { items, mut warnings, errors, hidden: _ } = file::parse(text, format, environment);
         if !errors.is_empty() {
             return Err(errors);
         }
-        match self.update_strictly(&items, sink) {
-            Ok(more) => warnings.extend(more),
-            Err(Fault::Errors(errors)) => return Err(errors),
-            Err(Fault::NotAnItem | Fault::Order) => {}
+        if let Ok(more) = self.update_strictly(&items, sink) {
+            warnings.extend(more);
         }
         Ok(warnings)
     }
@@ -216,10 +217,15 @@ impl Listing {
         items: &[Item<'_>],
         sink: &mut dyn Sink,
     ) -> Result<Vec<ConfigError>, Fault> {
-        match listed_plugins(items)? {
-            (plugins, faults) if faults.is_empty() => self.update(items, plugins, Document::node, sink),
-            (_, faults) => Err(Fault::Errors(faults)),
-        }
+        let (plugins, faults) = listed_plugins(items)?;
+        // As of a resource that is wrong, what was there before counts: of the first list that of config.yaml.
+        let plugins = if faults.is_empty() { plugins } else { self.plugins.clone() };
+        let mut warnings = self.update(items, plugins, Document::node, sink)?;
+        warnings.extend(faults.into_iter().map(|mut fault| {
+            fault.reason.push_str("; the list of plugins stays as it was");
+            fault
+        }));
+        Ok(warnings)
     }
 
     /// Hands over how `items` differ from what was listed before, each as `document` makes it.

@@ -50,6 +50,11 @@ impl Store for TextStore {
         listing.changes(Resources { text, format: *format, name }, &self.environment, sink)
     }
 
+    fn everything(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+        self.inner.lock().listing.forget();
+        self.changes(sink)
+    }
+
     fn watch(&self, _: Notify) -> std::io::Result<Watch> {
         Ok(Box::new(()))
     }

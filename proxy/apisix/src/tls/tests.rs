@@ -88,7 +88,7 @@ fn what_is_no_certificate_is_refused_by_name() {
     let mut broken = ssl("a", &["a.com"]);
     broken["cert"] = json!("x".repeat(200));
     let errors = update(&mut source, &json!({ "ssls": [broken] })).unwrap_err();
-    assert!(errors[0].contains("ssl \"a\"") && errors[0].contains("PEM"), "{errors:?}");
+    assert!(errors[0].contains("ssl \"a\": cert: failed to parse cert: "), "{errors:?}");
     let mut mismatched = ssl("b", &["b.com"]);
     mismatched["key"] = ssl("c", &["c.com"])["key"].clone();
     let errors = update(&mut source, &json!({ "ssls": [mismatched] })).unwrap_err();
@@ -98,7 +98,17 @@ fn what_is_no_certificate_is_refused_by_name() {
     second["certs"] = json!([second["key"].as_str().unwrap().repeat(2)]);
     second["keys"] = json!([second["key"]]);
     let errors = update(&mut source, &json!({ "ssls": [second] })).unwrap_err();
-    assert!(errors[0].contains("ssl \"b2\": certs[0]: "), "{errors:?}");
+    let words = "ssl \"b2\": certs[0]: failed to handle cert-key pair[1]: failed to parse cert: ";
+    assert!(errors[0].contains(words), "{errors:?}");
+    let mut no_key = ssl("b3", &["b.com"]);
+    no_key["key"] = "-".repeat(200).into();
+    let errors = update(&mut source, &json!({ "ssls": [no_key] })).unwrap_err();
+    assert!(errors[0].contains("ssl \"b3\": key: failed to parse key: "), "{errors:?}");
+    let mut no_ca = ssl("b4", &["b.com"]);
+    no_ca["client"] = json!({"ca": "x".repeat(200)});
+    let errors = update(&mut source, &json!({ "ssls": [no_ca] })).unwrap_err();
+    let words = "ssl \"b4\": client.ca: failed to validate client_cert: failed to parse cert: ";
+    assert!(errors[0].contains(words), "{errors:?}");
     let mut uneven = ssl("d", &["d.com"]);
     uneven["certs"] = json!([uneven["cert"]]);
     let errors = update(&mut source, &json!({ "ssls": [uneven] })).unwrap_err();

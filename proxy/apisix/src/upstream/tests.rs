@@ -108,8 +108,13 @@ fn chash_keys_are_variables_whatever_their_names() {
 fn what_can_not_be_is_refused_by_name() {
     assert_eq!(faults(json!({"nodes": {"a:80": 1}})), [] as [&str; 0]);
     assert_eq!(faults(json!({"nodes": {}, "type": "fastest"})), [] as [&str; 0]);
-    assert!(warnings(&upstream(json!({"nodes": {}, "type": "fastest"}))).is_some());
-    assert!(warnings(&upstream(json!({"nodes": {}, "type": "ewma"}))).is_none());
+    assert_eq!(warnings(&upstream(json!({"nodes": {}, "type": "fastest"}))).len(), 1);
+    assert!(warnings(&upstream(json!({"nodes": {}, "type": "ewma"}))).is_empty());
+    // As data it is taken; a real APISIX may have the same store.
+    let kafka = json!({"nodes": {"127.0.0.1:9092": 1}, "scheme": "kafka", "tls": {"verify": true}});
+    assert_eq!(faults(kafka.clone()), [] as [&str; 0]);
+    assert!(warnings(&upstream(kafka.clone()))[0].message.ends_with("answered with 503"));
+    assert!(compiled(kafka).1.is_empty());
     assert_eq!(faults(json!({"nodes": {}, "type": "chash"})), ["key: missing key"]);
     assert!(
         faults(json!({"nodes": {}, "type": "chash", "key": "color"}))[0]
@@ -124,7 +129,11 @@ fn what_can_not_be_is_refused_by_name() {
         ["upstream_host: `upstream_host` can't be empty when `pass_host` is `rewrite`"]
     );
     assert_eq!(faults(json!({"nodes": {"a:99999": 1}})), ["nodes: invalid port 99999"]);
-    assert!(faults(json!({"nodes": {}, "scheme": "kafka"}))[0].starts_with("scheme: not supported"));
+    let node = |host: &str| json!({"nodes": [{"host": host, "port": 81, "weight": 1}]});
+    assert_eq!(compiled(node("127.0.0.1:1980")).1[0].address.to_string(), "127.0.0.1:1980");
+    for host in ["127.0.0.1:0", "127.0.0.1:x", "a.b:80"] {
+        assert_eq!(faults(node(host)), [format!("nodes: invalid host {host}")]);
+    }
     assert_eq!(
         faults(json!({"service_name": "a", "discovery_type": "nacos"})),
         ["discovery_type: not supported: service discovery (nacos); dns is"]

@@ -115,6 +115,56 @@ fn the_short_form_is_equality_in_lower_case() {
     check(json!([["arg_a", 5]]), "/?a=5", true);
 }
 
+/// Everything was compared as the text that it is in JSON.
+#[test]
+fn fields_of_bodies_keep_their_types() {
+    let mut request = stream("/", &[("content-type", "application/json")]);
+    let body = json!({"n": 5, "t": "5", "b": true, "l": [1, "x", false], "z": null, "o": {}});
+    request.request_body = Some(body.to_string().into());
+    for (rule, want) in [
+        (json!(["post_arg.n", "==", 5]), true),
+        (json!(["post_arg.n", "==", "5"]), false),
+        (json!(["post_arg.n", "~=", "5"]), true),
+        (json!(["post_arg.n", ">", 4]), true),
+        (json!(["post_arg.n", "~~", "^5$"]), true),
+        (json!(["post_arg.n", "in", ["5", 6]]), false),
+        (json!(["post_arg.n", "in", ["x", 5]]), true),
+        (json!(["post_arg.t", "==", "5"]), true),
+        (json!(["post_arg.t", "==", 5]), true),
+        (json!(["post_arg.t", "in", [5]]), false),
+        (json!(["post_arg.b", "==", true]), true),
+        (json!(["post_arg.b", "==", "true"]), false),
+        (json!(["post_arg.b", "~=", false]), true),
+        (json!(["post_arg.b", "~~", "true"]), false),
+        (json!(["post_arg.l", "has", 1]), true),
+        (json!(["post_arg.l", "has", "1"]), false),
+        (json!(["post_arg.l[*]", "has", false]), true),
+        (json!(["post_arg.l", "==", "[1,\"x\",false]"]), false),
+        (json!(["post_arg.z", "==", null]), true),
+        (json!(["post_arg.o", "==", null]), false),
+    ] {
+        assert_eq!(Expr::new(&json!([rule])).unwrap().eval(&request), Ok(want), "{rule}");
+    }
+}
+
+#[test]
+fn paths_into_bodies_have_sound_brackets() {
+    for (path, sound) in [
+        ("a.b", true),
+        ("a[*].b[0]['x[y'].c..d", true),
+        ("a[?(@.b[0] == 1)].c", true),
+        ("a[.b[*].c", false),
+        ("a[0", false),
+        ("a]0", false),
+        ("a['x].b", false),
+    ] {
+        let made = Expr::new(&json!([[format!("post_arg.{path}"), "==", "x"]]));
+        assert_eq!(made.is_ok(), sound, "{path}");
+    }
+    let error = Expr::new(&json!([["post_arg.a[.b[*].c", "has", "x"]])).unwrap_err();
+    assert_eq!(error.to_string(), "invalid expression \"$.a[.b[*].c\"");
+}
+
 #[test]
 fn refusals_are_worded_as_the_library_words_them() {
     for (rule, words) in [

@@ -1,5 +1,6 @@
 //! Fields of request bodies: `post_arg_x` and `post_arg.x`.
 
+use super::variable::Shown;
 use crate::headers::Known;
 use crate::lookup;
 use crate::matcher::decode;
@@ -63,20 +64,59 @@ impl BodyPath {
         BodyPath { steps: steps.into(), many }
     }
 
+    /// Whether the brackets of a path are those of a JSONPath, each closed before the next one opens.
+    pub(super) fn is_sound(path: &str) -> bool {
+        let mut rest = path;
+        while let Some(at) = rest.find(['[', ']']) {
+            let Some(inside) = rest.get(at..).and_then(|found| found.strip_prefix('[')) else { return false };
+            let end = match inside.chars().next() {
+                Some(quote @ ('\'' | '"')) => inside.find(&format!("{quote}]")[..]).map(|end| end + 1),
+                // Of an expression only the end is looked for.
+                Some('?' | '(') => inside.find(")]").map(|end| end + 1),
+                _ => inside.find(['[', ']']).filter(|end| inside.as_bytes().get(*end) == Some(&b']')),
+            };
+            let Some(after) = end.and_then(|end| inside.get(end + 1..)) else { return false };
+            rest = after;
+        }
+        true
+    }
+
     /// The field as text: a string as it is, anything else as JSON.
     pub(super) fn get(&self, stream: &Stream) -> Option<Vec<u8>> {
-        with_document(stream, |document| match document? {
-            Document::Tree(tree) => self.of(tree),
-            Document::Large => self.text(Source::of(stream)?.find(&self.steps).as_ref().as_slice()),
+        self.with_found(stream, |found| self.text(found))
+    }
+
+    /// Has `look` look at the field as the body has it.
+    pub(super) fn look<T>(&self, stream: &Stream, look: impl FnOnce(Shown<'_>) -> T) -> T {
+        self.with_found(stream, |found| {
+            look(match found {
+                [] => Shown::Text(None),
+                all if self.many => Shown::List(all),
+                [Value::Null, ..] => Shown::Text(None),
+                [Value::String(text), ..] => Shown::Text(Some(text.as_bytes())),
+                [other, ..] => Shown::Json(other),
+            })
         })
     }
 
-    fn of(&self, document: &Value) -> Option<Vec<u8>> {
+    /// Has `look` look at what the path leads to, all of it.
+    fn with_found<T>(&self, stream: &Stream, look: impl FnOnce(&[&Value]) -> T) -> T {
+        with_document(stream, |document| match document {
+            None => look(&[]),
+            Some(Document::Tree(tree)) => look(&self.follow(tree)),
+            Some(Document::Large) => {
+                let found = Source::of(stream).and_then(|source| source.find(&self.steps));
+                look(found.as_ref().as_slice())
+            }
+        })
+    }
+
+    fn follow<'a>(&self, document: &'a Value) -> Vec<&'a Value> {
         let mut found = vec![document];
         for step in &self.steps {
             found = found.into_iter().flat_map(|value| step.select(value)).collect();
         }
-        self.text(&found)
+        found
     }
 
     fn text(&self, found: &[&Value]) -> Option<Vec<u8>> {
@@ -446,11 +486,15 @@ fn parts<'a>(body: &'a [u8], boundary: &str) -> impl Iterator<Item = (String, &'
         part.get(..end)
     });
     pieces.filter_map(|part| {
-        let head_end = memchr::memmem::find(part, b"\r\n\r\n")?;
-        let head = text(&part[..head_end]);
+        // Lines may end without a carriage return, as APISIX reads them.
+        let ends = [&b"\r\n\r\n"[..], b"\n\n"].into_iter();
+        let ends = ends.filter_map(|gap| Some((memchr::memmem::find(part, gap)?, gap.len())));
+        let (head_end, gap) = ends.min()?;
+        let head = text(part.get(..head_end)?);
         let name = head.split("name=\"").nth(1)?.split('"').next()?.to_owned();
-        let content = &part[head_end + 4..];
-        Some((name, content.strip_suffix(b"\r\n").unwrap_or(content)))
+        let content = part.get(head_end + gap..)?;
+        let whole = content.strip_suffix(b"\r\n").or_else(|| content.strip_suffix(b"\n"));
+        Some((name, whole.unwrap_or(content)))
     })
 }
 
@@ -474,7 +518,7 @@ mod tests {
         {
             let path = BodyPath::parse(path);
             let found = Source::Json(json.as_bytes()).find(&path.steps);
-            assert_eq!(path.text(found.as_ref().as_slice()), path.of(&tree), "{path:?}");
+            assert_eq!(path.text(found.as_ref().as_slice()), path.text(&path.follow(&tree)), "{path:?}");
         }
         // Only these are kept.
         for path in ["a", "a.l", "o", "a.l[*]", "..b"] {

@@ -31,6 +31,7 @@ pub(crate) use operator::has_request;
 pub use time::TimeFormat;
 #[cfg(test)]
 pub(crate) use variable::JOINED;
+pub(crate) use variable::Shown;
 pub use variable::{Variable, noticing_bodies};
 
 use crate::headers::control;

@@ -8,6 +8,7 @@ use super::read::{Read, ip, join};
 use crate::headers::{HeaderName, Headers, Known};
 use crate::matcher;
 use crate::stream::{ResponseSource, Stream};
+use serde_json::Value;
 use std::borrow::Cow;
 use std::cell::Cell;
 
@@ -17,6 +18,17 @@ pub struct Variable {
     /// As it is spelled; values that plugins assign are found by it, before any other.
     name: Box<str>,
     kind: Kind,
+}
+
+/// A value as whoever compares it sees it.
+#[derive(Clone, Copy)]
+pub(crate) enum Shown<'a> {
+    /// A text, or that there is nothing.
+    Text(Option<&'a [u8]>),
+    /// A field of a body that is no text.
+    Json(&'a Value),
+    /// All that a JSONPath has found in a body.
+    List(&'a [&'a Value]),
 }
 
 #[derive(Debug)]
@@ -249,6 +261,20 @@ impl Variable {
             }
             _ => look(self.get(stream).as_deref()),
         }
+    }
+
+    /// [`Variable::look`] that shows a field of the body as JSON where it is no text.
+    pub(crate) fn look_typed<T>(&self, stream: &Stream, look: impl FnOnce(Shown<'_>) -> T) -> T {
+        match &self.kind {
+            Kind::BodyField(path) if self.assigned(stream).is_none() => path.look(stream, look),
+            _ => self.look(stream, |text| look(Shown::Text(text))),
+        }
+    }
+
+    /// Why no value can be found by a name: it holds a JSONPath that is none.
+    pub(crate) fn fault(name: &str) -> Option<String> {
+        let path = name.strip_prefix("post_arg.").filter(|path| !BodyPath::is_sound(path))?;
+        Some(format!("invalid expression \"$.{path}\""))
     }
 
     /// Appends the value; tells whether there is one.

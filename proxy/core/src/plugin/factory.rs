@@ -82,6 +82,8 @@ pub struct ApisixFactory {
     pub(super) endpoint: Option<MakeEndpoint>,
     /// What it is for streams of TCP and UDP; `None` for most.
     pub streams: Option<StreamPart>,
+    /// Whether it looks for the endpoints of other plugins.
+    pub reads_endpoints: bool,
     agreement: Option<Agreement>,
     words: Option<Words>,
     upstreams: Option<Upstreams>,
@@ -130,6 +132,7 @@ impl ApisixFactory {
             found_by: "",
             endpoint: None,
             streams: None,
+            reads_endpoints: false,
             agreement: None,
             words: None,
             upstreams: None,
@@ -231,6 +234,13 @@ impl ApisixFactory {
         if let Some(part) = &mut self.streams {
             part.looks_on = true;
         }
+        self
+    }
+
+    /// Has it be built anew when the endpoints of other plugins change.
+    #[must_use]
+    pub fn reading_endpoints(mut self) -> ApisixFactory {
+        self.reads_endpoints = true;
         self
     }
 

@@ -7,6 +7,7 @@ use crate::stream::Stream;
 use http::Method;
 use serde_json::Value;
 use std::sync::Arc;
+use xxhash_rust::xxh64::xxh64;
 
 /// An endpoint.
 #[derive(Clone)]
@@ -36,6 +37,13 @@ impl PublicApis {
     /// Those of these plugins, each with its attributes.
     pub fn new<'a>(plugins: impl Iterator<Item = (&'a ApisixFactory, &'a Arc<Value>)>) -> PublicApis {
         PublicApis(plugins.filter_map(|(plugin, of)| Some((plugin.endpoint?, of.clone()))).collect())
+    }
+
+    /// Fingerprint of what they are made of.
+    pub fn print(&self) -> u64 {
+        let of =
+            |all, (_, attributes): &(MakeEndpoint, Arc<Value>)| xxh64(attributes.to_string().as_bytes(), all);
+        self.0.iter().fold(1, of)
     }
 
     /// The endpoints. A plugin whose attributes are wrong has none; what is wrong is told where it is used.

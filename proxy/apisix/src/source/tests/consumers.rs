@@ -66,6 +66,23 @@ impl Served {
         Some((text("consumer_name"), text("credential"), names.collect()))
     }
 
+    /// The status that a plugin answers a word with, at last in the phase `access`.
+    fn answer(&self, word: &str) -> Option<u16> {
+        let mut chain = self.source.chain_of("1").unwrap();
+        let (mut phases, mut stream) = (RequestPhases::default(), testing::stream("h", "/", None));
+        stream.request.headers.push(b"knock", word.as_bytes());
+        loop {
+            let polled =
+                pin!(phases.run(&mut chain, &mut stream)).poll(&mut Context::from_waker(Waker::noop()));
+            match polled {
+                Poll::Ready(Passed::Done) => return None,
+                Poll::Ready(Passed::Respond(reply)) => return Some(reply.status),
+                Poll::Ready(Passed::Identified) => {}
+                _ => panic!("waits"),
+            }
+        }
+    }
+
     fn name_of(&self, word: &str) -> Option<String> {
         self.knock(word).map(|(name, ..)| name)
     }
@@ -99,6 +116,29 @@ fn what_does_not_change_keeps_its_identity() {
     served.change(CONSUMERS);
     let diff = update(&mut served.source, &CONSUMERS.replace("#END", "# the same\n#END"));
     assert!(diff.is_empty(), "{diff:?}");
+}
+
+/// He was not found at all, and his requests were told that nobody has his key.
+#[test]
+fn whose_group_is_not_there_gets_no_further() {
+    let groups = "consumer_groups:\n  - {id: g, plugins: {late: {}, other: {}}}\n";
+    let without = CONSUMERS.replace(groups, "");
+    let wrong = CONSUMERS.replace("late: {}, other: {}", "marker: {}");
+    for (text, reason) in
+        [(&without, "there is no consumer group \"g\""), (&wrong, "consumer group \"g\" is wrong itself")]
+    {
+        let mut served = Served::new("#END\n");
+        let told = served.change(text);
+        assert!(told.iter().any(|told| told.contains(&format!("group_id: {reason}"))), "{told:?}");
+        assert_eq!(served.answer("open"), Some(503));
+        assert_eq!(served.answer("hello"), None);
+        assert!(served.change(CONSUMERS).is_empty());
+        assert_eq!((served.answer("open"), served.answer("sesame")), (None, None));
+    }
+    // What was whole before stays so.
+    let mut served = Served::new(CONSUMERS);
+    served.change(&without.replace("{late: {}}}\n  - id", "{}}\n  - id"));
+    assert_eq!(served.answer("open"), None);
 }
 
 /// A consumer that is taken away must not be let in by what is left of it.

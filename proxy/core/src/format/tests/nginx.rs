@@ -127,6 +127,9 @@ fn variables_of_bodies_and_graphql() {
     assert_eq!(with("application/json", json, "$post_arg.a.b"), "[{\"c\":\"x\"},{\"c\":2}]");
     let multipart = "--B\r\nContent-Disposition: form-data; name=\"f\"\r\n\r\nv1\r\n--B--\r\n";
     assert_eq!(with("multipart/form-data; boundary=B", multipart, "$post_arg.f"), "v1");
+    // As people write them.
+    let bare = "--B\nContent-Disposition: form-data; name=\"f\"\n\nv1\r\n\r\nv2\n--B--\n";
+    assert_eq!(with("multipart/form-data; boundary=B", bare, "$post_arg.f"), "v1\r\n\r\nv2");
     let get = |path: &str, s: &Stream| {
         Variable::parse(path).get(s).map(|v| String::from_utf8(v.into_owned()).unwrap())
     };
