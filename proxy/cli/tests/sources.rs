@@ -296,7 +296,8 @@ fn a_listener_of_the_bootstrap_waits_for_the_configuration_of_its_filter() {
         plane.set(EXTENSION, "f", &fault(status));
         process.until("the filter", || get(port, "/").filter(|answer| answer.status == status));
     }
-    assert_eq!(get(admin, "/ready").unwrap().status, 200);
+    // The listener serves a moment before the whole of the process is ready.
+    process.until("readiness", || get(admin, "/ready").filter(|answer| answer.status == 200));
     let dump = get(admin, "/config_dump?resource=dynamic_listeners").unwrap().body;
     assert!(!dump.contains("\"l\""), "it is the bootstrap's: {dump}");
     // Another bootstrap changes it, and the next takes it away.
