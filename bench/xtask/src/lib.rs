@@ -16,6 +16,7 @@ pub mod monitoring;
 pub mod package;
 pub mod process;
 pub mod report;
+pub mod soak;
 pub mod suite;
 pub mod survey;
 pub mod symbols;

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::{
-    bench, book, chart, conformance, fuzz, h2spec, image, lint, mesh, monitoring, package, suite, survey,
+    bench, book, chart, conformance, fuzz, h2spec, image, lint, mesh, monitoring, package, soak, suite,
+    survey,
 };
 
 #[derive(Parser)]
@@ -34,6 +35,8 @@ enum Chore {
     Fuzz(fuzz::Options),
     /// Load tests beside Envoy, nginx, HAProxy and a TCP forwarder; writes bench/RESULTS.md
     Bench(bench::Options),
+    /// Gateways under load and change: no lost request, no gauge that does not return, no growing memory
+    Soak(soak::Options),
     /// Run `validate` over a folder of configurations and rank the reasons for refusal
     Survey(survey::Options),
     /// Build an image: the gateway's, or the one that takes the place of Istio's proxy
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Chore::H2spec(options) => h2spec::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Bench(options) => bench::run(&options),
+        Chore::Soak(options) => soak::run(&options),
         Chore::Survey(options) => survey::run(&options),
         Chore::Image(options) => image::run(&options),
         Chore::Chart(options) => chart::run(&options),

@@ -117,16 +117,33 @@ impl Background {
     }
 }
 
+impl Background {
+    /// Sends SIGTERM and waits for the end; none when `limit` passed before.
+    ///
+    /// # Errors
+    /// The kernel can't say what became of it.
+    pub fn end(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
+        // What has ended and was waited for has no id any more.
+        if let Some(status) = self.child.try_wait()? {
+            return Ok(Some(status));
+        }
+        let _ = Command::new("kill").arg(self.child.id().to_string()).stderr(Stdio::null()).status();
+        let end = Instant::now() + limit;
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(Some(status));
+            }
+            sleep(Duration::from_millis(20));
+        }
+        Ok(None)
+    }
+}
+
 impl Drop for Background {
     fn drop(&mut self) {
         // SIGTERM first, so that programs with children of their own (nginx, Envoy's launcher) take them along.
-        let _ = Command::new("kill").arg(self.child.id().to_string()).stderr(Stdio::null()).status();
-        let end = Instant::now() + Duration::from_secs(3);
-        while Instant::now() < end {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            sleep(Duration::from_millis(20));
+        if !matches!(self.end(Duration::from_secs(3)), Ok(None)) {
+            return;
         }
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -5,8 +5,8 @@ use clap::Args;
 
 use crate::process::{cargo, execute};
 use crate::report::Report;
-use crate::tools::{ETCD, OPENSSL, PYTHON, REDIS, build_proxy, ensure};
-use crate::{book, chart, conformance, h2spec, image, mesh, monitoring, package};
+use crate::tools::{ETCD, OPENSSL, PYTHON, REDIS, WRK, build_proxy, ensure};
+use crate::{book, chart, conformance, h2spec, image, mesh, monitoring, package, soak};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -18,7 +18,7 @@ pub struct Options {
 /// # Errors
 /// Something failed; every part was run all the same, and the last lines say which failed.
 pub fn run(options: &Options) -> Result<()> {
-    ensure(&[PYTHON, OPENSSL, ETCD, REDIS])?;
+    ensure(&[PYTHON, OPENSSL, ETCD, REDIS, WRK])?;
     let mut report = Report::default();
     report.part("workspace tests", || {
         execute(cargo().args([
@@ -43,6 +43,7 @@ pub fn run(options: &Options) -> Result<()> {
             report.part("chart", || chart::check(&proxy));
             report.part("package", || package::check_where_possible(&proxy));
             report.part("h2spec", || h2spec::check(&proxy, &[]));
+            report.part("soak", || soak::check(&proxy, 1));
         }
         Err(error) => report.part("build", || Err(error)),
     }

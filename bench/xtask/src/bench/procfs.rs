@@ -66,7 +66,7 @@ pub(super) fn run_micros(pid: u32) -> Result<f64> {
 ///
 /// # Errors
 /// The process is gone.
-pub(super) fn resident_megabytes(pid: u32) -> Result<f64> {
+pub(crate) fn resident_megabytes(pid: u32) -> Result<f64> {
     let mut kilobytes = 0.0;
     for id in tree(pid)? {
         let status = fs::read_to_string(format!("/proc/{id}/status"))?;

@@ -97,7 +97,8 @@ impl Script {
 impl Ask<'_> {
     /// Adds wrk's arguments behind its name.
     pub(crate) fn wrk<'c>(&self, command: &'c mut Command) -> &'c mut Command {
-        command.args(["-t1", &format!("-c{}", self.connections), &format!("-d{}s", self.seconds)]);
+        command.args(["-t1", "--timeout", "10s"]);
+        command.args([format!("-c{}", self.connections), format!("-d{}s", self.seconds)]);
         command.arg("-s").arg(Script::file(self.script, Tool::Wrk)).arg(self.target);
         command.env("ROUTE", self.route.to_string());
         match self.rate {
