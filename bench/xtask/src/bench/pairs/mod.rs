@@ -49,7 +49,8 @@ pub(super) fn run(options: &Options, tool: Tool) -> Result<()> {
     let dir = dir.canonicalize()?;
     let upstream = Upstream::start(&dir, None)?;
     let pairs = Pairs { programs: &programs, upstream: &upstream, effort: effort(options), dir: &dir, tool };
-    let mut page = Page::begin(tool, pairs.effort, programs.versions(), code(options.binary.as_deref()))?;
+    let mut page =
+        Page::begin(tool, pairs.effort, programs.versions(&chosen), code(options.binary.as_deref()))?;
     for case in cases {
         println!("{}", case.title());
         page.results.push(pairs.case(case, &chosen)?);
@@ -97,8 +98,10 @@ fn cases_of(named: &[String], chosen: &[Peer]) -> Result<Vec<&'static PairCase>>
 }
 
 impl Programs {
-    fn versions(&self) -> Vec<(Peer, String)> {
+    /// Of those that take part.
+    fn versions(&self, chosen: &[Peer]) -> Vec<(Peer, String)> {
         let mut versions = peers::versions(&self.sixfold, &self.fetched.envoy);
+        versions.retain(|(peer, _)| chosen.contains(peer));
         versions.extend(self.apisix.as_ref().map(|apisix| (Peer::Apisix, apisix.version())));
         versions
     }
