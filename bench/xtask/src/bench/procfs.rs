@@ -41,7 +41,11 @@ fn stat_field(pid: u32, field: usize) -> Result<u64> {
 pub(super) fn cpu_micros(pid: u32) -> Result<f64> {
     let mut ticks = 0;
     for id in tree(pid)? {
-        ticks += stat_field(id, 11)? + stat_field(id, 12)?;
+        match stat_field(id, 11).and_then(|user| Ok(user + stat_field(id, 12)?)) {
+            Ok(used) => ticks += used,
+            Err(error) if id == pid => return Err(error),
+            Err(_) => {} // a child that has ended since
+        }
     }
     // 100 ticks a second on every Linux that this runs on (sysconf(_SC_CLK_TCK)).
     Ok(ticks as f64 * 1e4)
@@ -69,11 +73,19 @@ pub(super) fn run_micros(pid: u32) -> Result<f64> {
 pub(crate) fn resident_megabytes(pid: u32) -> Result<f64> {
     let mut kilobytes = 0.0;
     for id in tree(pid)? {
-        let status = fs::read_to_string(format!("/proc/{id}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        kilobytes += line.trim().trim_end_matches(" kB").parse::<f64>()?;
+        match resident_kilobytes(id) {
+            Ok(resident) => kilobytes += resident,
+            Err(error) if id == pid => return Err(error),
+            Err(_) => {} // a child that has ended since
+        }
     }
     Ok(kilobytes * 1024.0 / 1e6)
+}
+
+fn resident_kilobytes(pid: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 /// The load average of the last minute.
