@@ -1,4 +1,4 @@
-//! As much of HTTP/1 as the soak's clients and upstreams speak: heads, and bodies with a length.
+//! As much of HTTP/1 as the soak's clients and upstreams speak: heads, and bodies with a length or in chunks.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -40,13 +40,8 @@ fn field<'h>(head: &'h str, wanted: &str) -> Option<&'h str> {
 pub(super) fn read(stream: &mut impl Read, rest: &mut Vec<u8>) -> Result<Option<Message>> {
     let mut piece = [0; 16 * 1024];
     loop {
-        if let Some((head, length)) = whole_head(rest)? {
-            if rest.len() >= head + length {
-                let after = rest.split_off(head + length);
-                let mut message = std::mem::replace(rest, after);
-                let body = message.split_off(head);
-                return Ok(Some(Message { head: String::from_utf8_lossy(&message).into_owned(), body }));
-            }
+        if let Some(message) = whole(rest)? {
+            return Ok(Some(message));
         }
         match stream.read(&mut piece) {
             Ok(0) if rest.is_empty() => return Ok(None),
@@ -57,15 +52,42 @@ pub(super) fn read(stream: &mut impl Read, rest: &mut Vec<u8>) -> Result<Option<
     }
 }
 
-/// The lengths of the head and of the body, once the head is there.
-fn whole_head(bytes: &[u8]) -> Result<Option<(usize, usize)>> {
-    let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
-    let head = String::from_utf8_lossy(bytes.get(..end).unwrap_or_default());
-    if field(&head, "transfer-encoding").is_some() {
-        bail!("a body without a length: {head}");
+/// Takes the first message, once all of it is there.
+fn whole(bytes: &mut Vec<u8>) -> Result<Option<Message>> {
+    let Some(end) = find(bytes, b"\r\n\r\n") else { return Ok(None) };
+    let start = end + 4;
+    let head = String::from_utf8_lossy(bytes.get(..start).unwrap_or_default()).into_owned();
+    let after = bytes.get(start..).unwrap_or_default();
+    let found = if field(&head, "transfer-encoding").is_some() {
+        chunked(after)?
+    } else {
+        let length: usize = field(&head, "content-length").map_or(Ok(0), str::parse)?;
+        after.get(..length).map(|body| (body.to_vec(), length))
+    };
+    let Some((body, length)) = found else { return Ok(None) };
+    bytes.drain(..start + length);
+    Ok(Some(Message { head, body }))
+}
+
+/// A body in chunks without trailers, and how many bytes it takes, once all of it is there.
+fn chunked(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>> {
+    let (mut body, mut at) = (Vec::new(), 0);
+    loop {
+        let rest = bytes.get(at..).unwrap_or_default();
+        let Some(line) = find(rest, b"\r\n") else { return Ok(None) };
+        let size = String::from_utf8_lossy(rest.get(..line).unwrap_or_default()).into_owned();
+        let size = usize::from_str_radix(&size, 16).with_context(|| format!("a chunk of {size:?}"))?;
+        let Some(chunk) = rest.get(line + 2..line + 2 + size + 2) else { return Ok(None) };
+        body.extend_from_slice(chunk.get(..size).unwrap_or_default());
+        at += line + 2 + size + 2;
+        if size == 0 {
+            return Ok(Some((body, at)));
+        }
     }
-    let length = field(&head, "content-length").map_or(Ok(0), str::parse)?;
-    Ok(Some((end + 4, length)))
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes.windows(wanted.len()).position(|here| here == wanted)
 }
 
 /// A connection to a port of 127.0.0.1 that does not wait for ever.
@@ -109,6 +131,17 @@ mod tests {
         let second = read(&mut bytes, &mut rest).unwrap().unwrap();
         assert_eq!((second.status(), second.closes()), (Some(404), false));
         assert!(read(&mut bytes, &mut rest).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_body_in_chunks_is_put_together() {
+        let text =
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0A\r\n0123456789\r\n0\r\n\r\n";
+        let message = read(&mut &text[..], &mut Vec::new()).unwrap().unwrap();
+        assert_eq!(message.body, b"abc0123456789");
+        for cut in 1..text.len() {
+            assert!(read(&mut &text[..cut], &mut Vec::new()).is_err(), "{cut}");
+        }
     }
 
     #[test]
