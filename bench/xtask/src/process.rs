@@ -118,19 +118,27 @@ impl Background {
 }
 
 impl Background {
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// The kernel can't say what became of it.
+    pub fn status(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// Sends SIGTERM and waits for the end; none when `limit` passed before.
     ///
     /// # Errors
     /// The kernel can't say what became of it.
     pub fn end(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
         // What has ended and was waited for has no id any more.
-        if let Some(status) = self.child.try_wait()? {
+        if let Some(status) = self.status()? {
             return Ok(Some(status));
         }
         let _ = Command::new("kill").arg(self.child.id().to_string()).stderr(Stdio::null()).status();
         let end = Instant::now() + limit;
         while Instant::now() < end {
-            if let Some(status) = self.child.try_wait()? {
+            if let Some(status) = self.status()? {
                 return Ok(Some(status));
             }
             sleep(Duration::from_millis(20));

@@ -9,6 +9,7 @@ mod slope;
 mod upstream;
 
 use std::fmt::Write as _;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +26,7 @@ use self::slope::slope;
 use self::upstream::{ANSWER, Upstream};
 use crate::bench::procfs::resident_megabytes;
 use crate::bench::scripted::{Ask, Script};
-use crate::process::{output, target};
+use crate::process::{Background, target};
 use crate::tools::{OPENSSL, WRK, build_proxy, ensure};
 
 /// How fast resident memory may grow, in megabytes a minute.
@@ -72,6 +73,7 @@ pub fn check(sixfold: &Path, minutes: u32) -> Result<()> {
 }
 
 struct Soak {
+    dir: PathBuf,
     mortal: Vec<Upstream>,
     stable: Upstream,
     certificates: Certificates,
@@ -114,24 +116,30 @@ impl Soak {
         certificates.put(&admin, 0)?;
         sleep(Duration::from_secs(3)); // the connections of all this are gone
         let gauges = [file.gauges()?, admin.gauges()?];
-        Ok(Self { mortal, stable, certificates, file, admin, drained, gauges })
+        Ok(Self { dir: dir.to_owned(), mortal, stable, certificates, file, admin, drained, gauges })
     }
 
     fn run(self, warm_up: Duration, time: Duration) -> Result<Outcome> {
-        let Self { mortal, stable, certificates, file, admin, drained, gauges } = self;
+        let Self { dir, mortal, stable, certificates, file, admin, drained, gauges } = self;
+        let dir = dir.as_path();
         let places = Places { mortal: &mortal, stable: &stable };
         let (stop, tally, open, door) =
             (AtomicBool::new(false), Tally::default(), Door::open(), Door::open());
-        let seconds = (warm_up + time).as_secs() as u32;
+        // Done before all others are told to stop.
+        let seconds = (warm_up + time).as_secs().saturating_sub(3) as u32;
+        let whole = Load { name: "requests by wrk", rate: 1_000, fresh: false, seconds };
+        let handshakes = Load { name: "handshakes by wrk", rate: 50, fresh: true, seconds };
         let rotation = (time / 12).clamp(Duration::from_secs(5), Duration::from_secs(60));
         let drained_port = drained.port;
         let mut outcome = thread::scope(|scope| -> Result<Outcome> {
             let (stop, tally) = (&stop, &tally);
             let stopper = Stopper(stop); // whatever ends this, all others end, too
-            let whole =
-                scope.spawn(|| wrk(&format!("http://127.0.0.1:{}", file.port), 1_000, false, seconds));
-            let handshakes =
-                scope.spawn(|| wrk(&format!("https://localhost:{}", admin.tls), 50, true, seconds));
+            let plain = format!("http://127.0.0.1:{}", file.port);
+            let tls = format!("https://localhost:{}", admin.tls);
+            let loads = [
+                (whole.name, scope.spawn(move || wrk(&plain, whole, dir, stop))),
+                (handshakes.name, scope.spawn(move || wrk(&tls, handshakes, dir, stop))),
+            ];
             let works: Vec<(&'static str, ScopedJoinHandle<'_, Result<u64>>)> = vec![
                 ("changes by file", scope.spawn(|| by_file(&file, &places, stop))),
                 ("changes by the Admin API", scope.spawn(|| by_admin(&admin, &places, stop))),
@@ -158,7 +166,7 @@ impl Soak {
             for (name, work) in works {
                 outcome.events.push((name, joined(work).with_context(|| name.to_owned())?));
             }
-            for (name, load) in [("requests by wrk", whole), ("handshakes by wrk", handshakes)] {
+            for (name, load) in loads {
                 match joined(load) {
                     Ok(requests) => outcome.events.push((name, requests)),
                     Err(error) => tally.lose(format!("{name}: {error:#}")),
@@ -192,15 +200,38 @@ fn joined(work: ScopedJoinHandle<'_, Result<u64>>) -> Result<u64> {
     }
 }
 
-/// Load by wrk, which looks at each answer. Gives how many there were.
-fn wrk(target: &str, rate: u32, fresh: bool, seconds: u32) -> Result<u64> {
+/// Load by wrk, which looks at each answer. Gives how many there were; none of those of a run that is broken off.
+fn wrk(target: &str, load: Load, dir: &Path, stop: &AtomicBool) -> Result<u64> {
+    let Load { name, rate, fresh, seconds } = load;
     let ask =
         Ask { script: Script::Gateway, target, route: 1, rate: Some(rate), connections: 16, seconds, fresh };
+    let file = dir.join(name);
     let mut command = Command::new("wrk");
-    let text = output(ask.wrk(&mut command))?;
-    let line = text.lines().rfind(|line| line.starts_with('{')).context("wrk's script printed nothing")?;
+    let mut process = Background::spawn(ask.wrk(&mut command).stdout(File::create(&file)?))?;
+    let status = loop {
+        if let Some(status) = process.status()? {
+            break status;
+        }
+        if !pause(stop, Duration::from_millis(100)) {
+            return Ok(0);
+        }
+    };
+    let text = fs::read_to_string(&file)?;
+    let line = text.lines().rfind(|line| line.starts_with('{'));
+    let (true, Some(line)) = (status.success(), line) else { bail!("{status}: {text}") };
     let seen: serde_json::Value = serde_json::from_str(line)?;
     seen["requests"].as_u64().context("wrk's script told no requests")
+}
+
+/// What wrk does.
+#[derive(Clone, Copy)]
+struct Load {
+    name: &'static str,
+    /// Requests a second
+    rate: u32,
+    /// A new connection for each
+    fresh: bool,
+    seconds: u32,
 }
 
 /// What one of the own clients asks, in turn.
