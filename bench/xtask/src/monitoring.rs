@@ -64,7 +64,7 @@ struct Alert {
     description: &'static str,
 }
 
-/// A query that stands in a file, with its place, and whether it has to have an answer after traffic.
+/// A query that stands in a file, with its place.
 struct Query {
     place: String,
     text: String,
