@@ -124,12 +124,17 @@ pub trait Store: Send + Sync {
     /// Why nothing can be told: then nothing has changed, and the next call begins where this one did.
     fn changes(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>>;
 
+    /// The kinds of which there may be values.
+    fn kinds(&self) -> Vec<Kind> {
+        Kind::ALL.to_vec()
+    }
+
     /// [`Store::changes`], and everything else there is as if it had changed.
     ///
     /// # Errors
     /// As of [`Store::changes`].
     fn everything(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
-        for kind in Kind::ALL {
+        for kind in self.kinds() {
             let all = self.list(kind).map_err(|error| vec![ConfigError::new(error.to_string())])?;
             for (key, kept) in all {
                 sink.change(Change {

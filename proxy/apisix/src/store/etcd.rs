@@ -375,6 +375,11 @@ impl Store for EtcdStore {
         Ok(Vec::new())
     }
 
+    /// Each is a question to etcd.
+    fn kinds(&self) -> Vec<Kind> {
+        self.shared.mirror.lock().kinds()
+    }
+
     fn watch(&self, notify: Notify) -> std::io::Result<Watch> {
         let waiting = {
             let mut mirror = self.shared.mirror.lock();

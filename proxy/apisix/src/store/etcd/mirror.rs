@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::messages::{Event, KeyValue};
+use crate::resource::Kind;
 use crate::store::last_good::Batch;
 use crate::store::{Kept, Key, Notify};
 
@@ -143,6 +144,13 @@ impl Mirror {
         taken
     }
 
+    /// The kinds of which there are values.
+    pub(super) fn kinds(&self) -> Vec<Kind> {
+        let mut kinds: Vec<Kind> = self.known.keys().map(|key| key.kind).collect();
+        kinds.dedup();
+        kinds
+    }
+
     /// Everything is known up to here.
     pub(super) fn reached(&mut self, revision: u64) {
         self.revision = self.revision.max(revision);
@@ -258,6 +266,7 @@ mod tests {
         };
         mirror.begin_with(with_plugins(r#"[{"name":"cors"},{"name":"mqtt-proxy","stream":true}]"#));
         let (pending, plugins) = mirror.pending();
+        assert_eq!(mirror.kinds().len(), 1);
         assert_eq!((pending.len(), plugins), (1, Some(Some(BTreeSet::from(["cors".to_owned()])))));
         let value = || KeyValue { value: r#"[{"name":"echo"}]"#.into(), ..kv("plugins", 3, 6) };
         assert!(mirror.events(vec![Event { kind: 0, kv: Some(value()) }], path_of).everything);
