@@ -16,7 +16,10 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-const PAGES: [(&str, fn() -> String); 2] = [("plugins.md", plugins), ("config-keys.md", config_keys)];
+/// The file of a page, and who writes it.
+type Page = (&'static str, fn() -> String);
+
+const PAGES: [Page; 2] = [("plugins.md", plugins), ("config-keys.md", config_keys)];
 
 fn path(name: &str) -> String {
     format!("../../docs/reference/{name}")

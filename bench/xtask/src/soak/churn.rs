@@ -300,11 +300,11 @@ fn served(port: u16) -> Result<String> {
 ///
 /// # Errors
 /// It can't be made.
-pub(super) fn fresh(dir: PathBuf) -> Result<PathBuf> {
+pub(super) fn fresh(dir: &Path) -> Result<PathBuf> {
     if dir.exists() {
-        fs::remove_dir_all(&dir)?;
+        fs::remove_dir_all(dir)?;
     }
-    fs::create_dir_all(&dir)?;
+    fs::create_dir_all(dir)?;
     Ok(dir.canonicalize()?)
 }
 

@@ -3,11 +3,11 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use parking_lot::{Mutex, RwLock};
 
 use super::http;
 use super::upstream::ANSWER;
@@ -28,14 +28,14 @@ pub(super) struct Tally {
 impl Tally {
     pub(super) fn lose(&self, reason: String) {
         self.lost.fetch_add(1, Ordering::Relaxed);
-        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reasons = self.reasons.lock();
         if reasons.len() < REASONS {
             reasons.push(reason);
         }
     }
 
     pub(super) fn reasons(&self) -> Vec<String> {
-        self.reasons.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.reasons.lock().clone()
     }
 }
 
@@ -50,7 +50,7 @@ impl Door {
     }
 
     pub(super) fn set(&self, is_open: bool) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = is_open;
+        *self.0.write() = is_open;
     }
 }
 
@@ -94,7 +94,7 @@ impl Client<'_> {
 
     /// On a new connection, if there may be one.
     fn ask_anew(&self, request: &str) -> Result<Option<Option<TcpStream>>> {
-        let is_open = self.door.0.read().unwrap_or_else(PoisonError::into_inner);
+        let is_open = self.door.0.read();
         if !*is_open {
             return Ok(None);
         }

@@ -64,7 +64,7 @@ pub fn run(options: &Options) -> Result<()> {
 /// As [`run`].
 pub fn check(sixfold: &Path, minutes: u32) -> Result<()> {
     ensure(&[WRK, OPENSSL])?;
-    let soak = Soak::begin(sixfold, &fresh(target().join("soak"))?)?;
+    let soak = Soak::begin(sixfold, &fresh(&target().join("soak"))?)?;
     let outcome = soak.run(WARM_UP, Duration::from_secs(60) * minutes)?;
     println!("{}", outcome.report());
     let faults = outcome.faults();

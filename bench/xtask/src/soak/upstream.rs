@@ -2,12 +2,13 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
+use parking_lot::Mutex;
 
 use super::http;
 use crate::process::free_port;
@@ -46,18 +47,18 @@ impl Upstream {
     pub(super) fn come_back(&self) -> Result<()> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, self.port))?;
         let life = Arc::new(Life::default());
-        *self.life.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&life));
+        *self.life.lock() = Some(Arc::clone(&life));
         thread::spawn(move || accept(&listener, &life));
         Ok(())
     }
 
     /// Closes its socket and all its connections, with requests in them, as the end of a process does.
     pub(super) fn die(&self) {
-        let Some(life) = self.life.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let Some(life) = self.life.lock().take() else { return };
         life.is_over.store(true, Ordering::SeqCst);
         // Whoever accepts is woken by a connection.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
-        for connection in life.connections.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        for connection in life.connections.lock().drain(..) {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
@@ -77,7 +78,7 @@ fn accept(listener: &TcpListener, life: &Arc<Life>) {
         let Ok(stream) = stream else { continue };
         let Ok(copy) = stream.try_clone() else { continue };
         {
-            let mut connections = life.connections.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut connections = life.connections.lock();
             connections.retain(|connection| connection.peer_addr().is_ok());
             connections.push(copy);
         }
