@@ -206,7 +206,7 @@ impl AdminApi {
             Endpoint::Configs => self.configs(request),
             Endpoint::Validate => self.validate_configs(request),
             Endpoint::PluginsList => {
-                schemas::plugins_list(&self.checker(), self.reloads.current().plugins.as_deref(), request)
+                schemas::plugins_list(&self.checker(), self.reloads.current().plugins.http.as_ref(), request)
             }
             Endpoint::PluginsReload => self.reload(request),
             Endpoint::SchemaValidate => schemas::validate(&path, request),

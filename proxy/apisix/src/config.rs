@@ -10,6 +10,7 @@ mod environment;
 mod etcd;
 mod keys;
 mod merge;
+mod plugins;
 mod ports;
 mod read;
 mod stream;
@@ -42,6 +43,7 @@ pub use self::environment::{EnvVars, Places, Replaced, substitute_text};
 pub(crate) use self::environment::{UNSET, holds_unset, is_of_unset, substitute_file};
 pub use self::etcd::{EtcdConfig, EtcdHost, EtcdTls, EtcdUser};
 pub use self::keys::{Rule as KeyRule, keys};
+pub use self::plugins::{EnabledPlugins, PluginNames};
 pub use self::stream::{ProxyMode, StreamListen, StreamProxy};
 
 /// The static configuration of a gateway.
@@ -111,10 +113,8 @@ pub struct Config {
     pub body_limits: BodyLimits,
     /// `nginx_config.http`.
     pub http: HttpConfig,
-    /// Enabled plugins; `None` for all that the gateway has.
-    pub plugins: Option<Vec<String>>,
-    /// Enabled plugins of streams (`stream_plugins`); `None` for all that the gateway has.
-    pub stream_plugins: Option<Vec<String>>,
+    /// Enabled plugins (`plugins`, `stream_plugins`).
+    pub plugins: EnabledPlugins,
     /// Where the page of metrics is served; `None` when `plugin_attr.prometheus.enable_export_server` is off.
     pub metrics: Option<MetricsPage>,
     /// `plugin_attr`: settings of plugins for the whole process.

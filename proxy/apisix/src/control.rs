@@ -165,8 +165,8 @@ impl ControlApi {
         let mut all = self.store.list(Kind::PluginMetadata)?;
         // By the list of plugins, as APISIX goes through it.
         let current = self.reloads.current();
-        let place = |name: &str| match &current.plugins {
-            Some(listed) => listed.iter().position(|other| other == name),
+        let place = |name: &str| match &current.plugins.http {
+            Some(listed) => listed.place(name),
             None => plugin::in_order(None).iter().position(|other| *other == name),
         };
         all.sort_by_key(|(key, _)| place(key.id.as_str()).unwrap_or(usize::MAX));

@@ -13,7 +13,7 @@ use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError, Faults};
 use sixfold_core::plugin::{BuildContext, Built, FilterConfig, FilterFactory, Kind, Plugin, Registry};
 
-use crate::config::EnvVars;
+use crate::config::{EnabledPlugins, EnvVars};
 use crate::item;
 use crate::plugin::{Catalog, PluginConfig, PluginSet};
 use crate::resource::Plugins;
@@ -24,7 +24,7 @@ pub const PLUGINS_FILTER: &str = "sixfold.plugins.v1.Plugins";
 
 /// The filter that runs plugins of `registry`. What they refer to as `$env://NAME` is a variable of `environment`.
 fn plugins_filter(registry: &Registry, environment: EnvVars) -> FilterFactory {
-    let catalog = Catalog::new(registry, None, None, &BTreeMap::new());
+    let catalog = Catalog::new(registry, &EnabledPlugins::default(), &BTreeMap::new());
     let name = || PLUGINS_FILTER.to_owned();
     let build = move |given: &FilterConfig<'_>, context: &BuildContext| {
         build(&catalog, &environment, given, context).in_key("value")

@@ -19,10 +19,10 @@ pub use self::credential::duplicate_key;
 pub(crate) use self::credential::{CredentialConfig, NO_AUTH, OfConsumer};
 pub(crate) use self::meta::Meta;
 use self::meta::MetaFault;
-pub(crate) use self::names::in_order;
+pub(crate) use self::names::{defaults, in_order};
 pub(crate) use self::set::{ChainCache, GlobalPlugins, PluginSet, merge, without_group};
 pub(crate) use self::streams::StreamPlugins;
-use crate::config::{Config, EnvVars};
+use crate::config::{Config, EnabledPlugins, EnvVars};
 use crate::encryption::{EncryptFields, Keyring, Turn};
 use crate::resource::{Kind, Plugins};
 use crate::schema::{self, Schema, Step, Violation};
@@ -115,7 +115,7 @@ pub struct Decryption(Catalog);
 impl Decryption {
     /// Of the resources of a gateway with this configuration.
     pub fn new(config: &Config, registry: &Registry) -> Decryption {
-        Decryption(Catalog::new(registry, None, None, &BTreeMap::new()).encrypted(config))
+        Decryption(Catalog::new(registry, &EnabledPlugins::default(), &BTreeMap::new()).encrypted(config))
     }
 
     /// Decrypts what is kept encrypted of a resource.
@@ -130,15 +130,14 @@ fn attributes_print(attributes: &Value) -> u64 {
 }
 
 impl Catalog {
-    /// Every plugin of `registry` that is in `enabled`, and of streams in `of_streams`; `None` enables all.
+    /// Every plugin of `registry` that is in `enabled`.
     pub(crate) fn new(
         registry: &Registry,
-        enabled: Option<&BTreeSet<String>>,
-        of_streams: Option<&BTreeSet<String>>,
+        enabled: &EnabledPlugins,
         attributes: &BTreeMap<String, Value>,
     ) -> Catalog {
         let mut plugins = BTreeMap::new();
-        let is_enabled = |name: &&str| enabled.is_none_or(|enabled| enabled.contains(*name));
+        let is_enabled = |name: &&str| enabled.http.as_ref().is_none_or(|http| http.contains(*name));
         for name in registry.apisix_names().filter(is_enabled) {
             let Some((index, factory)) = registry.apisix(name) else { continue };
             let attributes = Arc::new(attributes.get(name).cloned().unwrap_or(Value::Null));
@@ -166,7 +165,7 @@ impl Catalog {
         let apis =
             PublicApis::new(plugins.values().map(|entry: &Entry| (&*entry.factory, &entry.attributes)));
         let public_apis = Arc::new(apis);
-        let streams = streams::entries(registry, of_streams, attributes);
+        let streams = streams::entries(registry, enabled.streams.as_ref(), attributes);
         Catalog { plugins, public_apis, disabled, streams, keyring: None, private_keys: Arc::default() }
     }
 

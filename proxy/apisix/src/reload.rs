@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::admin::merge;
-use crate::config::Config;
+use crate::config::{Config, EnabledPlugins};
 use crate::store::Notify;
 
 /// Reads config.yaml; why that can't be.
@@ -52,8 +52,7 @@ impl Reloads {
         let mut fresh = (self.load)()?;
         let before = self.current();
         let mut next = (*before).clone();
-        next.plugins = fresh.plugins.take().or(next.plugins);
-        next.stream_plugins = fresh.stream_plugins.take().or(next.stream_plugins);
+        next.plugins = std::mem::take(&mut fresh.plugins).or(&before.plugins);
         // What is not written stays as it was: APISIX lays the file over what it has read before.
         for (plugin, mut attributes) in std::mem::take(&mut fresh.plugin_attr) {
             if let Value::Object(attributes) = &mut attributes {
@@ -75,17 +74,14 @@ impl Reloads {
     }
 }
 
-type Parts<'a> = (&'a Option<Vec<String>>, &'a Option<Vec<String>>, &'a BTreeMap<String, Value>);
-
-fn parts(config: &Config) -> Parts<'_> {
-    (&config.plugins, &config.stream_plugins, &config.plugin_attr)
+fn parts(config: &Config) -> (&EnabledPlugins, &BTreeMap<String, Value>) {
+    (&config.plugins, &config.plugin_attr)
 }
 
 impl Config {
     /// Takes the lists of plugins and their attributes of another one.
     pub(crate) fn take_plugins(&mut self, other: &Config) {
         self.plugins.clone_from(&other.plugins);
-        self.stream_plugins.clone_from(&other.stream_plugins);
         self.plugin_attr.clone_from(&other.plugin_attr);
     }
 }

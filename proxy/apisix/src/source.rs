@@ -191,8 +191,7 @@ fn of_etcd(
         trusted: config.ssl.trusted_file().map(Path::to_owned),
         may_wait: config.deployment.role == Role::DataPlane,
         writes: config.admin.is_some(),
-        plugins: config.plugins.as_ref().map(|names| names.iter().cloned().collect()),
-        stream_plugins: config.stream_plugins.as_ref().map(|names| names.iter().cloned().collect()),
+        plugins: config.plugins.clone(),
     };
     let fault = |error: ConfigError| {
         let error = error.in_key("deployment.etcd");

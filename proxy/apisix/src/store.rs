@@ -32,6 +32,7 @@ pub use self::kept::{Action, Committed, Kept, Write};
 pub use self::listing::{Listing, Resources};
 pub use self::memory::MemoryStore;
 pub use self::text::TextStore;
+use crate::config::EnabledPlugins;
 use crate::resource::{Id, Kind};
 
 /// What a resource is kept under.
@@ -71,9 +72,9 @@ enum Content {
 
 /// Takes in the changes of a store.
 pub trait Sink {
-    /// The plugins that are enabled from now on, before any change that depends on it; `None` for those of
-    /// config.yaml. A store that tells other plugins than before hands out all its resources again.
-    fn plugins(&mut self, names: Option<BTreeSet<String>>);
+    /// The plugins that are enabled from now on, of HTTP and of streams, before any change that depends on it; `None` for
+    /// those of config.yaml. A store that tells other plugins than before hands out all its resources again.
+    fn plugins(&mut self, listed: Option<EnabledPlugins>);
 
     /// One change.
     fn change(&mut self, change: Change);

@@ -10,10 +10,11 @@ use serde_json::Value;
 use sixfold_core::compile::CompileContext;
 use sixfold_core::connection::{Connection, TlsInfo};
 use sixfold_core::error::ConfigError;
+use sixfold_core::listener::ConnectionFilter;
 use sixfold_core::model::{Diff, Model};
 use sixfold_core::plugin::{
-    ApisixFactory, BroughtUpstream, BuildContext, Built, Credential, FilterFactory, Identities, LocalReply,
-    Plugin, Registry, Slot, Step,
+    ApisixFactory, BroughtUpstream, BuildContext, Built, BuiltInStreams, Credential, FilterFactory,
+    Identities, LocalReply, Plugin, Registry, Slot, Step,
 };
 use sixfold_core::stream::Stream;
 
@@ -42,6 +43,16 @@ fn build(config: Value, context: &BuildContext) -> Built {
     }
     BUILT.lock().push((context.resource.to_string(), config));
     Ok(Plugin::default())
+}
+
+/// Does nothing with a connection.
+#[derive(Debug)]
+struct Passes;
+
+impl ConnectionFilter for Passes {}
+
+fn build_in_streams(_: Value, _: &BuildContext) -> BuiltInStreams {
+    Ok(Arc::new(Passes))
 }
 
 #[derive(serde::Deserialize, Clone, Copy)]
@@ -115,7 +126,7 @@ pub(crate) fn registry() -> Registry {
         ApisixFactory::new("prometheus", 10, ANY, build).prefer_route(),
         ApisixFactory::new("refuse", 20, ANY, build_refusing),
         ApisixFactory::new("agree", 30, ANY, build).agreeing(agreement),
-        ApisixFactory::new("seal", 35, SEALED, build),
+        ApisixFactory::new("seal", 35, SEALED, build).in_streams(ANY, build_in_streams),
         ApisixFactory::new("bring", 40, ANY, build).bringing(brought),
         ApisixFactory::new("knock", 2500, ANY, build_knock).auth(KNOCK, "word", credential),
     ];

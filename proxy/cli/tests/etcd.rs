@@ -164,7 +164,7 @@ fn a_control_plane_writes_for_data_planes() {
     assert!(TcpStream::connect(("127.0.0.1", data.admin)).is_err(), "it has no Admin API");
     // The list of plugins is the control plane's.
     let told = etcd.get("/apisix/plugins").unwrap();
-    assert_eq!(told, r#"[{"name":"echo"},{"name":"mocking"},{"name":"ip-restriction","stream":true}]"#);
+    assert_eq!(told, r#"[{"name":"mocking"},{"name":"echo"},{"name":"ip-restriction","stream":true}]"#);
     let limited = r#"{"uri":"/two","plugins":{"fault-injection":{"abort":{"http_status":418}}}}"#;
     assert_eq!(put("2", limited), 400);
     etcd.put("/apisix/routes/2", limited);
@@ -174,6 +174,23 @@ fn a_control_plane_writes_for_data_planes() {
     etcd.put("/apisix/routes/3", &route("/three", "third"));
     server.until("a later route", || get(data.http, "/three").filter(|answer| answer.body == "third"));
     assert_eq!(get(data.http, "/one").unwrap().body, "first");
+}
+
+/// config.yaml says nothing of a part of the list that nobody has written yet: APISIX's gateways would run none of it.
+#[test]
+fn what_config_yaml_does_not_list_is_what_apisix_has_by_default() {
+    for (listed, part, other) in [
+        ("plugins: [echo]\n", r#"{"name":"echo"}"#, r#"{"name":"limit-conn","stream":true}"#),
+        ("stream_plugins: [syslog]\n", r#"{"name":"syslog","stream":true}"#, r#"{"name":"key-auth"}"#),
+    ] {
+        let (etcd, directory, ports) = (Etcd::start(), Directory::new(), Ports::free());
+        directory.write("config.yaml", &format!("{listed}{}", config(ports, "control_plane", &etcd)));
+        let mut writer = start(&directory);
+        writer.until("the Admin API", || TcpStream::connect(("127.0.0.1", ports.admin)).ok());
+        let told = etcd.get("/apisix/plugins").unwrap();
+        assert!(told.contains(part) && told.contains(other), "{told}");
+        assert_eq!(told.matches("stream").count() > 1, listed.starts_with("plugins"), "{told}");
+    }
 }
 
 /// What was read was not kept while another process had the file; both serve.

@@ -8,7 +8,7 @@ mod support;
 use asked::{conforms, key, told};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::json;
-use sixfold_apisix::config::{Config, EnvVars};
+use sixfold_apisix::config::{Config, EnabledPlugins, EnvVars};
 use sixfold_apisix::resource::Kind;
 use sixfold_apisix::store::{
     Action, Change, EtcdOptions, EtcdStore, Key, Sink, Store, StoreError, StoreExt, Write,
@@ -42,8 +42,7 @@ fn open_with(
         trusted: None,
         may_wait: false,
         writes: true,
-        plugins: None,
-        stream_plugins: None,
+        plugins: EnabledPlugins::default(),
     };
     change(&mut options);
     let path = Path::new(&directory.path("etcd.redb")).to_owned();

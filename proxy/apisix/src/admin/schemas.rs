@@ -6,6 +6,7 @@ use sixfold_core::plugin::{ApisixFactory, Kind as PluginKind};
 
 use super::PREFIX;
 use super::message::{AdminReply, AdminRequest};
+use crate::config::PluginNames;
 use crate::plugin;
 use crate::resource::Kind;
 use crate::schema;
@@ -169,7 +170,7 @@ fn by_rank<'a>(factories: impl Iterator<Item = &'a ApisixFactory>) -> Vec<&'a st
 /// does not have. With `here=true` those that are part of this gateway, with `here=false` the others; this is ours.
 pub(super) fn plugins_list(
     checker: &Checker,
-    enabled: Option<&[String]>,
+    enabled: Option<&PluginNames>,
     request: &AdminRequest,
 ) -> Result<AdminReply, AdminReply> {
     match request.parameter("subsystem").unwrap_or("http") {

@@ -22,8 +22,8 @@ use crate::encryption::Keyring;
 
 use self::values::{network, nginx_time, port, seconds, shown, size};
 use super::{
-    AccessLog, AccessLogEscape, Config, DataEncryption, EnvVars, HttpConfig, RealIp, Role, RouterKind,
-    SslConfig, UpstreamKeepalive, Written,
+    AccessLog, AccessLogEscape, Config, DataEncryption, EnabledPlugins, EnvVars, HttpConfig, PluginNames,
+    RealIp, Role, RouterKind, SslConfig, UpstreamKeepalive, Written,
 };
 
 /// Reads every key that has a meaning. Every value that can't be read is an error, and a default stands for it; keys that
@@ -233,8 +233,10 @@ impl Reader<'_> {
             worker_shutdown_timeout: self.duration(&nginx.key("worker_shutdown_timeout")),
             body_limits: self.body_limits(&apisix, &root.key("graphql")),
             http: self.http(&nginx.key("http")),
-            plugins: self.texts(&root.key("plugins")),
-            stream_plugins: self.texts(&root.key("stream_plugins")),
+            plugins: EnabledPlugins {
+                http: self.texts(&root.key("plugins")).map(PluginNames::from_iter),
+                streams: self.texts(&root.key("stream_plugins")).map(PluginNames::from_iter),
+            },
             metrics: self.prometheus(&root.key("plugin_attr").key("prometheus")),
             plugin_attr: self.plugin_attr(&root.key("plugin_attr")),
             data_encryption: self.data_encryption(&apisix.key("data_encryption")),

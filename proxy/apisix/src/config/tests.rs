@@ -43,7 +43,10 @@ fn defaults_are_apisixs() {
     assert_eq!(config.real_ip.from, ["127.0.0.1/32".parse().unwrap()]);
     assert_eq!(config.status.unwrap().to_string(), "127.0.0.1:7085");
     assert!(config.enable_http2 && config.enable_server_tokens && config.http.access_log.is_some());
-    assert_eq!((config.plugins, config.worker_processes, config.trusted_addresses), (None, None, None));
+    assert_eq!(
+        (config.plugins, config.worker_processes, config.trusted_addresses),
+        (EnabledPlugins::default(), None, None)
+    );
     assert!(config.reports.is_empty());
 }
 
@@ -225,7 +228,7 @@ stream_plugins: [ip-restriction]
         shown(&config.stream_proxy.udp),
         ["apisix.stream_proxy.udp[0] 0.0.0.0:9200", "apisix.stream_proxy.udp[1] 127.0.0.1:9201"]
     );
-    assert_eq!(config.stream_plugins.as_deref(), Some(&["ip-restriction".to_owned()][..]));
+    assert_eq!(config.plugins.streams, Some(PluginNames::from_iter(["ip-restriction"])));
     assert!(!config.http_listeners.is_empty() && config.proxy_mode.has_streams());
     // Of a mode without HTTP nothing listens for it; a mode without streams does not look at theirs.
     let config = parse("apisix: {proxy_mode: stream, stream_proxy: {udp: [53]}}");

@@ -1,5 +1,8 @@
 //! The HTTP plugins of APISIX 3.18 (apisix/plugins), so that a name of one that is not here is told from a typo.
 
+use super::streams;
+use crate::config::{EnabledPlugins, PluginNames};
+
 /// Those that run first in front.
 pub(super) const APISIX: &[&str] = &[
     "real-ip",
@@ -143,10 +146,18 @@ const OFF: &[&str] = &[
 
 /// APISIX's plugins that are enabled, by a list of config.yaml or without one, whether they are part of this gateway or not.
 /// Those that run first stand in front.
-pub(crate) fn in_order(enabled: Option<&[String]>) -> Vec<&'static str> {
+pub(crate) fn in_order(enabled: Option<&PluginNames>) -> Vec<&'static str> {
     let is_enabled = |name: &str| match enabled {
-        Some(list) => list.iter().any(|listed| listed == name),
+        Some(list) => list.contains(name),
         None => !OFF.contains(&name),
     };
     APISIX.iter().copied().filter(|name| is_enabled(name)).collect()
+}
+
+/// Those that APISIX enables where config.yaml lists none.
+pub(crate) fn defaults() -> EnabledPlugins {
+    EnabledPlugins {
+        http: Some(in_order(None).into_iter().collect()),
+        streams: Some(streams::by_default().collect()),
+    }
 }

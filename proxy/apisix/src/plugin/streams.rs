@@ -1,6 +1,6 @@
 //! Plugins of stream routes: those that have a part in streams, checked and built for what they do there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use serde_json::Value;
@@ -9,7 +9,7 @@ use sixfold_core::listener::ConnectionFilter;
 use sixfold_core::plugin::{ApisixFactory, BuildContext, Registry};
 
 use super::{Catalog, Entry, Meta, PluginConfig, attributes_print, below, names, table};
-use crate::config::EnvVars;
+use crate::config::{EnvVars, PluginNames};
 use crate::encryption::EncryptFields;
 use crate::resource::Plugins;
 use crate::schema::{Schema, Violation};
@@ -20,13 +20,18 @@ use xxhash_rust::xxh64::xxh64;
 const APISIX: [&str; 6] =
     ["ip-restriction", "limit-conn", "mqtt-proxy", "prometheus", "syslog", "traffic-split"];
 
+/// Those that run where config.yaml lists none.
+pub(super) fn by_default() -> impl Iterator<Item = &'static str> {
+    APISIX.into_iter().filter(|name| *name != "prometheus")
+}
+
 /// The plugins that stream routes may use, by name.
 pub(super) type Entries = BTreeMap<&'static str, Entry>;
 
 /// Every plugin of `registry` that has a part in streams and is in `enabled`; `None` enables all.
 pub(super) fn entries(
     registry: &Registry,
-    enabled: Option<&BTreeSet<String>>,
+    enabled: Option<&PluginNames>,
     attributes: &BTreeMap<String, Value>,
 ) -> Entries {
     let is_enabled = |name: &&str| enabled.is_none_or(|enabled| enabled.contains(*name));

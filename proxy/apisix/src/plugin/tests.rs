@@ -9,10 +9,10 @@ use super::*;
 use crate::testing;
 
 fn catalog(enabled: Option<&[&str]>) -> Catalog {
-    let enabled: Option<BTreeSet<String>> =
-        enabled.map(|names| names.iter().map(|n| (*n).to_owned()).collect());
+    let http = enabled.map(|names| names.iter().map(|n| (*n).to_owned()).collect());
+    let enabled = EnabledPlugins { http, streams: None };
     let attributes = BTreeMap::from([("marker".to_owned(), json!({"a": 1}))]);
-    Catalog::new(&testing::registry(), enabled.as_ref(), None, &attributes)
+    Catalog::new(&testing::registry(), &enabled, &attributes)
 }
 
 fn check(plugins: Value) -> Result<Vec<PluginConfig>, Vec<String>> {

@@ -12,7 +12,7 @@ use sixfold_core::error::ConfigError;
 
 use super::record::{Builder, Fresh, Record};
 use super::state::{Fault, Held, Refused, State};
-use crate::config::walk;
+use crate::config::{EnabledPlugins, walk};
 use crate::item::{Reader, Reference, Refusal};
 use crate::plugin::Catalog;
 use crate::resource::{Id, Kind};
@@ -24,7 +24,7 @@ pub(super) struct Batch<'a> {
     pub(super) builder: Builder<'a>,
     pub(super) catalog: Arc<Catalog>,
     /// The list of plugins that the store has told, if it has one.
-    pub(super) listed: Option<BTreeSet<String>>,
+    pub(super) listed: Option<EnabledPlugins>,
     pub(super) pending: BTreeMap<Key, Pending>,
     /// Of these keys what was refused before no longer counts.
     pub(super) answered: BTreeSet<Key>,
@@ -356,9 +356,9 @@ impl Dangling {
 }
 
 impl Sink for Batch<'_> {
-    fn plugins(&mut self, names: Option<BTreeSet<String>>) {
-        self.catalog = self.builder.catalog(names.as_ref());
-        self.listed = names;
+    fn plugins(&mut self, listed: Option<EnabledPlugins>) {
+        self.catalog = self.builder.catalog(listed.as_ref());
+        self.listed = listed;
     }
 
     fn change(&mut self, change: Change) {

@@ -17,6 +17,7 @@ use super::l4::StreamRoutes;
 use super::record::{Built, BuiltCluster, Fresh, Record};
 use super::roll::Roll;
 use super::state::{Fault, Global, Held, Refused, State};
+use crate::config::EnabledPlugins;
 use crate::listener::{self, Listening};
 use crate::plugin::{Catalog, ChainCache, GlobalPlugins, PluginSet, merge};
 use crate::resource::{Id, Kind};
@@ -31,7 +32,7 @@ pub(super) struct Candidate {
     answered: BTreeSet<Key>,
     pub(super) refused: BTreeMap<Key, Refused>,
     catalog: Arc<Catalog>,
-    listed: Option<BTreeSet<String>>,
+    listed: Option<EnabledPlugins>,
     routes: Routes,
     stream_routes: StreamRoutes,
     table: Option<ApisixRoutes>,

@@ -1,6 +1,5 @@
 //! What is kept of a resource that was read: what others need of it, compiled, and no more.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -12,7 +11,7 @@ use xxhash_rust::xxh64::xxh64;
 use sixfold_core::plugin::Prepared;
 
 use super::SourceContext;
-use crate::config::Config;
+use crate::config::{Config, EnabledPlugins};
 use crate::item::{Body, Parsed, Reference, fault};
 use crate::plugin::{Agreement, Catalog, CredentialConfig, PluginConfig, PluginSet, StreamPlugins};
 use crate::resource::{Id, Kind, Labels, Service, Ssl, SslType, Upstream};
@@ -386,17 +385,19 @@ impl Builder<'_> {
     }
 
     /// The plugins that resources may use, when the source lists these. Names that nobody knows are logged, as APISIX does it.
-    pub(super) fn catalog(&self, listed: Option<&BTreeSet<String>>) -> Arc<Catalog> {
-        let of_config: Option<BTreeSet<String>> =
-            self.config.plugins.as_ref().map(|names| names.iter().cloned().collect());
-        let enabled = listed.or(of_config.as_ref());
+    pub(super) fn catalog(&self, listed: Option<&EnabledPlugins>) -> Arc<Catalog> {
+        let enabled = listed.unwrap_or(&self.config.plugins);
         let registry = &self.context.compile.plugins;
-        for name in enabled.into_iter().flatten().filter(|name| registry.apisix(name).is_none()) {
+        let is_missing = |name: &&String| registry.apisix(name).is_none();
+        for name in enabled.http.iter().flatten().filter(is_missing) {
             tracing::warn!(plugin = name, "enabled, but not part of this gateway");
         }
-        let of_streams: Option<BTreeSet<String>> =
-            self.config.stream_plugins.as_ref().map(|names| names.iter().cloned().collect());
-        let catalog = Catalog::new(registry, enabled, of_streams.as_ref(), &self.config.plugin_attr);
+        let runs_on_streams =
+            |name: &str| registry.apisix(name).is_some_and(|(_, factory)| factory.streams.is_some());
+        for name in enabled.streams.iter().flatten().filter(|name| !runs_on_streams(name)) {
+            tracing::warn!(plugin = name, "enabled for streams, but not part of this gateway");
+        }
+        let catalog = Catalog::new(registry, enabled, &self.config.plugin_attr);
         Arc::new(catalog.encrypted(self.config))
     }
 }

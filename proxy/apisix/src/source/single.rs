@@ -1,6 +1,5 @@
 //! Looks at single resources before they are kept.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -29,11 +28,7 @@ pub(crate) struct Checker {
 impl Checker {
     /// By the settings of `config`, with the plugins that it enables.
     pub(crate) fn new(config: Config, registry: Registry, environment: EnvVars) -> Checker {
-        let enabled: Option<BTreeSet<String>> =
-            config.plugins.as_ref().map(|names| names.iter().cloned().collect());
-        let streams: Option<BTreeSet<String>> =
-            config.stream_plugins.as_ref().map(|names| names.iter().cloned().collect());
-        let catalog = Catalog::new(&registry, enabled.as_ref(), streams.as_ref(), &config.plugin_attr);
+        let catalog = Catalog::new(&registry, &config.plugins, &config.plugin_attr);
         let catalog = Arc::new(catalog.encrypted(&config));
         Checker { config, context: SourceContext::detached(registry, environment), catalog }
     }

@@ -1,6 +1,6 @@
 //! The resources in force: by kind and id, and which hang on which.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sixfold_core::error::ConfigError;
@@ -14,6 +14,7 @@ use super::l4::Linked;
 use super::record::Record;
 use super::roll::Roll;
 use crate::client_certificate::VerifiedNames;
+use crate::config::EnabledPlugins;
 use crate::listener::Listening;
 use crate::plugin::{Catalog, GlobalPlugins, PluginSet};
 use crate::resource::{Id, Kind};
@@ -35,7 +36,7 @@ pub(super) struct State {
     pub(super) listening: Option<Listening>,
     pub(super) catalog: Option<Arc<Catalog>>,
     /// The list of plugins that the store has told, if it has one.
-    pub(super) listed: Option<BTreeSet<String>>,
+    pub(super) listed: Option<EnabledPlugins>,
 }
 
 /// Resources and what hangs on them.

@@ -12,6 +12,7 @@ use sixfold_core::cluster::ClusterPolicy;
 use sixfold_core::route::{Action, ClusterChoice, Forward, ForwardOptions, PassHost};
 
 use super::*;
+use crate::config::PluginNames;
 use crate::store::Resources;
 use crate::testing::{self, TextSource};
 
@@ -376,7 +377,7 @@ fn lists_of_plugins_that_are_read_again_are_in_force() {
     reloads.reload().unwrap();
     let current = reloads.current();
     assert_eq!(current.plugin_attr["marker"], serde_json::json!({"x": 1, "y": 2}));
-    assert_eq!(current.plugins.as_deref(), Some(&["marker".to_owned(), "other".to_owned()][..]));
+    assert_eq!(current.plugins.http, Some(PluginNames::from_iter(["marker", "other"])));
     // The file's own list stays the one that counts.
     let own = format!("{text}plugins:\n  - name: marker\n");
     assert_eq!(source.update(resources(&own)).unwrap().refused.len(), 1);

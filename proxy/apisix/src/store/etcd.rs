@@ -9,7 +9,6 @@ mod link;
 mod messages;
 mod mirror;
 
-use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -31,7 +30,7 @@ use self::messages::{
 use self::mirror::{Mirror, Snapshot, kept, unsigned};
 use super::last_good::{Batch, Found, LastGood};
 use super::{Action, Change, Committed, Document, Kept, Key, Notify, Sink, Store, StoreError, Watch, Write};
-use crate::config::EtcdConfig;
+use crate::config::{EnabledPlugins, EtcdConfig};
 use crate::resource::Kind;
 
 /// How long a start waits for etcd where there is something to serve without it.
@@ -57,10 +56,8 @@ pub struct EtcdOptions {
     pub may_wait: bool,
     /// Whether it makes APISIX's directories and tells its list of plugins, rather than following the one that is kept there.
     pub writes: bool,
-    /// The plugins that config.yaml lists, if it does.
-    pub plugins: Option<BTreeSet<String>>,
-    /// Those of streams, if config.yaml lists them; else those in the list stay.
-    pub stream_plugins: Option<BTreeSet<String>>,
+    /// The plugins that config.yaml lists, if it does; else those in the list stay.
+    pub plugins: EnabledPlugins,
 }
 
 /// Resources in an etcd.
@@ -77,8 +74,7 @@ struct Shared {
     watch_timeout: Duration,
     resync_delay: Duration,
     writes: bool,
-    plugins: Option<BTreeSet<String>>,
-    stream_plugins: Option<BTreeSet<String>>,
+    plugins: EnabledPlugins,
     mirror: Mutex<Mirror>,
     last_good: Option<LastGood>,
     /// The revision up to which everything is known, while changes are followed.
@@ -99,7 +95,7 @@ impl EtcdStore {
         path: &Path,
         callout: &Arc<dyn Callout>,
     ) -> Result<EtcdStore, ConfigError> {
-        let EtcdOptions { etcd, trusted, may_wait, writes, plugins, stream_plugins } = options;
+        let EtcdOptions { etcd, trusted, may_wait, writes, plugins } = options;
         let link = Link::new(&etcd, trusted.as_deref(), callout)?;
         let kept = LastGood::open(path, &etcd.prefix).map_err(|reason| {
             tracing::warn!(reason, "what is read of etcd is not kept for the next start");
@@ -120,7 +116,6 @@ impl EtcdStore {
             resync_delay: etcd.resync_delay,
             writes,
             plugins,
-            stream_plugins,
             mirror: Mutex::new(mirror),
             last_good,
             reached: watch::Sender::new(None),

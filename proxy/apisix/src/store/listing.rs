@@ -1,6 +1,6 @@
 //! What a file holds, and how it differs from what it held before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use sixfold_core::document::{self, Format, Node};
 use sixfold_core::error::{ConfigError, Place};
@@ -8,7 +8,7 @@ use sixfold_core::fast_hash::FastMap;
 use xxhash_rust::xxh64::xxh64;
 
 use super::{Change, Document, Kept, Key, Sink};
-use crate::config::{EnvVars, Places, Replaced, UNSET, holds_unset, is_of_unset};
+use crate::config::{EnabledPlugins, EnvVars, Places, Replaced, UNSET, holds_unset, is_of_unset};
 use crate::file::{self, Fingerprint, Item, Section, Whole};
 use crate::resource::{Id, Kind};
 use crate::schema;
@@ -33,7 +33,7 @@ pub struct Listing {
     entries: FastMap<Key, Entry>,
     /// What was written in texts about who they are.
     identities: FastMap<(Section, Fingerprint), Identity>,
-    plugins: Option<BTreeSet<String>>,
+    plugins: Option<EnabledPlugins>,
     read: bool,
     /// Of the text that was read last.
     places: Places,
@@ -232,7 +232,7 @@ impl Listing {
     fn update(
         &mut self,
         items: &[Item<'_>],
-        plugins: Option<BTreeSet<String>>,
+        plugins: Option<EnabledPlugins>,
         document: fn(Node) -> Document,
         sink: &mut dyn Sink,
     ) -> Result<Vec<ConfigError>, Fault> {
@@ -468,7 +468,7 @@ pub(super) fn values_of(kind: Kind, resources: Resources<'_>, environment: &EnvV
     #[derive(Default)]
     struct Gathered(Vec<Change>);
     impl Sink for Gathered {
-        fn plugins(&mut self, _: Option<BTreeSet<String>>) {}
+        fn plugins(&mut self, _: Option<EnabledPlugins>) {}
 
         fn change(&mut self, change: Change) {
             self.0.push(change);
@@ -492,7 +492,7 @@ pub(super) fn values_of(kind: Kind, resources: Resources<'_>, environment: &EnvV
 }
 
 /// The plugins of a list, if there is one.
-type Listed = Option<BTreeSet<String>>;
+type Listed = Option<EnabledPlugins>;
 
 /// The text with its variables replaced, which in JSON are replaced in its values.
 fn replaced<'a>(resources: Resources<'a>, environment: &EnvVars) -> Replaced<'a> {
@@ -514,25 +514,29 @@ fn listed_plugins(items: &[Item<'_>]) -> Result<(Listed, Vec<ConfigError>), Faul
     if listed.peek().is_none() {
         return Ok((None, Vec::new()));
     }
-    let (mut names, mut faults) = (BTreeSet::new(), Vec::new());
+    let (mut enabled, mut faults) = (EnabledPlugins::none(), Vec::new());
     for item in listed {
         let node = item.parse().ok_or(Fault::NotAnItem)?;
-        match http_plugin(&node, item) {
-            Ok(name) => names.extend(name),
+        match listed_plugin(&node, item, &mut enabled) {
+            Ok(()) => {}
             Err(fault) => faults.push(fault),
         }
     }
-    let is_known = faults.is_empty() && !names.iter().any(|name| name.contains(UNSET));
-    Ok((is_known.then_some(names), faults))
+    let mut names = enabled.http.iter().chain(&enabled.streams).flatten();
+    let is_known = faults.is_empty() && !names.any(|name| name.contains(UNSET));
+    Ok((is_known.then_some(enabled), faults))
 }
 
-/// The name of an entry of the file's list of plugins, unless it is one for streams.
-fn http_plugin(node: &Node, item: &Item<'_>) -> Result<Option<String>, ConfigError> {
+/// Enables what an entry of the file's list of plugins names.
+fn listed_plugin(node: &Node, item: &Item<'_>, enabled: &mut EnabledPlugins) -> Result<(), ConfigError> {
     let mut value = serde_json::Value::Array(vec![node.to_json()]);
     schema::plugins_list().validate(&mut value).map_err(|violation| {
         let place = Place::new(item.line, node.place.column);
         ConfigError::new(violation.message).in_index(item.index - 1).in_key("plugins").at(place)
     })?;
     let is_stream = node.get("stream").is_some_and(|stream| stream.value == document::Value::Bool(true));
-    Ok(node.get("name").and_then(Node::as_str).filter(|_| !is_stream).map(str::to_owned))
+    if let Some(name) = node.get("name").and_then(Node::as_str) {
+        enabled.add(name, is_stream);
+    }
+    Ok(())
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use super::*;
-use crate::config::EnvVars;
+use crate::config::{EnvVars, PluginNames};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -44,7 +44,7 @@ impl Drop for Directory {
 struct Taken(BTreeMap<String, Option<u64>>);
 
 impl Sink for Taken {
-    fn plugins(&mut self, _: Option<BTreeSet<String>>) {}
+    fn plugins(&mut self, _: Option<EnabledPlugins>) {}
 
     fn change(&mut self, change: Change) {
         self.0.insert(change.key.to_string(), change.value.map(|_| change.order));
@@ -183,14 +183,14 @@ fn a_store_in_memory_tells_each_key_once() {
 }
 
 /// All that is told of a file that is looked through, and the resources that were read; plugins, where the file lists them.
-type LookedThrough = (Vec<String>, Vec<String>, Option<BTreeSet<String>>);
+type LookedThrough = (Vec<String>, Vec<String>, Option<EnabledPlugins>);
 
 fn looked_through(text: &str, format: Format) -> LookedThrough {
     #[derive(Default)]
-    struct Read(Vec<String>, Option<BTreeSet<String>>);
+    struct Read(Vec<String>, Option<EnabledPlugins>);
     impl Sink for Read {
-        fn plugins(&mut self, names: Option<BTreeSet<String>>) {
-            self.1 = names;
+        fn plugins(&mut self, listed: Option<EnabledPlugins>) {
+            self.1 = listed;
         }
 
         fn change(&mut self, change: Change) {
@@ -221,8 +221,11 @@ fn a_list_of_plugins_with_a_fault_enables_nothing_by_itself() {
     let unset = format!("plugins: [{{name: '${{{{A}}}}'}}]\n{routes}");
     let (told, _, plugins) = looked_through(&unset, Format::Yaml);
     assert_eq!((told.len(), plugins), (1, None), "{told:?}");
-    let (told, _, plugins) = looked_through(&format!("plugins: [{{name: cors}}]\n{routes}"), Format::Yaml);
-    assert_eq!((told.len(), plugins), (0, Some(BTreeSet::from(["cors".to_owned()]))), "{told:?}");
+    let list = "plugins: [{name: cors}, {name: limit-conn, stream: true}]\n";
+    let (told, _, plugins) = looked_through(&format!("{list}{routes}"), Format::Yaml);
+    let named = |name: &str| Some(PluginNames::from_iter([name]));
+    let listed = EnabledPlugins { http: named("cors"), streams: named("limit-conn") };
+    assert_eq!((told.len(), plugins), (0, Some(listed)), "{told:?}");
 }
 
 /// What stands for the variables was shown, with faults that it had: of one id, of unknown keys, of another type.

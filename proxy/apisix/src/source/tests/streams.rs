@@ -107,3 +107,21 @@ fn a_wrong_stream_route_keeps_its_last_good_value() {
     let diff = self::update(&mut source, STREAMS);
     assert!(diff.l4.is_none() && source.stream_route("a").is_none());
 }
+
+/// A list said nothing of them: whoever follows one ran all of them.
+#[test]
+fn a_list_of_plugins_is_about_those_of_streams_too() {
+    let text = |list: &str| {
+        format!(
+            "{list}stream_routes: [{{id: a, plugins: {{seal: {{}}}}, upstream: {{nodes: {{'127.0.0.1:1': 1}}}}}}]\n#END\n"
+        )
+    };
+    let told = |list: &str| {
+        let changed = testing::source(CONFIG).change(resources(&text(list)));
+        changed.err().map(|errors| errors[0].to_string())
+    };
+    assert_eq!(told(""), None);
+    assert_eq!(told("plugins: [{name: seal, stream: true}]\n"), None);
+    let refused = told("plugins: [{name: seal}]\n").unwrap();
+    assert!(refused.contains("stream route \"a\": plugins.seal: unknown plugin [seal]"), "{refused}");
+}

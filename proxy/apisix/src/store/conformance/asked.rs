@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use super::{Action, Change, Key, Kind, Sink, Store, StoreError, StoreExt, Write};
+use super::{Action, Change, EnabledPlugins, Key, Kind, Sink, Store, StoreError, StoreExt, Write};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Told(BTreeMap<String, Option<(String, u64)>>);
 
 impl Sink for Told {
-    fn plugins(&mut self, _: Option<BTreeSet<String>>) {}
+    fn plugins(&mut self, _: Option<EnabledPlugins>) {}
 
     fn change(&mut self, change: Change) {
         let value = change.value.map(|value| value.read().unwrap().to_json().to_string());

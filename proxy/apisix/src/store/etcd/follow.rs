@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
-use serde_json::{Value, json};
 use sixfold_core::plugin::grpc::{Call, Status};
 
 use super::Shared;
@@ -14,6 +13,7 @@ use super::messages::{
     TxnResponse, WatchAsk, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
 };
 use super::mirror::{PLUGINS, Snapshot, Taken, unsigned};
+use crate::plugin;
 use crate::store::last_good::Batch;
 
 /// Values that are read at once: all of them need not fit one message.
@@ -174,16 +174,20 @@ async fn make_directories(shared: &Shared, snapshot: &Snapshot) {
 }
 
 /// Tells the plugins that config.yaml lists to gateways without one: APISIX keeps the list of whoever has an Admin API. It is
-/// whole: a gateway of APISIX runs no plugin of streams that is not in it.
+/// whole: a gateway of APISIX runs nothing that is not in it. What config.yaml does not list stays as it is there, or is what
+/// APISIX has by default.
 async fn tell_plugins(shared: &Shared, snapshot: &Snapshot) {
-    let Some(plugins) = &shared.plugins else { return };
-    let of_streams = shared.stream_plugins.as_ref().unwrap_or(&snapshot.stream_plugins);
-    if snapshot.plugins.as_ref() == Some(plugins) && snapshot.stream_plugins == *of_streams {
+    if !shared.plugins.says_something() {
         return;
     }
-    let of_http = plugins.iter().map(|name| json!({ "name": name }));
-    let of_streams = of_streams.iter().map(|name| json!({ "name": name, "stream": true }));
-    let value = Value::Array(of_http.chain(of_streams).collect()).to_string().into();
+    let plugins = match &snapshot.plugins {
+        Some(there) => shared.plugins.clone().or(there),
+        None => shared.plugins.clone().or(&plugin::defaults()),
+    };
+    if snapshot.plugins.as_ref() == Some(&plugins) {
+        return;
+    }
+    let value = plugins.list().into();
     let key = format!("{}/{PLUGINS}", shared.prefix).into_bytes();
     let question = PutRequest { key, value, ..PutRequest::default() };
     let asked: Result<PutResponse, Status> =

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::messages::{Event, KeyValue};
+use crate::config::EnabledPlugins;
 use crate::resource::Kind;
 use crate::store::last_good::Batch;
 use crate::store::{Kept, Key, Notify};
@@ -10,8 +11,8 @@ use crate::store::{Kept, Key, Notify};
 /// Below the prefix, a list of plugins in JSON.
 pub(super) const PLUGINS: &str = "plugins";
 
-/// The plugins that a list names; `None` where there is no list.
-pub(super) type Listed = Option<BTreeSet<String>>;
+/// The plugins that a list enables; `None` where there is no list.
+pub(super) type Listed = Option<EnabledPlugins>;
 
 /// The values as far as they are known.
 #[derive(Default)]
@@ -42,8 +43,6 @@ pub(super) struct Snapshot {
     pub(super) revision: u64,
     pub(super) values: BTreeMap<Key, Kept>,
     pub(super) plugins: Listed,
-    /// Those of streams in the same list.
-    pub(super) stream_plugins: BTreeSet<String>,
     /// What directories there are, as APISIX makes them.
     pub(super) directories: BTreeSet<String>,
 }
@@ -61,8 +60,7 @@ impl Snapshot {
         if let Some(directory) = path.strip_suffix('/') {
             self.directories.insert(directory.to_owned());
         } else if path == PLUGINS {
-            self.plugins = plugins(&kv.value, false);
-            self.stream_plugins = plugins(&kv.value, true).unwrap_or_default();
+            self.plugins = EnabledPlugins::of_list(&kv.value);
         } else if let Some(key) = Key::of_path(path) {
             self.values.insert(key, kept(kv));
         }
@@ -128,7 +126,7 @@ impl Mirror {
             }
             let (Some(path), is_put) = (path_of(&kv.key), kind == 0) else { continue };
             if path == PLUGINS && self.follows_plugins {
-                let told = is_put.then(|| plugins(&kv.value, false)).flatten();
+                let told = is_put.then(|| EnabledPlugins::of_list(&kv.value)).flatten();
                 taken.everything |= told != self.plugins;
             }
             let Some(key) = Key::of_path(&path) else { continue };
@@ -177,19 +175,11 @@ pub(super) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
 }
 
-/// The plugins of HTTP, or those of streams, in a list such as `[{"name": "cors"}, {"name": "mqtt-proxy", "stream": true}]`;
-/// `None` for what is no such list.
-fn plugins(value: &[u8], of_streams: bool) -> Option<BTreeSet<String>> {
-    let listed: Vec<serde_json::Value> = serde_json::from_slice(value).ok()?;
-    let is_of_streams = |one: &serde_json::Value| one.get("stream") == Some(&serde_json::Value::Bool(true));
-    let wanted = listed.iter().filter(|one| is_of_streams(one) == of_streams);
-    Some(wanted.filter_map(|one| one.get("name")?.as_str().map(str::to_owned)).collect())
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::config::PluginNames;
 
     fn kv(key: &str, created: i64, modified: i64) -> KeyValue {
         let (key, value) = (key.to_owned().into(), "{}".into());
@@ -267,10 +257,17 @@ mod tests {
         mirror.begin_with(with_plugins(r#"[{"name":"cors"},{"name":"mqtt-proxy","stream":true}]"#));
         let (pending, plugins) = mirror.pending();
         assert_eq!(mirror.kinds().len(), 1);
-        assert_eq!((pending.len(), plugins), (1, Some(Some(BTreeSet::from(["cors".to_owned()])))));
+        let enabled = |http: &str, streams: &[&str]| EnabledPlugins {
+            http: Some(PluginNames::from_iter([http])),
+            streams: Some(streams.iter().copied().collect()),
+        };
+        assert_eq!((pending.len(), plugins), (1, Some(Some(enabled("cors", &["mqtt-proxy"])))));
         let value = || KeyValue { value: r#"[{"name":"echo"}]"#.into(), ..kv("plugins", 3, 6) };
         assert!(mirror.events(vec![Event { kind: 0, kv: Some(value()) }], path_of).everything);
         mirror.replace(with_plugins(r#"[{"name":"echo"}]"#));
-        assert_eq!(mirror.pending().1, Some(Some(BTreeSet::from(["echo".to_owned()]))));
+        assert_eq!(mirror.pending().1, Some(Some(enabled("echo", &[]))));
+        // Those of streams count as much.
+        mirror.replace(with_plugins(r#"[{"name":"echo"},{"name":"syslog","stream":true}]"#));
+        assert_eq!(mirror.pending().1, Some(Some(enabled("echo", &["syslog"]))));
     }
 }
