@@ -5,7 +5,7 @@
 
 use crate::cluster::{Assignment, Cluster, Clusters};
 use crate::listener::{L4Change, Listener};
-use crate::plugin::{ConsumersChange, MetadataChange};
+use crate::plugin::{Consumer, ConsumersChange, MetadataChange};
 use crate::router::{RouteTable, RouteTables, TableKey};
 use crate::tls::ContextChange;
 use parking_lot::Mutex;
@@ -244,7 +244,10 @@ impl Model {
             listeners.settled().await;
         }
         self.swap_clusters(gone);
-        drop(replaced);
+        if replaced.is_some() {
+            drop(replaced);
+            Consumer::sweep_chains();
+        }
         // A thousand clusters that warm up come one by one: each is not worth looking at all names there are.
         if may_free_names {
             self.sweep();
@@ -326,6 +329,10 @@ impl Model {
         if may_free_names || is_turn {
             self.clusters.sweep();
         }
+        if is_turn {
+            // A request may have held its route and its consumer for longer than anybody else.
+            Consumer::sweep_chains();
+        }
     }
 
     /// Answers how many parts were dropped, and how many are left.
@@ -335,8 +342,13 @@ impl Model {
             let dropped: Vec<_> = state.retired.extract_if(.., |p| Arc::strong_count(p) == 1).collect();
             (dropped, state.retired.len())
         };
+        let count = dropped.len();
         // Pages that show the model do not wait for this. Listeners let go of their tables, and those of clusters.
-        (dropped.len(), left)
+        drop(dropped);
+        if count > 0 {
+            Consumer::sweep_chains();
+        }
+        (count, left)
     }
 }
 
@@ -346,6 +358,7 @@ mod tests {
     use super::*;
     use crate::cluster::{Address, Choice, ClusterConfig, Criteria, HostConfig};
     use crate::metrics::Registry;
+    use crate::plugin::{ChainBuilder, kept_chains};
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
 
@@ -405,6 +418,34 @@ mod tests {
         assert_eq!((cluster.hosts.load().total(), cluster.stats.membership_total().get()), (2, 2));
         let errors = apply(&model, Diff { endpoints: endpoints("other"), ..Diff::default() }, &mut nowhere);
         assert_eq!(errors[0].to_string(), "endpoints \"other\": there is no cluster of this name");
+    }
+
+    /// They were swept when a change was compiled: whoever looked before it was in force found everything still there, and
+    /// kept it until the next change.
+    #[test]
+    fn chains_of_consumers_go_with_what_a_change_has_replaced() {
+        let model = Model::default();
+        let consumer = || Arc::new(Consumer::new("jack".into(), None, Vec::new()));
+        let chain = || Arc::new(ChainBuilder::new().build());
+        let (old, of_route, other) = (consumer(), chain(), (consumer(), chain()));
+        let look = || {
+            other.0.chain(&other.1);
+            kept_chains()
+        };
+        old.chain(&of_route);
+        assert_eq!(look(), 2);
+        // One of them is what the source has replaced, one what requests may have held.
+        let diff = Diff { replaced: Some(Box::new(of_route)), ..Diff::default() };
+        assert_eq!(apply(&model, diff, &mut Nowhere::default()), []);
+        assert_eq!(look(), 1);
+        let of_route = chain();
+        old.chain(&of_route);
+        model.state.lock().retire(Some(of_route.clone()));
+        model.look_after(Instant::now());
+        assert_eq!(look(), 2);
+        drop(of_route);
+        model.look_after(Instant::now());
+        assert_eq!(look(), 1);
     }
 
     /// All clusters and names of thousands were looked at each second.

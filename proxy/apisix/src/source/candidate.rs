@@ -7,7 +7,6 @@ use sixfold_core::cluster::ClusterCell;
 use sixfold_core::error::ConfigError;
 use sixfold_core::fast_hash::FastSet;
 use sixfold_core::model::Diff;
-use sixfold_core::plugin::Consumer;
 use sixfold_core::route::Route as CoreRoute;
 use sixfold_core::router::{ApisixRoute, ApisixRoutes, RouteTable, TableOptions};
 
@@ -278,7 +277,6 @@ impl<'a> Linker<'a, '_> {
         let place = &self.batch.builder.context.compile.build.consumers;
         let (roll, change) = self.batch.state.roll.next(self.batch, place);
         self.diff.consumers = Some(change).filter(|change| !change.is_empty());
-        Consumer::sweep_chains();
         Some(roll)
     }
 
@@ -371,7 +369,6 @@ impl<'a> Linker<'a, '_> {
             .route_tables
             .push((self.batch.builder.context.routes.key.clone(), Some(Arc::new(compiled))));
         self.chains.sweep();
-        Consumer::sweep_chains();
         (routes, Some(table))
     }
 

@@ -51,9 +51,9 @@ impl Consumer {
         CHAINS.with_borrow_mut(|chains| chains.get(of_route, self))
     }
 
-    /// Has every thread forget the chains of routes and consumers that are gone, when it looks for one next; for the one
-    /// who applies a change.
-    pub fn sweep_chains() {
+    /// Has every thread forget the chains of routes and consumers that are gone, when it looks for one next; for whoever has
+    /// let go of some.
+    pub(crate) fn sweep_chains() {
         SWEEPS.fetch_add(1, Relaxed);
     }
 }
@@ -127,6 +127,6 @@ impl Chains {
 
 /// How many chains this thread keeps.
 #[cfg(test)]
-pub(super) fn kept_chains() -> usize {
+pub(crate) fn kept_chains() -> usize {
     CHAINS.with_borrow(|chains| chains.young.len() + chains.old.len())
 }

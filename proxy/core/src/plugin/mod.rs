@@ -34,6 +34,8 @@ pub use callout::{
 };
 pub use chain::{Chain, ChainBuilder, Member};
 pub use consumer::Consumer;
+#[cfg(test)]
+pub(crate) use consumer::kept_chains;
 pub use factory::{
     ApisixFactory, BroughtUpstream, Built, BuiltInStreams, FilterConfig, FilterFactory, Kind,
     NetworkFilterFactory, RunPolicy, StreamPart,
