@@ -45,8 +45,8 @@ fn what_anybody_writes_is_live_and_what_the_gateway_writes_is_for_anybody() {
         serde_json::from_str(&gateway.ask("POST", "/routes", &route("/three", "x")).body).unwrap();
     let id: u64 = made["value"]["id"].as_str().unwrap().parse().unwrap();
     assert!(id > revision, "{made}");
-    // What ends by a lease goes by itself.
-    assert_eq!(gateway.ask("PUT", "/routes/4?ttl=1", &route("/four", "short")).status, 201);
+    // What ends by a lease goes by itself, the soonest too.
+    assert_eq!(gateway.ask("PUT", "/routes/4?ttl=0", &route("/four", "short")).status, 201);
     gateway.until_status("/four", 200);
     gateway.until_status("/four", 404);
     // What is wrong keeps what was there, and nothing else.

@@ -13,6 +13,10 @@ use crate::store::StoreError;
 /// The longest body, in bytes.
 pub const MAX_BODY: usize = 1_572_864;
 
+/// Seconds that a value is kept at least, and the longest lease that etcd gives.
+const SHORTEST_TTL: f64 = 1.0;
+const LONGEST_TTL: f64 = 9e9;
+
 /// A request.
 #[derive(Debug, Clone)]
 pub struct AdminRequest {
@@ -88,12 +92,18 @@ impl AdminRequest {
 
     /// How long a value is to be kept (`ttl`, seconds).
     pub(super) fn ttl(&self) -> Result<Option<Duration>, AdminReply> {
-        let Some(text) = self.parameter("ttl") else { return Ok(None) };
-        let Ok(seconds) = text.trim().parse::<f64>() else {
-            let reason = "invalid argument ttl: should be a number";
-            return Err(AdminReply::error(StatusCode::BAD_REQUEST, reason));
-        };
-        Ok(Duration::try_from_secs_f64(seconds).ok().filter(|ttl| !ttl.is_zero()))
+        let ttl = self.parameter("ttl").map(lifetime).transpose();
+        ttl.map_err(|reason| AdminReply::bad(format!("invalid argument ttl: {reason}")))
+    }
+}
+
+/// How long a value is kept that is to be kept for so many seconds. What would be over already is over soon, as with a lease
+/// of etcd.
+fn lifetime(seconds: &str) -> Result<Duration, &'static str> {
+    match seconds.trim().parse::<f64>() {
+        Ok(seconds) if seconds > LONGEST_TTL => Err("too large lease TTL"),
+        Ok(seconds) if !seconds.is_nan() => Ok(Duration::from_secs_f64(seconds.max(SHORTEST_TTL))),
+        _ => Err("should be a number"),
     }
 }
 
@@ -215,6 +225,14 @@ impl From<StoreError> for AdminReply {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    /// None and less than none kept a resource for good.
+    #[test]
+    fn what_is_over_already_is_kept_for_the_shortest_time() {
+        for (ttl, seconds) in [("0", 1.0), ("-5", 1.0), ("-inf", 1.0), (" 2.5", 2.5), ("9e9", 9e9)] {
+            assert_eq!(lifetime(ttl), Ok(Duration::from_secs_f64(seconds)), "{ttl}");
+        }
+    }
 
     #[test]
     fn control_characters_in_strings_are_taken() {

@@ -351,8 +351,13 @@ fn values_are_refused_in_apisixs_words() {
     assert_eq!(status, 400);
     assert!(reason.starts_with("invalid request body: "), "{reason}");
     assert!(api.ask("PUT", "/routes/1", "{").body.ends_with("\"req_body\":\"{\"}\n"));
-    let (status, reason) = api.error("PUT", "/routes/1?ttl=x", r#"{"uri":"/a","plugins":{}}"#);
-    assert_eq!((status, reason.as_str()), (400, "invalid argument ttl: should be a number"));
+    // What is no duration kept the resource for good.
+    for (ttl, reason) in
+        [("x", "should be a number"), ("nan", "should be a number"), ("1e10", "too large lease TTL")]
+    {
+        let told = api.error("PUT", &format!("/routes/1?ttl={ttl}"), r#"{"uri":"/a","plugins":{}}"#);
+        assert_eq!(told, (400, format!("invalid argument ttl: {reason}")), "{ttl}");
+    }
     let long = format!("{{\"desc\":\"{}\"}}", "x".repeat(MAX_BODY));
     let size = long.len();
     let reason =
