@@ -15,7 +15,7 @@ use sixfold_core::plugin::{BuildContext, Built, FilterConfig, FilterFactory, Kin
 
 use crate::config::{EnabledPlugins, EnvVars};
 use crate::item;
-use crate::plugin::{Catalog, PluginConfig, PluginSet};
+use crate::plugin::{Catalog, On, PluginConfig, PluginSet};
 use crate::resource::Plugins;
 use crate::schema::Step;
 
@@ -62,7 +62,7 @@ impl Merged {
     /// Lays what a level says over what wider ones have said.
     fn add(&mut self, catalog: &Catalog, environment: &EnvVars, level: &[u8]) -> Result<(), ConfigError> {
         let plugins = plugins(level)?;
-        let (mut accepted, mut refused) = catalog.check(&plugins, environment);
+        let (mut accepted, mut refused) = catalog.check(On::Requests, &plugins, environment);
         refused.extend(accepted.iter_mut().flat_map(|plugin| std::mem::take(&mut plugin.unresolved)));
         let mut faults = Faults::default();
         // Envoy's configuration has no consumers that one could find.

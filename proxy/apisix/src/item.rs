@@ -17,7 +17,7 @@ use sixfold_core::plugin::Prepared;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config::EnvVars;
-use crate::plugin::{Catalog, CredentialConfig, OfConsumer, PluginConfig};
+use crate::plugin::{Catalog, CredentialConfig, OfConsumer, On, PluginConfig};
 use crate::resource::{
     Consumer, ConsumerGroup, Credential, GlobalRule, Id, Kind, PluginConfig as PluginConfigResource, Plugins,
     Proto, Route, Service, Ssl, StreamRoute, Upstream,
@@ -209,12 +209,9 @@ impl Reading<'_> {
         let said = match kind {
             Kind::Consumer => catalog.check_consumer(plugins, environment),
             Kind::Credential => catalog.check_credential(plugins, environment),
-            Kind::StreamRoute => {
-                let (plugins, refused) = catalog.check_streams(plugins, environment);
-                OfConsumer { plugins, refused, ..OfConsumer::default() }
-            }
-            _ => {
-                let (plugins, refused) = catalog.check(plugins, environment);
+            kind => {
+                let on = if kind == Kind::StreamRoute { On::Streams } else { On::Requests };
+                let (plugins, refused) = catalog.check(on, plugins, environment);
                 OfConsumer { plugins, refused, ..OfConsumer::default() }
             }
         };

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use sixfold_core::error::nearest;
-use sixfold_core::plugin::{ApisixFactory, Prepared, PublicApis, Registry};
+use sixfold_core::plugin::{ApisixFactory, BuildContext, Prepared, PublicApis, Registry};
 
 pub use self::credential::duplicate_key;
 pub(crate) use self::credential::{CredentialConfig, NO_AUTH, OfConsumer};
@@ -60,6 +60,13 @@ struct Entry {
     metadata_encrypted: EncryptFields,
 }
 
+/// What plugins of a resource run for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum On {
+    Requests,
+    Streams,
+}
+
 /// What a configuration of a plugin is of.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Of {
@@ -97,6 +104,16 @@ pub(crate) struct Agreement {
 }
 
 impl PluginConfig {
+    /// What it is built with for the resource with this key (`/apisix/routes/1`).
+    fn context(&self, resource: &Arc<str>, context: &BuildContext) -> BuildContext {
+        BuildContext {
+            resource: resource.clone(),
+            attributes: self.attributes.clone(),
+            public_apis: self.public_apis.clone(),
+            ..context.clone()
+        }
+    }
+
     pub(crate) fn agreement(&self) -> Option<Agreement> {
         let (name, of) = self.factory.agreement(&self.config).filter(|_| !self.meta.disable)?;
         let plugin = self.factory.name;
@@ -190,6 +207,10 @@ impl Catalog {
     /// The same for what plugins say alone.
     pub(crate) fn turn_fields(&self, turn: Turn, key: &Key, value: &mut Value) {
         let Some(keyring) = &self.keyring else { return };
+        if key.kind == Kind::StreamRoute {
+            // APISIX keeps their plugins as they are sent (admin/stream_routes.lua).
+            return;
+        }
         if key.kind == Kind::PluginMetadata {
             return self.turn_one(turn, keyring, key.id.as_str(), Of::Metadata, value);
         }
@@ -233,12 +254,13 @@ impl Catalog {
     /// the others, in APISIX's words.
     pub(crate) fn check(
         &self,
+        on: On,
         plugins: &Plugins,
         environment: &EnvVars,
     ) -> (Vec<PluginConfig>, Vec<Violation>) {
         let (mut accepted, mut refused) = (Vec::new(), Vec::new());
         for (name, config) in plugins {
-            match self.check_one(name, config, environment) {
+            match self.check_one(on, name, config, environment) {
                 Ok(plugin) => accepted.push(plugin),
                 Err(violations) => refused.extend(violations.into_iter().map(|fault| below(name, fault))),
             }
@@ -263,13 +285,17 @@ impl Catalog {
 
     fn check_one(
         &self,
+        on: On,
         name: &str,
-        config: &Value,
+        written: &Value,
         environment: &EnvVars,
     ) -> Result<PluginConfig, Vec<Violation>> {
-        let entry = self.entry(name)?;
-        let print = xxh64(config.to_string().as_bytes(), self.surroundings(entry));
-        let (mut config, meta) = table(name, config)?;
+        let (mut config, meta) = table(on, name, written)?;
+        let entry = match on {
+            On::Requests => self.entry(name)?,
+            On::Streams => self.streams.get(name).ok_or_else(|| vec![self.unknown_stream(name)])?,
+        };
+        let print = xxh64(written.to_string().as_bytes(), self.surroundings(entry));
         self.open(entry, Of::Plugin, &mut config);
         let (meta, mut violations) = match meta {
             Ok(meta) => (meta, Vec::new()),
@@ -278,9 +304,10 @@ impl Catalog {
         let right = entry.schema.validate_all(&mut config).map_err(|faults| {
             faults.into_iter().map(|fault| entry.worded(&config, fault)).collect::<Vec<_>>()
         });
+        // What leads to nothing stays as it is written.
         let unresolved = secret::resolve_all(&mut config, environment).err().unwrap_or_default();
         if !meta.disable {
-            violations.extend(right.err().into_iter().flatten().map(|fault| reworded(name, fault)));
+            violations.extend(right.err().into_iter().flatten().map(|fault| on.reworded(name, fault)));
         }
         if !violations.is_empty() {
             return Err(violations);
@@ -306,7 +333,7 @@ impl Catalog {
     /// What a plugin with this configuration must have in common with that of others, if it is right and there is such a
     /// thing.
     pub(crate) fn agreement(&self, name: &str, config: &Value, environment: &EnvVars) -> Option<Agreement> {
-        self.check_one(name, config, environment).ok()?.agreement()
+        self.check_one(On::Requests, name, config, environment).ok()?.agreement()
     }
 
     /// Checks the metadata of a plugin; answers what the plugin has made of it, nothing if it has no use for any.
@@ -353,14 +380,19 @@ impl Entry {
     }
 }
 
-/// What is wrong with a plugin's configuration, in APISIX's words.
-pub(crate) fn words(plugin: &str, reason: &str) -> String {
-    format!("failed to check the configuration of plugin {plugin} err: {reason}")
-}
+impl On {
+    /// What is wrong with a plugin's configuration, in APISIX's words.
+    pub(crate) fn words(self, plugin: &str, reason: &str) -> String {
+        match self {
+            On::Requests => format!("failed to check the configuration of plugin {plugin} err: {reason}"),
+            On::Streams => format!("failed to check the configuration of stream plugin [{plugin}]: {reason}"),
+        }
+    }
 
-/// A fault of a plugin's configuration as APISIX words it.
-fn reworded(name: &str, violation: Violation) -> Violation {
-    Violation { message: words(name, &violation.message), ..violation }
+    /// A fault of a plugin's configuration as APISIX words it.
+    fn reworded(self, plugin: &str, violation: Violation) -> Violation {
+        Violation { message: self.words(plugin, &violation.message), ..violation }
+    }
 }
 
 /// A fault one step deeper.
@@ -373,7 +405,7 @@ fn below(name: &str, mut violation: Violation) -> Violation {
 type Table = (Value, Result<Meta, Vec<Violation>>);
 
 /// Takes a plugin's configuration for the object that it must be.
-fn table(name: &str, config: &Value) -> Result<Table, Vec<Violation>> {
+fn table(on: On, name: &str, config: &Value) -> Result<Table, Vec<Violation>> {
     let mut config = match config {
         // Lua's empty table.
         Value::Array(items) if items.is_empty() => Value::Object(serde_json::Map::new()),
@@ -383,19 +415,19 @@ fn table(name: &str, config: &Value) -> Result<Table, Vec<Violation>> {
         let reason = format!("invalid plugin conf {config} for plugin [{name}]");
         return Err(vec![Violation::new(Vec::new(), reason)]);
     }
-    let meta = take_meta(name, &mut config);
+    let meta = take_meta(on, name, &mut config);
     Ok((config, meta))
 }
 
 /// Takes `_meta` out of a configuration and checks it.
-fn take_meta(name: &str, config: &mut Value) -> Result<Meta, Vec<Violation>> {
+fn take_meta(on: On, name: &str, config: &mut Value) -> Result<Meta, Vec<Violation>> {
     let Some(mut meta) = config.as_object_mut().and_then(|map| map.shift_remove("_meta")) else {
         return Ok(Meta::default());
     };
     let of_meta = |violation: Violation| below("_meta", violation);
     let reworded = |violation: Violation| {
         let message = format!("property \"_meta\" validation failed: {}", violation.message);
-        reworded(name, Violation { message, ..violation })
+        on.reworded(name, Violation { message, ..violation })
     };
     let checked = schema::plugin_meta().validate_all(&mut meta);
     checked.map_err(|violations| violations.into_iter().map(of_meta).map(reworded).collect::<Vec<_>>())?;

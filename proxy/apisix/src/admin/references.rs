@@ -7,7 +7,7 @@ use sixfold_core::plugin::{Consumers, Registry};
 use super::check::Subject;
 use super::list;
 use super::resource::id_text;
-use crate::plugin::{Agreement, duplicate_key, words};
+use crate::plugin::{Agreement, On, duplicate_key};
 use crate::resource::Kind;
 use crate::source::Checker;
 use crate::store::{Key, Store, StoreError};
@@ -113,7 +113,7 @@ pub(super) fn disagreement(
                 theirs.is_some_and(|theirs| theirs.name == own.name && theirs.print != own.print)
             });
             if let Some((plugin, own)) = differs {
-                return Ok(Some(ConfigError::field(&own.field, words(plugin, own.reason))));
+                return Ok(Some(ConfigError::field(&own.field, On::Requests.words(plugin, own.reason))));
             }
         }
     }

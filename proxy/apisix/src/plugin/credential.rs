@@ -3,7 +3,7 @@
 use serde_json::Value;
 use sixfold_core::plugin::{Consumers, Credential, Kind, Registry};
 
-use super::{Catalog, Of, PluginConfig, below, reworded, table};
+use super::{Catalog, Of, On, PluginConfig, below, table};
 use crate::config::EnvVars;
 use crate::resource::Plugins;
 use crate::schema::{Schema, Step, Violation, is_secret_reference};
@@ -43,7 +43,8 @@ impl Catalog {
             let checked = if authenticates {
                 self.credential(name, config, environment, &mut said)
             } else {
-                self.check_one(name, config, environment).map(|plugin| said.plugins.push(plugin))
+                self.check_one(On::Requests, name, config, environment)
+                    .map(|plugin| said.plugins.push(plugin))
             };
             let refused = checked.err().into_iter().flatten();
             said.refused.extend(refused.map(|fault| below(name, fault)));
@@ -69,10 +70,10 @@ impl Catalog {
         said: &mut OfConsumer,
     ) -> Result<(), Vec<Violation>> {
         let entry = self.entry(name)?;
-        let (mut config, meta) = table(name, config)?;
+        let (mut config, meta) = table(On::Requests, name, config)?;
         self.open(entry, Of::Consumer, &mut config);
         let all = |faults: Vec<Violation>| -> Vec<Violation> {
-            faults.into_iter().map(|fault| reworded(name, fault)).collect()
+            faults.into_iter().map(|fault| On::Requests.reworded(name, fault)).collect()
         };
         let meta = meta?;
         let schema = entry.consumer_schema.as_ref().unwrap_or(&entry.schema);

@@ -11,7 +11,7 @@ use sixfold_core::plugin::{
 };
 use sixfold_core::stream::Stream;
 
-use super::{PluginConfig, words};
+use super::{On, PluginConfig};
 
 /// The plugins of one resource, built.
 #[derive(Clone, Default)]
@@ -56,42 +56,38 @@ impl PluginSet {
     ) -> Result<Arc<PluginSet>, ConfigError> {
         let resource: Arc<str> = resource.into();
         let known = before.map(|before| before.members.as_slice()).unwrap_or_default();
-        let mut same = known.len() == plugins.len();
-        let members = plugins.iter().map(|plugin| {
-            let factory = &plugin.factory;
-            let kept = known.iter().find(|kept| kept.name == factory.name && kept.print == plugin.print);
-            if let Some(kept) = kept {
-                return Ok(kept.clone());
-            }
-            same = false;
-            let context = BuildContext {
-                resource: resource.clone(),
-                attributes: plugin.attributes.clone(),
-                public_apis: plugin.public_apis.clone(),
-                ..context.clone()
-            };
-            let built = match plugin.meta.disable {
-                true => Plugin::default(),
-                false => {
-                    let (built, of_body) = noticing_bodies(|| factory.build(&plugin.config, &context));
-                    let of_body = of_body || plugin.meta.has_body_variables;
-                    built.map_err(|error| refused(factory.name, error))?.with_body_variables(of_body)
-                }
-            };
-            Ok(Member {
-                name: factory.name,
-                index: plugin.index,
-                priority: plugin.meta.priority.unwrap_or(factory.priority),
-                run_policy: factory.run_policy,
-                plugin: Arc::new(built.guarded(&plugin.meta.guard()).of_resource(resource.clone())),
-                disabled: plugin.meta.disable,
-                print: plugin.print,
-            })
-        });
-        let members = collect(members)?;
-        match before {
-            Some(before) if same => Ok(before.clone()),
-            _ => Ok(PluginSet::of(members)),
+        let members = renewed(
+            plugins,
+            known,
+            |member| (member.name, member.print),
+            |plugin| {
+                let (factory, name) = (&plugin.factory, plugin.factory.name);
+                let context = plugin.context(&resource, context);
+                let built = match plugin.meta.disable {
+                    true => Plugin::default(),
+                    false => {
+                        let (built, of_body) = noticing_bodies(|| factory.build(&plugin.config, &context));
+                        let of_body = of_body || plugin.meta.has_body_variables;
+                        let refused = |error: ConfigError| {
+                            error.reworded(|reason: &str| On::Requests.words(name, reason)).in_key(name)
+                        };
+                        built.map_err(refused)?.with_body_variables(of_body)
+                    }
+                };
+                Ok(Member {
+                    name,
+                    index: plugin.index,
+                    priority: plugin.meta.priority.unwrap_or(factory.priority),
+                    run_policy: factory.run_policy,
+                    plugin: Arc::new(built.guarded(&plugin.meta.guard()).of_resource(context.resource)),
+                    disabled: plugin.meta.disable,
+                    print: plugin.print,
+                })
+            },
+        )?;
+        match (members, before) {
+            (None, Some(before)) => Ok(before.clone()),
+            (members, _) => Ok(PluginSet::of(members.unwrap_or_default())),
         }
     }
 
@@ -155,8 +151,25 @@ impl WithoutGroup {
     }
 }
 
-fn refused(plugin: &str, error: ConfigError) -> ConfigError {
-    error.reworded(|reason: &str| words(plugin, reason)).in_key(plugin)
+/// Builds plugins; those that are configured as before are those of `known`, which `print` tells the names and configurations
+/// of. `None` if all of them are.
+///
+/// # Errors
+/// What is wrong with each plugin.
+pub(super) fn renewed<M: Clone>(
+    plugins: &[PluginConfig],
+    known: &[M],
+    print: impl Fn(&M) -> (&'static str, u64),
+    build: impl Fn(&PluginConfig) -> Result<M, ConfigError>,
+) -> Result<Option<Vec<M>>, ConfigError> {
+    let mut same = known.len() == plugins.len();
+    let members = plugins.iter().map(|plugin| {
+        let kept = known.iter().find(|member| print(member) == (plugin.factory.name, plugin.print));
+        same &= kept.is_some();
+        kept.map_or_else(|| build(plugin), |kept| Ok(kept.clone()))
+    });
+    let members = collect(members)?;
+    Ok((!same).then_some(members))
 }
 
 /// The plugins of a route: its own, then those of the plugin config that it lacks, then those of the service.

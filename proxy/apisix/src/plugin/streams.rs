@@ -4,17 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use serde_json::Value;
-use sixfold_core::error::{ConfigError, collect};
+use sixfold_core::error::{ConfigError, nearest};
 use sixfold_core::listener::ConnectionFilter;
 use sixfold_core::plugin::{ApisixFactory, BuildContext, Registry};
 
-use super::{Catalog, Entry, Meta, PluginConfig, attributes_print, below, names, table};
-use crate::config::{EnvVars, PluginNames};
+use super::set::renewed;
+use super::{Catalog, Entry, On, PluginConfig, names};
+use crate::config::PluginNames;
 use crate::encryption::EncryptFields;
-use crate::resource::Plugins;
 use crate::schema::{Schema, Violation};
-use crate::secret;
-use xxhash_rust::xxh64::xxh64;
 
 /// The plugins of streams that APISIX has, so that a name of one that is not here is told from a typo.
 const APISIX: [&str; 6] =
@@ -61,70 +59,15 @@ impl Catalog {
         self.streams.values().map(|entry| &*entry.factory)
     }
 
-    /// Checks the plugins of a stream route, in APISIX's words.
-    pub(crate) fn check_streams(
-        &self,
-        plugins: &Plugins,
-        environment: &EnvVars,
-    ) -> (Vec<PluginConfig>, Vec<Violation>) {
-        let (mut accepted, mut refused) = (Vec::new(), Vec::new());
-        for (name, config) in plugins {
-            match self.check_stream(name, config, environment) {
-                Ok(plugin) => accepted.push(plugin),
-                Err(violations) => refused.extend(violations.into_iter().map(|fault| below(name, fault))),
-            }
-        }
-        (accepted, refused)
-    }
-
-    fn check_stream(
-        &self,
-        name: &str,
-        config: &Value,
-        environment: &EnvVars,
-    ) -> Result<PluginConfig, Vec<Violation>> {
-        let entry = self.streams.get(name).ok_or_else(|| vec![self.unknown_stream(name)])?;
-        let print = xxh64(config.to_string().as_bytes(), attributes_print(&entry.attributes));
-        let (mut config, meta) = table(name, config)?;
-        let right = entry.schema.validate_all(&mut config);
-        // What leads to nothing stays as it is written, as in plugins of HTTP.
-        let unresolved = secret::resolve_all(&mut config, environment).err().unwrap_or_default();
-        let (meta, mut violations) = match meta {
-            Ok(meta) => (meta, Vec::new()),
-            Err(violations) => (Meta::default(), violations),
-        };
-        let reworded = |violation: Violation| {
-            let message =
-                format!("failed to check the configuration of stream plugin [{name}]: {}", violation.message);
-            Violation { message, ..violation }
-        };
-        if !meta.disable {
-            violations.extend(right.err().into_iter().flatten().map(reworded));
-        }
-        if !violations.is_empty() {
-            return Err(violations);
-        }
-        let (factory, attributes) = (entry.factory.clone(), entry.attributes.clone());
-        Ok(PluginConfig {
-            index: entry.index,
-            factory,
-            config,
-            attributes,
-            public_apis: self.public_apis.clone(),
-            meta,
-            print,
-            unresolved: unresolved.into_iter().map(|fault| below(name, fault)).collect(),
-        })
-    }
-
-    fn unknown_stream(&self, name: &str) -> Violation {
+    /// Why no stream runs a plugin of this name, as [`Catalog::unknown`].
+    pub(super) fn unknown_stream(&self, name: &str) -> Violation {
         let hint = if APISIX.contains(&name) {
             Some("not supported yet in streams, or not in the list of stream_plugins".to_owned())
         } else if names::APISIX.contains(&name) {
             Some("it does not work on streams".to_owned())
         } else {
             let known = self.streams.keys().copied().chain(APISIX);
-            sixfold_core::error::nearest(name, known).map(|near| format!("did you mean \"{near}\"?"))
+            nearest(name, known).map(|near| format!("did you mean \"{near}\"?"))
         };
         Violation { hint, ..Violation::new(Vec::new(), format!("unknown plugin [{name}]")) }
     }
@@ -174,37 +117,32 @@ impl StreamPlugins {
         if plugins.is_empty() {
             return Ok(StreamPlugins::none());
         }
-        let known = before.map(|before| before.members.as_slice()).unwrap_or_default();
         let resource: Arc<str> = resource.into();
-        let mut same = known.len() == plugins.len();
-        let members = plugins.iter().filter_map(|plugin| {
-            let (factory, part) = (&plugin.factory, plugin.factory.streams.as_ref()?);
-            if let Some(kept) = known.iter().find(|m| m.name == factory.name && m.print == plugin.print) {
-                return Some(Ok(kept.clone()));
-            }
-            same = false;
-            let attributes = plugin.attributes.clone();
-            let context = BuildContext { resource: resource.clone(), attributes, ..context.clone() };
-            let built = match plugin.meta.disable {
-                true => Ok(None),
-                false => part.build(&plugin.config, &context).map(Some),
-            };
-            let name = factory.name;
-            let member = built.map(|filter| Member {
-                name,
-                rank: (!part.looks_on, -factory.priority),
-                print: plugin.print,
-                filter,
-            });
-            Some(member.map_err(|error| {
-                let words = format!("failed to check the configuration of stream plugin [{name}]: ");
-                error.reworded(|reason: &str| format!("{words}{reason}")).in_key(name)
-            }))
-        });
-        let members = collect(members.collect::<Vec<_>>())?;
-        match before {
-            Some(before) if same => Ok(before.clone()),
-            _ => Ok(Arc::new(StreamPlugins { members })),
+        let known = before.map(|before| before.members.as_slice()).unwrap_or_default();
+        let members = renewed(
+            plugins,
+            known,
+            |member| (member.name, member.print),
+            |plugin| {
+                let name = plugin.factory.name;
+                // Nothing else is among the plugins of streams.
+                let Some(part) = &plugin.factory.streams else {
+                    return Err(ConfigError::new("no plugin of streams"));
+                };
+                let built = match plugin.meta.disable {
+                    true => Ok(None),
+                    false => part.build(&plugin.config, &plugin.context(&resource, context)).map(Some),
+                };
+                let refused = |error: ConfigError| {
+                    error.reworded(|reason: &str| On::Streams.words(name, reason)).in_key(name)
+                };
+                let rank = (!part.looks_on, -plugin.factory.priority);
+                Ok(Member { name, rank, print: plugin.print, filter: built.map_err(refused)? })
+            },
+        )?;
+        match (members, before) {
+            (None, Some(before)) => Ok(before.clone()),
+            (members, _) => Ok(Arc::new(StreamPlugins { members: members.unwrap_or_default() })),
         }
     }
 

@@ -17,7 +17,7 @@ fn catalog(enabled: Option<&[&str]>) -> Catalog {
 
 fn check(plugins: Value) -> Result<Vec<PluginConfig>, Vec<String>> {
     let Value::Object(plugins) = plugins else { panic!("no object") };
-    let (accepted, refused) = catalog(None).check(&plugins, &testing::environment());
+    let (accepted, refused) = catalog(None).check(On::Requests, &plugins, &testing::environment());
     let told = |v: &Violation| {
         let hint = v.hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default();
         format!("{}: {}{hint}", schema::display_path(&v.path), v.message)
@@ -80,7 +80,8 @@ fn configurations_are_checked_in_apisixs_words() {
 #[test]
 fn references_that_lead_to_nothing_stay_as_they_are() {
     let plugins = json!({"marker": {"text": "$env://NOT_SET"}, "other": {"a": ["$secret://vault/1/a"]}});
-    let (accepted, refused) = catalog(None).check(plugins.as_object().unwrap(), &testing::environment());
+    let (accepted, refused) =
+        catalog(None).check(On::Requests, plugins.as_object().unwrap(), &testing::environment());
     assert!(refused.is_empty(), "{refused:?}");
     let of = |name: &str| accepted.iter().find(|plugin| plugin.factory.name == name).unwrap();
     assert_eq!(of("marker").config["text"], "$env://NOT_SET");
@@ -93,9 +94,12 @@ fn references_that_lead_to_nothing_stay_as_they_are() {
 fn a_plugin_that_is_not_enabled_is_unknown() {
     let plugins = json!({"marker": {"text": "x"}});
     let plugins = plugins.as_object().unwrap();
-    assert!(!catalog(Some(&["other"])).check(plugins, &testing::environment()).1.is_empty());
+    assert!(!catalog(Some(&["other"])).check(On::Requests, plugins, &testing::environment()).1.is_empty());
     assert!(
-        catalog(Some(&["marker", "no-such-plugin"])).check(plugins, &testing::environment()).1.is_empty()
+        catalog(Some(&["marker", "no-such-plugin"]))
+            .check(On::Requests, plugins, &testing::environment())
+            .1
+            .is_empty()
     );
 }
 
@@ -220,4 +224,35 @@ fn what_is_kept_encrypted_is_decrypted() {
         value["plugins"]["seal"]["secret"].as_str().unwrap().to_owned()
     };
     assert_eq!([of("embedded"), of("yaml")], ["bar", "+kOEVUuRc5rC5ZwvvAMLwg=="]);
+}
+
+/// Those of a stream route were encrypted by the fields of the plugin for requests, and nobody decrypted them.
+#[test]
+fn plugins_of_stream_routes_are_kept_as_they_are_sent() {
+    let config = Config::parse("{}", "config.yaml", &testing::environment()).unwrap();
+    let catalog = catalog(None).encrypted(&config);
+    let kept = |kind| {
+        let mut value = json!({"plugins": {"seal": {"secret": "bar"}}});
+        catalog.turn(Turn::Seal, &Key::new(kind, "1"), &mut value);
+        value["plugins"]["seal"]["secret"].as_str().unwrap().to_owned()
+    };
+    assert_eq!([kept(Kind::Route), kept(Kind::StreamRoute)], ["+kOEVUuRc5rC5ZwvvAMLwg==", "bar"]);
+}
+
+#[test]
+fn faults_are_in_the_words_of_what_a_plugin_runs_for() {
+    let told = |on: On| {
+        let plugins = json!({"seal": {"_meta": {"disable": 1}}, "nobody": {}});
+        let (_, refused) = catalog(None).check(on, plugins.as_object().unwrap(), &testing::environment());
+        refused.into_iter().map(|fault| fault.message).collect::<Vec<_>>()
+    };
+    let of_meta = "property \"_meta\" validation failed: ";
+    for (on, words) in [
+        (On::Requests, "failed to check the configuration of plugin seal err: "),
+        (On::Streams, "failed to check the configuration of stream plugin [seal]: "),
+    ] {
+        let told = told(on);
+        assert!(told[0].starts_with(&format!("{words}{of_meta}")), "{told:?}");
+        assert_eq!(told[1], "unknown plugin [nobody]");
+    }
 }
