@@ -176,6 +176,30 @@ fn a_control_plane_writes_for_data_planes() {
     assert_eq!(get(data.http, "/one").unwrap().body, "first");
 }
 
+/// A plugin that was switched off for all ran again after a restart, and one that only the list has ended its routes.
+#[test]
+fn the_list_of_plugins_outlives_etcd_with_the_resources() {
+    let (mut etcd, directory, ports) = (Etcd::start(), Directory::new(), Ports::free());
+    etcd.put("/apisix/plugins", r#"[{"name":"mocking"}]"#);
+    etcd.put("/apisix/routes/1", &route("/one", "first"));
+    etcd.put(
+        "/apisix/routes/2",
+        r#"{"uri":"/two","plugins":{"fault-injection":{"abort":{"http_status":418}}}}"#,
+    );
+    directory
+        .write("config.yaml", &format!("plugins: [fault-injection]\n{}", config(ports, "data_plane", &etcd)));
+    let serves = || {
+        let mut process = start(&directory);
+        process.until("the route", || get(ports.http, "/one").filter(|answer| answer.body == "first"));
+        assert_eq!(get(ports.http, "/two").unwrap().status, 404, "its plugin is off");
+        process.signal("TERM");
+        assert_eq!(process.wait(), 0);
+    };
+    serves();
+    etcd.kill();
+    serves();
+}
+
 /// config.yaml says nothing of a part of the list that nobody has written yet: APISIX's gateways would run none of it.
 #[test]
 fn what_config_yaml_does_not_list_is_what_apisix_has_by_default() {

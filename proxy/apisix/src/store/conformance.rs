@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 
@@ -74,32 +75,46 @@ fn what_is_no_store_is_not_opened() {
 
 /// A disk for one file.
 #[derive(Debug)]
-struct Disk {
+pub(super) struct Disk {
     /// Bytes that the file may have.
-    room: AtomicU64,
+    pub(super) room: AtomicU64,
+    /// How often there was none.
+    pub(super) refused: AtomicU64,
+    /// Who has it keeps others from writing.
+    pub(super) held: Mutex<()>,
     /// How long it takes until what was written is there.
     takes: Duration,
     /// How often that was waited for.
-    waits: AtomicU64,
+    pub(super) waits: AtomicU64,
 }
 
 impl Disk {
-    fn new(takes: Duration) -> Arc<Disk> {
-        Arc::new(Disk { room: AtomicU64::new(u64::MAX), takes, waits: AtomicU64::new(0) })
+    pub(super) fn new(takes: Duration) -> Arc<Disk> {
+        let (room, held) = (AtomicU64::new(u64::MAX), Mutex::default());
+        let (refused, waits) = Default::default();
+        Arc::new(Disk { room, refused, held, takes, waits })
     }
 
     fn store(self: &Arc<Disk>, file: &File) -> EmbeddedStore {
         let disk = self.clone();
-        EmbeddedStore::open_over(&file.0, move |file| OnDisk(file, disk.clone())).unwrap()
+        EmbeddedStore::open_over(&file.0, move |file| OnDisk::new(file, disk.clone())).unwrap()
     }
 }
 
 #[derive(Debug)]
-struct OnDisk(FileBackend, Arc<Disk>);
+pub(super) struct OnDisk(FileBackend, Arc<Disk>);
 
 impl OnDisk {
+    pub(super) fn new(file: FileBackend, disk: Arc<Disk>) -> OnDisk {
+        OnDisk(file, disk)
+    }
+
     fn has_room(&self, end: u64) -> io::Result<()> {
-        if end > self.1.room.load(SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        if end <= self.1.room.load(SeqCst) {
+            return Ok(());
+        }
+        self.1.refused.fetch_add(1, SeqCst);
+        Err(io::ErrorKind::StorageFull.into())
     }
 }
 
@@ -119,6 +134,7 @@ impl StorageBackend for OnDisk {
 
     fn sync_data(&self) -> io::Result<()> {
         self.1.waits.fetch_add(1, SeqCst);
+        drop(self.1.held.lock());
         std::thread::sleep(self.1.takes);
         Ok(())
     }

@@ -104,8 +104,8 @@ impl EtcdStore {
         let found = found.flatten();
         let mut mirror = Mirror::new(!writes);
         let is_kept = found.is_some();
-        if let Some(Found { values, revision, cluster }) = found {
-            mirror.begin_with(Snapshot { values, revision, cluster, ..Snapshot::default() });
+        if let Some(Found { values, plugins, revision, cluster }) = found {
+            mirror.begin_with(Snapshot { values, plugins, revision, cluster, ..Snapshot::default() });
         }
         let (first, outcomes) = channel();
         let shared = Arc::new(Shared {
@@ -176,7 +176,7 @@ impl EtcdStore {
 }
 
 impl Drop for EtcdStore {
-    /// Ends the thread, and does not wait for what etcd owes it.
+    /// Ends the thread, and does not wait for what etcd owes it. What is known is kept for the next start.
     fn drop(&mut self) {
         self.jobs = None;
     }
@@ -184,6 +184,7 @@ impl Drop for EtcdStore {
 
 /// Starts the thread that speaks to etcd.
 fn start(shared: Arc<Shared>) -> std::io::Result<mpsc::Sender<Job>> {
+        self.shared.last_good.iter().for_each(LastGood::close);
     let (jobs, mut queue) = mpsc::channel::<Job>(JOBS);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("etcd".to_owned()).spawn(move || {

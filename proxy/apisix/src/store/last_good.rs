@@ -2,18 +2,21 @@
 //! not there.
 //!
 //! A thread writes what has changed, some changes at a time, each time in one transaction: the file is always what the store
-//! was at one moment. Pages have checksums (redb's); a file that is damaged is begun anew. Nobody waits for the disk.
+//! was at one moment. Pages have checksums (redb's); a file that is damaged is begun anew. Nobody waits for the disk: what it
+//! has not taken yet waits, of each key the last value alone, and is tried again until the disk takes it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use parking_lot::{Condvar, Mutex};
+use redb::backends::FileBackend;
+use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 
-use super::embedded::{NUMBERS, Record, VALUES, database, key_of, name, unavailable};
+use super::embedded::{NUMBERS, Record, Unopened, VALUES, database, key_of, name, unavailable};
 use super::{Kept, Key, StoreError};
+use crate::config::EnabledPlugins;
 
 /// Of whom the values are.
 const TEXTS: TableDefinition<'_, &str, &str> = TableDefinition::new("texts");
@@ -24,31 +27,66 @@ const FORMAT_KEY: &str = "format";
 /// Of these tables, and no format of the embedded store. What has another one is begun anew.
 const FORMAT: u64 = 101;
 
+/// The list of plugins, if there is one.
+const PLUGINS_KEY: &str = "plugins";
+
 /// Between two transactions.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Until what the disk did not take is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long the end waits for the disk.
+const LAST_WRITE: Duration = Duration::from_secs(2);
+
+/// The plugins that a list enables; `None` where there is no list.
+pub(super) type Listed = Option<EnabledPlugins>;
+
+type Open = Box<dyn Fn(&Path) -> Result<Database, Unopened> + Send>;
 
 /// A store's values on the disk.
-pub(super) struct LastGood {
-    /// `None` while it is dropped.
-    batches: Option<Sender<Batch>>,
-    writer: Option<JoinHandle<()>>,
+pub(super) struct LastGood(Arc<Queue>);
+
+/// Between those who know what has changed and the thread that writes it.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<State>,
+    /// Something waits, or it ends, or has ended.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Option<Batch>,
+    /// What waits is the last.
+    ends: bool,
+    /// The file is closed.
+    has_ended: bool,
 }
 
 /// Changes that belong together.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    /// What became of keys, later ones behind earlier ones.
-    pub(super) values: Vec<(Key, Option<Kept>)>,
+    /// What became of keys.
+    pub(super) values: BTreeMap<Key, Option<Kept>>,
+    /// The list of plugins, if it is another one.
+    pub(super) plugins: Option<Listed>,
     /// The store's revision then.
     pub(super) revision: u64,
     /// What tells the store from another one.
     pub(super) cluster: u64,
 }
 
+impl Batch {
+    fn then(mut self, later: Batch) -> Batch {
+        self.values.extend(later.values);
+        Batch { values: self.values, plugins: later.plugins.or(self.plugins), ..later }
+    }
+}
+
 /// What a file had.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) values: BTreeMap<Key, Kept>,
+    pub(super) plugins: Listed,
     pub(super) revision: u64,
     pub(super) cluster: u64,
 }
@@ -60,7 +98,17 @@ impl LastGood {
     /// # Errors
     /// Why nothing can be kept, as a phrase.
     pub(super) fn open(path: &Path, of: &str) -> Result<(LastGood, Option<Found>), String> {
-        let opened = database(path, &|file| file).map_err(|refused| (refused.is_busy, refused.reason));
+        LastGood::open_over(path, of, |file| file)
+    }
+
+    /// Opens it with something between it and the file.
+    fn open_over<B: StorageBackend>(
+        path: &Path,
+        of: &str,
+        over: impl Fn(FileBackend) -> B + Send + 'static,
+    ) -> Result<(LastGood, Option<Found>), String> {
+        let open: Open = Box::new(move |path| database(path, &over));
+        let opened = open(path).map_err(|refused| (refused.is_busy, refused.reason));
         let opened = opened.and_then(|database| {
             let found = begin(&database, of).map_err(|error| (false, error.to_string()))?;
             Ok((database, found))
@@ -71,35 +119,78 @@ impl LastGood {
             Err((false, reason)) => {
                 tracing::warn!(reason, "what was kept of the configuration is lost");
                 std::fs::remove_file(path).map_err(|error| error.to_string())?;
-                let database = database(path, &|file| file).map_err(|refused| refused.reason)?;
+                let database = open(path).map_err(|refused| refused.reason)?;
                 let found = begin(&database, of).map_err(|error| error.to_string())?;
                 (database, found)
             }
         };
-        let (batches, queue) = channel();
-        let writer =
-            Writer { path: path.to_owned(), database: Some(database), waiting: BTreeMap::new(), told: false };
+        let queue = Arc::new(Queue::default());
+        let writer = Writer { path: path.to_owned(), open, database: Some(database) };
         let thread = std::thread::Builder::new().name("last-good".to_owned());
-        let writer = thread.spawn(move || writer.run(&queue)).map_err(|error| error.to_string())?;
-        Ok((LastGood { batches: Some(batches), writer: Some(writer) }, found))
+        let of_writer = queue.clone();
+        let started = thread.spawn(move || {
+            writer.run(&of_writer);
+            of_writer.state.lock().has_ended = true;
+            of_writer.changed.notify_all();
+        });
+        started.map_err(|error| error.to_string())?;
+        Ok((LastGood(queue), found))
     }
 
     /// Has changes written, some time soon.
     pub(super) fn keep(&self, batch: Batch) {
-        if let Some(batches) = &self.batches {
-            // The thread ends with this alone.
-            let _ = batches.send(batch);
-        }
+        let mut state = self.0.state.lock();
+        state.waiting = Some(match state.waiting.take() {
+            Some(waiting) => waiting.then(batch),
+            None => batch,
+        });
+        self.0.changed.notify_all();
+    }
+
+    /// Has what waits written and the file closed, and nothing after that. A disk that hangs is not waited for.
+    pub(super) fn close(&self) {
+        let deadline = Instant::now() + LAST_WRITE;
+        let mut state = self.0.state.lock();
+        state.ends = true;
+        self.0.changed.notify_all();
+        while !state.has_ended && !self.0.changed.wait_until(&mut state, deadline).timed_out() {}
     }
 }
 
 impl Drop for LastGood {
-    /// Writes what waits.
     fn drop(&mut self) {
-        self.batches = None;
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
+        self.close();
+    }
+}
+
+impl Queue {
+    /// What is to be written; `None` at the end.
+    fn next(&self) -> Option<Batch> {
+        let mut state = self.state.lock();
+        loop {
+            match state.waiting.take() {
+                None if state.ends => return None,
+                None => self.changed.wait(&mut state),
+                waiting => return waiting,
+            }
         }
+    }
+
+    /// Has what could not be written wait, under what has come meanwhile.
+    fn put_back(&self, batch: Batch) {
+        let mut state = self.state.lock();
+        state.waiting = Some(match state.waiting.take() {
+            Some(later) => batch.then(later),
+            None => batch,
+        });
+    }
+
+    /// Waits, but for the end; tells whether that has come.
+    fn pause(&self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        let mut state = self.state.lock();
+        while !state.ends && !self.changed.wait_until(&mut state, deadline).timed_out() {}
+        state.ends
     }
 }
 
@@ -114,6 +205,7 @@ fn begin(database: &Database, of: &str) -> Result<Option<Found>, StoreError> {
         if format != Some(FORMAT) || !is_of {
             transaction.delete_table(VALUES).map_err(unavailable)?;
             numbers.remove(REVISION_KEY).map_err(unavailable)?;
+            texts.remove(PLUGINS_KEY).map_err(unavailable)?;
             numbers.insert(FORMAT_KEY, FORMAT).map_err(unavailable)?;
             texts.insert(OF_KEY, of).map_err(unavailable)?;
         }
@@ -137,58 +229,52 @@ fn read(database: &Database) -> Result<Option<Found>, StoreError> {
         let kept = Record::read(bytes.value()).map(|record| record.kept());
         values.extend(key_of(name.value()).zip(kept));
     }
-    Ok(Some(Found { values, revision, cluster }))
+    let texts = transaction.open_table(TEXTS).map_err(unavailable)?;
+    let listed = texts.get(PLUGINS_KEY).map_err(unavailable)?;
+    let plugins = listed.and_then(|listed| EnabledPlugins::of_list(listed.value().as_bytes()));
+    Ok(Some(Found { values, plugins, revision, cluster }))
 }
 
 struct Writer {
     path: PathBuf,
+    open: Open,
     /// `None` after an error of the disk.
     database: Option<Database>,
-    /// What is not on the disk yet, the last of each key.
-    waiting: BTreeMap<Key, Option<Kept>>,
-    /// Whether it was said that nothing can be written.
-    told: bool,
 }
 
 impl Writer {
-    fn run(mut self, queue: &Receiver<Batch>) {
-        while let Ok(first) = queue.recv() {
-            let (mut revision, mut cluster) = (0, 0);
-            for batch in std::iter::once(first).chain(queue.try_iter()) {
-                (revision, cluster) = (batch.revision, batch.cluster);
-                self.waiting.extend(batch.values);
+    fn run(mut self, queue: &Queue) {
+        // It is said once of each time that nothing can be written.
+        let (mut told, mut is_last) = (false, false);
+        while let Some(batch) = queue.next() {
+            let Err(reason) = self.write(&batch) else {
+                told = false;
+                queue.pause(PAUSE);
+                continue;
+            };
+            if !std::mem::replace(&mut told, true) {
+                tracing::error!(reason, "what is read of the configuration is not kept for the next start");
             }
-            match self.write(revision, cluster) {
-                Ok(()) => {
-                    self.waiting.clear();
-                    self.told = false;
-                }
-                Err(reason) => {
-                    if !std::mem::replace(&mut self.told, true) {
-                        tracing::error!(
-                            reason,
-                            "what is read of the configuration is not kept for the next start"
-                        );
-                    }
-                    // redb does nothing more with a file that it could not write.
-                    self.database = None;
-                }
+            // redb does nothing more with a file that it could not write.
+            self.database = None;
+            queue.put_back(batch);
+            if is_last {
+                return;
             }
-            std::thread::sleep(PAUSE);
+            is_last = queue.pause(AGAIN);
         }
     }
 
-    fn write(&mut self, revision: u64, cluster: u64) -> Result<(), String> {
+    fn write(&mut self, batch: &Batch) -> Result<(), String> {
         let database = match &mut self.database {
             Some(database) => database,
-            none => none.insert(database(&self.path, &|file| file).map_err(|refused| refused.reason)?),
+            none => none.insert((self.open)(&self.path).map_err(|refused| refused.reason)?),
         };
-        let waiting = &self.waiting;
         let written = || {
             let transaction = database.begin_write().map_err(unavailable)?;
             {
                 let mut values = transaction.open_table(VALUES).map_err(unavailable)?;
-                for (key, kept) in waiting {
+                for (key, kept) in &batch.values {
                     match kept {
                         Some(Kept { value, created, modified }) => {
                             let record = Record { created: *created, modified: *modified, end: 0, value };
@@ -199,8 +285,16 @@ impl Writer {
                     }
                 }
                 let mut numbers = transaction.open_table(NUMBERS).map_err(unavailable)?;
-                numbers.insert(REVISION_KEY, revision).map_err(unavailable)?;
-                numbers.insert(CLUSTER_KEY, cluster).map_err(unavailable)?;
+                numbers.insert(REVISION_KEY, batch.revision).map_err(unavailable)?;
+                numbers.insert(CLUSTER_KEY, batch.cluster).map_err(unavailable)?;
+                let mut texts = transaction.open_table(TEXTS).map_err(unavailable)?;
+                match &batch.plugins {
+                    Some(Some(plugins)) => {
+                        drop(texts.insert(PLUGINS_KEY, plugins.list().as_str()).map_err(unavailable)?);
+                    }
+                    Some(None) => drop(texts.remove(PLUGINS_KEY).map_err(unavailable)?),
+                    None => {}
+                }
             }
             transaction.commit().map_err(unavailable)
         };
@@ -213,6 +307,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::resource::Kind;
+    use crate::store::conformance::{Disk, OnDisk};
+    use std::sync::atomic::Ordering::SeqCst;
 
     struct Folder(PathBuf);
 
@@ -235,7 +331,7 @@ mod tests {
     fn batch(revision: u64, changes: &[(&str, bool)]) -> Batch {
         let kept = || Kept { value: "{}".into(), created: 3, modified: revision };
         let change = |(id, is_put): &(&str, bool)| (Key::new(Kind::Route, *id), is_put.then(kept));
-        Batch { values: changes.iter().map(change).collect(), revision, cluster: 7 }
+        Batch { values: changes.iter().map(change).collect(), revision, cluster: 7, plugins: None }
     }
 
     fn ids(found: Option<Found>) -> Vec<String> {
@@ -281,5 +377,75 @@ mod tests {
         file.keep(batch(5, &[("a", true)]));
         drop(file);
         assert_eq!(ids(LastGood::open(&folder.file(), "/apisix").unwrap().1), ["a"]);
+    }
+
+    /// It was not in the file: a plugin that is switched off for all ran again after a restart.
+    #[test]
+    fn the_list_of_plugins_is_kept() {
+        let folder = Folder::new("plugins");
+        let listed = EnabledPlugins::of_list(br#"[{"name":"cors"},{"name":"syslog","stream":true}]"#);
+        let with =
+            |revision, plugins: &Listed| Batch { plugins: Some(plugins.clone()), ..batch(revision, &[]) };
+        let again = || LastGood::open(&folder.file(), "/apisix").unwrap();
+        again().0.keep(with(5, &listed));
+        // A change of other things leaves it.
+        again().0.keep(batch(6, &[("a", true)]));
+        let (file, found) = again();
+        assert!(listed.is_some());
+        assert_eq!(found.unwrap().plugins, listed);
+        file.keep(with(7, &None));
+        drop(file);
+        assert_eq!(again().1.unwrap().plugins, None);
+    }
+
+    /// All that came meanwhile waited, and what had failed was tried with the next change alone.
+    #[test]
+    fn what_the_disk_does_not_take_waits_once_and_is_tried_again() {
+        let (folder, disk) = (Folder::new("full"), Disk::new(Duration::ZERO));
+        let over = disk.clone();
+        let opened =
+            LastGood::open_over(&folder.file(), "/apisix", move |file| OnDisk::new(file, over.clone()));
+        let (file, _) = opened.unwrap();
+        disk.room.store(0, SeqCst);
+        for revision in 1..1000 {
+            file.keep(batch(revision, &[("a", true), ("b", revision % 2 == 0)]));
+        }
+        let waiting = || file.0.state.lock().waiting.as_ref().map(|waiting| waiting.values.len());
+        let refused = || disk.refused.load(SeqCst);
+        let until = |what: &dyn Fn() -> bool| {
+            let deadline = Instant::now() + 20 * AGAIN;
+            while !what() {
+                assert!(Instant::now() < deadline);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        until(&|| refused() > 0 && waiting() == Some(2));
+        disk.room.store(u64::MAX, SeqCst);
+        // By itself, and whole.
+        let waits = disk.waits.load(SeqCst);
+        until(&|| waiting().is_none() && disk.waits.load(SeqCst) > waits);
+        // At the end once more.
+        disk.room.store(0, SeqCst);
+        let before = refused();
+        file.keep(batch(1000, &[("c", true)]));
+        until(&|| refused() > before && waiting() == Some(1));
+        disk.room.store(u64::MAX, SeqCst);
+        drop(file);
+        assert_eq!(ids(LastGood::open(&folder.file(), "/apisix").unwrap().1), ["a", "c"]);
+    }
+
+    #[test]
+    fn a_disk_that_hangs_does_not_hold_up_the_end() {
+        let (folder, disk) = (Folder::new("hangs"), Disk::new(Duration::ZERO));
+        let over = disk.clone();
+        let opened =
+            LastGood::open_over(&folder.file(), "/apisix", move |file| OnDisk::new(file, over.clone()));
+        let (file, _) = opened.unwrap();
+        let held = disk.held.lock();
+        file.keep(batch(5, &[("a", true)]));
+        let begun = Instant::now();
+        drop(file);
+        assert!(begun.elapsed() < 2 * LAST_WRITE, "{:?}", begun.elapsed());
+        drop(held);
     }
 }

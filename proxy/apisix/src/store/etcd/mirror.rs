@@ -5,14 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::messages::{Event, KeyValue};
 use crate::config::EnabledPlugins;
 use crate::resource::Kind;
-use crate::store::last_good::Batch;
+use crate::store::last_good::{Batch, Listed};
 use crate::store::{Kept, Key, Notify};
 
 /// Below the prefix, a list of plugins in JSON.
 pub(super) const PLUGINS: &str = "plugins";
-
-/// The plugins that a list enables; `None` where there is no list.
-pub(super) type Listed = Option<EnabledPlugins>;
 
 /// The values as far as they are known.
 #[derive(Default)]
@@ -88,15 +85,16 @@ impl Mirror {
         if others {
             self.generation += 1;
         }
+        let mut changed = Batch { revision, cluster, ..Batch::default() };
         if self.follows_plugins && plugins != self.plugins {
+            changed.plugins = Some(plugins.clone());
             (self.plugins, self.plugins_changed, all) = (plugins, true, true);
         }
-        let mut changed = Batch { revision, cluster, ..Batch::default() };
         let gone: Vec<Key> = self.known.keys().filter(|key| !values.contains_key(key)).cloned().collect();
         for key in gone {
             self.known.remove(&key);
             self.pending.insert(key.clone(), None);
-            changed.values.push((key, None));
+            changed.values.insert(key, None);
         }
         for (key, kept) in values {
             let revisions = (kept.created, kept.modified);
@@ -106,7 +104,7 @@ impl Mirror {
                 self.pending.insert(key.clone(), Some(kept.clone()));
             }
             if is_new || others {
-                changed.values.push((key, Some(kept)));
+                changed.values.insert(key, Some(kept));
             }
         }
         (self.revision, self.cluster, self.is_loaded) = (revision, cluster, true);
@@ -137,7 +135,7 @@ impl Mirror {
                 None => {}
             }
             self.pending.insert(key.clone(), value.clone());
-            taken.changed.values.push((key, value));
+            taken.changed.values.insert(key, value);
         }
         taken
     }
@@ -264,10 +262,12 @@ mod tests {
         assert_eq!((pending.len(), plugins), (1, Some(Some(enabled("cors", &["mqtt-proxy"])))));
         let value = || KeyValue { value: r#"[{"name":"echo"}]"#.into(), ..kv("plugins", 3, 6) };
         assert!(mirror.events(vec![Event { kind: 0, kv: Some(value()) }], path_of).everything);
-        mirror.replace(with_plugins(r#"[{"name":"echo"}]"#));
+        let changed = mirror.replace(with_plugins(r#"[{"name":"echo"}]"#));
         assert_eq!(mirror.pending().1, Some(Some(enabled("echo", &[]))));
+        assert_eq!(changed.plugins, Some(Some(enabled("echo", &[]))));
         // Those of streams count as much.
-        mirror.replace(with_plugins(r#"[{"name":"echo"},{"name":"syslog","stream":true}]"#));
+        let changed = mirror.replace(with_plugins(r#"[{"name":"echo"},{"name":"syslog","stream":true}]"#));
         assert_eq!(mirror.pending().1, Some(Some(enabled("echo", &["syslog"]))));
+        assert_eq!((changed.plugins, changed.values.len()), (Some(Some(enabled("echo", &["syslog"]))), 0));
     }
 }
