@@ -19,6 +19,7 @@ mod tests;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sixfold_core::compile::CompileContext;
 use sixfold_core::document::Format;
@@ -48,6 +49,12 @@ use crate::tls;
 
 /// The name of the route table that every listener of APISIX's configuration uses.
 pub const ROUTE_TABLE: &str = "apisix";
+
+/// Where members of an etcd are named.
+pub const ETCD_HOST: &str = "deployment.etcd.host";
+
+/// How long whoever only looks waits for an answer of an etcd.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// What a source is given by the process it is part of.
 #[derive(Clone)]
@@ -152,7 +159,7 @@ pub fn load(config: Config, config_path: &Path, context: SourceContext) -> Resul
         let store = standalone(&config, &path, &context.environment)?;
         (store.clone() as Arc<dyn Store>, Some(store))
     } else if let Some(etcd) = &config.deployment.etcd {
-        (of_etcd(&config, etcd, &path, &context.compile.build.callout)?, None)
+        (of_etcd(&config, etcd, Some(&path), &context.compile.build.callout)?, None)
     } else {
         (store(&config, &path, &context.environment)?, None)
     };
@@ -179,18 +186,33 @@ fn standalone(
     Ok(Arc::new(store))
 }
 
-/// Those of an etcd, of which what was read last is kept at `path`.
+/// Reads what is in the etcd that `config` names, for who looks at it and does not serve: nothing is written anywhere. No
+/// question waits longer than [`LOOK`], and none is asked again.
+///
+/// # Errors
+/// What of `config` can't be put to use, and an etcd that is not reached, which is a fault of [`ETCD_HOST`].
+pub fn look_at_etcd(config: &Config, callout: &Arc<dyn Callout>) -> Result<Arc<dyn Store>, Vec<ConfigError>> {
+    tls::authorities(config).map_err(|error| vec![error])?;
+    let reason = "it is not where the resources are";
+    let etcd = config.deployment.etcd.as_ref();
+    let etcd = etcd.ok_or_else(|| vec![config.fault("deployment.etcd", reason)])?;
+    let etcd = EtcdConfig { startup_retry: 0, timeout: etcd.timeout.min(LOOK), ..etcd.clone() };
+    of_etcd(config, &etcd, None, callout)
+}
+
+/// Those of an etcd. What was read last is kept at `path`; who has none only looks.
 fn of_etcd(
     config: &Config,
     etcd: &EtcdConfig,
-    path: &Path,
+    path: Option<&Path>,
     callout: &Arc<dyn Callout>,
 ) -> Result<Arc<dyn Store>, Vec<ConfigError>> {
     let options = EtcdOptions {
         etcd: etcd.clone(),
         trusted: config.ssl.trusted_file().map(Path::to_owned),
-        may_wait: config.deployment.role == Role::DataPlane,
-        writes: config.admin.is_some(),
+        may_wait: config.deployment.role == Role::DataPlane && path.is_some(),
+        writes: config.admin.is_some() && path.is_some(),
+        follows_plugins: config.admin.is_none(),
         plugins: config.plugins.clone(),
     };
     let fault = |error: ConfigError| {

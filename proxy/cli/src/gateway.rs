@@ -147,15 +147,6 @@ fn leave_out_taken(config: &mut Config) -> Result<(), Failure> {
 
 fn process_options(config: &Config, metrics: Registry) -> ProcessOptions {
     let default = Options::default();
-    let mut resolver = ResolverConfig {
-        timeout: config.resolver_timeout,
-        search: config.enable_resolv_search_opt,
-        ..ResolverConfig::default()
-    };
-    resolver.servers.extend(config.dns_resolver.iter().flatten());
-    if let Some(valid) = config.dns_resolver_valid {
-        (resolver.min_ttl, resolver.max_ttl) = (valid, valid);
-    }
     ProcessOptions {
         metrics,
         options: Options {
@@ -165,10 +156,29 @@ fn process_options(config: &Config, metrics: Registry) -> ProcessOptions {
             ..default
         },
         flush_interval: FLUSH_INTERVAL,
-        resolver,
-        callout: CalloutConfig { trusted: config.ssl.trusted_file().map(Path::to_owned) },
+        resolver: resolver(config),
+        callout: callout(config),
         drain_limit: config.worker_shutdown_timeout,
     }
+}
+
+/// How names are looked up.
+pub(crate) fn resolver(config: &Config) -> ResolverConfig {
+    let mut resolver = ResolverConfig {
+        timeout: config.resolver_timeout,
+        search: config.enable_resolv_search_opt,
+        ..ResolverConfig::default()
+    };
+    resolver.servers.extend(config.dns_resolver.iter().flatten());
+    if let Some(valid) = config.dns_resolver_valid {
+        (resolver.min_ttl, resolver.max_ttl) = (valid, valid);
+    }
+    resolver
+}
+
+/// How others are asked.
+pub(crate) fn callout(config: &Config) -> CalloutConfig {
+    CalloutConfig { trusted: config.ssl.trusted_file().map(Path::to_owned) }
 }
 
 fn status(config: &Config, readiness: &Readiness, process: &Process) -> Result<Option<Surface>, Failure> {

@@ -2,34 +2,75 @@
 
 use crate::Failure;
 use crate::fetch;
+use crate::gateway::{callout, resolver};
 use bytes::Bytes;
 use serde_json::Value;
+use sixfold_apisix::ETCD_HOST;
 use sixfold_apisix::config::{AdminConfig, Config, EnvVars, Provider};
 use sixfold_apisix::resource::Kind;
 use sixfold_apisix::store::{EmbeddedStore, Key, MemoryStore, Store, Write};
+use sixfold_core::error::ConfigError;
+use sixfold_core::plugin::Callout;
+use sixfold_server::callout::Callouts;
+use sixfold_server::dns::DnsCache;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Why resources can't be looked at.
+pub(crate) enum Unread {
+    /// Something is wrong here.
+    Wrong(Failure),
+    /// They are elsewhere, and that is not reached.
+    Away(Failure),
+}
+
+impl From<Unread> for Failure {
+    fn from(unread: Unread) -> Failure {
+        let (Unread::Wrong(failure) | Unread::Away(failure)) = unread;
+        failure
+    }
+}
+
+impl From<Failure> for Unread {
+    fn from(failure: Failure) -> Unread {
+        Unread::Wrong(failure)
+    }
+}
+
 /// The resources of `config`, which was read from `path`. Those of an embedded store that a gateway has open are asked of
 /// its Admin API; where there is no store yet, there are none.
-pub(crate) fn of(config: &Config, path: &Path) -> Result<Arc<dyn Store>, Failure> {
-    let (key, refused) = match config.deployment.provider {
-        Provider::Etcd => ("deployment.etcd", "it is for gateways alone to ask".to_owned()),
+pub(crate) fn of(config: &Config, path: &Path) -> Result<Arc<dyn Store>, Unread> {
+    match config.deployment.provider {
+        Provider::Etcd => of_etcd(config),
         Provider::Embedded => {
             let file = config.resources_path(directory(path), &EnvVars::Process);
             if !file.exists() {
                 return Ok(Arc::new(MemoryStore::default()));
             }
-            match EmbeddedStore::open(&file) {
+            let refused = match EmbeddedStore::open(&file) {
                 Ok(store) => return Ok(Arc::new(store)),
-                Err(reason) => ("deployment.role_traditional.config_provider", reason),
-            }
+                Err(reason) => reason,
+            };
+            let key = "deployment.role_traditional.config_provider";
+            let told = |reason: String| Failure::from(config.fault(key, format!("{refused}, and {reason}")));
+            let admin =
+                config.admin.as_ref().ok_or_else(|| told("there is no Admin API to ask".to_owned()))?;
+            Ok(Arc::new(of_gateway(config, admin, path).map_err(told)?))
         }
-        _ => return Ok(sixfold_apisix::open_store(config, path, &EnvVars::Process)?),
-    };
-    let told = |reason: String| Failure::from(config.fault(key, format!("{refused}, and {reason}")));
-    let admin = config.admin.as_ref().ok_or_else(|| told("there is no Admin API to ask".to_owned()))?;
-    Ok(Arc::new(of_gateway(config, admin, path).map_err(told)?))
+        _ => Ok(sixfold_apisix::open_store(config, path, &EnvVars::Process).map_err(Failure::from)?),
+    }
+}
+
+fn of_etcd(config: &Config) -> Result<Arc<dyn Store>, Unread> {
+    let dns = DnsCache::start(resolver(config)).map_err(|error| Failure::new(error.to_string()))?;
+    let callout: Arc<dyn Callout> = Arc::new(Callouts::new(dns, callout(config)));
+    sixfold_apisix::look_at_etcd(config, &callout).map_err(|errors| {
+        let is_away = |error: &ConfigError| error.field.as_deref() == Some(ETCD_HOST);
+        match errors.iter().all(is_away) {
+            true => Unread::Away(errors.into()),
+            false => Unread::Wrong(errors.into()),
+        }
+    })
 }
 
 fn directory(path: &Path) -> &Path {
@@ -94,9 +135,12 @@ impl Asked {
         let body: Value = serde_json::from_str(&answer.body).map_err(|error| told(error.to_string()))?;
         let items = body.get("list").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let write = |item: &Value| {
+            // Those of an embedded store begin like that, whoever asks.
             let path = item.get("key")?.as_str()?.strip_prefix("/apisix/")?;
             Some(Write::put(Key::of_path(path)?, Bytes::from(item.get("value")?.to_string())))
         };
-        Ok(items.iter().filter_map(write).collect())
+        let read =
+            |item| write(item).ok_or_else(|| told(format!("{target} has what is no resource: {item}")));
+        items.iter().map(read).collect()
     }
 }

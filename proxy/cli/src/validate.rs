@@ -4,18 +4,16 @@ use crate::Failure;
 use crate::arguments::{OutputForm, ValidateOptions};
 use crate::envoy::Text;
 use crate::process::plugins;
-use crate::resources;
+use crate::resources::{self, Unread};
 use crate::route_files::{Look, RouteFiles};
 use serde_json::{Map, Value, json};
 use sixfold_apisix::Findings;
-use sixfold_apisix::config::{Config, EnvVars, Provider};
-use sixfold_apisix::store::{MemoryStore, Store};
+use sixfold_apisix::config::{Config, EnvVars};
 use sixfold_core::compile::CompileContext;
 use sixfold_core::detached::LogCheck;
 use sixfold_core::document::{self, Node, Options};
 use sixfold_core::error::{ConfigError, Place, nearest};
 use sixfold_xds::bootstrap::ProcessContext;
-use std::cell::Cell;
 use std::io::Write;
 use std::sync::Arc;
 
@@ -55,8 +53,9 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
     found.warnings.iter().for_each(|warning| eprintln!("warning: {}", warning.line));
     match kind {
         Some(kind) if found.errors.is_empty() => {
-            let note =
-                if found.unseen { "; resources in etcd are looked at by gateways as they come" } else { "" };
+            let unseen = found.unseen.as_ref();
+            let note = unseen.map(|reason| format!("; resources in etcd were not looked at: {reason}"));
+            let note = note.unwrap_or_default();
             Ok(writeln!(std::io::stdout(), "{}: {}: OK{note}", text.name, found.words(kind))?)
         }
         _ => Err(Failure(found.errors.into_iter().map(|fault| fault.line).collect())),
@@ -68,8 +67,8 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
 struct Found {
     errors: Vec<Fault>,
     warnings: Vec<Fault>,
-    /// Whether the resources of a config.yaml are in an etcd that nobody here asks.
-    unseen: bool,
+    /// Why the resources of a config.yaml were not looked at, which are in an etcd.
+    unseen: Option<String>,
 }
 
 /// A fault for people, and its parts as far as they are known.
@@ -117,18 +116,16 @@ impl Found {
                 Findings { errors: Vec::new(), warnings }
             }
             Kind::Configuration => {
-                let unseen = Cell::new(false);
-                let open = |config: &Config| match resources::of(config, file) {
-                    // Before a gateway starts there is nobody to ask for them, and the rest shall be checked all the same.
-                    Err(_) if config.deployment.provider == Provider::Etcd => {
-                        unseen.set(true);
-                        Ok(Arc::new(MemoryStore::default()) as Arc<dyn Store>)
-                    }
-                    opened => opened,
-                };
+                let open = |config: &Config| resources::of(config, file);
                 let looked = sixfold_apisix::validate(file, plugins(), EnvVars::Process, open);
-                self.unseen = unseen.get();
-                self.errors.extend(looked.1.into_iter().flat_map(|failure| failure.0).map(Fault::of_line));
+                match looked.1 {
+                    Some(Unread::Wrong(failure)) => {
+                        self.errors.extend(failure.0.into_iter().map(Fault::of_line));
+                    }
+                    // A file is checked before there is an etcd, too.
+                    Some(Unread::Away(failure)) => self.unseen = Some(failure.0.join("; ")),
+                    None => {}
+                }
                 looked.0
             }
             Kind::Resources => sixfold_apisix::validate_resources(file, plugins(), EnvVars::Process),
@@ -159,7 +156,7 @@ impl Found {
 impl Found {
     /// What was looked at.
     fn words(&self, kind: Kind) -> &'static str {
-        if self.unseen { "APISIX configuration" } else { kind.words() }
+        if self.unseen.is_some() { "APISIX configuration" } else { kind.words() }
     }
 }
 

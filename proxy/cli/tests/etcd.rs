@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 use support::etcd::{Etcd, until};
 use support::gateway::{Gateway, Ports, call, route, start};
-use support::{Directory, LIMIT, get};
+use support::{Directory, LIMIT, get, output};
 
 fn config(ports: Ports, role: &str, etcd: &Etcd) -> String {
     ports.config(&format!(
@@ -215,6 +215,48 @@ fn what_config_yaml_does_not_list_is_what_apisix_has_by_default() {
         assert!(told.contains(part) && told.contains(other), "{told}");
         assert_eq!(told.matches("stream").count() > 1, listed.starts_with("plugins"), "{told}");
     }
+}
+
+/// `dump` printed an empty file under another prefix, and nothing could be looked at without an Admin API that runs.
+#[test]
+fn what_an_etcd_has_is_dumped_checked_and_explained_and_nothing_is_written() {
+    let (mut etcd, directory, ports) = (Etcd::start(), Directory::new(), Ports::free());
+    etcd.put("/gw/plugins", r#"[{"name":"mocking"}]"#);
+    etcd.put("/gw/routes/1", &route("/one", "first"));
+    let config = directory.path("config.yaml");
+    let run = |arguments: &[&str]| {
+        let output = output(&[arguments, &["-c", &config]].concat());
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    for role in ["traditional", "data_plane"] {
+        let text = self::config(ports, role, &etcd).replace("etcd: {", "etcd: {prefix: /gw, timeout: 2, ");
+        directory.write("config.yaml", &format!("plugins: [mocking, echo]\n{text}"));
+        let (code, dumped, errors) = run(&["dump"]);
+        assert!(code == Some(0) && dumped.contains("uri: \"/one\""), "{dumped}{errors}");
+        let (code, told, errors) = run(&["validate"]);
+        assert!(code == Some(0) && told.contains("OK") && errors.is_empty(), "{told}{errors}");
+        let (code, explained, errors) = run(&["explain", "GET", "http://a.test/one"]);
+        assert!(code == Some(0) && explained.contains("mocking"), "{explained}{errors}");
+        // By the list that such a gateway follows, or by its own.
+        etcd.put("/gw/routes/2", r#"{"uri":"/two","plugins":{"echo":{"body":"x"}}}"#);
+        let (code, _, errors) = run(&["validate"]);
+        let unknown = errors.starts_with("warning: etcd /gw:")
+            && errors.contains("route \"2\": plugins.echo: unknown plugin [echo]");
+        assert_eq!((code, unknown), (Some(0), role == "data_plane"), "{errors}");
+        // Nobody's write keeps a gateway from a start that is checked like that.
+        assert_eq!(run(&["validate", "--strict"]).0, Some(i32::from(unknown)));
+        etcd.delete("/gw/routes/2");
+    }
+    assert_eq!(etcd.get("/gw/plugins").unwrap(), r#"[{"name":"mocking"}]"#);
+    assert_eq!(etcd.get("/gw/routes/"), None, "no directories");
+    assert!(!std::fs::exists(directory.path("data")).unwrap());
+    etcd.kill();
+    let (code, told, errors) = run(&["validate"]);
+    let unseen = "APISIX configuration: OK; resources in etcd were not looked at: ";
+    assert!(code == Some(0) && told.contains(unseen) && errors.is_empty(), "{told}{errors}");
+    let (code, _, errors) = run(&["dump"]);
+    assert!(code == Some(1) && errors.contains("deployment.etcd.host: "), "{errors}");
 }
 
 /// What was read was not kept while another process had the file; both serve.

@@ -42,11 +42,12 @@ fn open_with(
         trusted: None,
         may_wait: false,
         writes: true,
+        follows_plugins: false,
         plugins: EnabledPlugins::default(),
     };
     change(&mut options);
     let path = Path::new(&directory.path("etcd.redb")).to_owned();
-    EtcdStore::open(options, &path, &callout).map_err(|error| error.to_string())
+    EtcdStore::open(options, Some(&path), &callout).map_err(|error| error.to_string())
 }
 
 fn hosts(urls: &[&str]) -> String {

@@ -52,7 +52,11 @@ pub fn validate<E>(
             return (findings, None);
         }
         match open(&config) {
-            Ok(store) => findings.kept(config, store, context, &resources.display().to_string()),
+            Ok(store) => {
+                let etcd = config.deployment.etcd.as_ref().map(|etcd| format!("etcd {}", etcd.prefix));
+                let name = etcd.unwrap_or_else(|| resources.display().to_string());
+                findings.kept(config, store, context, &name);
+            }
             Err(error) => return (findings, Some(error)),
         }
     } else {
@@ -94,11 +98,14 @@ impl Findings {
         Some(config)
     }
 
-    /// Looks at resources that are no text; errors name them and the store.
+    /// Looks at resources that are no text; errors name them and the store. What is wrong in an etcd is a warning: anybody may
+    /// write there at any time, and gateways start without it.
     fn kept(&mut self, config: Config, store: Arc<dyn Store>, context: SourceContext, name: &str) {
+        let is_shared = config.deployment.provider == Provider::Etcd;
         match Source::new(config, store, context).pull() {
             Ok(update) => {
-                self.errors.extend(update.refused.into_iter().map(|error| error.in_file(name)));
+                let refused = if is_shared { &mut self.warnings } else { &mut self.errors };
+                refused.extend(update.refused.into_iter().map(|error| error.in_file(name)));
                 self.warnings.extend(update.warnings.into_iter().map(|error| error.in_file(name)));
             }
             Err(errors) => self.errors.extend(errors),

@@ -54,8 +54,10 @@ pub struct EtcdOptions {
     pub trusted: Option<PathBuf>,
     /// Whether it may serve nothing until etcd is there: nobody writes through it, who would want to be told.
     pub may_wait: bool,
-    /// Whether it makes APISIX's directories and tells its list of plugins, rather than following the one that is kept there.
+    /// Whether it makes APISIX's directories and tells its list of plugins.
     pub writes: bool,
+    /// Whether the list of plugins that is kept there counts.
+    pub follows_plugins: bool,
     /// The plugins that config.yaml lists, if it does; else those in the list stay.
     pub plugins: EnabledPlugins,
 }
@@ -86,23 +88,26 @@ struct Shared {
 
 impl EtcdStore {
     /// Reads everything below the prefix. While etcd is not there, that is what the file at `path` has; without such a file it
-    /// is an error, or nothing to begin with where the options say so.
+    /// is an error, or nothing to begin with where the options say so. Without a path nothing is kept.
     ///
     /// # Errors
     /// Certificates that can't be used, and an etcd that is not reached, with the field of `deployment.etcd`.
     pub fn open(
         options: EtcdOptions,
-        path: &Path,
+        path: Option<&Path>,
         callout: &Arc<dyn Callout>,
     ) -> Result<EtcdStore, ConfigError> {
-        let EtcdOptions { etcd, trusted, may_wait, writes, plugins } = options;
+        let EtcdOptions { etcd, trusted, may_wait, writes, follows_plugins, plugins } = options;
         let link = Link::new(&etcd, trusted.as_deref(), callout)?;
-        let kept = LastGood::open(path, &etcd.prefix).map_err(|reason| {
-            tracing::warn!(reason, "what is read of etcd is not kept for the next start");
+        let kept = path.and_then(|path| {
+            let opened = LastGood::open(path, &etcd.prefix).inspect_err(|reason| {
+                tracing::warn!(reason, "what is read of etcd is not kept for the next start");
+            });
+            opened.ok()
         });
-        let (last_good, found) = kept.ok().unzip();
+        let (last_good, found) = kept.unzip();
         let found = found.flatten();
-        let mut mirror = Mirror::new(!writes);
+        let mut mirror = Mirror::new(follows_plugins);
         let is_kept = found.is_some();
         if let Some(Found { values, plugins, revision, cluster }) = found {
             mirror.begin_with(Snapshot { values, plugins, revision, cluster, ..Snapshot::default() });
@@ -179,12 +184,12 @@ impl Drop for EtcdStore {
     /// Ends the thread, and does not wait for what etcd owes it. What is known is kept for the next start.
     fn drop(&mut self) {
         self.jobs = None;
+        self.shared.last_good.iter().for_each(LastGood::close);
     }
 }
 
 /// Starts the thread that speaks to etcd.
 fn start(shared: Arc<Shared>) -> std::io::Result<mpsc::Sender<Job>> {
-        self.shared.last_good.iter().for_each(LastGood::close);
     let (jobs, mut queue) = mpsc::channel::<Job>(JOBS);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("etcd".to_owned()).spawn(move || {
