@@ -154,7 +154,7 @@ impl Catalog {
         attributes: &BTreeMap<String, Value>,
     ) -> Catalog {
         let mut plugins = BTreeMap::new();
-        let is_enabled = |name: &&str| enabled.http.as_ref().is_none_or(|http| http.contains(*name));
+        let is_enabled = |name: &&str| enabled.http.as_ref().is_none_or(|http| http.contains(name));
         for name in registry.apisix_names().filter(is_enabled) {
             let Some((index, factory)) = registry.apisix(name) else { continue };
             let attributes = Arc::new(attributes.get(name).cloned().unwrap_or(Value::Null));

@@ -32,7 +32,7 @@ pub(super) fn entries(
     enabled: Option<&PluginNames>,
     attributes: &BTreeMap<String, Value>,
 ) -> Entries {
-    let is_enabled = |name: &&str| enabled.is_none_or(|enabled| enabled.contains(*name));
+    let is_enabled = |name: &&str| enabled.is_none_or(|enabled| enabled.contains(name));
     let entry = |name: &'static str| {
         let (index, factory) = registry.apisix(name)?;
         let schema = Schema::builtin(factory.streams.as_ref()?.schema);
