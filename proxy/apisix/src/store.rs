@@ -26,7 +26,7 @@ use sixfold_core::document::{Format, Node, Options, Value};
 use sixfold_core::error::{ConfigError, Place};
 
 pub use self::embedded::EmbeddedStore;
-pub use self::etcd::{EtcdOptions, EtcdStore};
+pub use self::etcd::{EtcdOptions, EtcdStore, client_tls as etcd_client_tls};
 pub use self::file::FileStore;
 pub use self::kept::{Action, Committed, Kept, Write};
 pub use self::listing::{Listing, Resources};

@@ -30,6 +30,9 @@ pub(crate) enum Command {
     Explain(Box<ExplainOptions>),
     /// Print the resources of an APISIX gateway as apisix.yaml or apisix.json, wherever they are kept
     Dump(DumpOptions),
+    /// Look whether what a configuration needs is there: ports, files, certificates, servers, names; exits with 0 if all is
+    /// well, with 1 if there are faults, with 2 if it can't look
+    Doctor(DoctorOptions),
     /// Ask a running gateway whether it serves: exits with 0 if it does, with 1 if it does not
     Status(StatusOptions),
     /// Serve a gateway on loopback with routes to try
@@ -118,6 +121,17 @@ pub(crate) struct ValidateOptions {
     #[arg(long)]
     pub(crate) strict: bool,
     /// How what was found is written: lines, or one JSON object on standard output
+    #[arg(short, long, value_enum, default_value_t = OutputForm::Text)]
+    pub(crate) output: OutputForm,
+}
+
+/// Options of `sixfold doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorOptions {
+    /// An Envoy bootstrap, an APISIX config.yaml or an apisix.yaml; which one is told by its content
+    #[arg(short, long)]
+    pub(crate) config: PathBuf,
+    /// How what was found is written: a line each, or one JSON object
     #[arg(short, long, value_enum, default_value_t = OutputForm::Text)]
     pub(crate) output: OutputForm,
 }

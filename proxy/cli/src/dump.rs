@@ -12,33 +12,39 @@ use sixfold_apisix::resource::Kind;
 use sixfold_apisix::store::{FileStore, Key, Store};
 use sixfold_core::document::Format;
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Prints all resources.
 pub(crate) fn run(options: &DumpOptions) -> Result<(), Failure> {
     let text = Text::read(&options.config)?;
-    let (store, decryption): (Arc<dyn Store>, _) = match kind(&text)? {
-        FileKind::Bootstrap => {
-            let reason = "is an Envoy bootstrap: its resources are what it says; those of a running proxy are its /config_dump";
-            return Err(Failure::new(format!("{}: {reason}", text.name)));
-        }
-        FileKind::Configuration => {
-            let config = sixfold_apisix::load_config(&options.config, &EnvVars::Process)?;
-            let decryption = Decryption::new(&config, &sixfold_plugins::registry());
-            (resources::of(&config, &options.config)?, Some(decryption))
-        }
-        FileKind::Resources => {
-            let format = Format::from_file_name(&text.name);
-            (Arc::new(FileStore::new(options.config.clone(), format, EnvVars::Process)), None)
-        }
-    };
-    let lists = Value::Object(lists(&*store, decryption.as_ref())?);
+    let lists = Value::Object(resources(&text, &options.config, kind(&text)?)?);
     let mut out = std::io::stdout();
     match options.output {
         DumpForm::Json => writeln!(out, "{lists:#}")?,
         DumpForm::Yaml => writeln!(out, "{}#END", sixfold_apisix::yaml(&lists))?,
     }
     Ok(())
+}
+
+/// All resources of the config.yaml or apisix.yaml at `path`, as the lists of an apisix.yaml.
+pub(crate) fn resources(text: &Text, path: &Path, kind: FileKind) -> Result<Map<String, Value>, Failure> {
+    let (store, decryption): (Arc<dyn Store>, _) = match kind {
+        FileKind::Bootstrap => {
+            let reason = "is an Envoy bootstrap: its resources are what it says; those of a running proxy are its /config_dump";
+            return Err(Failure::new(format!("{}: {reason}", text.name)));
+        }
+        FileKind::Configuration => {
+            let config = sixfold_apisix::load_config(path, &EnvVars::Process)?;
+            let decryption = Decryption::new(&config, &sixfold_plugins::registry());
+            (resources::of(&config, path)?, Some(decryption))
+        }
+        FileKind::Resources => {
+            let format = Format::from_file_name(&text.name);
+            (Arc::new(FileStore::new(path.to_owned(), format, EnvVars::Process)), None)
+        }
+    };
+    lists(&*store, decryption.as_ref())
 }
 
 /// The lists of an apisix.yaml; one without items is not there.

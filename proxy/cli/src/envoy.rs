@@ -413,7 +413,7 @@ impl Text {
     }
 
     /// As a document that may be written as JSON and read as a bootstrap again.
-    fn mergeable(&self) -> Result<Value, Failure> {
+    pub(crate) fn mergeable(&self) -> Result<Value, Failure> {
         let document = sixfold_xds_api::parse_bootstrap(&self.text, &self.name)?.to_json();
         if !document.is_object() {
             return Err(ConfigError::new("must be an object").in_file(&self.name).into());

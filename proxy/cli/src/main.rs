@@ -5,6 +5,7 @@ mod ads;
 mod arguments;
 mod control;
 mod control_plane;
+mod doctor;
 mod dump;
 mod envoy;
 mod explain;
@@ -24,8 +25,12 @@ use arguments::{Command, XdsCommand};
 use failure::Failure;
 use std::process::ExitCode;
 
+/// What a command that judges ends with when it can't: as for a wrong command line.
+const TROUBLE: u8 = 2;
+
 fn main() -> ExitCode {
     let outcome = match arguments::parse(std::env::args_os()) {
+        Command::Doctor(options) => return judged(doctor::run(&options)),
         Command::Envoy(options) => envoy::run(*options),
         Command::Run(options) => gateway::run(&options),
         Command::Explain(options) => explain::run(&options),
@@ -38,15 +43,26 @@ fn main() -> ExitCode {
         Command::Completions { shell } => arguments::print_completions(shell),
         Command::Man { command, directory } => arguments::print_manual(&command, directory.as_deref()),
     };
-    let heard = logging::finish();
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            // A standard error that nobody reads would keep the process from ending.
-            if heard {
-                eprint!("{failure}");
-            }
-            ExitCode::FAILURE
-        }
+        Ok(()) => end(ExitCode::SUCCESS, None),
+        Err(failure) => end(ExitCode::FAILURE, Some(&failure)),
     }
+}
+
+/// The exit code of a command that looks at something and answers whether it is well.
+fn judged(outcome: Result<bool, Failure>) -> ExitCode {
+    match outcome {
+        Ok(true) => end(ExitCode::SUCCESS, None),
+        Ok(false) => end(ExitCode::FAILURE, None),
+        Err(failure) => end(ExitCode::from(TROUBLE), Some(&failure)),
+    }
+}
+
+fn end(code: ExitCode, failure: Option<&Failure>) -> ExitCode {
+    let heard = logging::finish();
+    // A standard error that nobody reads would keep the process from ending.
+    if let Some(failure) = failure.filter(|_| heard) {
+        eprint!("{failure}");
+    }
+    code
 }

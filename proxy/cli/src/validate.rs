@@ -8,13 +8,15 @@ use crate::resources::{self, Unread};
 use crate::route_files::{Look, RouteFiles};
 use serde_json::{Map, Value, json};
 use sixfold_apisix::Findings;
-use sixfold_apisix::config::{Config, EnvVars};
+use sixfold_apisix::config::{Config, EnvVars, Provider};
+use sixfold_apisix::store::{MemoryStore, Store};
 use sixfold_core::compile::CompileContext;
 use sixfold_core::detached::LogCheck;
 use sixfold_core::document::{self, Node, Options};
 use sixfold_core::error::{ConfigError, Place, nearest};
 use sixfold_xds::bootstrap::ProcessContext;
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 /// What a file holds.
@@ -34,7 +36,7 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
     let mut found = Found::default();
     let kind = match kind(&text) {
         Ok(kind) => {
-            found.look(kind, &text, options);
+            found.look(kind, &text, &options.config, true);
             Some(kind)
         }
         Err(failure) => {
@@ -60,6 +62,14 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
         }
         _ => Err(Failure(found.errors.into_iter().map(|fault| fault.line).collect())),
     }
+}
+
+/// What is wrong with a file, and what is odd about it; resources that are in an etcd are not looked at.
+pub(crate) fn findings(kind: Kind, text: &Text, file: &Path) -> (Vec<String>, Vec<String>) {
+    let mut found = Found::default();
+    found.look(kind, text, file, false);
+    let lines = |faults: Vec<Fault>| faults.into_iter().map(|fault| fault.line).collect();
+    (lines(found.errors), lines(found.warnings))
 }
 
 /// What looking at a file has found.
@@ -103,8 +113,7 @@ impl From<ConfigError> for Fault {
 }
 
 impl Found {
-    fn look(&mut self, kind: Kind, text: &Text, options: &ValidateOptions) {
-        let file = &options.config;
+    fn look(&mut self, kind: Kind, text: &Text, file: &Path, looks_into_etcd: bool) {
         let Findings { errors, warnings } = match kind {
             Kind::Bootstrap => {
                 if let Err(failure) = envoy(text) {
@@ -116,7 +125,12 @@ impl Found {
                 Findings { errors: Vec::new(), warnings }
             }
             Kind::Configuration => {
-                let open = |config: &Config| resources::of(config, file);
+                let open = |config: &Config| match config.deployment.provider {
+                    Provider::Etcd if !looks_into_etcd => {
+                        Ok(Arc::new(MemoryStore::default()) as Arc<dyn Store>)
+                    }
+                    _ => resources::of(config, file),
+                };
                 let looked = sixfold_apisix::validate(file, plugins(), EnvVars::Process, open);
                 match looked.1 {
                     Some(Unread::Wrong(failure)) => {

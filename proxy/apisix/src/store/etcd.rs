@@ -22,6 +22,7 @@ use sixfold_core::plugin::Callout;
 use sixfold_core::plugin::grpc::Status;
 use tokio::sync::{mpsc, watch};
 
+pub use self::link::client_tls;
 use self::link::{Link, Repeat, words};
 use self::messages::{
     Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseGrantResponse, PutRequest, PutResponse,

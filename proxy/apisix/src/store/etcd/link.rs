@@ -314,8 +314,11 @@ impl Member {
     }
 }
 
-/// TLS towards all members that speak it.
-fn client_tls(config: &EtcdConfig, trusted: Option<&Path>) -> Result<Arc<ClientTls>, ConfigError> {
+/// TLS towards all members that speak it; `trusted` is the file of authorities, by default the system's.
+///
+/// # Errors
+/// Names the key of `deployment.etcd` and what is wrong with it.
+pub fn client_tls(config: &EtcdConfig, trusted: Option<&Path>) -> Result<Arc<ClientTls>, ConfigError> {
     let tls = &config.tls;
     let identity = tls
         .identity
