@@ -338,6 +338,18 @@ impl Config {
         (Some(config), errors)
     }
 
+    /// All that the text of a config.yaml comes to with the defaults, as a document, and what is wrong with the text.
+    pub fn effective(text: &str, file: &str, environment: &EnvVars) -> (Option<Value>, Vec<ConfigError>) {
+        let (config, errors) = Self::examine(text, file, environment);
+        let parsed = file::read_tree(text, Format::Yaml, &mut Vec::new());
+        let defaults = Node::parse(include_str!("config/defaults.yaml"), &Options::default());
+        let document = parsed.and_then(|user| {
+            let user = environment.substitute(user, &mut Vec::new());
+            Ok(merge::merge(&defaults?, &user).0.to_json())
+        });
+        (document.ok().filter(|_| config.is_some()), errors)
+    }
+
     /// Whether the user's file itself has a key, such as `apisix.ssl.listen`; what it does not have is a default.
     pub fn is_written(&self, path: &str) -> bool {
         self.written.has(path)

@@ -2,6 +2,7 @@
 
 mod checkers;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::{Method, StatusCode};
@@ -11,7 +12,7 @@ use crate::admin::{
     AdminReply, AdminRequest, described_plugins, described_stream_plugins, kept_value, schema_named,
     schema_names,
 };
-use crate::config::{Config, EnvVars, Provider};
+use crate::config::{Config, EnabledPlugins, EnvVars, Provider};
 use crate::plugin::{self, Catalog};
 use crate::reload::Reloads;
 use crate::resource::Kind;
@@ -190,18 +191,10 @@ fn list(items: Vec<Value>) -> Value {
 /// A resource as APISIX has it in memory: with its defaults.
 fn in_memory(prefix: &str, key: &Key, kept: &Kept, catalog: &Catalog) -> Value {
     let mut value = kept_value(kept);
-    // What could not be filled in is shown as it is.
-    let _ = schema::resource(key.kind).validate(&mut value);
     let domain = has_domain(&value);
+    fill(catalog, key.kind, &mut value);
     if let Value::Object(value) = &mut value {
-        if let Some(Value::Object(plugins)) = value.get_mut("plugins") {
-            plugins.iter_mut().for_each(|(name, config)| catalog.fill(name, config));
-        }
         value.insert("id".to_owned(), key.id.as_str().into());
-        list_nodes(value);
-        if let Some(Value::Object(upstream)) = value.get_mut("upstream") {
-            list_nodes(upstream);
-        }
     }
     json!({
         "key": key.path(prefix),
@@ -213,6 +206,34 @@ fn in_memory(prefix: &str, key: &Key, kept: &Kept, catalog: &Catalog) -> Value {
         "update_count": 0,
         "has_domain": domain,
     })
+}
+
+/// Fills in what a resource leaves to defaults, and makes lists of its nodes. What can't be filled in stays as it is.
+fn fill(catalog: &Catalog, kind: Kind, value: &mut Value) {
+    let _ = schema::resource(kind).validate(value);
+    let Value::Object(value) = value else { return };
+    if let Some(Value::Object(plugins)) = value.get_mut("plugins") {
+        plugins.iter_mut().for_each(|(name, config)| catalog.fill(name, config));
+    }
+    list_nodes(value);
+    if let Some(Value::Object(upstream)) = value.get_mut("upstream") {
+        list_nodes(upstream);
+    }
+}
+
+/// Resources as APISIX has them in memory, for whoever compares them.
+pub struct Defaults(Catalog);
+
+impl Defaults {
+    /// With the plugins of `registry`.
+    pub fn new(registry: &Registry) -> Defaults {
+        Defaults(Catalog::new(registry, &EnabledPlugins::default(), &BTreeMap::new()))
+    }
+
+    /// Fills in what a resource and its plugins leave to defaults; nodes become a list.
+    pub fn fill(&self, kind: Kind, value: &mut Value) {
+        fill(&self.0, kind, value);
+    }
 }
 
 /// Makes a list of the nodes of an upstream that has them by address.

@@ -33,6 +33,11 @@ pub(crate) enum Command {
     /// Look whether what a configuration needs is there: ports, files, certificates, servers, names; exits with 0 if all is
     /// well, with 1 if there are faults, with 2 if it can't look
     Doctor(DoctorOptions),
+    /// Say what two configurations do not have in common, after defaults; exits with 0 if nothing, with 1 if something, with 2 if
+    /// they can't be compared
+    Diff(DiffOptions),
+    /// Write a configuration file anew, with its keys in one order and indentation, and its comments
+    Fmt(FmtOptions),
     /// Ask a running gateway whether it serves: exits with 0 if it does, with 1 if it does not
     Status(StatusOptions),
     /// Serve a gateway on loopback with routes to try
@@ -134,6 +139,28 @@ pub(crate) struct DoctorOptions {
     /// How what was found is written: a line each, or one JSON object
     #[arg(short, long, value_enum, default_value_t = OutputForm::Text)]
     pub(crate) output: OutputForm,
+}
+
+/// Options of `sixfold diff`.
+#[derive(Debug, Args)]
+pub(crate) struct DiffOptions {
+    /// An Envoy bootstrap, an APISIX config.yaml or an apisix.yaml
+    pub(crate) old: PathBuf,
+    /// Another one of the same kind
+    pub(crate) new: PathBuf,
+    /// How differences are written: lines, or one JSON object
+    #[arg(short, long, value_enum, default_value_t = OutputForm::Text)]
+    pub(crate) output: OutputForm,
+}
+
+/// Options of `sixfold fmt`.
+#[derive(Debug, Args)]
+pub(crate) struct FmtOptions {
+    /// An Envoy bootstrap, an APISIX config.yaml or an apisix.yaml
+    pub(crate) file: PathBuf,
+    /// Write nothing; exit with 1 if it would be written otherwise
+    #[arg(long)]
+    pub(crate) check: bool,
 }
 
 /// Options of `sixfold dump`.

@@ -5,12 +5,14 @@ mod ads;
 mod arguments;
 mod control;
 mod control_plane;
+mod diff;
 mod doctor;
 mod dump;
 mod envoy;
 mod explain;
 mod failure;
 mod fetch;
+mod fmt;
 mod gateway;
 mod logging;
 mod process;
@@ -31,6 +33,8 @@ const TROUBLE: u8 = 2;
 fn main() -> ExitCode {
     let outcome = match arguments::parse(std::env::args_os()) {
         Command::Doctor(options) => return judged(doctor::run(&options)),
+        Command::Diff(options) => return judged(diff::run(&options)),
+        Command::Fmt(options) => return judged(fmt::run(&options)),
         Command::Envoy(options) => envoy::run(*options),
         Command::Run(options) => gateway::run(&options),
         Command::Explain(options) => explain::run(&options),
