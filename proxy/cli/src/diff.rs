@@ -112,6 +112,19 @@ fn spell(item: &mut Value) {
     for told in ["create_time", "update_time"] {
         item.remove(told);
     }
+    if let Some(nodes) = item.get_mut("upstream").and_then(|upstream| upstream.get_mut("nodes")) {
+        fill_nodes(nodes);
+    }
+    if let Some(nodes) = item.get_mut("nodes") {
+        fill_nodes(nodes);
+    }
+}
+
+/// Nodes without a priority have 0.
+fn fill_nodes(nodes: &mut Value) {
+    for node in nodes.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        node.entry("priority").or_insert(json!(0));
+    }
 }
 
 /// Listeners, clusters and secrets by their names, and what else is in a bootstrap, in protobuf's JSON form.
@@ -126,7 +139,8 @@ fn bootstrap(text: &Text) -> Result<Resources, Failure> {
     for (list, kind) in [("listeners", "listener"), ("clusters", "cluster"), ("secrets", "secret")] {
         let taken = whole.pointer_mut("/static_resources").and_then(Value::as_object_mut);
         let Some(Value::Array(items)) = taken.and_then(|statics| statics.remove(list)) else { continue };
-        for (at, item) in items.into_iter().enumerate() {
+        for (at, mut item) in items.into_iter().enumerate() {
+            stand_in(kind, &mut item);
             let name = item.get("name").and_then(Value::as_str).map_or_else(|| at.to_string(), str::to_owned);
             resources.insert(format!("{kind} \"{name}\""), item);
         }
@@ -137,6 +151,16 @@ fn bootstrap(text: &Text) -> Result<Resources, Failure> {
     hidden(&node.to_json(), "", &mut secrets);
     resources.insert("secrets".to_owned(), Value::Object(secrets));
     Ok(resources)
+}
+
+/// Members of a oneof that count where none is written.
+fn stand_in(kind: &str, item: &mut Value) {
+    if let Value::Object(item) = item
+        && kind == "cluster"
+        && !item.contains_key("cluster_type")
+    {
+        item.entry("type").or_insert_with(|| "STATIC".into());
+    }
 }
 
 /// Fingerprints of what a document says inline, by its place.
