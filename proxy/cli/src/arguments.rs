@@ -38,6 +38,9 @@ pub(crate) enum Command {
     Diff(DiffOptions),
     /// Write a configuration file anew, with its keys in one order and indentation, and its comments
     Fmt(FmtOptions),
+    /// Write another proxy's configuration as config.yaml and apisix.yaml, and report what became of each part; exits with 1
+    /// if some is left to do by hand
+    Import(ImportOptions),
     /// Ask a running gateway whether it serves: exits with 0 if it does, with 1 if it does not
     Status(StatusOptions),
     /// Serve a gateway on loopback with routes to try
@@ -161,6 +164,32 @@ pub(crate) struct FmtOptions {
     /// Write nothing; exit with 1 if it would be written otherwise
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+/// Options of `sixfold import`.
+#[derive(Debug, Args)]
+pub(crate) struct ImportOptions {
+    /// Whose configuration it is
+    #[arg(long, value_enum)]
+    pub(crate) from: ImportFrom,
+    /// The file; those that it includes are read too
+    pub(crate) file: PathBuf,
+    /// Directory that config.yaml and apisix.yaml are written to
+    #[arg(long, default_value = ".")]
+    pub(crate) directory: PathBuf,
+    /// Replace files that are there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// How the report is written
+    #[arg(short, long, value_enum, default_value_t = OutputForm::Text)]
+    pub(crate) output: OutputForm,
+}
+
+/// Whose configuration `sixfold import` reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImportFrom {
+    /// nginx.conf.
+    Nginx,
 }
 
 /// Options of `sixfold dump`.

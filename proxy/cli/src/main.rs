@@ -14,6 +14,7 @@ mod failure;
 mod fetch;
 mod fmt;
 mod gateway;
+mod import;
 mod logging;
 mod process;
 mod quickstart;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Doctor(options) => return judged(doctor::run(&options)),
         Command::Diff(options) => return judged(diff::run(&options)),
         Command::Fmt(options) => return judged(fmt::run(&options)),
+        Command::Import(options) => return judged(import::run(&options)),
         Command::Envoy(options) => envoy::run(*options),
         Command::Run(options) => gateway::run(&options),
         Command::Explain(options) => explain::run(&options),

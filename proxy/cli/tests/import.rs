@@ -1,0 +1,200 @@
+//! What `sixfold import` makes of nginx.conf answers as nginx does.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use support::{Directory, Process, Response, free_port, output, request};
+
+/// A server that answers what it was asked: method, target, some headers.
+fn echo() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || answer(stream));
+        }
+    });
+    port
+}
+
+fn answer(mut stream: TcpStream) {
+    let mut head = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(read @ 1..) = stream.read(&mut buffer) {
+        head.extend_from_slice(&buffer[..read]);
+        if !head.ends_with(b"\r\n\r\n") {
+            continue;
+        }
+        let text = String::from_utf8_lossy(&head).into_owned();
+        let first = text.lines().next().unwrap_or_default();
+        let target = first.split(' ').nth(1).unwrap_or_default();
+        let mut kept: Vec<String> = text
+            .lines()
+            .filter(|line| line.to_ascii_lowercase().starts_with("x-shop:"))
+            .chain(text.lines().filter(|line| line.to_ascii_lowercase().starts_with("host:")))
+            .map(str::to_ascii_lowercase)
+            .collect();
+        kept.insert(0, target.to_owned());
+        let body = kept.join("|");
+        if write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).is_err() {
+            return;
+        }
+        head.clear();
+    }
+}
+
+fn nginx_conf(listen: u16, echo: u16) -> String {
+    format!(
+        r#"
+daemon off;
+pid nginx.pid;
+error_log stderr;
+events {{}}
+http {{
+  access_log off;
+  limit_req_zone $binary_remote_addr zone=slow:1m rate=1r/m;
+  upstream shop {{ server 127.0.0.1:{echo} weight=3; server 127.0.0.1:1 backup; }}
+  server {{
+    listen 127.0.0.1:{listen} default_server;
+    server_name _;
+    location = /health {{ return 200 "fine\n"; }}
+    location = /old {{ return 301 http://new.test/books; }}
+    location /shop/ {{ proxy_set_header X-Shop yes; proxy_pass http://shop; }}
+    location /cut/ {{ proxy_pass http://127.0.0.1:{echo}/in/; }}
+    location = /one {{ proxy_pass http://127.0.0.1:{echo}/two; }}
+    location /rewritten/ {{ rewrite ^/rewritten/(.*)$ /r/$1 break; proxy_pass http://shop; }}
+    location ^~ /final/ {{ return 200 final; }}
+    location ~ \.php$ {{ return 200 "first expression"; }}
+    location ~* \.PHP$ {{ return 200 "second expression"; }}
+    location /prefix {{ return 200 prefix; }}
+    location /prefix/longer {{ return 200 longer; }}
+    location /limited/ {{ limit_req zone=slow; limit_req_status 429; proxy_pass http://shop; }}
+    location /denied/ {{ deny all; proxy_pass http://shop; }}
+    location /host/ {{ proxy_set_header Host $http_host; proxy_pass http://shop; }}
+  }}
+  include servers/*.conf;
+}}
+"#
+    )
+}
+
+/// A process on a folder, once it listens on the port.
+fn started(mut command: Command, port: u16) -> Process {
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it is installed");
+    let mut process = Process(child);
+    process.until("it listens", || TcpStream::connect(("127.0.0.1", port)).ok());
+    process
+}
+
+fn ask(port: u16, host: &str, path: &str) -> (u16, String, Option<String>) {
+    let Response { status, head, body } =
+        request(port, "GET", path, &[&format!("Host: {host}"), "Connection: close"]).expect(path);
+    // nginx names itself in a location that it makes.
+    let own = format!("http://{}:{port}", host.to_ascii_lowercase());
+    let location = head.lines().find_map(|line| line.strip_prefix("location: "));
+    let location = location.map(|location| location.strip_prefix(&own).unwrap_or(location).to_owned());
+    // What nginx and we say of errors and redirects is not one.
+    let body = if status == 200 { body } else { String::new() };
+    (status, body, location)
+}
+
+#[test]
+fn both_answer_the_same_requests_alike() {
+    let directory = Directory::new();
+    let (theirs, ours, echo) = (free_port(), free_port(), echo());
+    let conf = directory.write("nginx.conf", &nginx_conf(theirs, echo));
+    std::fs::create_dir(directory.path("servers")).unwrap();
+    let server = |name: &str, text: &str| {
+        format!(
+            "server {{ listen 127.0.0.1:{theirs}; server_name {name}; location / {{ return 200 {text}; }} }}\n"
+        )
+    };
+    directory.write("servers/a.conf", &server("a.test", "exact"));
+    directory.write("servers/b.conf", &server("*.b.test", "wildcard"));
+    directory.write("servers/ignored.txt", "nonsense");
+    let into = directory.path("gateway");
+    let done = output(&["import", "--from", "nginx", &conf, "--directory", &into]);
+    let report = String::from_utf8(done.stdout).unwrap();
+    assert_eq!(done.status.code(), Some(0), "{report}{}", String::from_utf8_lossy(&done.stderr));
+    assert!(report.contains("exact        ") && report.contains("0 manual, 0 unsupported\n"), "{report}");
+
+    let config = std::fs::read_to_string(directory.path("gateway/config.yaml")).unwrap();
+    let config = config.replace(&format!("port: {theirs}"), &format!("port: {ours}"));
+    let (status, control) = (free_port(), free_port());
+    let config = config.replacen(
+        "apisix:\n",
+        &format!("plugin_attr:\n  prometheus:\n    enable_export_server: false\napisix:\n  status:\n    port: {status}\n  control:\n    port: {control}\n"),
+        1,
+    );
+    directory.write("gateway/config.yaml", &config);
+    let mut command = Command::new("nginx");
+    command.args(["-p", directory.0.to_str().unwrap(), "-c", &conf]);
+    let _nginx = started(command, theirs);
+    let mut command = support::sixfold();
+    command.args(["run", "-c", "config.yaml"]).current_dir(directory.path("gateway"));
+    let _gateway = started(command, ours);
+    let paths = [
+        "/health",
+        "/old",
+        "/shop/books?a=b",
+        "/shop/",
+        "/shop",
+        "/cut?a=b",
+        "/cut/x/y",
+        "/one",
+        "/rewritten/x",
+        "/final/a.php",
+        "/a.php",
+        "/prefix/a.php",
+        "/prefix/longer/a.PHP",
+        "/prefix",
+        "/prefixed",
+        "/prefix/longer",
+        "/denied/x",
+        "/host/x",
+        "/nowhere",
+        "/",
+        "/limited/a",
+        "/limited/a",
+        "/health/",
+    ];
+    for (host, path) in paths.iter().map(|path| ("other.test", *path)).chain([
+        ("a.test", "/x"),
+        ("x.b.test", "/health"),
+        ("b.test", "/health"),
+        ("A.test", "/"),
+    ]) {
+        assert_eq!(ask(ours, host, path), ask(theirs, host, path), "{host} {path}\n{config}");
+    }
+}
+
+#[test]
+fn what_is_left_to_do_is_reported_with_its_line() {
+    let directory = Directory::new();
+    let conf = directory.write(
+        "site.conf",
+        "server {\n  listen 80;\n  root /var/www;\n  location / {\n    auth_basic x;\n    proxy_pass http://$backend;\n  }\n}\n",
+    );
+    let into = directory.path("out");
+    let done = output(&["import", "--from", "nginx", &conf, "--directory", &into, "--output", "json"]);
+    let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{report:#}");
+    let found = |line: u64| {
+        let findings = report["findings"].as_array().unwrap();
+        findings.iter().find(|finding| finding["line"] == line).unwrap()["kind"].as_str().unwrap().to_owned()
+    };
+    assert_eq!([found(2), found(3), found(5), found(6)], ["exact", "unsupported", "manual", "manual"]);
+    // Whom nginx asks for a password is not let in without one.
+    let resources = std::fs::read_to_string(directory.path("out/apisix.yaml")).unwrap();
+    assert!(resources.contains("response_status: 403") && !resources.contains("upstream"), "{resources}");
+    // What is there is not overwritten unasked; what is no nginx.conf is trouble.
+    assert_eq!(output(&["import", "--from", "nginx", &conf, "--directory", &into]).status.code(), Some(2));
+    let broken = directory.write("broken.conf", "server {\n  listen 80\n}\n");
+    let done = output(&["import", "--from", "nginx", &broken, "--directory", &directory.path("b")]);
+    assert_eq!(done.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&done.stderr).contains("broken.conf:3:1: unexpected \"}\""), "{done:?}");
+}
