@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Import(ImportOptions),
     /// Ask a running gateway whether it serves: exits with 0 if it does, with 1 if it does not
     Status(StatusOptions),
+    /// Show what a running proxy is doing, again and again: connections, requests and failures by listener, route and cluster
+    Top(TopOptions),
     /// Serve a gateway on loopback with routes to try
     Quickstart(QuickstartOptions),
     /// Envoy's control-plane protocol
@@ -190,6 +192,24 @@ pub(crate) struct ImportOptions {
 pub(crate) enum ImportFrom {
     /// nginx.conf.
     Nginx,
+}
+
+/// Options of `sixfold top`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("watched").required(true).args(["config", "admin"]))]
+pub(crate) struct TopOptions {
+    /// The gateway's config.yaml, whose page of metrics is read (plugin_attr.prometheus)
+    #[arg(short, long)]
+    pub(crate) config: Option<PathBuf>,
+    /// The administration of a proxy in Envoy's mode, this one or Envoy, whose /stats are read: 127.0.0.1:15000
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) admin: Option<String>,
+    /// Seconds between two looks
+    #[arg(long, default_value_t = 2.0)]
+    pub(crate) interval: f64,
+    /// End after so many tables; on a terminal there is no end, elsewhere one table
+    #[arg(long)]
+    pub(crate) count: Option<u32>,
 }
 
 /// Options of `sixfold dump`.

@@ -22,6 +22,7 @@ mod resources;
 mod route_files;
 mod signals;
 mod status;
+mod top;
 mod validate;
 
 use arguments::{Command, XdsCommand};
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Explain(options) => explain::run(&options),
         Command::Dump(options) => dump::run(&options),
         Command::Status(options) => status::run(&options),
+        Command::Top(options) => top::run(&options),
         Command::Quickstart(options) => quickstart::run(&options),
         Command::Validate(options) => validate::run(&options),
         Command::Xds { command: XdsCommand::Serve(options) } => control_plane::run(&options),
