@@ -51,6 +51,7 @@ fn nginx_conf(listen: u16, echo: u16) -> String {
     format!(
         r#"
 daemon off;
+master_process off;
 pid nginx.pid;
 error_log stderr;
 events {{}}
