@@ -70,12 +70,12 @@ fn resources(kind: Kind, text: &Text, path: &Path) -> Result<Resources, Failure>
             let config = config.filter(|_| errors.is_empty()).ok_or(errors)?;
             Ok([("config.yaml".to_owned(), config)].into())
         }
-        Kind::Resources => Ok(of_lists(dump::resources(text, path, kind)?)),
+        Kind::Resources => Ok(of_lists(&dump::resources(text, path, kind)?)),
     }
 }
 
 /// Resources of an apisix.yaml, each as APISIX has it in memory, and what has several spellings in one of them.
-fn of_lists(lists: Map<String, Value>) -> Resources {
+fn of_lists(lists: &Map<String, Value>) -> Resources {
     let defaults = Defaults::new(&plugins());
     let mut resources = Resources::new();
     for kind in ResourceKind::ALL {

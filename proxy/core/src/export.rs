@@ -48,7 +48,8 @@ impl Background for Nowhere {
     fn spawn(&self, _: Task) {}
 }
 
-/// Runs tasks on the runtime of whoever starts them, and none where there is no runtime: for tests.
+/// Runs tasks on the runtime of whoever starts them, and none where there is no runtime: for tests, and where a
+/// request is only looked at.
 #[derive(Default)]
 pub struct Here(Ending);
 

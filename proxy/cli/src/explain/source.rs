@@ -16,6 +16,7 @@ use sixfold_core::cluster::Clusters;
 use sixfold_core::compile::CompileContext;
 use sixfold_core::detached::Nowhere;
 use sixfold_core::error::ConfigError;
+use sixfold_core::export;
 use sixfold_core::metrics;
 use sixfold_core::model::{Diff, Model};
 use sixfold_core::plugin::{BuildContext, Consumers};
@@ -56,7 +57,9 @@ pub(super) fn read(options: &ExplainOptions) -> Result<Known, Failure> {
 }
 
 fn compile(model: &Model, unsent: &Arc<Unsent>) -> CompileContext {
-    let build = BuildContext::new(unsent.clone(), metrics::Registry::new());
+    // What filters do beside a request is begun with it: it asks, too.
+    let background = Arc::new(export::Here::default());
+    let build = BuildContext { background, ..BuildContext::new(unsent.clone(), metrics::Registry::new()) };
     CompileContext::new(model, plugins(), build, Arc::new(Nowhere))
 }
 
