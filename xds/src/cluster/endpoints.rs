@@ -82,11 +82,14 @@ fn apply_policy(value: &Policy, load: &mut LoadAssignment) -> Result<()> {
     Ok(())
 }
 
-/// A fraction in millionths, all of them at most.
+/// A fraction in millionths; more than all is refused.
 fn millionths(value: &FractionalPercent) -> Result<u32> {
     let (numerator, denominator) = fractional_percent(value)?;
     let share = numerator.saturating_mul(1_000_000) / denominator.max(1);
-    Ok(share.min(1_000_000) as u32)
+    match u32::try_from(share) {
+        Ok(share @ ..=1_000_000) => Ok(share),
+        _ => Err(ConfigError::new(format!("must be at most 100%, not {numerator} of {denominator}"))),
+    }
 }
 
 fn locality(value: &LocalityLbEndpoints, hosts: &mut Vec<HostConfig>) -> Result<()> {

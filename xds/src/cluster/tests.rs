@@ -58,6 +58,43 @@ fn endpoints_of_eds_have_a_name_and_a_time_to_come_in() {
     assert!(error.starts_with("endpoints: \"a.test:1\" is no IP address"), "{error}");
 }
 
+/// Each of them counted, so that an endpoint that was named twice got twice the requests, and a retry the address that had
+/// just failed.
+#[test]
+fn an_endpoint_that_comes_twice_is_one_where_its_assignment_comes_by_itself() {
+    let endpoint = |port: u16| {
+        format!("{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}")
+    };
+    let (a, b) = (endpoint(1), endpoint(2));
+    let localities = format!(
+        "endpoints: [{{locality: {{zone: x}}, lb_endpoints: [{a}, {a}, {b}]}}, {{priority: 1, locality: {{zone: y}}, lb_endpoints: [{b}, {a}]}}]"
+    );
+    let (assignment, _) = assigned(&read(&format!("cluster_name: c\n{localities}\n"))).unwrap();
+    let shown: Vec<_> =
+        assignment.hosts.iter().map(|host| (host.address.to_string(), host.priority)).collect();
+    assert_eq!(shown, [("127.0.0.1:1".to_owned(), 0), ("127.0.0.1:2".to_owned(), 0)]);
+    let (_, hosts) = config(&format!("load_assignment: {{cluster_name: c, {localities}}}")).unwrap();
+    assert_eq!(hosts.len(), 5, "a cluster of fixed addresses has them all, as in Envoy");
+}
+
+/// It was taken for all, and no request went through.
+#[test]
+fn more_than_all_requests_cannot_be_dropped() {
+    let policy =
+        |share: &str| format!("policy: {{drop_overloads: [{{category: x, drop_percentage: {{{share}}}}}]}}");
+    let reason = "policy.drop_overloads[0].drop_percentage: must be at most 100%, not 101 of 100";
+    let too_much = policy("numerator: 101");
+    let error = assigned(&read(&format!("cluster_name: c\n{too_much}\n"))).unwrap_err();
+    assert_eq!(error.to_string(), reason);
+    assert_eq!(
+        refused(&format!("load_assignment: {{cluster_name: c, {too_much}}}")),
+        format!("load_assignment.{reason}")
+    );
+    let all = policy("numerator: 1000000, denominator: MILLION");
+    let (config, _) = config(&format!("load_assignment: {{cluster_name: c, {all}}}")).unwrap();
+    assert_eq!(config.balance.drop_overload, 1_000_000);
+}
+
 #[test]
 fn endpoints_carry_what_balancers_need() {
     let (config, hosts) = config(&format!(
