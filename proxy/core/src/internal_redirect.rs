@@ -54,6 +54,8 @@ pub enum RedirectPredicate {
 pub struct Followed {
     /// How many.
     pub count: u32,
+    /// Bytes of bodies that came with them and go no further.
+    pub left_behind: u64,
     /// From which route to which, where a predicate wants to know.
     routes: Vec<(Arc<str>, Arc<str>)>,
 }

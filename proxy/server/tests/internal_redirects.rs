@@ -8,7 +8,8 @@ use common::*;
 use parking_lot::Mutex;
 use sixfold_core::access_log::AccessLog;
 use sixfold_core::format::Format;
-use sixfold_core::route::InternalRedirect;
+use sixfold_core::headers::HeaderName;
+use sixfold_core::route::{InternalRedirect, RequireTls};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use tokio::io::AsyncWriteExt;
@@ -41,14 +42,20 @@ async fn setup(to: &'static str) -> (Setup, Arc<Mutex<Vec<String>>>, Upstream) {
     (setup, seen, from)
 }
 
-#[tokio::test]
-async fn a_redirect_is_followed_with_the_body_and_logged_by_itself() {
-    let (mut setup, seen, _) = setup("http://h/to?q#f").await;
+/// Where requests are logged from now on: status, details, cluster, and bytes of the body.
+fn log_lines(setup: &mut Setup) -> Arc<Lines> {
     let lines = Arc::new(Lines::default());
     let format =
         Format::envoy("%RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %UPSTREAM_CLUSTER_RAW% %BYTES_RECEIVED%\n");
     setup.access_logs =
         vec![AccessLog { filter: None, format: Arc::new(format.unwrap()), sink: lines.clone() }];
+    lines
+}
+
+#[tokio::test]
+async fn a_redirect_is_followed_with_the_body_and_logged_by_itself() {
+    let (mut setup, seen, _) = setup("http://h/to?q#f").await;
+    let lines = log_lines(&mut setup);
     let (stats, registry) = (setup.stats.clone(), setup.registry.clone());
     let (hcm, worker) = setup.build();
     let (proxy, _) = serve(hcm, worker.clone()).await;
@@ -70,6 +77,44 @@ async fn a_redirect_is_followed_with_the_body_and_logged_by_itself() {
     assert_eq!(registry.sum("cluster.from.", "upstream_internal_redirect_succeeded_total"), 2);
     assert_eq!(registry.sum("cluster.from.", "upstream_rq_active"), 0);
     eventually(|| worker.shared.bodies.used() == 0).await;
+}
+
+/// The bytes that had come with the first request were none of the second.
+#[tokio::test]
+async fn a_body_that_goes_no_further_is_told_of_in_both_lines() {
+    let mut setup = Setup::new();
+    let from =
+        upstream(|_, _| String::from_utf8(redirect("http://h/to")).unwrap().replace("302", "303").into())
+            .await;
+    let target = upstream(|_, _| ok("target")).await;
+    setup.cluster("from", &[from.address], |_| {});
+    setup.cluster("to", &[target.address], |_| {});
+    let policy = InternalRedirect { codes: vec![303], ..InternalRedirect::default() };
+    setup.route("/from", "from", move |f| f.internal_redirect = Some(policy.into()));
+    setup.route("/to", "to", |_| {});
+    let lines = log_lines(&mut setup);
+    let (proxy, _) = setup.serve().await;
+    let response = ask(proxy, "POST /from HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello").await;
+    assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("target"), "{response}");
+    eventually(|| lines.0.lock().len() == 2).await;
+    assert_eq!(lines.0.lock()[..], ["303 internal_redirect to 5\n", "200 via_upstream to 5\n"]);
+}
+
+/// Its line named the cluster of a route that no request without TLS has.
+#[tokio::test]
+async fn a_redirect_to_a_host_that_wants_tls_leads_to_no_cluster() {
+    let (mut setup, _, _) = setup("http://h/to").await;
+    setup.host.require_tls = RequireTls::All;
+    // What the redirect does not say is taken off the request that follows it.
+    let copied_headers = vec![HeaderName::new("x-forwarded-proto").unwrap()].into();
+    let policy = InternalRedirect { copied_headers, ..InternalRedirect::default() };
+    setup.route("/tls", "from", move |f| f.internal_redirect = Some(policy.into()));
+    let lines = log_lines(&mut setup);
+    let (proxy, _) = setup.serve().await;
+    let response = ask(proxy, "GET /tls HTTP/1.1\r\nHost: h\r\nx-forwarded-proto: https\r\n\r\n").await;
+    assert!(response.starts_with("HTTP/1.1 301 "), "{response}");
+    eventually(|| lines.0.lock().len() == 2).await;
+    assert_eq!(lines.0.lock()[0], "302 internal_redirect - 0\n");
 }
 
 #[tokio::test]

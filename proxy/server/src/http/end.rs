@@ -208,6 +208,8 @@ impl<D: Downstream> Exchange<'_, D> {
             tried.end(now.into_std(), 0);
         }
         stream.bytes.traffic = self.down.traffic();
+        // What the client has sent goes with the request, in Envoy, whatever becomes of it on the way.
+        stream.bytes.request_body += self.followed.as_ref().map_or(0, |followed| followed.left_behind);
         let stats = &self.env.hcm.stats;
         let elapsed = now.into_std().saturating_duration_since(stream.timing.start);
         stats.downstream_rq_time().record(elapsed.as_millis() as u64);

@@ -9,6 +9,9 @@ use bytes::Bytes;
 use sixfold_core::internal_redirect::{Followed, InternalRedirect, PassedOn};
 use sixfold_core::message::Scheme;
 use sixfold_core::plugin::{HeadPhase, LocalReply, Outcome, Recreated};
+use sixfold_core::redirect;
+use sixfold_core::route::Route;
+use sixfold_core::router::VirtualHost;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -53,6 +56,7 @@ impl<D: Downstream> Exchange<'_, D> {
             next.held = held;
         }
         if !with_body {
+            next.followed.left_behind += self.stream.bytes.request_body;
             (next.body, next.held) = (None, None);
             self.stream.request_trailers.clear();
         }
@@ -88,12 +92,19 @@ impl<D: Downstream> Exchange<'_, D> {
             self.pass_on(why);
             return None;
         }
-        // The log line of the redirect tells where it leads.
-        (self.stream.virtual_host, self.stream.route) = (virtual_host, route);
-        self.stream.upstream.cluster = None;
-        self.name_cluster();
+        self.lead_to(virtual_host, route);
         followed.count += 1;
         Some((followed, with_body))
+    }
+
+    /// Has the log line of what is followed tell where it leads. That is no route where the virtual host wants TLS: Envoy has
+    /// one of its own in its place (`SslRedirectRoute`).
+    fn lead_to(&mut self, virtual_host: Option<Arc<VirtualHost>>, route: Option<Arc<Route>>) {
+        let for_tls = virtual_host.as_ref().is_some_and(|host| redirect::is_for_tls(host, self.stream));
+        (self.stream.virtual_host, self.stream.route) =
+            if for_tls { (None, None) } else { (virtual_host, route) };
+        self.stream.upstream.cluster = None;
+        self.name_cluster();
     }
 
     /// Runs `header_filter`; answers what a plugin puts in the place of the response.
@@ -131,14 +142,12 @@ impl<D: Downstream> Exchange<'_, D> {
             (self.stream.request, self.stream.captures) = (head, captures);
             return None;
         };
-        // The log line of the request tells where it leads.
-        (self.stream.virtual_host, self.stream.route) = (Some(found.virtual_host), found.route);
-        self.stream.upstream.cluster = None;
-        self.name_cluster();
+        self.lead_to(Some(found.virtual_host), found.route);
         self.stream.details = Some("internal_redirect".into());
         self.stream.answer_for(answers_for);
         self.stream.request_trailers.clear();
-        let followed = self.followed.as_deref().cloned().unwrap_or_default();
+        let mut followed = self.followed.as_deref().cloned().unwrap_or_default();
+        followed.left_behind += self.stream.bytes.request_body;
         Some(Box::new(Next { followed, body: None, held: None }))
     }
 
