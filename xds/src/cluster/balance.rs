@@ -45,7 +45,12 @@ const PACKAGE: &str = "envoy.extensions.load_balancing_policies.";
 const MIN_RING: u64 = 1024;
 const MAX_RING: u64 = 8 << 20;
 
-pub(super) fn compile(context: &Context, value: &ProtoCluster) -> Result<BalanceConfig> {
+/// `is_of_known_type` says whether there is such a type of clusters: what another provides nobody can say.
+pub(super) fn compile(
+    context: &Context,
+    value: &ProtoCluster,
+    is_of_known_type: bool,
+) -> Result<BalanceConfig> {
     let mut config = BalanceConfig { zone: zone_aware(context, None)?, ..BalanceConfig::default() };
     let mut use_hostname = false;
     if let Some(common) = &value.common_lb_config {
@@ -61,6 +66,9 @@ pub(super) fn compile(context: &Context, value: &ProtoCluster) -> Result<Balance
         return Err(ConfigError::field(field, "is for clusters of type STRICT_DNS"));
     }
     let policy: LbPolicy = enum_value(value.lb_policy, "lb_policy")?;
+    if !is_of_known_type && policy == LbPolicy::ClusterProvided {
+        return Ok(config);
+    }
     if let Some(of_cluster) = original_dst::policy(value, policy)? {
         config.policy = of_cluster;
         return Ok(config);

@@ -10,6 +10,7 @@ use sixfold_core::cluster::{
     EventLog, GrpcProbe, HealthCheck, HttpProbe, Intervals, Probe, ProbeHeader, TcpProbe,
 };
 use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::headers::HeaderName;
 use sixfold_xds_api::matcher;
 use sixfold_xds_api::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use sixfold_xds_api::pb::envoy::config::core::v3::health_check::payload::Payload as Bytes;
@@ -207,8 +208,13 @@ fn http(value: &HttpHealthCheck) -> Result<HttpProbe> {
             return Err(ConfigError::field("method", "CONNECT is no method of a check"));
         }
     };
+    let has_no_body =
+        [http::Method::GET, http::Method::HEAD, http::Method::DELETE, http::Method::TRACE].contains(&method);
+    if send.is_some() && has_no_body {
+        return Err(ConfigError::field("send", format!("is not for the method {method}, which has no body")));
+    }
     let expected = statuses(expected_statuses, "expected_statuses")?;
-    let remove = request_headers_to_remove.iter().map(|name| header_name(name, "request_headers_to_remove"));
+    let remove = request_headers_to_remove.iter().map(|name| not_host(name, "request_headers_to_remove"));
     Ok(HttpProbe {
         host: host.clone(),
         path: not_empty(path, "path")?.to_owned(),
@@ -309,5 +315,14 @@ fn header(value: &HeaderValueOption) -> Result<ProbeHeader> {
         }
     };
     let value = if raw_value.is_empty() { value.clone().into_bytes() } else { raw_value.clone() };
-    Ok(ProbeHeader { name: header_name(key, "header.key")?, value, replaces })
+    Ok(ProbeHeader { name: not_host(key, "header.key")?, value, replaces })
+}
+
+/// The name of a header that checks may change: which host they are for they say by themselves
+/// (source/common/router/header_parser.cc).
+fn not_host(name: &str, field: &str) -> Result<HeaderName> {
+    if name.eq_ignore_ascii_case("host") {
+        return Err(ConfigError::field(field, "may not be host, which a check has a field of its own for"));
+    }
+    header_name(name, field)
 }

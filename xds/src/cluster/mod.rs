@@ -92,7 +92,8 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         protocol.as_ref().map(|of| tls::matches(context, &value.transport_socket_matches, of, &scope));
     let socket_matches =
         faults.take(matches.transpose().in_key("transport_socket_matches")).unwrap_or_default();
-    let balance = faults.keep(balance::compile(context, value));
+    let is_custom = matches!(value.cluster_discovery_type, Some(ClusterDiscoveryType::ClusterType(_)));
+    let balance = faults.keep(balance::compile(context, value, discovery.is_some() || !is_custom));
     let limits = breaker::limits(&context.runtime, &value.name, value.circuit_breakers.as_ref());
     let limits = faults.keep(limits.in_key("circuit_breakers"));
     let connect_timeout =

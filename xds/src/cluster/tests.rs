@@ -316,6 +316,11 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
             "eds_cluster_config.eds_config.api_config_source.api_type: DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE is not supported",
         ),
         ("cluster_type: {name: x}", "cluster_type: \"x\" is not supported"),
+        (
+            "cluster_type: {name: x}\nlb_policy: CLUSTER_PROVIDED",
+            // Whether it provides one nobody can say.
+            "cluster_type: \"x\" is not supported",
+        ),
         ("health_checks: [{}]", "health_checks[0].timeout: is missing"),
         (
             "outlier_detection: {base_ejection_time: 9s, max_ejection_time: 8s}",
@@ -435,6 +440,26 @@ fn health_checks_have_envoys_defaults() {
         (
             "http_health_check: {path: /, expected_statuses: [{start: 300, end: 200}]}",
             "http_health_check.expected_statuses[0]: must be a range within [100, 600), not [300, 200)",
+        ),
+        (
+            "http_health_check: {path: /, request_headers_to_add: [{header: {key: Host, value: a}}]}",
+            "http_health_check.request_headers_to_add[0].header.key: may not be host, which a check has a field of its own for",
+        ),
+        (
+            "http_health_check: {path: /, request_headers_to_remove: [host]}",
+            "http_health_check.request_headers_to_remove: may not be host, which a check has a field of its own for",
+        ),
+        (
+            "grpc_health_check: {initial_metadata: [{header: {key: host, value: a}}]}",
+            "grpc_health_check.initial_metadata[0].header.key: may not be host, which a check has a field of its own for",
+        ),
+        (
+            "http_health_check: {path: /, send: {text: '00'}}",
+            "http_health_check.send: is not for the method GET, which has no body",
+        ),
+        (
+            "http_health_check: {path: /, method: DELETE, send: {text: '00'}}",
+            "http_health_check.send: is not for the method DELETE, which has no body",
         ),
         ("tcp_health_check: {send: {text: xyz}}", "tcp_health_check.send: \"xyz\" is not hexadecimal"),
         ("tls_options: {}, tcp_health_check: {}", "tls_options: is not supported"),

@@ -310,17 +310,16 @@ fn client_settings(
         enforce_rsa_key_usage: _,
     } = value;
     refuse!(allow_renegotiation);
-    if let Some(common) = common_tls_context
-        && common.tls_certificates.len() + common.tls_certificate_sds_secret_configs.len() > 1
-    {
-        return Err(ConfigError::field(
-            "common_tls_context.tls_certificates",
-            "a client has one certificate",
-        ));
-    }
+    let none = CommonTlsContext::default();
+    of_client(common_tls_context.as_ref().unwrap_or(&none), *auto_sni_san_validation)?;
     let Some(mut common) = common(lookup, common_tls_context).in_key("common_tls_context")? else {
         return Ok(None);
     };
+    let trusts = common.validation.as_ref().is_some_and(|validation| validation.trusted_ca.is_some());
+    if *auto_sni_san_validation && !trusts {
+        let reason = "needs a trusted_ca in the validation context";
+        return Err(ConfigError::field("auto_sni_san_validation", reason));
+    }
     // common.proto: by default clients go up to TLS 1.2, servers up to 1.3.
     common.protocols.max = common.protocols.max.or(Some(TlsVersion::V12));
     Ok(Some(ClientSettings {
@@ -334,6 +333,42 @@ fn client_settings(
         auto_san_validation: *auto_sni_san_validation || names.san_validation,
         resumption: max_session_keys.as_ref().is_none_or(|max| max.value > 0),
     }))
+}
+
+/// What a server may say and a client may not.
+fn of_client(common: &CommonTlsContext, auto_sni_san_validation: bool) -> Result<()> {
+    if common.tls_certificates.len() + common.tls_certificate_sds_secret_configs.len() > 1 {
+        let reason = "a client has one certificate";
+        return Err(ConfigError::field("common_tls_context.tls_certificates", reason));
+    }
+    if alpn(&common.alpn_protocols).in_key("common_tls_context")?.iter().any(String::is_empty) {
+        let reason = "an empty name can't be offered to a server";
+        return Err(ConfigError::field("common_tls_context.alpn_protocols", reason));
+    }
+    if auto_sni_san_validation && common.validation_context_type.is_none() {
+        let reason = "needs a validation context, without which no certificate is looked at";
+        return Err(ConfigError::field("auto_sni_san_validation", reason));
+    }
+    Ok(())
+}
+
+/// Names of protocols. Envoy takes them apart at commas once more (common/tls/context_impl.cc, `parseAlpnProtocols`).
+fn alpn(values: &[String]) -> Result<Vec<String>> {
+    if values.iter().all(String::is_empty) {
+        return Ok(Vec::new());
+    }
+    let mut names = Vec::new();
+    for (index, value) in values.iter().enumerate() {
+        for name in value.split(',') {
+            // RFC 7301, section 3.1: one byte says how long it is.
+            if name.len() > usize::from(u8::MAX) {
+                let reason = format!("a name has 255 bytes at most, not {}", name.len());
+                return Err(ConfigError::new(reason).in_index(index).in_key("alpn_protocols"));
+            }
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
 }
 
 /// What both sides have.
@@ -386,6 +421,7 @@ fn common(lookup: &Lookup<'_>, value: &Option<CommonTlsContext>) -> Result<Optio
             None => whole = false,
         }
     }
+    let alpn = alpn(alpn_protocols)?;
     let protocols = params::protocols(tls_params.as_ref()).in_key("tls_params")?;
     let validation = match validation::compile(lookup, validation_context_type.as_ref())? {
         Wanted::Nothing => None,
@@ -396,7 +432,7 @@ fn common(lookup: &Lookup<'_>, value: &Option<CommonTlsContext>) -> Result<Optio
         validation.map(Validation::check).transpose().in_key("validation_context")?;
         return Ok(None);
     }
-    Ok(Some(Common { identities, alpn: alpn_protocols.clone(), protocols, validation }))
+    Ok(Some(Common { identities, alpn, protocols, validation }))
 }
 
 fn identity(value: &TlsCertificate) -> Result<Identity> {

@@ -92,6 +92,68 @@ fn faults_of_compiled_settings_are_named_as_they_are_written() {
     assert_eq!(of("tls_params: {ecdh_curves: [x]}"), "tls_params.ecdh_curves");
 }
 
+fn compiled_client(fields: &str) -> Result<()> {
+    let cluster: sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster =
+        read(&format!("name: c\ntransport_socket: {{name: tls, typed_config: {{{UPSTREAM}, {fields}}}}}\n"));
+    client(&context(), &cluster.transport_socket, &Protocol::default(), "").map(drop)
+}
+
+/// No name was ever looked at, though the configuration said that they are.
+#[test]
+fn names_that_are_to_be_validated_need_something_that_validates() {
+    let error = compiled_client("sni: a.test, auto_sni_san_validation: true").unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "typed_config.auto_sni_san_validation: needs a validation context, without which no certificate is looked at"
+    );
+    let with = |validation: &str| {
+        let context = format!("common_tls_context: {{validation_context: {{{validation}}}}}");
+        compiled_client(&format!("sni: a.test, auto_sni_san_validation: true, {context}"))
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(
+        with("trust_chain_verification: ACCEPT_UNTRUSTED"),
+        "typed_config.auto_sni_san_validation: needs a trusted_ca in the validation context"
+    );
+    let trusted = with("trusted_ca: {inline_string: x}");
+    assert!(
+        trusted.starts_with("typed_config.common_tls_context.validation_context.trusted_ca"),
+        "{trusted}"
+    );
+    assert_eq!(compiled_client("sni: a.test"), Ok(()));
+}
+
+#[test]
+fn names_of_protocols_must_be_such_as_tls_can_tell() {
+    let (most, longer) = ("x".repeat(255), "x".repeat(256));
+    let of = |names: &str| {
+        let error = compiled_client(&format!("common_tls_context: {{alpn_protocols: [{names}]}}"));
+        error.map_err(|error| {
+            error.to_string().replace("typed_config.common_tls_context.alpn_protocols", "alpn")
+        })
+    };
+    assert_eq!(of(&format!("h2, {most}")), Ok(()));
+    assert_eq!(
+        of(&format!("h2, {longer}")),
+        Err("alpn[1]: a name has 255 bytes at most, not 256".to_owned())
+    );
+    assert_eq!(of("h2, ''"), Err("alpn: an empty name can't be offered to a server".to_owned()));
+    assert_eq!(of("''"), Ok(()), "it is as none");
+    assert_eq!(alpn(&["h2,http/1.1".to_owned(), String::new()]).unwrap(), ["h2", "http/1.1", ""]);
+    assert!(server_with(&format!("alpn_protocols: [{longer}]")).is_err());
+    assert!(server_with("alpn_protocols: [h2, '']").is_ok(), "Envoy takes it of servers");
+}
+
+/// The settings of a server with a certificate, of which nothing is read.
+fn server_with(common: &str) -> Result<()> {
+    let value: DownstreamTlsContext = read(&format!(
+        "common_tls_context: {{tls_certificates: [{{certificate_chain: {{inline_string: c}}, private_key: {{inline_string: k}}}}], {common}}}\n"
+    ));
+    let lookup = Lookup { statics: &BTreeMap::new(), come: &|_| None };
+    server_settings(&lookup, &value, &[]).map(drop)
+}
+
 /// Every compile made another place, and the connections of the one before stayed open beside it.
 #[test]
 fn a_cluster_that_is_compiled_again_keeps_its_tls() {
