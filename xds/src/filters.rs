@@ -121,7 +121,15 @@ pub(crate) fn compile(
         // Envoy takes a name twice: what routes say by it is for all of the name.
         keep(not_empty(&filter.name, "name").map(|_| One::Nothing));
         match one {
-            Some(One::Router(config)) => router = Some(config),
+            Some(One::Router(config)) => {
+                if filter.disabled {
+                    keep(Err(ConfigError::field(
+                        "disabled",
+                        "the router, which is the last filter, can't be",
+                    )));
+                }
+                router = Some(config);
+            }
             Some(One::Filter(filter)) => {
                 if filter.disabled {
                     // No chain without settings has it, which would tell what is wrong with it.

@@ -207,6 +207,10 @@ fn filters_must_be_known_and_the_router_last() {
         "http_filters[1]: must come before the router, which is the last filter"
     );
     assert_eq!(chain(&[&web, &web, router]).unwrap().chain.members().len(), 2, "Envoy takes a name twice");
+    assert_eq!(
+        chain(&[&web, &router.replace("name: r", "name: r, disabled: true")]).unwrap_err().to_string(),
+        "http_filters[1].disabled: the router, which is the last filter, can't be"
+    );
     let off = "{name: f, disabled: true, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}";
     assert!(chain(&[off, router]).unwrap().chain.members().is_empty());
     // What is wrong with it is told all the same.
