@@ -49,9 +49,7 @@ pub enum Event<'a> {
     },
     /// There is no such resource any more.
     Gone,
-    /// Endpoints were taken for a cluster, of a response of this version.
-    Assigned(&'a str),
-    /// They count only for a time.
+    /// Endpoints were taken for a cluster that count only for a time.
     Expiring,
     /// That time is over.
     Stale,
@@ -264,7 +262,7 @@ impl State {
             }
             Event::Gone => *tracked = Tracked::default(),
             // They are counted, not shown.
-            Event::Assigned(_) | Event::Expiring | Event::Stale => {}
+            Event::Expiring | Event::Stale => {}
         }
     }
 }

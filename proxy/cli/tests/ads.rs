@@ -143,7 +143,7 @@ fn a_world_comes_by_a_unix_socket_and_outlives_its_stream() {
     assert_eq!(get(port, "/").unwrap().body, "ok");
     process.until("readiness", || get(admin, "/ready").filter(|answer| answer.status == 200));
     let stats = get(admin, "/stats?usedonly&filter=update_success$").unwrap().body;
-    for name in ["cluster_manager.cds", "listener_manager.lds"] {
+    for name in ["cluster_manager.cds", "listener_manager.lds", "cluster.c"] {
         assert!(stats.contains(&format!("{name}.update_success: 1")), "{stats}");
     }
 

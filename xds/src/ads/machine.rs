@@ -193,7 +193,7 @@ impl<C: Compile> Machine<C> {
             let batch = self.world.settle(now);
             self.pass_on_wants(now);
             for key in self.world.take_late() {
-                self.stats.of_key(&key).into_iter().for_each(Subscription::timed_out);
+                self.stats.of_key(&key).for_each(Subscription::timed_out);
             }
             for (key, error) in self.world.take_faults() {
                 self.fail_late(&key, error.in_resource(key.shown()).to_string());
@@ -342,7 +342,7 @@ impl<C: Compile> Machine<C> {
                 self.stats.of(*kind).into_iter().for_each(Subscription::refused);
                 self.first.remove(kind);
                 for key in peer.wanted(*kind, channel.source()) {
-                    self.stats.of_key(&key).into_iter().for_each(Subscription::refused);
+                    self.stats.of_key(&key).for_each(Subscription::refused);
                     self.world.missing(&key);
                 }
             }
@@ -350,12 +350,14 @@ impl<C: Compile> Machine<C> {
     }
 
     fn pass_on_wants(&mut self, now: Instant) {
+        for count in self.world.take_counts() {
+            self.stats.count(count);
+        }
         let wants = self.world.take_wants();
         if wants.is_empty() {
             return;
         }
-        for Want { key, wanted, scope } in wants {
-            self.stats.want(&key, wanted, scope.as_deref());
+        for Want { key, wanted } in wants {
             if self.world.compiler().elsewhere(&key).is_some() {
                 continue;
             }

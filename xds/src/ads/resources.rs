@@ -19,7 +19,6 @@ use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
 use sixfold_xds_api::values::{Result, required};
 use sixfold_xds_api::{constraints, wire};
 use tokio::sync::Notify;
-use xxhash_rust::xxh64::xxh64;
 
 use super::client::{Batches, Target};
 use super::key::{Channel, Key};
@@ -231,9 +230,6 @@ impl Compile for Resources {
     fn note(&self, key: &Key, event: Event<'_>) {
         let stats = || Some(self.context.compile.clusters.find(&key.name)?.stats.clone());
         match event {
-            Event::Assigned(version) => stats().into_iter().for_each(|stats| {
-                stats.version().set(xxh64(version.as_bytes(), 0));
-            }),
             Event::Expiring => {
                 stats().into_iter().for_each(|stats| stats.assignment_timeout_received().inc())
             }
@@ -276,16 +272,15 @@ impl Compile for Resources {
 }
 
 impl Asks {
-    /// What a cluster asks for: its endpoints, where they come by themselves.
+    /// What a cluster asks for: its endpoints, where they come by themselves, which it counts with the rest of its
+    /// statistics.
     pub(crate) fn of_cluster(context: &Context, value: &ProtoCluster) -> Result<Asks> {
-        let endpoints = cluster::eds(context, value)?;
-        let needs = endpoints.into_iter().map(|Assigned { source, name, within }| Need {
-            kind: Kind::Endpoints,
-            source,
-            name,
-            within,
-        });
-        Ok(Asks { needs: needs.collect(), ..Asks::default() })
+        let Some(Assigned { source, name, within }) = cluster::eds(context, value)? else {
+            return Ok(Asks::default());
+        };
+        let need = Need { kind: Kind::Endpoints, source, name, within };
+        let scope = scope(&["cluster", cluster::shown_name(value)]);
+        Ok(Asks { scopes: [(need.key(), scope.into())].into(), needs: vec![need], ..Asks::default() })
     }
 
     /// What a listener asks for: routes that come by streams, and the clusters that it leads to itself.

@@ -9,6 +9,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use super::key::{Channel, Key};
 use super::kind::Kind;
+use super::users::Count;
 
 sixfold_core::stat_block! {
     /// Statistics of a stream, under `control_plane.`.
@@ -127,11 +128,13 @@ impl Subscription {
     }
 }
 
-/// What is counted of subscriptions: to all clusters, to all listeners, and to each route configuration.
+/// What is counted of subscriptions: to all clusters, to all listeners, to each route configuration, and to the endpoints
+/// of each cluster.
 pub(super) struct Stats {
     registry: Registry,
     wildcards: BTreeMap<Kind, Subscription>,
-    routes: BTreeMap<Key, Subscription>,
+    /// By the prefixes under which they are counted, which are several where clusters share an assignment.
+    resources: BTreeMap<Key, Vec<(Arc<str>, Subscription)>>,
 }
 
 impl Stats {
@@ -147,7 +150,7 @@ impl Stats {
         Stats {
             registry: registry.clone(),
             wildcards: kinds.filter_map(of).collect(),
-            routes: BTreeMap::new(),
+            resources: BTreeMap::new(),
         }
     }
 
@@ -157,26 +160,29 @@ impl Stats {
     }
 
     /// Those of one resource, where it is counted by itself.
-    pub(super) fn of_key(&self, key: &Key) -> Option<&Subscription> {
-        self.routes.get(key)
+    pub(super) fn of_key(&self, key: &Key) -> impl Iterator<Item = &Subscription> {
+        self.resources.get(key).into_iter().flatten().map(|(_, subscription)| subscription)
     }
 
-    /// A resource is wanted from now on, and counted under `prefix` if there is one, or is wanted no longer.
-    pub(super) fn want(&mut self, key: &Key, wanted: bool, prefix: Option<&str>) {
-        match prefix.filter(|_| wanted) {
-            Some(prefix) => {
-                let begun = || Subscription::new(&self.registry, prefix, key.kind);
-                self.routes.entry(key.clone()).or_insert_with(begun);
+    /// A resource is counted elsewhere from now on.
+    pub(super) fn count(&mut self, count: Count) {
+        match count {
+            Count::Under(key, prefix) => {
+                let begun = Subscription::new(&self.registry, &prefix, key.kind);
+                self.resources.entry(key).or_default().push((prefix, begun));
             }
-            None => drop(self.routes.remove(key)),
+            Count::NoLonger(key, prefix) => {
+                self.resources.entry(key).or_default().retain(|(known, _)| *known != prefix);
+            }
+            Count::Nowhere(key) => drop(self.resources.remove(&key)),
         }
     }
 
     /// A stream has ended.
     pub(super) fn failed(&self, channel: &Channel, wildcards: &BTreeMap<Kind, Channel>) {
         let all = wildcards.iter().filter(|(_, of)| *of == channel).filter_map(|(kind, _)| self.of(*kind));
-        let routes = self.routes.iter().filter(|(key, _)| Channel::of(key.kind, &key.source) == *channel);
-        all.chain(routes.map(|(_, subscription)| subscription)).for_each(Subscription::failed);
+        let single = self.resources.keys().filter(|key| Channel::of(key.kind, &key.source) == *channel);
+        all.chain(single.flat_map(|key| self.of_key(key))).for_each(Subscription::failed);
     }
 }
 

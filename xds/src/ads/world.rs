@@ -15,7 +15,7 @@ use sixfold_core::fast_hash::FastMap;
 use super::key::{Channel, Key};
 use super::kind::Kind;
 use super::peer::StreamConfig;
-use super::users::{Users, Want};
+use super::users::{Count, Users, Want};
 use crate::rds::Source;
 use crate::tracker::Event;
 
@@ -154,7 +154,7 @@ pub(super) struct World<C: Compile> {
     denied: BTreeSet<Key>,
     /// Extensions that have gone, and what could not be made without them.
     faults: Vec<(Key, ConfigError)>,
-    /// Route configurations that have not come in time.
+    /// Route configurations and endpoints that have not come in time.
     late: Vec<Key>,
     /// Put in force by the last batch, while that is being applied.
     applying: Vec<Key>,
@@ -242,6 +242,11 @@ impl<C: Compile> World<C> {
         self.users.take_wants()
     }
 
+    /// Where resources are counted from now on, or no longer.
+    pub(super) fn take_counts(&mut self) -> Vec<Count> {
+        self.users.take_counts()
+    }
+
     /// Names of a kind that were accepted and not removed, in order.
     pub(super) fn names(&self, kind: Kind) -> Vec<Arc<str>> {
         let keys = self.resources.keys().filter(|key| key.kind == kind);
@@ -324,7 +329,7 @@ impl<C: Compile> World<C> {
         std::mem::take(&mut self.faults)
     }
 
-    /// Route configurations without which something has gone on since this was asked.
+    /// Route configurations and endpoints without which something has gone on since this was asked.
     pub(super) fn take_late(&mut self) -> Vec<Key> {
         std::mem::take(&mut self.late)
     }
@@ -441,9 +446,8 @@ impl<C: Compile> World<C> {
         }
     }
 
-    /// Notes for who counts it that endpoints were taken of a response of this version.
-    pub(super) fn tell_assigned(&self, key: &Key, version: &str) {
-        self.tell_users(key, Event::Assigned(version));
+    /// Notes for who counts it that endpoints were taken which count only for a time.
+    pub(super) fn tell_assigned(&self, key: &Key) {
         let live = self.resources.get(key).and_then(|resource| resource.live.as_ref());
         if live.is_some_and(|live| live.asks.stale_after.is_some()) {
             self.tell_users(key, Event::Expiring);

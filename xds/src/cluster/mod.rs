@@ -81,10 +81,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         faults.take(check_addresses(discovery, &load.hosts).in_key("load_assignment"));
     }
     let protocol = faults.keep(protocol::compile(value));
-    let observability_name = match value.alt_stat_name.as_str() {
-        "" => name,
-        given => given,
-    };
+    let observability_name = shown_name(value);
     let scope = format!("cluster.{observability_name}.");
     let tls = protocol.as_ref().map(|of| tls::client(context, &value.transport_socket, of, &scope));
     let tls = faults.take(tls.transpose().in_key("transport_socket")).flatten();
@@ -145,6 +142,11 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         ..ClusterConfig::named(name)
     };
     Ok((config, load.hosts))
+}
+
+/// The name that statistics have (`alt_stat_name`).
+pub(crate) fn shown_name(value: &ProtoCluster) -> &str {
+    if value.alt_stat_name.is_empty() { &value.name } else { &value.alt_stat_name }
 }
 
 /// The policy as far as discovery, protocol and limits say it.

@@ -53,6 +53,19 @@ fn endpoints_of_eds_have_a_name_and_a_time_to_come_in() {
     assert!(parts(&context(), &value).is_ok());
     let error = eds(&context(), &value).err().unwrap().to_string();
     assert!(error.starts_with("eds_cluster_config.eds_config.path: /none/eds.yaml: No such file"), "{error}");
+    // They are counted with the rest of what the cluster counts.
+    let scopes = |fields: &str| {
+        let value = read(&format!(
+            "name: c\ntype: EDS\neds_cluster_config: {{service_name: s, eds_config: {{ads: {{}}}}}}\n{fields}\n"
+        ));
+        let asks = crate::ads::Asks::of_cluster(&context(), &value).unwrap();
+        asks.scopes
+            .into_iter()
+            .map(|(key, scope)| (key.name.to_string(), scope.to_string()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(scopes(""), [("s".to_owned(), "cluster.c.".to_owned())]);
+    assert_eq!(scopes("alt_stat_name: 'x;.'"), [("s".to_owned(), "cluster.x;.".to_owned())]);
     let name = "endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: a.test, port_value: 1}}}}]}]";
     let error = assigned(&read(&format!("cluster_name: c\n{name}\n"))).unwrap_err().to_string();
     assert!(error.starts_with("endpoints: \"a.test:1\" is no IP address"), "{error}");

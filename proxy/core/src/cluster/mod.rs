@@ -150,10 +150,6 @@ impl Cluster {
             _ => Arc::new(ClusterStats::named(registry, &config.observability_name)),
         };
         let before = previous.map(|c| c.hosts.load_full());
-        if previous.is_none() && matches!(config.discovery, Discovery::Eds(_)) {
-            // The subscription is the first attempt.
-            stats.update_attempt().inc();
-        }
         let eds = |config: &ClusterConfig| matches!(config.discovery, Discovery::Eds(_));
         let finds_the_same = previous.filter(|old| old.config.finds_the_same(&config));
         let set = match &before {
@@ -272,11 +268,9 @@ impl Cluster {
         self.publish(set, Some(&before), *visibility);
     }
 
-    /// The same with what holds for all of them (EDS).
+    /// The same with what holds for all of them (EDS). Whoever brings them counts that they have come.
     pub fn assign(&self, assignment: Assignment) {
         let Assignment { hosts, policy } = assignment;
-        self.stats.update_attempt().inc();
-        self.stats.update_success().inc();
         let visibility = self.visibility.lock();
         let before = self.hosts.load_full();
         let set = HostSet::of_cluster(&self.config, hosts, Some(&before), initial(&self.config));

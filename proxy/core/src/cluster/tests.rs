@@ -319,17 +319,3 @@ fn tending_leaves_reported_weights_alone() {
     cluster.reweigh(now + Duration::from_millis(5));
     assert_eq!(weights(), [1000, 500]);
 }
-
-/// Neither was ever counted.
-#[test]
-fn endpoints_that_come_are_updates() {
-    let registry = Registry::new();
-    let mut config = ClusterConfig::named("c");
-    config.observability_name = "shown;.".into();
-    config.discovery = Discovery::Eds(Duration::from_secs(15));
-    let cluster = Cluster::new(config, Vec::new(), None, &registry).unwrap();
-    let counted = || ["update_attempt", "update_success"].map(|name| registry.sum("cluster.shown;.", name));
-    assert_eq!(counted(), [1, 0]);
-    cluster.assign(vec![HostConfig::new(Address::Ip(([127, 0, 0, 1], 1).into()))].into());
-    assert_eq!(counted(), [2, 1]);
-}

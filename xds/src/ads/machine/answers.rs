@@ -105,7 +105,7 @@ impl<C: Compile> Machine<C> {
         }
         if kind == Kind::Routes && channel.path().is_none() {
             for name in peer.lacking(kind, |name| items.contains_key(name)) {
-                self.stats.of_key(&key(&name)).into_iter().for_each(Subscription::came_empty);
+                self.stats.of_key(&key(&name)).for_each(Subscription::came_empty);
             }
         }
         let mut gone = false;
@@ -132,7 +132,7 @@ impl<C: Compile> Machine<C> {
                         pending.accepted.extend(version.map(|version| (name, version)));
                     }
                     Err(error) => {
-                        self.stats.of_key(&key).into_iter().for_each(Subscription::refused);
+                        self.stats.of_key(&key).for_each(Subscription::refused);
                         self.world.deny(&key);
                         let all = error.in_resource(key.shown()).into_all();
                         pending.faults.extend(all.iter().map(ToString::to_string));
@@ -172,7 +172,7 @@ impl<C: Compile> Machine<C> {
             }
         }
         if taken.changes {
-            self.stats.of_key(key).into_iter().for_each(Subscription::reloaded);
+            self.stats.of_key(key).for_each(Subscription::reloaded);
         }
         self.world.set_ttl(key, ttl, now);
         Ok(taken)
@@ -207,11 +207,9 @@ impl<C: Compile> Machine<C> {
         }
         for (name, _) in &accepted {
             let (key, version) = (Key::new(kind, channel.source(), name), version.unwrap_or_default());
-            if let Some(stats) = self.stats.of_key(&key) {
-                stats.taken(version, took);
-            }
+            self.stats.of_key(&key).for_each(|stats| stats.taken(version, took));
             if kind == Kind::Endpoints {
-                self.world.tell_assigned(&key, version);
+                self.world.tell_assigned(&key);
             }
         }
         let Some(peer) = self.peers.get_mut(&channel) else { return };

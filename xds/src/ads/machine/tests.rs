@@ -33,6 +33,10 @@ impl Compile for Taker {
             }
             (Kind::Endpoints, "stale") => asks.stale_after = Some(Duration::from_secs(10)),
             (Kind::Cluster, "eds") => asks.needs = need(Kind::Endpoints, name),
+            (Kind::Cluster, "shared" | "shared ") => {
+                asks.needs = need(Kind::Endpoints, "s");
+                asks.scopes = [(asks.needs[0].key(), format!("cluster.{name}.").into())].into();
+            }
             (Kind::Cluster, "x-api") => {
                 asks.needs = vec![Need { source: channels::api(), ..need(Kind::Endpoints, name).remove(0) }];
             }
@@ -290,6 +294,39 @@ fn each_route_configuration_is_counted_by_itself() {
     client.receive_both(Kind::Listener, "5", Vec::new(), &["l"]);
     client.changes();
     assert_eq!(text(&client, "http.h.rds.r.version_text"), None, "nobody asks for it any more");
+}
+
+/// Endpoints that were refused were counted nowhere, and what was taken of them where it came into force.
+#[test]
+fn each_cluster_counts_what_comes_of_its_endpoints() {
+    let mut client = Client::new(None);
+    let counted = |client: &Client, cluster: &str| {
+        let names =
+            ["update_attempt", "update_success", "update_rejected", "update_failure", "init_fetch_timeout"];
+        names.map(|name| client.registry.sum(&format!("cluster.{cluster}."), name))
+    };
+    client.bring(Kind::Cluster, "1", "a", "shared");
+    assert_eq!(counted(&client, "a"), [1, 0, 0, 0, 0], "the subscription is the first attempt");
+    client.now += Duration::from_secs(15);
+    assert_eq!(client.changes(), ["a", "-a"]);
+    assert_eq!(counted(&client, "a"), [2, 0, 0, 0, 1]);
+    client.bring(Kind::Cluster, "2", "b", "shared");
+    let both = |client: &Client| [counted(client, "a"), counted(client, "b")];
+    client.bring(Kind::Endpoints, "3", "s", "x");
+    assert_eq!(both(&client), [[3, 1, 0, 0, 1], [2, 1, 0, 0, 0]]);
+    client.bring(Kind::Endpoints, "4", "s", "x");
+    client.bring(Kind::Endpoints, "5", "s", "bad");
+    assert_eq!(both(&client), [[5, 2, 1, 0, 1], [4, 2, 1, 0, 0]]);
+    client.machine.disconnected(&Channel::Aggregated, client.now);
+    assert_eq!(both(&client), [[6, 2, 1, 1, 1], [5, 2, 1, 1, 0]]);
+    client.now += Duration::from_secs(60);
+    client.machine.step(client.now);
+    client.machine.connected(&Channel::Aggregated);
+    // What one of them asks for anew it goes on to count.
+    client.bring(Kind::Cluster, "6", "b", "shared ");
+    client.receive_both(Kind::Cluster, "7", Vec::new(), &["a"]);
+    client.changes();
+    assert_eq!(both(&client), [[0; 5], [5, 2, 1, 1, 0]]);
 }
 
 #[test]

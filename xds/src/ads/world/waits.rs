@@ -46,7 +46,7 @@ impl<C: Compile> World<C> {
     }
 
     /// A candidate goes into force, be it without some of what it needs: secrets that have not come need not be waited for
-    /// elsewhere either, and routes are noted as late.
+    /// elsewhere either, and routes and endpoints are noted as late.
     pub(super) fn go_on_without(&mut self, candidate: &Key) {
         let next = self.resources.get(candidate).and_then(|resource| resource.next.as_ref());
         let Some(next) = next.filter(|next| !next.asks.needs.is_empty()) else { return };
@@ -54,7 +54,7 @@ impl<C: Compile> World<C> {
         for need in &next.asks.needs {
             match need.kind {
                 Kind::Secret if !self.has_come(&need.key()) => missing.push(need.key()),
-                Kind::Routes if !self.is_there(need) => late.push(need.key()),
+                Kind::Routes | Kind::Endpoints if !self.is_there(need) => late.push(need.key()),
                 _ => {}
             }
         }
