@@ -13,8 +13,8 @@ use sixfold_core::hcm::{
 };
 use sixfold_core::headers::{HeaderName, HeaderRules, Underscores};
 use sixfold_core::listener::{
-    BindAddress, FilterChain, FilterChainMatch, L4Proxy, L4Stats, Listener, ListenerFilter, ListenerStats,
-    NetworkFilter, SocketRights, TcpStats, UdpLimits,
+    BindAddress, FilterChain, FilterChainMatch, FilterChains, L4Proxy, L4Stats, Listener, ListenerFilter,
+    ListenerStats, NetworkFilter, SocketRights, TcpStats, UdpLimits,
 };
 use sixfold_core::plugin::Chain;
 use sixfold_core::stream::Stream;
@@ -155,8 +155,7 @@ fn listener(
         listener_filters,
         filters_timeout: Some(HANDSHAKE_TIMEOUT),
         continue_on_timeout: false,
-        chains: vec![Arc::new(chain)],
-        chain_tree: None,
+        chains: FilterChains::one(chain),
         default_chain: None,
         use_original_dst: false,
         access_logs: Vec::new(),

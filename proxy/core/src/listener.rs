@@ -8,7 +8,7 @@ mod l4;
 mod ports;
 mod rbac;
 
-pub use chain_match::{ChainMatcher, MatchInput, check_chains};
+pub use chain_match::{FilterChains, MatchInput};
 pub use connection_limit::ConnectionLimit;
 pub use filter::{ClientBytes, Closing, ConnectionFilter, FilterStep, MAX_HELD, Resume};
 pub use l4::{
@@ -20,7 +20,6 @@ pub use rbac::{ConnectionRbac, RbacSettings};
 use crate::access_log::AccessLog;
 use crate::cluster::{Criteria, TcpKeepalive};
 use crate::hcm::HttpConnectionManager;
-use crate::matching::Tree;
 use crate::route::{ClusterChoice, HashPolicy};
 use crate::tls::ServerTls;
 use bytes::Bytes;
@@ -45,11 +44,8 @@ pub struct Listener {
     pub filters_timeout: Option<Duration>,
     /// Goes on without an answer of the filters instead of closing.
     pub continue_on_timeout: bool,
-    /// Filter chains with their conditions.
-    pub chains: Vec<Arc<FilterChain>>,
-    /// Leads to positions in `chains`, in place of their conditions (`filter_chain_matcher`). `None` at its end is a chain
-    /// that there is not.
-    pub chain_tree: Option<Tree<Option<usize>>>,
+    /// Filter chains, and how they are told apart.
+    pub chains: FilterChains,
     /// Chain of connections that no other takes.
     pub default_chain: Option<Arc<FilterChain>>,
     /// Hands connections to the listener of their original destination.
@@ -355,8 +351,7 @@ pub(crate) fn fixture(name: &str) -> Listener {
         listener_filters: Vec::new(),
         filters_timeout: None,
         continue_on_timeout: false,
-        chains: Vec::new(),
-        chain_tree: None,
+        chains: FilterChains::default(),
         default_chain: None,
         use_original_dst: false,
         access_logs: Vec::new(),

@@ -20,14 +20,11 @@ pub struct Listeners {
 
 impl Listeners {
     /// These.
-    ///
-    /// # Errors
-    /// Two filter chains of one with the same condition.
-    pub fn new(listeners: impl IntoIterator<Item = Arc<Listener>>) -> Result<Listeners, String> {
+    pub fn new(listeners: impl IntoIterator<Item = Arc<Listener>>) -> Listeners {
         let root = Drain::new();
         let active = listeners.into_iter().map(|listener| ActiveListener::new(listener, None, &root, 0));
-        let all = active.map(|active| active.map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Listeners { table: ListenerTable::new(all.iter()), all })
+        let all: Vec<_> = active.map(Arc::new).collect();
+        Listeners { table: ListenerTable::new(all.iter()), all }
     }
 
     /// All of them.

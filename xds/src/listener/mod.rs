@@ -15,7 +15,7 @@ use std::time::Duration;
 use prost::{Message, Name};
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::listener::{
-    BindAddress, FilterChain, Listener, ListenerStats, SocketRights, Spared, check_chains,
+    BindAddress, FilterChain, FilterChains, Listener, ListenerStats, SocketRights, Spared,
 };
 use sixfold_core::matching::Tree;
 use sixfold_core::plugin::TrafficDirection as Way;
@@ -73,8 +73,6 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         TrafficDirection::Outbound => Way::Outbound,
     });
     let (chains, default_chain) = chains(context, value, &scope, place, &mut faults);
-    let chain_tree = value.filter_chain_matcher.as_ref().map(|tree| chain_tree(tree, &chains));
-    let chain_tree = faults.take(chain_tree.transpose().in_key("filter_chain_matcher"));
     let listener_filters = faults.take(inspect::filters(&value.listener_filters, use_original_dst));
     let access_logs = faults.take(access_log::logs(context, &value.access_log, "access_log"));
     let exact_balance = exact_balance(&value.connection_balance_config).in_key("connection_balance_config");
@@ -93,7 +91,6 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         filters_timeout,
         continue_on_timeout: value.continue_on_listener_filters_timeout,
         chains,
-        chain_tree,
         default_chain,
         use_original_dst,
         access_logs,
@@ -177,7 +174,7 @@ fn chains(
     scope: &str,
     place: ChainPlace,
     faults: &mut Faults,
-) -> (Vec<Arc<FilterChain>>, Option<Arc<FilterChain>>) {
+) -> (FilterChains, Option<Arc<FilterChain>>) {
     let name = &value.name;
     let compile = |chain| chain::compile(context, name, scope, chain, place).map(Arc::new);
     let chains = value
@@ -186,11 +183,11 @@ fn chains(
         .enumerate()
         .map(|(index, chain)| compile(chain).in_index(index).in_key("filter_chains"));
     let chains = faults.take(collect(chains));
-    let checked = match value.filter_chain_matcher {
-        None => check_chains(&chains),
-        Some(_) => check_names(&chains),
+    let chains = match &value.filter_chain_matcher {
+        None => FilterChains::new(chains).map_err(|reason| ConfigError::field("filter_chains", reason)),
+        Some(tree) => by_tree(tree, chains),
     };
-    faults.take(checked.map_err(|reason| ConfigError::field("filter_chains", reason)));
+    let chains = faults.take(chains);
     let default_chain = value.default_filter_chain.as_ref().map(compile).transpose();
     let default_chain = faults.take(default_chain.in_key("default_filter_chain"));
     if value.filter_chains.is_empty() && value.default_filter_chain.is_none() {
@@ -199,7 +196,17 @@ fn chains(
     (chains, default_chain)
 }
 
-/// Chains that a tree leads to are told apart by their names.
+/// Chains that a tree leads to.
+fn by_tree(value: &Matcher, chains: Vec<Arc<FilterChain>>) -> Result<FilterChains> {
+    let mut faults = Faults::default();
+    let named = check_names(&chains).map_err(|reason| ConfigError::field("filter_chains", reason));
+    faults.take(named);
+    let tree = faults.keep(chain_tree(value, &chains).in_key("filter_chain_matcher"));
+    let tree = faults.kept(tree)?;
+    faults.end(FilterChains::by_tree(chains, tree))
+}
+
+/// They are told apart by their names.
 fn check_names(chains: &[Arc<FilterChain>]) -> std::result::Result<(), String> {
     let mut names = BTreeSet::new();
     for (index, chain) in chains.iter().enumerate() {
@@ -288,7 +295,6 @@ fn exact_balance(value: &Option<ConnectionBalanceConfig>) -> Result<bool> {
     }
 }
 
-/// Envoy makes a random name up; the address does as well.
 /// The name that errors have; the address of one without a name, as it is written.
 fn shown_name(value: &ProtoListener) -> String {
     let address = match value.address.as_ref().and_then(|address| address.address.as_ref()) {
@@ -302,6 +308,7 @@ fn shown_name(value: &ProtoListener) -> String {
     if value.name.is_empty() { address } else { value.name.clone() }
 }
 
+/// The name; Envoy makes a random one up where there is none, and the address does as well.
 fn display_name(name: &str, addresses: &[BindAddress]) -> String {
     match (name, addresses.first()) {
         ("", Some(address)) => address.to_string(),

@@ -235,7 +235,7 @@ fn a_tree_leads_to_chains_by_name() {
     let chosen = |from: &str| {
         let source = Some(from.parse().unwrap());
         let input = sixfold_core::listener::MatchInput { source, ..Default::default() };
-        listener.chain_tree.as_ref().unwrap().find(sixfold_core::matching::Subject::Socket(&input)).copied()
+        listener.chains.find(&input)
     };
     assert_eq!(["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"].map(chosen), [Some(Some(1)), Some(None), None]);
     assert_eq!(refused(&chains(&["one", "one"])), "filter_chains: two filter chains have the name \"one\"");

@@ -52,7 +52,7 @@ pub(super) fn read(options: &ExplainOptions) -> Result<Known, Failure> {
     if !errors.is_empty() {
         return Err(errors.into());
     }
-    let listeners = Listeners::new(model.listeners()).map_err(Failure::new)?;
+    let listeners = Listeners::new(model.listeners());
     Ok(Known { listeners, clusters: model.clusters().clone(), consumers, unsent })
 }
 

@@ -3,11 +3,13 @@
 //! Each criterion decides before the next, and there is no way back: once the destination's longest prefix
 //! is found, chains of a shorter one are out, even if nothing fits below (filter_chain_manager_impl.cc).
 
-use super::{FilterChain, FilterChainMatch, Listener, SourceType};
+use super::{FilterChain, FilterChainMatch, SourceType};
+use crate::matching::{Subject, Tree};
 use ipnet::IpNet;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// What is known of a connection when its chain is chosen.
@@ -27,9 +29,71 @@ pub struct MatchInput<'a> {
     pub source: Option<SocketAddr>,
 }
 
+/// The filter chains of a listener, which can be told apart.
+#[derive(Debug, Default)]
+pub struct FilterChains {
+    chains: Vec<Arc<FilterChain>>,
+    told: Told,
+}
+
+/// How chains are told apart.
+#[derive(Debug)]
+enum Told {
+    /// There is one, which takes every connection.
+    One,
+    /// By their conditions.
+    ByConditions(ChainMatcher),
+    /// By a tree that leads to their positions; `None` at its end is a chain that there is not.
+    ByTree(Tree<Option<usize>>),
+}
+
+impl Default for Told {
+    fn default() -> Told {
+        Told::ByConditions(ChainMatcher::default())
+    }
+}
+
+impl FilterChains {
+    /// Chains that are told apart by their conditions.
+    ///
+    /// # Errors
+    /// Names two with the same condition: which one is meant could not be told.
+    pub fn new(chains: Vec<Arc<FilterChain>>) -> Result<FilterChains, String> {
+        let told = Told::ByConditions(ChainMatcher::new(&chains)?);
+        Ok(FilterChains { chains, told })
+    }
+
+    /// One that takes every connection: its condition is not looked at.
+    pub fn one(chain: FilterChain) -> FilterChains {
+        FilterChains { chains: vec![Arc::new(chain)], told: Told::One }
+    }
+
+    /// Chains that a tree leads to by their positions, in place of their conditions (`filter_chain_matcher`). `None` at its
+    /// end is a chain that there is not.
+    pub fn by_tree(chains: Vec<Arc<FilterChain>>, tree: Tree<Option<usize>>) -> FilterChains {
+        FilterChains { chains, told: Told::ByTree(tree) }
+    }
+
+    /// Position of the chain for a connection, or of one that there is not; `None` leaves it to the default chain.
+    pub fn find(&self, input: &MatchInput<'_>) -> Option<Option<usize>> {
+        match &self.told {
+            Told::One => Some(Some(0)),
+            Told::ByConditions(matcher) => matcher.find(input).map(Some),
+            Told::ByTree(tree) => tree.find(Subject::Socket(input)).copied(),
+        }
+    }
+}
+
+impl Deref for FilterChains {
+    type Target = [Arc<FilterChain>];
+    fn deref(&self) -> &[Arc<FilterChain>] {
+        &self.chains
+    }
+}
+
 /// Compiled conditions of a listener's chains.
 #[derive(Debug, Default)]
-pub struct ChainMatcher(Keyed<u16, Prefixes<Names>>);
+struct ChainMatcher(Keyed<u16, Prefixes<Names>>);
 
 type Transports = Keyed<Box<str>, Keyed<Box<[u8]>, Prefixes<Sources>>>;
 
@@ -187,22 +251,11 @@ fn is_local(input: &MatchInput<'_>) -> bool {
 }
 
 impl ChainMatcher {
-    /// Compiles the conditions of a listener's chains, unless they have none because a tree leads to them.
-    ///
-    /// # Errors
-    /// As of [`ChainMatcher::new`].
-    pub fn of(listener: &Listener) -> Result<ChainMatcher, String> {
-        match listener.chain_tree {
-            None => ChainMatcher::new(&listener.chains),
-            Some(_) => Ok(ChainMatcher::default()),
-        }
-    }
-
     /// Compiles the conditions.
     ///
     /// # Errors
     /// Names two chains with the same condition.
-    pub fn new(chains: &[Arc<FilterChain>]) -> Result<ChainMatcher, String> {
+    fn new(chains: &[Arc<FilterChain>]) -> Result<ChainMatcher, String> {
         let mut matcher = ChainMatcher::default();
         for (i, chain) in chains.iter().enumerate() {
             matcher.add(&chain.matches, i).map_err(|earlier| {
@@ -243,7 +296,7 @@ impl ChainMatcher {
     }
 
     /// Position of the chain for a connection; `None` leaves it to the default chain.
-    pub fn find(&self, input: &MatchInput<'_>) -> Option<usize> {
+    fn find(&self, input: &MatchInput<'_>) -> Option<usize> {
         let port = input.destination.map(|d| d.port());
         let prefixes = find(&self.0, port.as_ref())?;
         let transports = prefixes.find(input.destination.map(|d| d.ip()))?.find(input.server_name)?;
@@ -264,14 +317,6 @@ where
     Q: Hash + Eq + ?Sized,
 {
     key.and_then(|key| keyed.by_key.get(key)).or(keyed.any.as_deref())
-}
-
-/// Checks the conditions of a listener's chains against each other.
-///
-/// # Errors
-/// Names two chains with the same condition: which one is meant could not be told.
-pub fn check_chains(chains: &[Arc<FilterChain>]) -> Result<(), String> {
-    ChainMatcher::new(chains).map(|_| ())
 }
 
 #[cfg(test)]
@@ -365,13 +410,21 @@ mod tests {
             chain("", FilterChainMatch::default()),
             chain("two", names(&["c", "B"])),
         ];
-        let error = check_chains(&chains).unwrap_err();
+        let error = FilterChains::new(chains.to_vec()).unwrap_err();
         assert_eq!(error, "filter chain \"two\" has the same match as filter chain \"one\"");
         let twice = [chain("", FilterChainMatch::default()), chain("", FilterChainMatch::default())];
-        assert!(check_chains(&twice).unwrap_err().contains("filter chain number 2"));
+        assert!(ChainMatcher::new(&twice).unwrap_err().contains("filter chain number 2"));
         let nested = FilterChainMatch { destination: nets(&["10.1.0.0/8"]), ..FilterChainMatch::default() };
         let same = FilterChainMatch { destination: nets(&["10.0.0.0/8"]), ..FilterChainMatch::default() };
-        assert!(check_chains(&[chain("a", nested), chain("b", same)]).is_err());
+        assert!(ChainMatcher::new(&[chain("a", nested), chain("b", same)]).is_err());
+    }
+
+    #[test]
+    fn one_chain_takes_every_connection() {
+        let only = Arc::into_inner(chain("only", names(&["a"]))).unwrap();
+        let chains = FilterChains::one(only);
+        assert_eq!((chains.len(), chains.find(&MatchInput::default())), (1, Some(Some(0))));
+        assert_eq!(FilterChains::default().find(&MatchInput::default()), None);
     }
 
     /// The rules said directly: of the chains that are left, keep those that have the best value.
@@ -491,7 +544,7 @@ mod tests {
             for matches in all {
                 let mut with: Vec<_> = chains.iter().map(|m| chain("", m.clone())).collect();
                 with.push(chain("", matches.clone()));
-                if check_chains(&with).is_ok() {
+                if ChainMatcher::new(&with).is_ok() {
                     chains.push(matches);
                 }
             }

@@ -5,7 +5,7 @@ use crate::drain::DrainStrategy;
 use crate::sockets::{self, Reserved};
 use crate::worker::{Command, Shared};
 use arc_swap::ArcSwap;
-use sixfold_core::listener::{BindAddress, ChainMatcher, Listener};
+use sixfold_core::listener::{BindAddress, Listener};
 use sixfold_core::model::Listeners;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -105,7 +105,7 @@ impl Manager {
         let previous = self.listeners.get(&name).map(|m| m.active.clone());
         let workers = self.shared.options.concurrency;
         let active = ActiveListener::new(config, previous.as_deref(), &self.shared.drain, workers);
-        let active = Arc::new(active?);
+        let active = Arc::new(active);
         let ready = self.prepared.remove(&name).filter(|ready| Arc::ptr_eq(&ready.config, &active.config));
         let opened =
             self.open_missing(&active, ready.map(|ready| ready.addresses).unwrap_or_default()).await?;
@@ -135,14 +135,13 @@ impl Manager {
         Ok(())
     }
 
-    /// Takes what can fail of a listener: its chains are told apart, its logs open, its addresses free.
+    /// Takes what can fail of a listener: its logs open, its addresses free.
     fn ready(
         &self,
         config: &Arc<Listener>,
         going: &[Arc<str>],
         coming: &[Arc<Listener>],
     ) -> Result<Prepared, String> {
-        ChainMatcher::of(config)?;
         config.access_logs().try_for_each(|log| log.sink.open())?;
         let own = self.listeners.get(&config.name);
         let workers = self.shared.options.concurrency;

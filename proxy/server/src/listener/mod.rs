@@ -17,8 +17,7 @@ pub use manager::BoundAddresses;
 use crate::drain::{Drain, DrainStrategy};
 use crate::http;
 use arc_swap::ArcSwap;
-use sixfold_core::listener::{BindAddress, ChainMatcher, FilterChain, Listener, MatchInput, NetworkFilter};
-use sixfold_core::matching::Subject;
+use sixfold_core::listener::{BindAddress, FilterChain, Listener, MatchInput, NetworkFilter};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -27,7 +26,6 @@ use std::time::Duration;
 /// A listener as it is configured now, with the drains of its connections.
 pub(crate) struct ActiveListener {
     pub(crate) config: Arc<Listener>,
-    matcher: ChainMatcher,
     chains: Vec<ActiveChain>,
     default: Option<ActiveChain>,
     /// Above those of the chains.
@@ -62,8 +60,7 @@ impl ActiveListener {
         previous: Option<&ActiveListener>,
         root: &Drain,
         workers: usize,
-    ) -> Result<ActiveListener, String> {
-        let matcher = ChainMatcher::of(&config)?;
+    ) -> ActiveListener {
         let previous = previous.filter(|p| p.config.shape == config.shape);
         let drain = previous.map_or_else(|| root.child(), |p| p.drain.clone());
         let mut left: Vec<&ActiveChain> = previous.into_iter().flat_map(ActiveListener::all).collect();
@@ -90,7 +87,7 @@ impl ActiveListener {
         };
         let chains = config.chains.iter().map(&mut adopt).collect();
         let default = config.default_chain.as_ref().map(&mut adopt);
-        Ok(ActiveListener { matcher, chains, default, drain, config })
+        ActiveListener { chains, default, drain, config }
     }
 
     /// The chain of a listener that has but one.
@@ -115,10 +112,7 @@ impl ActiveListener {
 
     /// The chain for a connection.
     pub(crate) fn choose(&self, input: &MatchInput<'_>) -> Option<&ActiveChain> {
-        let Some(tree) = &self.config.chain_tree else {
-            return self.matcher.find(input).and_then(|at| self.chains.get(at)).or(self.default.as_ref());
-        };
-        match tree.find(Subject::Socket(input)) {
+        match self.config.chains.find(input) {
             Some(at) => at.and_then(|at| self.chains.get(at)),
             None => self.default.as_ref(),
         }

@@ -10,7 +10,7 @@ use sixfold_core::cluster::{
 use sixfold_core::detached::Nowhere;
 use sixfold_core::hcm::HttpConnectionManager;
 use sixfold_core::listener::{
-    BindAddress, FilterChain, FilterChainMatch, Listener, NetworkFilter, SocketRights,
+    BindAddress, FilterChain, FilterChainMatch, FilterChains, Listener, NetworkFilter, SocketRights,
 };
 use sixfold_core::router::{RouteTable, TableKey, TableOptions};
 use sixfold_core::stream::Stream;
@@ -67,8 +67,7 @@ impl Fixture {
             listener_filters: Vec::new(),
             filters_timeout: None,
             continue_on_timeout: false,
-            chains: vec![Arc::new(direct())],
-            chain_tree: None,
+            chains: FilterChains::one(direct()),
             default_chain: None,
             use_original_dst: false,
             access_logs: Vec::new(),
@@ -326,7 +325,7 @@ async fn a_listener_waits_for_its_routes_and_the_one_before_it_serves() {
         let hcm = crate::http::edge::tests::hcm(Default::default(), Default::default());
         let filter = NetworkFilter::Http(Arc::new(HttpConnectionManager { routes, first_table, ..hcm }));
         let chain = FilterChain { filter, fingerprint: 2, ..direct() };
-        Listener { chains: vec![Arc::new(chain)], ..fixture.listener("l") }
+        Listener { chains: FilterChains::one(chain), ..fixture.listener("l") }
     };
     let change = |listener: Option<Listener>| Diff {
         listeners: vec![("l".into(), listener.map(Arc::new))],
@@ -381,7 +380,7 @@ async fn listeners_of_a_start_open_together() {
     let hcm = crate::http::edge::tests::hcm(Default::default(), Default::default());
     let filter = NetworkFilter::Http(Arc::new(HttpConnectionManager { routes, first_table: None, ..hcm }));
     let chain = FilterChain { filter, fingerprint: 2, ..direct() };
-    let waits = Arc::new(Listener { chains: vec![Arc::new(chain)], ..fixture.listener("waits") });
+    let waits = Arc::new(Listener { chains: FilterChains::one(chain), ..fixture.listener("waits") });
     let ready = |name: &str| (name.into(), Some(Arc::new(fixture.listener(name))));
     let names = || server.model().listeners().iter().map(|l| l.name.to_string()).collect::<Vec<_>>();
     let listeners = |list: Vec<_>| Diff { listeners: list, ..Diff::default() };

@@ -20,10 +20,11 @@ async fn a_changed_chain_drains_its_own_connections_alone() {
     fixture.cluster("echo", &[upstream]).await;
     let listener = |second: u64| {
         let proxy = || NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("echo", Vec::new())));
-        let chains = vec![
+        let chains = FilterChains::new(vec![
             Arc::new(chain("one", from("127.0.0.1/32"), 1, proxy())),
             Arc::new(chain("two", from("127.0.0.2/32"), second, proxy())),
-        ];
+        ])
+        .unwrap();
         Listener { chains, ..fixture.listener("a", says("")) }
     };
     let address = fixture.apply(listener(2)).await;
@@ -45,7 +46,8 @@ async fn a_changed_chain_drains_its_own_connections_alone() {
 async fn without_a_chain_a_connection_is_closed_and_logged() {
     let fixture = Fixture::start();
     let lines = Lines::default();
-    let chains = vec![Arc::new(chain("nobody", from("10.0.0.0/8"), 1, says("x")))];
+    let nobody = Arc::new(chain("nobody", from("10.0.0.0/8"), 1, says("x")));
+    let chains = FilterChains::new(vec![nobody]).unwrap();
     let flags = lines.log(|stream| {
         let mut out = Vec::new();
         stream.flags.write_short(&mut out);
@@ -68,7 +70,7 @@ async fn a_connection_that_nobody_wants_is_reset() {
     let named = FilterChainMatch { server_names: vec!["a.test".into()], ..FilterChainMatch::default() };
     let unwanted = Listener {
         listener_filters: vec![ListenerFilter::TlsInspector],
-        chains: vec![Arc::new(chain("named", named, 1, says("x")))],
+        chains: FilterChains::new(vec![Arc::new(chain("named", named, 1, says("x")))]).unwrap(),
         ..fixture.listener("unwanted", says(""))
     };
     let address = fixture.apply(unwanted).await;
@@ -126,10 +128,11 @@ async fn http_on_plain_text_chooses_by_version_and_silence_times_out() {
         filters_timeout: Some(Duration::from_millis(200)),
         continue_on_timeout: go_on,
         shape: u64::from(go_on),
-        chains: vec![
+        chains: FilterChains::new(vec![
             Arc::new(chain("1", of("http/1.1"), 1, says("http/1.1"))),
             Arc::new(chain("2", of("h2c"), 1, says("h2c"))),
-        ],
+        ])
+        .unwrap(),
         default_chain: Some(Arc::new(chain("rest", FilterChainMatch::default(), 1, says("other")))),
         ..fixture.listener("a", says(""))
     };
@@ -160,7 +163,7 @@ async fn connections_for_another_listener_are_handed_over() {
     let hidden = |name, address: &str, text| Listener {
         // What the first listener's filters left is seen by those of the second.
         listener_filters: vec![ListenerFilter::HttpInspector],
-        chains: vec![Arc::new(chain(
+        chains: FilterChains::new(vec![Arc::new(chain(
             "http",
             FilterChainMatch {
                 application_protocols: vec!["http/1.1".into()],
@@ -168,7 +171,8 @@ async fn connections_for_another_listener_are_handed_over() {
             },
             1,
             says(text),
-        ))],
+        ))])
+        .unwrap(),
         addresses: vec![BindAddress::Ip(address.parse().unwrap())],
         bind: false,
         ..fixture.listener(name, says(text))

@@ -114,10 +114,11 @@ async fn a_change_of_shape_keeps_the_sockets_and_drains_all() {
 async fn a_bad_change_leaves_what_was_there() {
     let fixture = Fixture::start();
     let address = fixture.apply(fixture.listener("a", says("old"))).await;
-    let twice = |name| Arc::new(chain(name, FilterChainMatch::default(), 2, says("new")));
-    let bad = Listener { chains: vec![twice("x"), twice("y")], ..fixture.listener("a", says("new")) };
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addresses = vec![BindAddress::Ip(taken.local_addr().unwrap())];
+    let bad = Listener { addresses, shape: 2, ..fixture.listener("a", says("new")) };
     let errors = fixture.server.apply(upsert(bad)).await.unwrap_err();
-    assert!(errors[0].to_string().contains("\"y\" has the same match as filter chain \"x\""), "{errors:?}");
+    assert!(errors[0].to_string().contains("in use"), "{errors:?}");
     assert_eq!(exchange(address, b"").await, "old");
     fixture.end().await;
 }

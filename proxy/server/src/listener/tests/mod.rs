@@ -18,8 +18,8 @@ use sixfold_core::access_log::{AccessLog, LineFormat, LogSink};
 use sixfold_core::cluster::{Address, Cluster, ClusterConfig, Clusters, HostConfig};
 use sixfold_core::detached::Nowhere;
 use sixfold_core::listener::{
-    BindAddress, ConnectAttempts, ConnectionFilter, FilterChain, FilterChainMatch, Listener, ListenerFilter,
-    ListenerStats, NetworkFilter, SocketRights, TcpProxy, TcpStats,
+    BindAddress, ConnectAttempts, ConnectionFilter, FilterChain, FilterChainMatch, FilterChains, Listener,
+    ListenerFilter, ListenerStats, NetworkFilter, SocketRights, TcpProxy, TcpStats,
 };
 use sixfold_core::metrics::Registry;
 use sixfold_core::model::{Diff, Model};
@@ -69,8 +69,7 @@ impl Fixture {
             listener_filters: Vec::new(),
             filters_timeout: Some(Duration::from_secs(15)),
             continue_on_timeout: false,
-            chains: vec![Arc::new(chain)],
-            chain_tree: None,
+            chains: FilterChains::one(chain),
             default_chain: None,
             use_original_dst: false,
             access_logs: Vec::new(),
@@ -166,7 +165,7 @@ pub(super) fn behind(listener: Listener, filters: Vec<Arc<dyn ConnectionFilter>>
     let NetworkFilter::Tcp(proxy) = &listener.chains[0].filter else { panic!("a TCP proxy") };
     let filter = NetworkFilter::Tcp(proxy.clone());
     let chain = chain("only", FilterChainMatch::default(), 1, filter);
-    Listener { chains: vec![Arc::new(FilterChain { filters: filters.into(), ..chain })], ..listener }
+    Listener { chains: FilterChains::one(FilterChain { filters: filters.into(), ..chain }), ..listener }
 }
 
 pub(super) fn says(text: &'static str) -> NetworkFilter {

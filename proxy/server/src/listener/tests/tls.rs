@@ -76,6 +76,7 @@ fn with_tls(listener: Listener, tls: &Arc<ServerTls>) -> Listener {
             })
         })
         .collect();
+    let chains = FilterChains::new(chains).unwrap();
     Listener { chains, ..listener }
 }
 
@@ -93,7 +94,7 @@ async fn a_rotated_certificate_touches_new_handshakes_alone() {
     let proxy = NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("echo", Vec::new())));
     let secure =
         FilterChain { tls: Some(tls.clone()), ..chain("only", FilterChainMatch::default(), 1, proxy) };
-    let listener = Listener { chains: vec![Arc::new(secure)], ..fixture.listener("a", says("")) };
+    let listener = Listener { chains: FilterChains::one(secure), ..fixture.listener("a", says("")) };
     let address = fixture.apply(listener).await;
     let mut first = dial(address, "a.test", ClientSettings::default()).await.unwrap();
     assert_eq!(seen(&first), hash_of(&old));
@@ -172,7 +173,11 @@ async fn chains_are_chosen_by_server_name_and_tls_may_pass_through() {
     };
     let listener = Listener {
         listener_filters: vec![ListenerFilter::TlsInspector],
-        chains: vec![Arc::new(chain("pass", names(&["pass.test"]), 1, pass)), Arc::new(own)],
+        chains: FilterChains::new(vec![
+            Arc::new(chain("pass", names(&["pass.test"]), 1, pass)),
+            Arc::new(own),
+        ])
+        .unwrap(),
         ..fixture.listener("a", says(""))
     };
     let address = fixture.apply(listener).await;
