@@ -98,7 +98,10 @@ impl Resources {
         if diff.route_tables.is_empty() {
             // It is what it was, and so are its tables.
             let tables = self.context.compile.route_tables.of_name(name);
-            tables.iter().filter_map(|cell| cell.load()).for_each(|table| named_by(&table, &mut clusters));
+            let of_source =
+                |cell: &&Arc<RouteTableCell>| rds::streamed(cell).is_some_and(|(of, _)| of == *source);
+            let tables = tables.iter().filter(of_source).filter_map(|cell| cell.load());
+            tables.for_each(|table| named_by(&table, &mut clusters));
         }
         let tables = diff.route_tables.iter().filter_map(|(_, table)| table.as_deref());
         tables.for_each(|table| named_by(table, &mut clusters));
