@@ -163,16 +163,10 @@ impl Tracked {
         self.active.is_none() && self.waiting.is_none() && self.refused.is_none()
     }
 
-    /// Whether what waits is another listener than what is in force, and not merely one with other filter chains: only
-    /// then Envoy takes it for one that drains.
+    /// Whether what waits is another listener than what is in force.
     fn is_another(&self) -> bool {
         let (Some(active), Some(waiting)) = (&self.active, &self.waiting) else { return false };
-        let rest = |sent: &Sent| {
-            CHAINS
-                .iter()
-                .try_fold(sent.value.to_vec(), |value, field| Some(wire::split(&value, &[*field]).ok()?.rest))
-        };
-        rest(active) != rest(waiting)
+        are_others(&active.value, &waiting.value)
     }
 
     fn is_refused_alone(&self) -> bool {
@@ -184,6 +178,15 @@ impl Tracked {
     }
 }
 
+/// Whether two versions are listeners of which Envoy takes one for such that drains: not if merely their filter chains are
+/// others.
+fn are_others(one: &[u8], other: &[u8]) -> bool {
+    let rest = |value: &[u8]| {
+        CHAINS.iter().try_fold(value.to_vec(), |value, field| Some(wire::split(&value, &[*field]).ok()?.rest))
+    };
+    rest(one) != rest(other)
+}
+
 impl State {
     fn note(&mut self, key: Key, event: Event<'_>) {
         let mut tracked = self.entries.remove(&key).unwrap_or_default();
@@ -193,6 +196,11 @@ impl State {
             (Kind::Listener, Event::Gone) => self.begin_draining(&key.name, tracked.active.take()),
             (Kind::Listener, Event::InForce) if tracked.is_another() => {
                 self.begin_draining(&key.name, tracked.active.clone());
+            }
+            (Kind::Listener, Event::Reverted(Some((before, _))))
+                if tracked.active.as_ref().is_some_and(|failed| are_others(before, &failed.value)) =>
+            {
+                self.drain_no_longer(&key.name, before);
             }
             _ => {}
         }
@@ -214,6 +222,14 @@ impl State {
                 self.draining.pop_front();
             }
             self.draining.push_back(Draining { name: name.clone(), sent, until });
+        }
+    }
+
+    /// What was about to drain is in force again.
+    fn drain_no_longer(&mut self, name: &Arc<str>, value: &Arc<[u8]>) {
+        let is_it = |draining: &Draining| draining.name == *name && draining.sent.value == *value;
+        if let Some(at) = self.draining.iter().rposition(is_it) {
+            self.draining.remove(at);
         }
     }
 

@@ -80,6 +80,12 @@ impl Proxy {
     }
 
     fn bring_all<M: Name>(&mut self, resources: Vec<Resource>, removed: &[&str]) -> Vec<String> {
+        self.receive::<M>(resources, removed);
+        self.work();
+        self.asked()
+    }
+
+    fn receive<M: Name>(&mut self, resources: Vec<Resource>, removed: &[&str]) {
         self.nonce += 1;
         let response = DeltaDiscoveryResponse {
             type_url: M::type_url(),
@@ -89,8 +95,16 @@ impl Proxy {
             ..DeltaDiscoveryResponse::default()
         };
         self.machine.received(&Channel::Aggregated, Response::Delta(response), self.now).unwrap();
+    }
+
+    /// Brings a listener that can't be bound.
+    fn bring_in_vain(&mut self, name: &str, text: &str) {
+        self.receive::<ProtoListener>(vec![resource::<ProtoListener>(name, text)], &[]);
+        let Step::Apply(batch) = self.machine.step(self.now) else { panic!("nothing is tried") };
+        let _never_applied = self.machine.compiler().diff(batch);
+        let reason = "cannot bind".to_owned();
+        self.machine.applied(vec![Failure { kind: Kind::Listener, name: name.into(), reason }]);
         self.work();
-        self.asked()
     }
 
     fn work(&mut self) {
@@ -229,6 +243,34 @@ fn a_world_comes_into_force_from_its_clusters_to_its_listeners() {
     assert_eq!(proxy.bring::<ProtoCluster>(&[("c", &other)], &[]), ["ok"]);
     assert_eq!(proxy.hosts("c"), Some(3));
     assert!(!Arc::ptr_eq(&before, &proxy.context.compile.clusters.find("c").unwrap()));
+}
+
+/// Of one that had never been in force nothing was shown, and of another that what is in force drains.
+#[test]
+fn a_listener_that_cannot_be_bound_is_shown_with_why() {
+    let mut proxy = Proxy::new();
+    proxy.context.tracker.set_drain_time(Duration::from_secs(3600));
+    let shown = |proxy: &Proxy| {
+        let all = proxy.context.tracker.of(Kind::Listener);
+        let tracked = all.into_iter().find(|(key, _)| *key.name == *"l").map(|(_, tracked)| tracked);
+        tracked.map(|tracked| (tracked.active.is_some(), tracked.refused.map(|refused| refused.reason)))
+    };
+    let rds = "rds: {route_config_name: r, config_source: {ads: {}, initial_fetch_timeout: 0s}}";
+    let good = listener("l", "r").replace(rds, "route_config: {name: r}");
+    let other = good.replace("port_value: 80", "port_value: 81");
+    let why = || Some("cannot bind".to_owned());
+    proxy.bring_in_vain("l", &other);
+    assert_eq!((shown(&proxy), proxy.listeners().len()), (Some((false, why())), 0));
+    proxy.bring::<ProtoListener>(&[("l", &good)], &[]);
+    assert_eq!((shown(&proxy), proxy.listeners().len()), (Some((true, None)), 1));
+    proxy.bring_in_vain("l", &other);
+    assert_eq!((shown(&proxy), proxy.context.tracker.draining()), (Some((true, why())), Vec::new()));
+    proxy.bring::<ProtoListener>(&[], &["l"]);
+    assert_eq!((shown(&proxy), proxy.context.tracker.draining().len()), (None, 1));
+    // What was never good is forgotten with it.
+    proxy.bring_in_vain("l", &other);
+    proxy.bring::<ProtoListener>(&[], &["l"]);
+    assert_eq!(shown(&proxy), None);
 }
 
 /// They were taken, and every request was answered with 503.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::statics::note;
-use super::{Change, Compile, World};
+use super::{Change, Compile, Version, World};
 use crate::ads::key::Key;
 use crate::ads::kind::Kind;
 use crate::tracker::Event;
@@ -109,6 +109,11 @@ impl<C: Compile> World<C> {
                     self.end_ttl(&key);
                     self.resources.remove(&key);
                     self.compiler.forget(&key);
+                    // It goes on to be shown, as what is refused without ever having been good.
+                    if let Some(Version { value, version, .. }) = &out {
+                        let refused = Event::Refused { value, version, reason: "" };
+                        note(&self.compiler, &self.statics, &key, refused);
+                    }
                 }
             }
             self.drop_asks(&key, out.map(|out| out.asks));
