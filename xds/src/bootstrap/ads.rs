@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults};
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
 use sixfold_xds_api::pb::envoy::config::core::v3::Node;
 use sixfold_xds_api::refuse;
@@ -45,23 +45,21 @@ pub(super) fn compile(
     let DynamicResources { lds_config, lds_resources_locator, cds_config, cds_resources_locator, ads_config } =
         value;
     refuse!(lds_resources_locator, cds_resources_locator);
-    let mut wildcards = BTreeMap::new();
+    let (mut wildcards, mut faults) = (BTreeMap::new(), Faults::default());
     let configs = [(Kind::Cluster, cds_config, "cds_config"), (Kind::Listener, lds_config, "lds_config")];
+    // Of files too, as in Envoy.
+    let asking = configs.iter().filter(|(_, value, _)| value.is_some()).map(|(_, _, field)| *field);
+    let asking = asking.chain(ads_config.as_ref().map(|_| "ads_config")).next();
+    faults.take(asking.map_or(Ok(()), |field| identified(&node, field)));
     for (kind, value, field) in configs {
-        if let Some(value) = value {
-            // Of files too, as in Envoy.
-            identified(&node, field)?;
-            let (source, within) = rds::source(context, value).in_key(field)?;
+        let source = value.as_ref().map(|value| rds::source(context, value).in_key(field)).transpose();
+        if let Some((source, within)) = faults.take(source) {
             wildcards.insert(kind, Wildcard { source, within });
         }
     }
-    let mut ads = None;
-    if let Some(api) = ads_config {
-        identified(&node, "ads_config")?;
-        ads = Some(api::compile(context, api).in_key("ads_config")?);
-    }
-    let (ads, target) = ads.map(|Api { stream, target }| (stream, target)).unzip();
-    Ok(Ads { config: AdsConfig { node, ads, wildcards, statics }, target })
+    let ads = ads_config.as_ref().map(|api| api::compile(context, api).in_key("ads_config")).transpose();
+    let (ads, target) = faults.take(ads).map(|Api { stream, target }| (stream, target)).unzip();
+    faults.end(Ads { config: AdsConfig { node, ads, wildcards, statics }, target })
 }
 
 /// Who asks must say who it is.

@@ -2,7 +2,7 @@
 
 use prost::Message;
 use sixfold_core::document::{Entry, Node, Object, Options, Value};
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::files;
 use sixfold_xds_api::pb::envoy::service::discovery::v3::{DiscoveryResponse, Resource as Wrapped};
 use sixfold_xds_api::pb::google::protobuf::Any;
@@ -103,7 +103,7 @@ impl Folder {
                     file.resources = resources;
                     look.changed = true;
                 }
-                Err(error) => look.faults.push(error.to_string()),
+                Err(error) => look.faults.extend(error.into_all().iter().map(ToString::to_string)),
             }
         }
         look
@@ -147,17 +147,21 @@ fn read(path: &Path) -> Result<Vec<(String, Any)>, ConfigError> {
 fn resources(text: &str, file: &str) -> Result<Vec<(String, Any)>, ConfigError> {
     let node = Node::parse(text, &Options { wide_numbers_as_text: true, ..Options::envoy(file) })?;
     let DiscoveryResponse { resources, .. } = message_from_node(&response(node)?)?;
-    let named = resources.into_iter().enumerate().map(|(index, value)| {
-        let value = match any::name_of_url(&value.type_url) {
-            "envoy.service.discovery.v3.Resource" => Wrapped::decode(value.value.as_slice()).ok()?.resource?,
-            _ => value,
-        };
-        // In all types of resources the name is the first field.
-        let name = wire::text(&value.value, 1).filter(|name| !name.is_empty()).ok_or(index).ok()?;
-        Some((name.to_owned(), value))
-    });
-    let named: Option<Vec<_>> = named.collect();
-    named.ok_or_else(|| ConfigError::field("resources", "one has no name"))
+    let named = resources.into_iter().enumerate().map(|(index, value)| named(value).in_index(index));
+    collect(named).in_key("resources")
+}
+
+fn named(value: Any) -> Result<(String, Any), ConfigError> {
+    let value = match any::name_of_url(&value.type_url) {
+        "envoy.service.discovery.v3.Resource" => {
+            let wrapped = Wrapped::decode(value.value.as_slice()).ok().and_then(|wrapped| wrapped.resource);
+            wrapped.ok_or_else(|| ConfigError::field("resource", "is missing"))?
+        }
+        _ => value,
+    };
+    // In all types of resources the name is the first field.
+    let name = wire::text(&value.value, 1).filter(|name| !name.is_empty()).map(str::to_owned);
+    Ok((name.ok_or_else(|| ConfigError::field("name", "is missing"))?, value))
 }
 
 /// A list of resources, or one, as the DiscoveryResponse that it stands for.
@@ -194,7 +198,10 @@ mod tests {
             let wrong = resources(&text, "x.yaml").unwrap_err();
             assert!(wrong.to_string().starts_with("2:2: resources[0].nam: "), "{wrong}");
         }
-        assert!(resources(&format!("[{{\"@type\": {CLUSTER}}}]"), "x.yaml").is_err());
+        let unnamed = format!("[{{\"@type\": {CLUSTER}}}, {one}, {{\"@type\": {CLUSTER}}}]");
+        let all = resources(&unnamed, "x.yaml").unwrap_err().into_all();
+        let fields: Vec<_> = all.iter().filter_map(|error| error.field.as_deref()).collect();
+        assert_eq!(fields, ["resources[0].name", "resources[2].name"]);
     }
 
     #[test]
@@ -214,6 +221,12 @@ mod tests {
         write("a.yaml", "{ broken");
         let look = folder.look();
         assert_eq!((look.changed, look.faults.len(), folder.resources() == before), (false, 1, true));
+        write("a.yaml", &format!("{{\"@type\": {CLUSTER}, nam: a,\n connect_timout: 1s}}"));
+        let faults = folder.look().faults;
+        assert!(
+            faults.len() == 2 && faults[1].contains("a.yaml:2:2: resources[0].connect_timout"),
+            "{faults:?}"
+        );
         std::fs::remove_file(path.join("a.yaml")).unwrap();
         assert!(folder.look().changed);
         assert_eq!(folder.resources().len(), 1);

@@ -104,3 +104,28 @@ fn what_is_not_supported_is_refused_by_its_field() {
         assert!(error.contains(&format!("dynamic_resources.{expected}")), "{error}");
     }
 }
+
+/// The first alone was, and who mended that was told of the next.
+#[test]
+fn all_that_is_wrong_is_told_together() {
+    let faults = |dynamic: &str, node: &str| {
+        let text = format!("{node}dynamic_resources: {{{dynamic}}}\n");
+        let Err(errors) = bootstrap::load(&text, "b.yaml", &process()) else { panic!("{text} is taken") };
+        errors.iter().filter_map(|error| error.field.clone()).collect::<Vec<_>>()
+    };
+    let node = "node: {id: a, cluster: b}\n";
+    assert_eq!(
+        faults("cds_config: {ads: {}}, lds_config: {ads: {}}", node),
+        ["dynamic_resources.cds_config.ads", "dynamic_resources.lds_config.ads"]
+    );
+    // Who asks is one matter, however many ask so.
+    assert_eq!(
+        faults("cds_config: {path: /none/c}, lds_config: {path: /none/l}, ads_config: {api_type: REST}", ""),
+        [
+            "dynamic_resources.cds_config",
+            "dynamic_resources.cds_config.path",
+            "dynamic_resources.lds_config.path",
+            "dynamic_resources.ads_config.api_type"
+        ]
+    );
+}
