@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use prost::Message;
+use sixfold_core::cluster::Address;
 use sixfold_core::error::tell_most;
 use sixfold_core::headers::Headers;
 use sixfold_core::metrics::Registry;
@@ -29,6 +30,9 @@ use crate::context::Context as CompileContext;
 /// connections and nothing more is one to be left.
 const OPENING: Duration = Duration::from_secs(30);
 
+/// Endpoints that are named of a control plane that can't be reached.
+const MOST_ADDRESSES: usize = 3;
+
 /// What a bootstrap says itself of what comes later. Another one of the same process may take its place.
 #[derive(Clone)]
 pub struct Statics {
@@ -45,6 +49,29 @@ pub struct Target {
     pub grpc: Grpc,
     /// Headers of the stream (`initial_metadata`).
     pub metadata: Headers,
+}
+
+impl Target {
+    /// The cluster and its endpoints, as people know them.
+    fn shown(&self) -> String {
+        let name = &self.grpc.cluster.name;
+        let Some(cluster) = self.grpc.cluster.load() else {
+            return format!("cluster \"{name}\", which is not there");
+        };
+        let hosts = cluster.hosts.load();
+        let addresses: Vec<&Address> = match &*cluster.endpoints {
+            [] => hosts.iter().map(|member| &member.host.address).collect(),
+            named => named.iter().map(|endpoint| &endpoint.address).collect(),
+        };
+        let shown = |address: &&Address| match address {
+            Address::Unix(path) => format!("unix:{}", path.display()),
+            address => address.to_string(),
+        };
+        let more = (addresses.len() > MOST_ADDRESSES).then(|| "...".to_owned());
+        let addresses = addresses.iter().take(MOST_ADDRESSES).map(shown).chain(more);
+        let all: Vec<String> = std::iter::once(format!("cluster \"{name}\"")).chain(addresses).collect();
+        all.join(", ")
+    }
 }
 
 /// A service of the protocol.
@@ -209,10 +236,18 @@ enum Link {
 }
 
 impl<R: Batches> Client<R> {
+    fn target(&mut self, channel: &Channel) -> Option<Target> {
+        match channel {
+            Channel::Aggregated => self.ads.clone(),
+            Channel::Of(..) => self.machine.compiler().target(channel),
+        }
+    }
+
     fn connect(&mut self, channel: Channel) {
-        let (target, service) = match &channel {
-            Channel::Aggregated => (self.ads.clone(), Service::Aggregated),
-            Channel::Of(kind, _) => (self.machine.compiler().target(&channel), Service::Of(*kind)),
+        let target = self.target(&channel);
+        let service = match &channel {
+            Channel::Aggregated => Service::Aggregated,
+            Channel::Of(kind, _) => Service::Of(*kind),
         };
         let flavor = self.machine.flavor(&channel);
         let opening = async move {
@@ -233,7 +268,8 @@ impl<R: Batches> Client<R> {
             self.links.remove(&channel);
             self.machine.compiler().disconnected();
             let wait = self.machine.disconnected(&channel, now());
-            tracing::warn!(?wait, "no stream of {channel}: {status}");
+            let way = self.target(&channel).map(|target| format!(" ({})", target.shown()));
+            tracing::warn!(?wait, "no stream of {channel}{}: {status}", way.unwrap_or_default());
         }
         None
     }

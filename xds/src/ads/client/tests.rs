@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prost::bytes::Bytes;
-use sixfold_core::cluster::Clusters;
+use sixfold_core::cluster::{Cluster, ClusterCell, ClusterConfig, Clusters, HostConfig};
 use sixfold_core::headers::Known;
 use sixfold_core::model::Model;
 use sixfold_core::plugin::{
@@ -44,6 +44,38 @@ impl Apply for Nothing {
     }
 }
 
+fn target(callout: impl Callout + 'static, cluster: Arc<ClusterCell>) -> Target {
+    let grpc = Grpc {
+        callout: Arc::new(callout),
+        cluster,
+        authority: "xds".to_owned(),
+        timeout: Duration::MAX,
+        max_message: 1 << 20,
+        own: sixfold_core::plugin::OwnHeaders::default(),
+    };
+    Target { grpc, metadata: Headers::new() }
+}
+
+/// The log said that a file is not there, and not which.
+#[test]
+fn who_cannot_be_reached_is_named() {
+    let cell = Clusters::default().cell("xds-grpc");
+    let shown = || target(Silent, cell.clone()).shown();
+    assert_eq!(shown(), "cluster \"xds-grpc\", which is not there");
+    let endpoints = |addresses: &[&str]| {
+        let hosts = addresses.iter().map(|address| match address.parse() {
+            Ok(ip) => HostConfig::new(Address::Ip(ip)),
+            Err(_) => HostConfig::new(Address::Unix((*address).into())),
+        });
+        let cluster = Cluster::new(ClusterConfig::named("xds-grpc"), hosts.collect(), None, &Registry::new());
+        cell.swap(Some(cluster.unwrap()));
+    };
+    endpoints(&["./etc/istio/proxy/XDS"]);
+    assert_eq!(shown(), "cluster \"xds-grpc\", unix:./etc/istio/proxy/XDS");
+    endpoints(&["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1", "10.0.0.4:1"]);
+    assert_eq!(shown(), "cluster \"xds-grpc\", 10.0.0.1:1, 10.0.0.2:1, 10.0.0.3:1, ...");
+}
+
 /// It stood still while a stream was being opened, half a minute for each attempt.
 #[tokio::test]
 async fn a_start_waits_no_longer_for_a_control_plane_that_takes_connections_and_nothing_more() {
@@ -62,15 +94,7 @@ async fn a_start_waits_no_longer_for_a_control_plane_that_takes_connections_and_
         wildcards: BTreeMap::from([(Kind::Cluster, all.clone()), (Kind::Listener, all)]),
         statics: BTreeMap::new(),
     };
-    let grpc = Grpc {
-        callout: Arc::new(Silent),
-        cluster: Clusters::default().cell("xds"),
-        authority: "xds".to_owned(),
-        timeout: Duration::MAX,
-        max_message: 1 << 20,
-        own: sixfold_core::plugin::OwnHeaders::default(),
-    };
-    let target = Target { grpc, metadata: Headers::new() };
+    let target = target(Silent, Clusters::default().cell("xds"));
     let (registry, start) = (Registry::new(), Instant::now());
     let (done, initialized) = oneshot::channel();
     let resources = Resources::new(context());
@@ -180,15 +204,7 @@ async fn a_request_that_waits_for_others_to_be_less_goes_while_a_change_is_appli
     let own = crate::cluster::compile(&context, &read("name: xds"), false).unwrap();
     let clusters = vec![(own.config.name.clone(), Some(own))];
     assert!(model.apply_detached(Diff { clusters, ..Diff::default() }).is_empty());
-    let grpc = Grpc {
-        callout: Arc::new(plane.clone()),
-        cluster: context.compile.clusters.cell("xds"),
-        authority: "xds".to_owned(),
-        timeout: Duration::MAX,
-        max_message: 1 << 20,
-        own: sixfold_core::plugin::OwnHeaders::default(),
-    };
-    let target = Target { grpc, metadata: Headers::new() };
+    let target = target(plane.clone(), context.compile.clusters.cell("xds"));
     let (begin, begun) = oneshot::channel();
     // In a task of its own, which nobody else wakes.
     let local = tokio::task::LocalSet::new();
