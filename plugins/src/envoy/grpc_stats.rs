@@ -1,13 +1,16 @@
 //! Envoy's grpc_stats filter (source/extensions/filters/http/grpc_stats/grpc_stats_filter.cc): counts calls by their
-//! status, under `cluster.NAME.grpc.`.
+//! status, and their messages, under `cluster.NAME.grpc.`.
 
 #[cfg(test)]
 mod tests;
 
 use crate::envoy;
 use sixfold_core::error::ConfigError;
-use sixfold_core::headers::Known;
-use sixfold_core::plugin::{BodyPiece, BodyStep, BuildContext, Built, FilterFactory, Plugin, Slot};
+use sixfold_core::headers::{Headers, Known};
+use sixfold_core::message::is_grpc_content_type;
+use sixfold_core::plugin::{
+    BodyPiece, BodyStep, BuildContext, Built, FilterFactory, Plugin, Slot, Step, TrailersStep,
+};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::grpc_stats::v3::filter_config::PerMethodStatSpecifier;
@@ -36,21 +39,29 @@ fn build(config: FilterConfig, _: &BuildContext) -> Built {
     };
     match single {
         Some(field) => Err(ConfigError::field(field, "is not supported")),
-        None if !emit_filter_state => Ok(Plugin::of(GrpcStats).log(GrpcStats::log).build()),
-        None => Ok(Plugin::of(GrpcStats)
+        None => Ok(Plugin::of(GrpcStats { tells: emit_filter_state })
             .bodies_of_calls()
-            .request_body(GrpcStats::count_requests)
-            .response_body(GrpcStats::count_responses)
-            .log(GrpcStats::log)
+            .access(GrpcStats::access)
+            .request_body(GrpcStats::request_body)
+            .header_filter(GrpcStats::header_filter)
+            .response_body(GrpcStats::response_body)
+            .response_trailers(GrpcStats::response_trailers)
             .build()),
     }
 }
 
-struct GrpcStats;
+struct GrpcStats {
+    /// Whether the stream is told of its messages (`emit_filter_state`).
+    tells: bool,
+}
 
-/// How far the two bodies of a call are in their messages.
+/// A call.
 #[derive(Default)]
-struct Frames {
+struct Call {
+    /// Whether its cluster counts it: its path names a service and a method.
+    counts: bool,
+    /// Whether it is answered by gRPC.
+    is_answered: bool,
     request: Frame,
     response: Frame,
 }
@@ -93,40 +104,69 @@ impl Frame {
 }
 
 impl GrpcStats {
-    fn count_requests(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
-        stream.bytes.request_messages += count(stream, slot, piece, |frames| &mut frames.request);
+    /// What a request is where it passes is what counts: whatever comes after may change it.
+    fn access<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
+        if stream.request.is_grpc() {
+            let counts = names_a_method(stream.request.target.path());
+            stream.set_state(slot, Call { counts, ..Call::default() });
+        }
+        Step::Continue
+    }
+
+    fn request_body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+        let Some(call) = stream.state::<Call>(slot) else { return BodyStep::Pass };
+        let (count, counts) = (call.request.count(piece.data), call.counts);
+        if self.tells {
+            stream.bytes.request_messages += count;
+        }
+        if let Some(cluster) = stream.upstream.cluster.as_ref().filter(|_| counts) {
+            cluster.stats.count_grpc_messages(count, 0);
+        }
         BodyStep::Pass
     }
 
-    fn count_responses(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
-        stream.bytes.response_messages += count(stream, slot, piece, |frames| &mut frames.response);
+    fn header_filter<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
+        let head = &stream.response;
+        let is_grpc = head.headers.get(Known::CONTENT_TYPE).is_some_and(is_grpc_content_type);
+        let is_answered = head.status == 200 && is_grpc;
+        let Some(call) = stream.state::<Call>(slot) else { return Step::Continue };
+        call.is_answered = is_answered;
+        if call.counts {
+            count(stream, &stream.response.headers);
+        }
+        Step::Continue
+    }
+
+    fn response_body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+        let Some(call) = stream.state::<Call>(slot).filter(|call| call.is_answered) else {
+            return BodyStep::Pass;
+        };
+        let (count, counts) = (call.response.count(piece.data), call.counts);
+        if self.tells {
+            stream.bytes.response_messages += count;
+        }
+        if let Some(cluster) = stream.upstream.cluster.as_ref().filter(|_| counts) {
+            cluster.stats.count_grpc_messages(0, count);
+        }
         BodyStep::Pass
     }
 
-    /// Calls that end without a status are not counted, as in Envoy.
-    fn log(&self, stream: &mut Stream, _: Slot) {
-        if !stream.request.is_grpc() {
-            return;
+    fn response_trailers(&self, stream: &mut Stream, slot: Slot) -> TrailersStep {
+        if stream.state::<Call>(slot).is_some_and(|call| call.counts) {
+            count(stream, &stream.response_trailers);
         }
-        let Some(cluster) = &stream.upstream.cluster else { return };
-        let trailers = stream.response_trailers.get_str(Known::GRPC_STATUS);
-        let status = trailers.or_else(|| stream.response.headers.get_str(Known::GRPC_STATUS));
-        if let Some(status) = status.and_then(|status| status.parse().ok()) {
-            cluster.stats.count_grpc(status);
-        }
+        TrailersStep::Continue
     }
 }
 
-/// Messages of a call that begin in a piece.
-fn count(stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>, of: fn(&mut Frames) -> &mut Frame) -> u64 {
-    if !stream.request.is_grpc() {
-        return 0;
+/// Counts the status that is among these fields. Calls that end without one are not counted, as in Envoy.
+fn count(stream: &Stream, fields: &Headers) {
+    if let (Some(cluster), Some(status)) = (&stream.upstream.cluster, fields.get_str(Known::GRPC_STATUS)) {
+        cluster.stats.count_grpc(status);
     }
-    if let Some(frames) = stream.state::<Frames>(slot) {
-        return of(frames).count(piece.data);
-    }
-    let mut frames = Frames::default();
-    let count = of(&mut frames).count(piece.data);
-    stream.set_state(slot, frames);
-    count
+}
+
+/// Whether a path has two parts that are not empty (source/common/grpc/common.cc, `resolveServiceAndMethod`).
+fn names_a_method(path: &[u8]) -> bool {
+    path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).count() == 2
 }

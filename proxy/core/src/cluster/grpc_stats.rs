@@ -1,5 +1,6 @@
 //! What Envoy's grpc_stats counts of calls, under `cluster.NAME.grpc.` (source/common/grpc/context_impl.cc).
 
+use super::filter_stats::ByPrefix;
 use crate::metrics::{Block, Counter, Kind, Registry, StatDef, block_slot};
 use std::sync::Arc;
 
@@ -9,10 +10,35 @@ const CODES: usize = 17;
 const SUCCESS: usize = CODES;
 const FAILURE: usize = CODES + 1;
 const TOTAL: usize = CODES + 2;
+const REQUESTS: usize = CODES + 3;
+const RESPONSES: usize = CODES + 4;
 
-const NAMES: [&str; CODES + 3] = [
-    "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16", "success",
-    "failure", "total",
+/// Digits of a status that gRPC does not have and that is counted apart; what is no number of so many is not.
+const MAX_DIGITS: usize = 10;
+
+const NAMES: [&str; CODES + 5] = [
+    "0",
+    "1",
+    "2",
+    "3",
+    "4",
+    "5",
+    "6",
+    "7",
+    "8",
+    "9",
+    "10",
+    "11",
+    "12",
+    "13",
+    "14",
+    "15",
+    "16",
+    "success",
+    "failure",
+    "total",
+    "request_message_count",
+    "response_message_count",
 ];
 
 const DEFS: [StatDef; NAMES.len()] = {
@@ -25,22 +51,47 @@ const DEFS: [StatDef; NAMES.len()] = {
     defs
 };
 
-/// Calls by their status. Most clusters serve none, so they are made with the first.
-pub(super) struct GrpcStats(Arc<Block>);
+crate::stat_block! {
+    /// Calls that ended with a status which gRPC does not have: its text is the end of the prefix.
+    pub struct OtherCounts { counters: [calls = ""], gauges: [], histograms: [] }
+}
+
+/// Calls by their status, and their messages. Most clusters serve none, so they are made with the first; what was never
+/// counted is not shown.
+pub(super) struct GrpcStats {
+    block: Arc<Block>,
+    /// Of statuses that gRPC does not have, up to as many as filters may have prefixes.
+    others: ByPrefix<OtherCounts>,
+}
 
 impl GrpcStats {
     /// Zeros under `prefix`, with its final dot.
     pub(super) fn new(registry: &Registry, prefix: &str) -> GrpcStats {
-        GrpcStats(registry.register(Block::new(prefix, &DEFS)))
+        let block = registry.register(Block::of_responses(prefix, &DEFS, true));
+        GrpcStats { block, others: ByPrefix::default() }
     }
 
     /// Counts a call that ended with this `grpc-status`.
-    pub(super) fn count(&self, status: u32) {
-        let counter = |at| Counter::new(Some(&self.0), block_slot(at, NAMES.len()));
-        if let Some(code) = usize::try_from(status).ok().filter(|code| *code < CODES) {
-            counter(code).inc();
+    pub(super) fn count(&self, registry: &Registry, status: &str) {
+        match NAMES.iter().take(CODES).position(|code| *code == status) {
+            Some(code) => self.counter(code).inc(),
+            None if status.len() <= MAX_DIGITS && status.bytes().all(|byte| byte.is_ascii_digit()) => {
+                let make = || OtherCounts::new(registry, &format!("{}{status}", self.block.prefix()));
+                self.others.count(&status.into(), make, |counts| counts.calls().inc());
+            }
+            None => {}
         }
-        counter(if status == 0 { SUCCESS } else { FAILURE }).inc();
-        counter(TOTAL).inc();
+        self.counter(if status == "0" { SUCCESS } else { FAILURE }).inc();
+        self.counter(TOTAL).inc();
+    }
+
+    /// Counts messages of calls.
+    pub(super) fn count_messages(&self, requests: u64, responses: u64) {
+        self.counter(REQUESTS).add(requests);
+        self.counter(RESPONSES).add(responses);
+    }
+
+    fn counter(&self, at: usize) -> Counter<'_> {
+        Counter::new(Some(&self.block), block_slot(at, NAMES.len()))
     }
 }

@@ -156,10 +156,25 @@ impl ClusterStats {
         self.registry.is_some()
     }
 
-    /// Counts a gRPC call by its status, under `grpc.`; the first call of a cluster makes the place.
-    pub fn count_grpc(&self, status: u32) {
-        let Some((registry, prefix)) = &self.registry else { return };
-        self.grpc.get_or_init(|| GrpcStats::new(registry, &format!("{prefix}grpc."))).count(status);
+    /// Counts a gRPC call by its status as it was said, under `grpc.`; the first call of a cluster makes the place.
+    pub fn count_grpc(&self, status: &str) {
+        let Some((registry, stats)) = self.grpc() else { return };
+        stats.count(registry, status);
+    }
+
+    /// Counts messages of gRPC calls, to the cluster and from it.
+    pub fn count_grpc_messages(&self, requests: u64, responses: u64) {
+        if requests + responses > 0
+            && let Some((_, stats)) = self.grpc()
+        {
+            stats.count_messages(requests, responses);
+        }
+    }
+
+    fn grpc(&self) -> Option<(&Registry, &GrpcStats)> {
+        let (registry, prefix) = self.registry.as_ref()?;
+        let make = || GrpcStats::new(registry, &format!("{prefix}grpc."));
+        Some((registry, self.grpc.get_or_init(make)))
     }
 
     /// Has `count` count what an authorisation service said of a request, by the prefix of the filter that asked it.
