@@ -277,9 +277,13 @@ impl Cluster {
         if set.is_as(&before) {
             self.stats.update_no_rebuild().inc();
         }
+        self.count_heaviest(&set);
+        self.publish(set.under(policy), Some(&before), *visibility);
+    }
+
+    fn count_heaviest(&self, set: &HostSet) {
         let heaviest = set.iter().map(|member| member.weight).max();
         self.stats.max_host_weight().set(heaviest.unwrap_or_default().max(1).into());
-        self.publish(set.under(policy), Some(&before), *visibility);
     }
 
     /// Requests of a million that are not to be forwarded (`drop_overloads`); rarely any.
@@ -376,6 +380,10 @@ impl Cluster {
         if set.mark(before) {
             self.stats.membership_change().inc();
             self.count_matches(set, before);
+        }
+        // Envoy has another way to change the one endpoint of LOGICAL_DNS.
+        if matches!(self.config.discovery, Discovery::StrictDns(_)) && set.total() > 0 {
+            self.count_heaviest(set);
         }
         self.stats.warming_state().set(0);
         self.count_members(set);

@@ -319,3 +319,19 @@ fn tending_leaves_reported_weights_alone() {
     cluster.reweigh(now + Duration::from_millis(5));
     assert_eq!(weights(), [1000, 500]);
 }
+
+/// It was, of endpoints that come by themselves alone.
+#[test]
+fn the_heaviest_of_endpoints_that_change_is_shown() {
+    let shown = |discovery: Discovery| {
+        let mut config = ClusterConfig::named("c");
+        config.discovery = discovery;
+        let cluster = Cluster::new(config, Vec::new(), None, &Registry::new()).unwrap();
+        cluster.update_hosts(vec![endpoint(1, 3), endpoint(2, 2)]);
+        assert_eq!(cluster.stats.max_host_weight().get(), 0, "it is not in force yet");
+        super::Clusters::default().cell("c").swap(Some(cluster.clone()));
+        cluster.stats.max_host_weight().get()
+    };
+    let dns = super::DnsOptions::default;
+    assert_eq!([Discovery::StrictDns(dns()), Discovery::LogicalDns(dns())].map(shown), [3, 0]);
+}

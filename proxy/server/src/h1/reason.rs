@@ -7,7 +7,8 @@ use super::options::Profile;
 pub fn reason_phrase(status: u16, profile: Profile) -> &'static str {
     match profile {
         Profile::Envoy => envoy(status).unwrap_or("Unknown"),
-        Profile::Apisix => nginx(status).or_else(|| envoy(status)).unwrap_or(""),
+        // 599 is a name of Envoy's alone.
+        Profile::Apisix => nginx(status).or_else(|| envoy(status).filter(|_| status != 599)).unwrap_or(""),
     }
 }
 
@@ -73,6 +74,7 @@ fn envoy(status: u16) -> Option<&'static str> {
         508 => "Loop Detected",
         510 => "Not Extended",
         511 => "Network Authentication Required",
+        599 => "Last Unassigned Server Error Code",
         _ => return None,
     })
 }

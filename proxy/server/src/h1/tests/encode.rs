@@ -335,6 +335,7 @@ fn reason_phrases() {
         (503, "Service Unavailable", "Service Temporarily Unavailable"),
         (431, "Request Header Fields Too Large", "Request Header Fields Too Large"),
         (299, "Unknown", ""),
+        (599, "Last Unassigned Server Error Code", ""),
     ] {
         assert_eq!(reason_phrase(status, Profile::Envoy), on_envoy);
         assert_eq!(reason_phrase(status, Profile::Apisix), on_nginx);
