@@ -40,6 +40,7 @@ impl KeySet {
             }
         }
         match keys.is_empty() {
+            true if unusable.is_empty() => Err("has no keys".to_owned()),
             true => Err(format!("has no key that can be used ({})", unusable.join("; "))),
             false => Ok(KeySet { keys: keys.into(), unusable }),
         }

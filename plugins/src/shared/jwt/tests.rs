@@ -270,7 +270,7 @@ fn keys_that_can_not_be_used_are_left_out() {
         ("[]", "is no JSON object"),
         ("{}", "has no [keys]"),
         (r#"{"keys": {}}"#, "[keys] is no array"),
-        (r#"{"keys": []}"#, "has no key that can be used ()"),
+        (r#"{"keys": []}"#, "has no keys"),
         (r#"{"a": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"}"#, "key 0"),
     ] {
         let error = KeySet::parse(set.as_bytes()).unwrap_err();
