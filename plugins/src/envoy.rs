@@ -43,6 +43,8 @@ mod rbac;
 mod service;
 mod set_filter_state;
 mod set_metadata;
+#[cfg(test)]
+mod settings_alone;
 mod stateful_session;
 mod token_endpoint;
 

@@ -1,18 +1,15 @@
 //! HTTP filters and their settings by route.
 
 mod said;
+mod settings;
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-use prost::Message;
-
-use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults};
 use sixfold_core::interned::Interned;
 use sixfold_core::plugin::{
     BuildContext, Chain, ChainBuilder, FilterConfig as Given, FilterFactory, Member, Plugin, Position,
@@ -20,8 +17,6 @@ use sixfold_core::plugin::{
 };
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::route::v3::CorsPolicy;
-use sixfold_xds_api::pb::envoy::config::route::v3::cors_policy::EnabledSpecifier;
-use sixfold_xds_api::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy as TypedCors;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::router::v3::Router;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpFilter, http_filter::ConfigType,
@@ -32,12 +27,14 @@ use crate::context::Context;
 use crate::ecds;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, not_empty};
-use sixfold_xds_api::wire::decode;
 
-use said::{Said, check_unused};
+use said::{Said, check_policy};
+use settings::{Settings, add_settings, cache_key, number, typed_cors};
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 const CORS_POLICY: &str = "envoy.extensions.filters.http.cors.v3.CorsPolicy";
+/// The field of a level.
+const SETTINGS: &str = "typed_per_filter_config";
 
 /// `typed_per_filter_config` of one level: table, virtual host, route or weighted cluster.
 pub(crate) type Overrides = HashMap<String, Any>;
@@ -46,8 +43,8 @@ pub(crate) type Overrides = HashMap<String, Any>;
 #[derive(Clone, Copy)]
 pub(crate) struct Level<'a> {
     overrides: &'a Overrides,
-    /// `cors` of a virtual host or route, the form before `typed_per_filter_config`.
-    cors: Option<&'a CorsPolicy>,
+    /// `cors` of a virtual host or route, the form before `typed_per_filter_config`, and the path of that field.
+    cors: Option<(&'a CorsPolicy, &'static str)>,
     /// Of the virtual host or route; empty for a table.
     name: &'a str,
 }
@@ -57,8 +54,8 @@ impl<'a> Level<'a> {
         Level { overrides, cors: None, name: "" }
     }
 
-    pub(crate) fn with_cors(self, cors: Option<&'a CorsPolicy>) -> Level<'a> {
-        Level { cors, ..self }
+    pub(crate) fn with_cors(self, cors: Option<&'a CorsPolicy>, path: &'static str) -> Level<'a> {
+        Level { cors: cors.map(|cors| (cors, path)), ..self }
     }
 
     pub(crate) fn named(self, name: &'a str) -> Level<'a> {
@@ -74,6 +71,8 @@ pub(crate) struct HttpFilters {
     plugins: Registry,
     /// Equal settings give one chain.
     chains: Mutex<Interned<Vec<u8>, Chain>>,
+    /// Filters for which settings of another's type were passed over, and that type: the log is told once.
+    passed_over: Mutex<BTreeSet<(String, String)>>,
 }
 
 struct Filter {
@@ -85,18 +84,6 @@ struct Filter {
     factory: Arc<FilterFactory>,
     /// Equal settings give one instance: that of the connection manager serves routes that say nothing about it.
     plugins: Mutex<Interned<Vec<u8>, Plugin>>,
-}
-
-/// What the levels together say about one filter.
-#[derive(Default)]
-struct Settings {
-    configs: Vec<Vec<u8>>,
-    /// The most specific level that says so.
-    disabled: Option<bool>,
-    /// Whose settings they are, if that makes a difference: names down to the most specific level that has some.
-    owner: String,
-    /// Tells settings of a route without a name from those of every other.
-    nameless: u64,
 }
 
 /// Compiles `http_filters`, whose statistics stand under `scope`; the last must be the router, whose configuration is answered too. No filters at all are
@@ -112,13 +99,14 @@ pub(crate) fn compile(
     let (mut router, mut last_is_known) = (None, true);
     let build = context.build(scope);
     for (index, filter) in filters.iter().enumerate() {
-        let mut keep = |result: Result<One>| faults.keep(result.in_index(index).in_key("http_filters"));
+        let named = |error| named(&filter.name, error);
+        let mut keep =
+            |result: Result<One>| faults.keep(result.map_err(named).in_index(index).in_key("http_filters"));
         let one = keep(one(context, filter, index));
         last_is_known = one.is_some();
         if router.is_some() {
             keep(Err(ConfigError::new("must come before the router, which is the last filter")));
         }
-        // Envoy takes a name twice: what routes say by it is for all of the name.
         keep(not_empty(&filter.name, "name").map(|_| One::Nothing));
         match one {
             Some(One::Router(config)) => {
@@ -145,7 +133,17 @@ pub(crate) fn compile(
         faults.take::<()>(Err(ConfigError::field("http_filters", "the last filter must be the router")));
     }
     let plugins = context.compile.plugins.clone();
-    (HttpFilters { filters: compiled, build, plugins, chains: Mutex::default() }, router)
+    let (chains, passed_over) = Default::default();
+    (HttpFilters { filters: compiled, build, plugins, chains, passed_over }, router)
+}
+
+/// Has each fault of a filter say which one it is.
+fn named(name: &str, error: ConfigError) -> ConfigError {
+    let filter = format!("HTTP filter \"{name}\"");
+    error.reworded(|reason| match name.is_empty() || reason.contains(&filter) {
+        true => reason.to_owned(),
+        false => format!("{reason} ({filter})"),
+    })
 }
 
 enum One {
@@ -181,20 +179,23 @@ fn one(context: &Context, filter: &HttpFilter, index: usize) -> Result<One> {
         None => return Err(ConfigError::field("typed_config", "is missing")),
     };
     let type_name = any::type_name(config).in_key("typed_config")?;
-    let factory = context.compile.plugins.filter(&type_name);
-    let (type_name, config) = resolve(factory, config).in_key("typed_config")?;
     if type_name == ROUTER {
-        return decode(&config).map(One::Router).in_key("typed_config");
+        return any::unpack(config).map(One::Router).in_key("typed_config");
     }
-    match factory {
+    match context.compile.plugins.filter(&type_name) {
         Some(factory) => {
-            let (factory, config) = (factory.clone(), config.into_owned());
+            let (factory, config) = (factory.clone(), resolve(factory, config).in_key("typed_config")?);
             let (name, plugins) = (name.clone(), Mutex::default());
             Ok(One::Filter(Filter { index, name, config, disabled: *disabled, factory, plugins }))
         }
         None if *is_optional => Ok(One::Nothing),
         None => {
             let refused = refuse::extension("HTTP filter", name, &type_name);
+            // Of a struct the type stands in a field.
+            let refused = match type_name == any::name_of_url(&config.type_url) {
+                true => refused,
+                false => refused.renamed(|field| format!("{field}.type_url")),
+            };
             let how = context.compile.plugins.absent_filter(&type_name);
             Err(match how {
                 Some(how) => refused.reworded(|reason| format!("{reason}; {how}")),
@@ -204,14 +205,11 @@ fn one(context: &Context, filter: &HttpFilter, index: usize) -> Result<One> {
     }
 }
 
-/// Type and bytes of what a filter is configured by: a message, or the text of its JSON.
-fn resolve<'a>(factory: Option<&Arc<FilterFactory>>, config: &'a Any) -> Result<(String, Cow<'a, [u8]>)> {
-    match factory.filter(|factory| factory.json) {
-        Some(factory) => {
-            let json = any::struct_of(config)?;
-            Ok((factory.config_type.clone(), json.to_string().into_bytes().into()))
-        }
-        None => any::resolve(config),
+/// What a filter is configured by: a message, or the text of its JSON.
+fn resolve(factory: &FilterFactory, config: &Any) -> Result<Vec<u8>> {
+    match factory.json {
+        true => Ok(any::struct_of(config)?.to_string().into_bytes()),
+        false => any::resolve(config).map(|(_, bytes)| bytes.into_owned()),
     }
 }
 
@@ -240,40 +238,116 @@ impl HttpFilters {
         self.build_chain(levels, resource).map(Some)
     }
 
+    /// A level is looked at with the last of its chains: what wider ones say has been told by theirs.
     fn build_chain(&self, levels: &[Level<'_>], resource: &str) -> Result<Arc<Chain>> {
-        let settings = self.settings(levels).in_key("typed_per_filter_config")?;
-        let key = cache_key(&settings);
-        if let Some(chain) = self.chains.lock().get(&key) {
-            return Ok(chain);
-        }
         let build = BuildContext { resource: resource.into(), ..self.build.clone() };
-        let mut chain = ChainBuilder::new().reverse_response();
-        let mut faults = Faults::default();
+        let mut faults = self.check_level(levels, &build);
+        let settings: Vec<_> = self.filters.iter().map(|filter| filter.settings(levels)).collect();
+        let key = cache_key(&settings);
+        let known = self.chains.lock().get(&key);
+        if let Some(chain) = known {
+            return faults.end(chain);
+        }
+        let (mut chain, mut broken) = (ChainBuilder::new().reverse_response(), BTreeSet::new());
         for (index, (filter, settings)) in self.filters.iter().zip(&settings).enumerate() {
             // A level that configures a filter also turns on one that is off for the listener.
             if settings.disabled.unwrap_or(filter.disabled && settings.configs.is_empty()) {
                 continue;
             }
-            let plugin = filter.plugin(settings, &build).map_err(|error| {
-                let reason = format!("HTTP filter \"{}\": {}", filter.name, error.reason);
-                let error = ConfigError { reason, ..error };
-                if settings.configs.is_empty() {
-                    error.in_key("typed_config").in_index(filter.index).in_key("http_filters")
-                } else {
-                    error.in_key(&filter.name).in_key("typed_per_filter_config")
+            let plugin = match filter.plugin(settings, &build) {
+                Ok(plugin) => plugin,
+                Err(error) => {
+                    // What a level says is for all filters of the name, and told once.
+                    if broken.insert(&filter.name) || levels.is_empty() {
+                        faults.take(self.fault(filter, levels, error, &build));
+                    }
+                    // The chain goes with the fault, whoever tells it; it must not let through what the filter would not.
+                    Arc::new(ecds::missing().build(&Given { config: &[], overrides: &[] }, &build)?)
                 }
-            });
-            // A filter that no level says anything about is broken in the chain without levels too, where it is told.
-            let told = !levels.is_empty() && settings.configs.is_empty() && !filter.disabled;
-            let plugin = if told { plugin.ok() } else { faults.keep(plugin) };
-            let Some(plugin) = plugin else { continue };
+            };
             let position = Position::of_filter(u16::try_from(index).unwrap_or(u16::MAX));
             chain.push(Member { name: filter.name.as_str().into(), position, plugin });
         }
         faults.end(())?;
         let chain = Arc::new(chain.build());
-        self.chains.lock().insert(key, &chain);
+        if broken.is_empty() {
+            self.chains.lock().insert(key, &chain);
+        }
         Ok(chain)
+    }
+
+    /// Tells of a filter that can't be built with what these levels say. A fault is that of the narrowest level alone if
+    /// that says something about the filter; every other was told by a wider one, or as the filter's own.
+    fn fault(
+        &self,
+        filter: &Filter,
+        levels: &[Level<'_>],
+        error: ConfigError,
+        build: &BuildContext,
+    ) -> Result<()> {
+        let Some((newest, wider)) = levels.split_last() else {
+            let error = error.in_key("typed_config").in_index(filter.index).in_key("http_filters");
+            return Err(named(&filter.name, error));
+        };
+        let was_good = || filter.plugin(&filter.settings(wider), build).is_ok();
+        if let Some(config) = newest.overrides.get(&filter.name) {
+            // What can't be read was told before.
+            let Ok(said) = Said::new(config) else { return Ok(()) };
+            let fault = match was_good() {
+                true => said.at(Err(error)),
+                false => said.check(&self.plugins, build),
+            };
+            return fault.in_key(&filter.name).in_key(SETTINGS);
+        }
+        match newest.cors {
+            Some((policy, path)) if filter.takes_policies() && was_good() => {
+                let is_good = check_policy(&self.plugins, &typed_cors(policy), build).is_ok();
+                if is_good { Err(error.in_key(path)) } else { Ok(()) }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes what is wrong with settings of the narrowest level that no filter here reads: Envoy finds who checks them by
+    /// their type. In the order of their names, so that of two faults it is always the same that is told first.
+    fn check_level(&self, levels: &[Level<'_>], build: &BuildContext) -> Faults {
+        let mut faults = Faults::default();
+        let Some(level) = levels.last() else { return faults };
+        for (name, config) in level.overrides.iter().collect::<BTreeMap<_, _>>() {
+            let passed_over =
+                faults.take(self.check_unread(name, config, build).in_key(name).in_key(SETTINGS));
+            if let Some(kind) = passed_over
+                && self.passed_over.lock().insert((name.clone(), kind.clone()))
+            {
+                let names: Vec<_> =
+                    levels.iter().map(|level| level.name).filter(|name| !name.is_empty()).collect();
+                let place = if names.is_empty() { build.resource.to_string() } else { names.join("/") };
+                tracing::warn!(
+                    "settings of type {kind} for the HTTP filter \"{name}\" are passed over, of \"{place}\" first: it \
+                     takes none of that type"
+                );
+            }
+        }
+        if let Some((policy, path)) = level.cors {
+            faults.take(check_policy(&self.plugins, &typed_cors(policy), build).in_key(path));
+        }
+        faults
+    }
+
+    /// Answers the type of settings that the filter of their name passes over.
+    fn check_unread(&self, name: &str, config: &Any, build: &BuildContext) -> Result<Option<String>> {
+        let said = Said::new(config)?;
+        let (mut is_there, mut is_read) = (false, false);
+        // Envoy takes a name twice: what routes say by it is for all of the name, each of which takes what is of its type.
+        for filter in self.filters.iter().filter(|filter| filter.name == *name && !filter.is_missing()) {
+            is_there = true;
+            is_read |= said.taken_by(&filter.factory)?.is_some();
+        }
+        if is_read {
+            return Ok(None);
+        }
+        said.check(&self.plugins, build)?;
+        Ok(said.kind().filter(|_| is_there))
     }
 
     /// Whether connection managers with equal filters may share them.
@@ -288,21 +362,6 @@ impl HttpFilters {
             (name.as_str(), factory.config_type.as_str(), config.as_slice(), *disabled)
         };
         (self.build.direction, self.filters.iter().map(of).collect::<Vec<_>>())
-    }
-
-    fn settings(&self, levels: &[Level<'_>]) -> Result<Vec<Settings>> {
-        let mut faults = Faults::default();
-        // What the levels above say has been looked at with them. In the order of their names, so that of two faults it is
-        // always the same that is told.
-        let newest = levels.last().map(|level| level.overrides.iter().collect::<BTreeMap<_, _>>());
-        for (name, config) in newest.unwrap_or_default() {
-            if !self.filters.iter().any(|filter| filter.name == *name && !filter.is_missing()) {
-                faults.take(check_unused(&self.plugins, &self.build, config).in_key(name));
-            }
-        }
-        let settings = self.filters.iter().map(|filter| filter.settings(levels).in_key(&filter.name));
-        let settings = faults.take(collect(settings));
-        faults.end(settings)
     }
 }
 
@@ -329,7 +388,8 @@ impl Filter {
         Ok(plugin)
     }
 
-    fn settings(&self, levels: &[Level<'_>]) -> Result<Settings> {
+    /// What of the levels is for this filter. What can't be read is told of its level.
+    fn settings(&self, levels: &[Level<'_>]) -> Settings {
         let mut settings = Settings::default();
         let mut names = String::new();
         for (index, level) in levels.iter().enumerate() {
@@ -337,79 +397,30 @@ impl Filter {
                 names.push('/');
                 names.push_str(level.name);
             }
-            let Some(config) = level.overrides.get(&self.name) else { continue };
+            let Some(Ok(said)) = level.overrides.get(&self.name).map(Said::new) else { continue };
+            settings.disabled = Some(said.disabled);
+            if self.is_missing() {
+                continue;
+            }
+            let Ok(Some(config)) = said.taken_by(&self.factory) else { continue };
+            settings.configs.push(config);
             if self.factory.told_apart {
                 settings.owner.clone_from(&names);
                 // The first level is the table's.
                 settings.nameless = if index > 0 && level.name.is_empty() { number() } else { 0 };
             }
-            let said = Said::new(config)?;
-            settings.disabled = Some(said.disabled);
-            if !self.is_missing() {
-                settings.configs.extend(said.settings(&self.factory)?);
-            }
         }
         // Envoy looks at the older field only where no level has the newer one.
-        if settings.configs.is_empty() && self.factory.override_type.as_deref() == Some(CORS_POLICY) {
-            settings.configs.extend(levels.iter().filter_map(|level| level.cors).map(typed_cors));
+        if settings.configs.is_empty() && self.takes_policies() {
+            let policies = levels.iter().filter_map(|level| level.cors);
+            settings.configs.extend(policies.map(|(policy, _)| typed_cors(policy)));
         }
-        Ok(settings)
+        settings
     }
-}
 
-/// `cors` of a virtual host or route as the settings of the filter, encoded. They have the same fields.
-fn typed_cors(value: &CorsPolicy) -> Vec<u8> {
-    let CorsPolicy {
-        allow_origin_string_match,
-        allow_methods,
-        allow_headers,
-        expose_headers,
-        max_age,
-        allow_credentials,
-        shadow_enabled,
-        allow_private_network_access,
-        forward_not_matching_preflights,
-        enabled_specifier,
-    } = value.clone();
-    let policy = TypedCors {
-        allow_origin_string_match,
-        allow_methods,
-        allow_headers,
-        expose_headers,
-        max_age,
-        allow_credentials,
-        shadow_enabled,
-        allow_private_network_access,
-        forward_not_matching_preflights,
-        filter_enabled: enabled_specifier.map(|EnabledSpecifier::FilterEnabled(enabled)| enabled),
-    };
-    policy.encode_to_vec()
-}
-
-/// Two lists of settings with one key are equal.
-fn cache_key(settings: &[Settings]) -> Vec<u8> {
-    let mut key = Vec::new();
-    for settings in settings {
-        key.push(settings.disabled.map_or(2, u8::from));
-        add_settings(settings, &mut key);
-    }
-    key
-}
-
-/// One that was not there before.
-fn number() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    NEXT.fetch_add(1, Relaxed)
-}
-
-fn add_settings(settings: &Settings, key: &mut Vec<u8>) {
-    key.extend((settings.owner.len() as u64).to_le_bytes());
-    key.extend(settings.owner.as_bytes());
-    key.extend(settings.nameless.to_le_bytes());
-    key.extend((settings.configs.len() as u64).to_le_bytes());
-    for config in &settings.configs {
-        key.extend((config.len() as u64).to_le_bytes());
-        key.extend(config);
+    /// Whether it reads `cors` of virtual hosts and routes.
+    fn takes_policies(&self) -> bool {
+        self.factory.override_type.as_deref() == Some(CORS_POLICY)
     }
 }
 

@@ -15,6 +15,7 @@ use sixfold_core::router::RouteTable;
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::basic_auth::v3::{BasicAuth, BasicAuthPerRoute};
+use sixfold_xds_api::pb::envoy::extensions::filters::http::cors::v3::{Cors, CorsPolicy};
 use sixfold_xds_api::pb::envoy::extensions::filters::http::credential_injector::v3::CredentialInjector;
 use sixfold_xds_api::pb::envoy::extensions::http::injected_credentials::generic::v3::Generic;
 use sixfold_xds_api::wire::{self, Split};
@@ -49,7 +50,8 @@ pub(crate) fn table(
 
 /// No callout, no log file, one filter: gRPC-web's, which does nothing here and refuses settings that are not empty.
 pub(crate) fn process() -> ProcessContext {
-    let filters = [test_filter(), json_filter(), idle_filter(), secret_filter(), users_filter()];
+    let filters =
+        [test_filter(), json_filter(), idle_filter(), secret_filter(), users_filter(), cors_filter()];
     let plugins = Registry::new([], filters);
     let compile = CompileContext {
         log_sinks: Arc::new(LogCheck { makes_folders: true }),
@@ -104,7 +106,8 @@ fn test_filter() -> FilterFactory {
     })
 }
 
-/// A filter whose configuration is JSON: `{"bad": true}` is none. What it keeps is its routes' own.
+/// A filter whose configuration is JSON: `{"bad": true}` is none, and with `{"alone": true}` of its own it takes nothing from
+/// routes. What it keeps is its routes' own.
 fn json_filter() -> FilterFactory {
     let name = || "test.Json".to_owned();
     let filter = FilterFactory::new(name(), name(), |given, context| {
@@ -114,10 +117,26 @@ fn json_filter() -> FilterFactory {
             if value["bad"] == true {
                 return Err(ConfigError::field("value.bad", format!("of {}", context.resource)));
             }
+            if value["alone"] == true && !given.overrides.is_empty() {
+                return Err(ConfigError::field("value.alone", "is not"));
+            }
         }
         Ok(Plugin::of(()).access(pass).build())
     });
     filter.json().told_apart()
+}
+
+/// A filter of policies, of which one with a wrong age is none; all levels count.
+fn cors_filter() -> FilterFactory {
+    FilterFactory::new(Cors::full_name(), CorsPolicy::full_name(), |given, _| {
+        for level in given.overrides {
+            let CorsPolicy { max_age, .. } = wire::decode(level)?;
+            if max_age == "wrong" {
+                return Err(ConfigError::field("max_age", "is wrong"));
+            }
+        }
+        Ok(Plugin::of(()).access(pass).build())
+    })
 }
 
 /// A filter without handlers.
@@ -136,7 +155,6 @@ fn users_filter() -> FilterFactory {
         }
         Ok(Plugin::default())
     })
-    .overrides_alone()
 }
 
 const INJECTOR: &str = "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector";

@@ -7,6 +7,7 @@ use crate::envoy;
 use crate::shared::secret::PasswordHash;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
+use prost::Message;
 use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::headers::{HeaderName, Known, is_clean};
@@ -17,6 +18,7 @@ use sixfold_core::plugin::{
 };
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::config::core::v3::DataSource;
+use sixfold_xds_api::pb::envoy::config::core::v3::data_source::Specifier;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::basic_auth::v3::{
     BasicAuth as Config, BasicAuthPerRoute,
 };
@@ -30,7 +32,9 @@ sixfold_core::stat_block! {
 }
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build)
+    let users =
+        DataSource { specifier: Some(Specifier::InlineString("#".to_owned())), ..DataSource::default() };
+    envoy::filter(build).standing_in(Config { users: Some(users), ..Config::default() }.encode_to_vec())
 }
 
 /// The most specific level's users take the place of the filter's.

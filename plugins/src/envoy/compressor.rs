@@ -13,6 +13,7 @@ use accept::{Accepted, Candidate, Decision};
 use bytes::Bytes;
 use direction::{Direction, DirectionStats};
 use parking_lot::Mutex;
+use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::Method;
@@ -21,6 +22,9 @@ use sixfold_core::plugin::{
     BodyPiece, BodyStep, BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step,
 };
 use sixfold_core::stream::Stream;
+use sixfold_xds_api::any;
+use sixfold_xds_api::pb::envoy::config::core::v3::TypedExtensionConfig;
+use sixfold_xds_api::pb::envoy::extensions::compression::gzip::compressor::v3::Gzip;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::compressor::v3::compressor::{
     RequestDirectionConfig, ResponseDirectionConfig,
 };
@@ -49,7 +53,10 @@ sixfold_core::stat_block! {
 }
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build)
+    let library =
+        TypedExtensionConfig { name: "gzip".to_owned(), typed_config: Some(any::pack(&Gzip::default())) };
+    let stand_in = Config { compressor_library: Some(library), ..Config::default() };
+    envoy::filter(build).standing_in(stand_in.encode_to_vec())
 }
 
 /// The most specific level is laid over the filter's own settings.

@@ -21,6 +21,7 @@ use sixfold_core::plugin::{
 };
 use sixfold_core::runtime::Fraction;
 use sixfold_core::stream::{FilterObject, Stream};
+use sixfold_xds_api::pb::envoy::extensions::filters::http::ext_authz::v3::ext_authz::Services;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::ext_authz::v3::{
     ExtAuthz as ProtoAuthz, ExtAuthzPerRoute,
 };
@@ -42,9 +43,13 @@ sixfold_core::stat_block! {
 }
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(|own: ProtoAuthz, overrides: Vec<ExtAuthzPerRoute>, context: &BuildContext| {
-        build(&own, &overrides, context)
-    })
+    let stand_in =
+        ProtoAuthz { services: Some(Services::GrpcService(service::stand_in())), ..ProtoAuthz::default() };
+    let filter =
+        envoy::filter(|own: ProtoAuthz, overrides: Vec<ExtAuthzPerRoute>, context: &BuildContext| {
+            build(&own, &overrides, context)
+        });
+    filter.standing_in(stand_in.encode_to_vec())
 }
 
 fn build(own: &ProtoAuthz, overrides: &[ExtAuthzPerRoute], context: &BuildContext) -> Built {

@@ -9,11 +9,13 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+use crate::envoy;
 use crate::envoy::mutations::Rules;
-use crate::envoy::{self, service::Service};
+use crate::envoy::service::{self, Service};
 use attributes::Attributes;
 use bytes::Bytes;
 use mutation::Outcome;
+use prost::Message;
 use session::{Failure, Reply, Session, Times};
 use sixfold_core::headers::Known;
 use sixfold_core::matcher::StringMatcher;
@@ -52,9 +54,13 @@ sixfold_core::stat_block! {
 }
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(|own: ExternalProcessor, overrides: Vec<ExtProcPerRoute>, context: &BuildContext| {
-        build(&own, &overrides, context)
-    })
+    let stand_in =
+        ExternalProcessor { grpc_service: Some(service::stand_in()), ..ExternalProcessor::default() };
+    let filter =
+        envoy::filter(|own: ExternalProcessor, overrides: Vec<ExtProcPerRoute>, context: &BuildContext| {
+            build(&own, &overrides, context)
+        });
+    filter.standing_in(stand_in.encode_to_vec())
 }
 
 fn build(own: &ExternalProcessor, overrides: &[ExtProcPerRoute], context: &BuildContext) -> Built {

@@ -46,7 +46,6 @@ sixfold_core::stat_block! {
 pub(crate) fn factory() -> FilterFactory {
     // Of a route that brings a script, its global variables are its own.
     envoy::filter(|own: ProtoLua, overrides, context: &BuildContext| build(&own, overrides, context))
-        .overrides_alone()
         .told_apart()
 }
 

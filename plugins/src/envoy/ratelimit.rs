@@ -7,7 +7,7 @@ mod headers;
 #[cfg(test)]
 mod tests;
 
-use crate::envoy::service::{SHOULD_RATE_LIMIT, Service};
+use crate::envoy::service::{self, SHOULD_RATE_LIMIT, Service};
 use crate::envoy::{self, cluster_of, mutations::Change};
 use answer::{Answer, Verdict};
 use prost::Message;
@@ -19,6 +19,7 @@ use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugi
 use sixfold_core::rate_limit::{self, Descriptor, LimitPolicy, OfHost};
 use sixfold_core::runtime::Fraction;
 use sixfold_core::stream::Stream;
+use sixfold_xds_api::pb::envoy::config::ratelimit::v3::RateLimitServiceConfig;
 use sixfold_xds_api::pb::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use sixfold_xds_api::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::{
     Entry, RateLimitOverride,
@@ -35,9 +36,15 @@ use std::sync::Arc;
 const NAME: &str = "envoy.filters.http.ratelimit";
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(|own: ProtoLimit, overrides: Vec<RateLimitPerRoute>, context: &BuildContext| {
-        build(&own, overrides.last(), context)
-    })
+    let service = Some(service::stand_in());
+    let service = RateLimitServiceConfig { grpc_service: service, ..RateLimitServiceConfig::default() };
+    let stand_in =
+        ProtoLimit { domain: "-".to_owned(), rate_limit_service: Some(service), ..ProtoLimit::default() };
+    let filter =
+        envoy::filter(|own: ProtoLimit, overrides: Vec<RateLimitPerRoute>, context: &BuildContext| {
+            build(&own, overrides.last(), context)
+        });
+    filter.standing_in(stand_in.encode_to_vec())
 }
 
 fn build(own: &ProtoLimit, of_route: Option<&RateLimitPerRoute>, context: &BuildContext) -> Built {

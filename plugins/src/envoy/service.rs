@@ -6,6 +6,7 @@ use sixfold_core::headers::{HeaderName, Headers};
 use sixfold_core::plugin::{BuildContext, grpc};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::any::json_to_struct;
+use sixfold_xds_api::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
 use sixfold_xds_api::pb::envoy::config::core::v3::{ApiVersion, GrpcService, HeaderValue, Metadata};
 use sixfold_xds_api::pb::envoy::config::ratelimit::v3::RateLimitServiceConfig;
 use sixfold_xds_api::pb::google::protobuf::Duration as ProtoDuration;
@@ -23,6 +24,12 @@ pub(crate) const MAX_MESSAGE: usize = 1 << 20;
 pub(crate) const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 /// How long their answers may take where the configuration does not say.
 const RATE_LIMIT_TIMEOUT: Duration = Duration::from_millis(20);
+
+/// A service that is never called, for a filter that is not without one.
+pub(crate) fn stand_in() -> GrpcService {
+    let target = EnvoyGrpc { cluster_name: "-".to_owned(), ..EnvoyGrpc::default() };
+    GrpcService { target_specifier: Some(TargetSpecifier::EnvoyGrpc(target)), ..GrpcService::default() }
+}
 
 /// A service, and what every call says beside its message.
 pub(crate) struct Service {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::metrics;
-use sixfold_core::plugin::{BuildContext, FilterConfig as Given, FilterFactory, Registry};
+use sixfold_core::plugin::{BuildContext, FilterFactory, Registry};
 use sixfold_xds_api::pb::envoy::config::route::v3::FilterConfig;
 use sixfold_xds_api::pb::google::protobuf::Any;
 use sixfold_xds_api::values::{Result, required};
@@ -60,34 +60,47 @@ impl<'a> Said<'a> {
         Ok(Said { disabled, config, is_optional })
     }
 
-    /// The settings for a filter, encoded. They must be of the type that it takes from routes.
-    pub(super) fn settings(&self, factory: &Arc<FilterFactory>) -> Result<Option<Vec<u8>>> {
+    /// The type of its settings.
+    pub(super) fn kind(&self) -> Option<String> {
+        any::type_name(self.config.as_deref()?).ok()
+    }
+
+    /// The settings as this filter reads them, encoded; `None` are those of another type, which Envoy's filters pass over
+    /// (`resolveMostSpecificPerFilterConfig`).
+    pub(super) fn taken_by(&self, factory: &FilterFactory) -> Result<Option<Vec<u8>>> {
         let Some(config) = &self.config else { return Ok(None) };
-        self.at(self.settings_of(factory, config))
+        self.at(taken(factory, config))
     }
 
-    fn settings_of(&self, factory: &Arc<FilterFactory>, config: &Any) -> Result<Option<Vec<u8>>> {
-        let found = any::type_name(config)?;
-        let (own, wanted) = (&factory.config_type, factory.override_type.as_deref());
-        if wanted == Some(&found) {
-            return super::resolve(Some(factory), config).map(|(_, bytes)| Some(bytes.into_owned()));
-        }
-        // A message in which nothing is said is one of any type to Envoy.
-        if wanted.is_some() && found == *own && config.value.is_empty() {
-            return Ok(Some(Vec::new()));
-        }
-        if self.is_optional {
-            return Ok(None);
-        }
-        Err(ConfigError::new(match wanted {
-            Some(wanted) => {
-                format!("must be of type {wanted}, as the filter of type {own} takes, not {found}")
+    /// Looks at the settings by themselves: they must be such as some filter takes, as Envoy finds filters by the types of
+    /// their settings.
+    pub(super) fn check(&self, plugins: &Registry, build: &BuildContext) -> Result<()> {
+        let Some(config) = &self.config else { return Ok(()) };
+        let kind = self.at(any::type_name(config))?;
+        let Some(factory) = plugins.filter_of_routes(&kind) else {
+            if self.is_optional || OF_OTHERS.contains(&&*kind) {
+                return Ok(());
             }
-            None => format!("the filter of type {own} takes no settings from routes"),
-        }))
+            return self.at(Err(ConfigError::new(match json::is_known_type(&kind) {
+                true => format!("no filter takes settings of type {kind} from routes"),
+                false => json::unknown_type(&kind),
+            })));
+        };
+        match self.taken_by(factory)? {
+            Some(settings) => self.at(factory.check_settings(&settings, &apart(build))),
+            None if self.is_optional => Ok(()),
+            None => self.at(Err(ConfigError::new(match &factory.override_type {
+                Some(wanted) => {
+                    let own = &factory.config_type;
+                    format!("must be of type {wanted}, as the filter of type {own} takes, not {kind}")
+                }
+                None => format!("the filter of type {kind} takes no settings from routes"),
+            }))),
+        }
     }
 
-    fn at<T>(&self, result: Result<T>) -> Result<T> {
+    /// Puts a fault of the settings to where they stand.
+    pub(super) fn at<T>(&self, result: Result<T>) -> Result<T> {
         match &self.config {
             Some(Cow::Owned(_)) => result.in_key("config"),
             _ => result,
@@ -95,27 +108,28 @@ impl<'a> Said<'a> {
     }
 }
 
-/// Settings for a filter that the listener does not have must be such as one takes, as Envoy finds filters by the types of
-/// their settings.
-pub(super) fn check_unused(plugins: &Registry, build: &BuildContext, config: &Any) -> Result<()> {
-    let said = Said::new(config)?;
-    let Some(config) = &said.config else { return Ok(()) };
-    let kind = said.at(any::type_name(config))?;
-    if let Some(factory) = plugins.filter_of_routes(&kind) {
-        let Some(settings) = said.settings(factory)? else { return Ok(()) };
-        if !factory.overrides_alone {
-            return Ok(());
-        }
-        let given = Given { config: &[], overrides: &[&settings] };
-        // It is not there to be counted.
-        let build = BuildContext { metrics: metrics::Registry::new(), ..build.clone() };
-        return said.at(factory.build(&given, &build).map(drop));
+fn taken(factory: &FilterFactory, config: &Any) -> Result<Option<Vec<u8>>> {
+    let found = any::type_name(config)?;
+    match factory.override_type.as_deref() {
+        Some(wanted) if wanted == found => super::resolve(factory, config).map(Some),
+        // A message in which nothing is said is one of any type to Envoy.
+        Some(_) if found == factory.config_type && config.value.is_empty() => Ok(Some(Vec::new())),
+        _ => Ok(None),
     }
-    if said.is_optional || OF_OTHERS.contains(&&*kind) {
-        return Ok(());
+}
+
+/// Looks at an encoded policy of `cors` by itself, be there a filter that reads it or not.
+pub(super) fn check_policy(plugins: &Registry, policy: &[u8], build: &BuildContext) -> Result<()> {
+    let factory = plugins.filter_of_routes(super::CORS_POLICY);
+    factory.map_or(Ok(()), |factory| factory.check_settings(policy, &apart(build)))
+}
+
+/// What is only looked at is not counted, and leaves nothing behind for others.
+fn apart(build: &BuildContext) -> BuildContext {
+    BuildContext {
+        metrics: metrics::Registry::new(),
+        shared: Arc::default(),
+        clusters: Arc::default(),
+        ..build.clone()
     }
-    said.at(Err(ConfigError::new(match json::is_known_type(&kind) {
-        true => format!("no filter takes settings of type {kind} from routes"),
-        false => json::unknown_type(&kind),
-    })))
 }

@@ -202,9 +202,22 @@ fn filters_must_be_known_and_the_router_last() {
         chain(&[&lua, router]).unwrap_err().to_string(),
         "http_filters[0].typed_config: HTTP filter \"f\" of type envoy.extensions.filters.http.lua.v3.Lua is not supported"
     );
+    // In a struct, as Istio's users write extensions, it was refused however optional, and not by its name.
+    for kind in ["xds.type.v3", "udpa.type.v1"] {
+        let of_struct = |more: &str| {
+            format!(
+                "{{name: myf{more}, typed_config: {{'@type': type.googleapis.com/{kind}.TypedStruct, type_url: a/foo.Bar, value: {{}}}}}}"
+            )
+        };
+        assert!(chain(&[&of_struct(", is_optional: true"), router]).unwrap().chain.members().is_empty());
+        assert_eq!(
+            chain(&[&of_struct(""), router]).unwrap_err().to_string(),
+            "http_filters[0].typed_config.type_url: HTTP filter \"myf\" of type foo.Bar is unknown"
+        );
+    }
     assert_eq!(
         chain(&[router, &web]).unwrap_err().to_string(),
-        "http_filters[1]: must come before the router, which is the last filter"
+        "http_filters[1]: must come before the router, which is the last filter (HTTP filter \"f\")"
     );
     assert_eq!(chain(&[&web, &web, router]).unwrap().chain.members().len(), 2, "Envoy takes a name twice");
     assert_eq!(
@@ -217,6 +230,6 @@ fn filters_must_be_known_and_the_router_last() {
     let off = crate::testing::injector("name: none").replace("{name: credential", "{name: f, disabled: true");
     assert_eq!(
         chain(&[&off, router]).unwrap_err().to_string(),
-        "http_filters[0].typed_config.credential.name: there is no secret \"none\""
+        "http_filters[0].typed_config.credential.name: there is no secret \"none\" (HTTP filter \"f\")"
     );
 }

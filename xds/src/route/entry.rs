@@ -48,7 +48,7 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
     };
     let mut levels = vec![scope.table_level()];
     levels.extend(scope.host.map(super::host_level));
-    levels.push(Level::new(typed_per_filter_config).with_cors(cors).named(name));
+    levels.push(Level::new(typed_per_filter_config).with_cors(cors, "route.cors").named(name));
     let chain = faults.take(scope.filters.chain(&levels, name));
     let nothing = RouteMatch::default();
     let action = one_of::<ProtoRoute, _>(route_action, "action").and_then(|action| match action {

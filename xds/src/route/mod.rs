@@ -281,7 +281,7 @@ fn host_options(scope: &Scope<'_>, value: &ProtoHost, faults: &mut Faults) -> Vi
 
 /// What a virtual host says about filters.
 fn host_level(host: &ProtoHost) -> Level<'_> {
-    Level::new(&host.typed_per_filter_config).with_cors(host.cors.as_ref()).named(&host.name)
+    Level::new(&host.typed_per_filter_config).with_cors(host.cors.as_ref(), "cors").named(&host.name)
 }
 
 /// `request_body_buffer_limit`, or its older form.

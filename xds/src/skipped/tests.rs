@@ -87,7 +87,7 @@ fn what_is_said_to_be_left_out_is_taken() {
     }
     assert!(!is_skipped("HTTP filter", "x", "stats.PluginConfig"));
     let unknown = compile("HTTP filter", &wrapped("stats.Other")).unwrap_err().to_string();
-    assert!(unknown.ends_with("unknown type \"stats.Other\""), "{unknown}");
+    assert!(unknown.ends_with("HTTP filter \"x\" of type stats.Other is unknown"), "{unknown}");
 }
 
 #[test]

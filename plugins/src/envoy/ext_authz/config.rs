@@ -97,10 +97,11 @@ pub(super) fn compile(
     };
     let (service, older) = match (&of_route.service, own) {
         (Some(ServiceOverride::GrpcService(grpc)), _) => {
-            (grpc_service(grpc, context).in_key("grpc_service")?, None)
+            (grpc_service(grpc, context).in_key("grpc_service").in_key("check_settings")?, None)
         }
         (Some(ServiceOverride::HttpService(http)), _) => {
-            (http_service(http, context).in_key("http_service")?, http::allowed_headers(http))
+            let service = http_service(http, context).in_key("http_service").in_key("check_settings")?;
+            (service, http::allowed_headers(http))
         }
         (None, Services::HttpService(http)) => (compiled, http::allowed_headers(http)),
         (None, Services::GrpcService(_)) => (compiled, None),

@@ -319,9 +319,8 @@ pub struct FilterFactory {
     pub json: bool,
     /// Whether each virtual host and route with settings has an instance of its own, however equal they are.
     pub told_apart: bool,
-    /// Whether what a route says of it is built with an empty configuration of its own where the listener does not have
-    /// it, so that what is wrong is told all the same.
-    pub overrides_alone: bool,
+    /// The configuration of its own with which settings of routes are looked at by themselves.
+    stand_in: Vec<u8>,
     build: BuildFilter,
 }
 
@@ -339,7 +338,7 @@ impl FilterFactory {
             stateless: false,
             json: false,
             told_apart: false,
-            overrides_alone: false,
+            stand_in: Vec::new(),
             build: Box::new(build),
         }
     }
@@ -357,6 +356,7 @@ impl FilterFactory {
     #[must_use]
     pub fn json(mut self) -> FilterFactory {
         self.json = true;
+        self.stand_in = b"{}".to_vec();
         self
     }
 
@@ -368,11 +368,21 @@ impl FilterFactory {
         self
     }
 
-    /// Says that what a route says of it can be built with an empty configuration of its own.
+    /// Gives the encoded configuration of its own with which settings of routes are looked at by themselves, of a filter that
+    /// can't be built with an empty one.
     #[must_use]
-    pub fn overrides_alone(mut self) -> FilterFactory {
-        self.overrides_alone = true;
+    pub fn standing_in(mut self, config: Vec<u8>) -> FilterFactory {
+        self.stand_in = config;
         self
+    }
+
+    /// Looks at the settings of one level of routes, encoded, whatever the filter's own configuration is and whether the
+    /// listener has the filter: Envoy finds who reads settings by their type alone (`createRouteSpecificFilterConfig`).
+    ///
+    /// # Errors
+    /// What is wrong with the settings themselves.
+    pub fn check_settings(&self, settings: &[u8], context: &BuildContext) -> Result<(), ConfigError> {
+        self.build(&FilterConfig { config: &self.stand_in, overrides: &[settings] }, context).map(drop)
     }
 
     /// An instance for one route.
