@@ -119,11 +119,15 @@ impl Resources {
         Ok(Compiled { part: Part::Extension, asks: Asks::default() })
     }
 
-    fn listener(&self, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
+    fn listener(&mut self, name: &str, value: &[u8]) -> Result<Compiled<Part>> {
         let value: ProtoListener = constraints::decode(value)?;
         same_name(&value.name, name)?;
         self.context.extensions.take_asked();
         let listener = listener::compile(&self.context, &value)?;
+        self.routes.fit(tables_of(&listener)).map_err(|error| {
+            let reason = format!("the routes that it names don't go with its HTTP filters: {error}");
+            ConfigError::new(reason).in_resource(format!("listener \"{name}\""))
+        })?;
         let mut asks = Asks::of_listener(&listener);
         for Asked { key: Key { kind, source, name }, within } in self.context.extensions.take_asked() {
             let need = Need { kind, source, name, within };
@@ -366,6 +370,14 @@ fn routes_of(
             None
         }
     }
+}
+
+/// The places of the tables of a listener.
+fn tables_of(listener: &Listener) -> impl Iterator<Item = &Arc<RouteTableCell>> {
+    listener.chains.iter().chain(&listener.default_chain).filter_map(|chain| match &chain.filter {
+        NetworkFilter::Http(manager) => Some(&manager.routes),
+        _ => None,
+    })
 }
 
 /// What listeners needed they were held back for, as long as they may be: nobody waits for it once more.

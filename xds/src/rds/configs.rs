@@ -32,6 +32,8 @@ pub struct RouteConfigs {
     outdated: BTreeSet<Key>,
     /// Those of them that are not to be in force yet.
     held: BTreeSet<Key>,
+    /// Tables of [`RouteConfigs::fit`], until they are in force.
+    fitting: Tables,
     /// Tells tables of this bootstrap from those of earlier ones.
     generation: Arc<()>,
 }
@@ -48,7 +50,8 @@ impl RouteConfigs {
     /// None is known yet.
     pub fn new(context: Context) -> RouteConfigs {
         let (known, outdated, held) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        RouteConfigs { context: of_api(context), known, outdated, held, generation: Arc::default() }
+        let (fitting, generation) = (Vec::new(), Arc::default());
+        RouteConfigs { context: of_api(context), known, outdated, held, fitting, generation }
     }
 
     /// Has what comes from now on compiled by another bootstrap of the same process; [`RouteConfigs::renew`] does so
@@ -158,17 +161,43 @@ impl RouteConfigs {
         self.held.remove(&(source.clone(), Arc::from(name)));
     }
 
+    /// Tries what is known on connection managers that have no table yet: a listener that keeps its routes may have other
+    /// filters now.
+    ///
+    /// # Errors
+    /// The first route configuration that can't be compiled for one of them, which would be without routes.
+    pub fn fit<'c>(&mut self, cells: impl IntoIterator<Item = &'c Arc<RouteTableCell>>) -> Result<()> {
+        for cell in cells.into_iter().filter(|cell| cell.load().is_none()) {
+            let known = filters_of(cell).map(|filters| (filters.source.clone(), cell.key.name.clone()));
+            let Some(known) = known.and_then(|key| self.known.get(&key)) else { continue };
+            let tables = self.compile(known, &Message::read(known)?, std::slice::from_ref(cell))?;
+            self.fitting.retain(|(key, _)| *key != cell.key);
+            self.fitting.extend(tables);
+        }
+        Ok(())
+    }
+
     /// Adds tables of what is known for connection managers that have none yet: `diff` may bring some of them.
     /// Answers what is known and can't be compiled for them.
-    pub fn complete(&self, diff: &mut Diff) -> Vec<ConfigError> {
+    pub fn complete(&mut self, diff: &mut Diff) -> Vec<ConfigError> {
+        let fitting = std::mem::take(&mut self.fitting);
         let mut refused = Vec::new();
         let comes = |cell: &RouteTableCell| diff.route_tables.iter().any(|(key, _)| *key == cell.key);
         let awaited = self.context.compile.route_tables.awaited().into_iter();
         let empty: Vec<_> = awaited.filter(|cell| !comes(cell)).collect();
         for cell in empty {
-            let key = filters_of(&cell).map(|filters| (filters.source.clone(), cell.key.name.clone()));
-            let key = key.filter(|key| !self.held.contains(key));
-            let Some(known) = key.and_then(|key| self.known.get(&key)) else { continue };
+            let Some(filters) = filters_of(&cell) else { continue };
+            let key = (filters.source.clone(), cell.key.name.clone());
+            let ready = fitting.iter().find(|(of, _)| *of == cell.key);
+            if self.held.contains(&key) {
+                self.fitting.extend(ready.cloned());
+                continue;
+            }
+            let Some(known) = self.known.get(&key) else { continue };
+            if let Some(ready) = ready.filter(|(_, table)| self.is_of(table.as_deref(), known)) {
+                diff.route_tables.push(ready.clone());
+                continue;
+            }
             let compiled = Message::read(known).and_then(|message| self.compile(known, &message, &[cell]));
             match compiled {
                 Ok(tables) => diff.route_tables.extend(tables),
@@ -206,6 +235,13 @@ impl RouteConfigs {
         };
         let tables = cells.iter().filter_map(|cell| Some(table(cell, filters_of(cell)?)));
         tables.collect::<Result<_>>().in_resource("route configuration", &message.value.name)
+    }
+
+    /// Whether a table was compiled from this version, by this bootstrap.
+    fn is_of(&self, table: Option<&RouteTable>, encoded: &Arc<[u8]>) -> bool {
+        table.and_then(|table| table.origin::<Origin>()).is_some_and(|origin| {
+            Arc::ptr_eq(&origin.generation, &self.generation) && Arc::ptr_eq(&origin.encoded, encoded)
+        })
     }
 
     /// What a table was compiled from, if that was by this bootstrap.

@@ -53,7 +53,7 @@ impl Proxy {
         listener::compile(&self.context, &read(&text)).unwrap()
     }
 
-    fn apply_listener(&self, listener: Listener) {
+    fn apply_listener(&mut self, listener: Listener) {
         let mut diff = Diff::default();
         assert_eq!(self.configs.complete(&mut diff), []);
         diff.listeners.push((listener.name.clone(), Some(Arc::new(listener))));
@@ -233,14 +233,14 @@ async fn filters_begin_with_the_listener_and_the_table_that_go_into_force() {
     let mut proxy = Proxy::new();
     let begun = begun(&proxy.context.compile.build.shared);
     let count = || begun.load(Relaxed);
-    let applied = async |proxy: &Proxy, name: &str| {
+    let applied = async |proxy: &mut Proxy, name: &str| {
         let mut diff = Diff::default();
         assert_eq!(proxy.configs.complete(&mut diff), []);
         diff.listeners.push((name.into(), Some(Arc::new(proxy.listener(name, &[WEB])))));
         proxy.model.apply(diff, &mut Likes("good")).await.len()
     };
-    assert_eq!((applied(&proxy, "bad").await, count()), (1, 0), "it is not in force");
-    assert_eq!((applied(&proxy, "good").await, count()), (0, 1));
+    assert_eq!((applied(&mut proxy, "bad").await, count()), (1, 0), "it is not in force");
+    assert_eq!((applied(&mut proxy, "good").await, count()), (0, 1));
     let mut diff = Diff::default();
     proxy.configs.update(&Source::Ads, &encoded("t", WEB_SETTINGS), &mut diff).unwrap();
     assert_eq!(count(), 1, "the routes' filter is compiled");

@@ -189,6 +189,66 @@ fn listener(name: &str, routes: &str) -> String {
     )
 }
 
+/// Filters, the last of them the router, in place of the router alone.
+fn with_filters(listener: &str, filters: &str) -> String {
+    listener.replace(ROUTER, &format!("{filters}, {ROUTER}"))
+}
+
+/// A filter of JSON that goes with no settings of routes if it is `alone`.
+fn json_filter(name: &str, own: &str) -> String {
+    format!("{{name: {name}, typed_config: {{{JSON}, value: {{{own}}}}}}}")
+}
+
+const JSON: &str =
+    "\"@type\": type.googleapis.com/xds.type.v3.TypedStruct, type_url: type.googleapis.com/test.Json";
+
+fn routes_saying(settings: &str) -> String {
+    routes("r", "a").replace("routes:", &format!("typed_per_filter_config: {{{settings}}}, routes:"))
+}
+
+/// It was accepted, and in force without any routes: every request was answered with 404.
+#[test]
+fn a_listener_whose_filters_do_not_go_with_the_routes_it_names_is_refused() {
+    let mut proxy = Proxy::new();
+    proxy.bring::<ProtoListener>(&[("l", &listener("l", "r"))], &[]);
+    proxy.bring::<RouteConfiguration>(&[("r", &routes_saying(&format!("js: {{{JSON}, value: {{}}}}")))], &[]);
+    let before = (proxy.model.listeners()[0].clone(), proxy.leads_to("r"));
+    assert_eq!(before.1.as_deref(), Some("a"));
+    let bad = with_filters(&listener("l", "r"), &json_filter("js", "alone: true"));
+    let answer = proxy.bring::<ProtoListener>(&[("l", &bad)], &[]);
+    assert_eq!(
+        answer,
+        [
+            "listener \"l\": the routes that it names don't go with its HTTP filters: route configuration \"r\": virtual_hosts[0].typed_per_filter_config.js.value.alone: is not"
+        ]
+    );
+    assert!(Arc::ptr_eq(&before.0, &proxy.model.listeners()[0]));
+    assert_eq!(proxy.leads_to("r"), before.1);
+    // Filters that go with them are in force with the same routes, also of another type than that of the settings.
+    for filters in [json_filter("js", ""), IDLE.replace("name: web", "name: js")] {
+        let good = with_filters(&listener("l", "r"), &filters);
+        assert_eq!(proxy.bring::<ProtoListener>(&[("l", &good)], &[]), ["ok"], "{filters}");
+        let listeners = proxy.model.listeners();
+        let NetworkFilter::Http(manager) = &listeners[0].chains[0].filter else { panic!() };
+        assert!(manager.routes.load().is_some(), "{filters}");
+    }
+}
+
+/// What is wrong in itself is no matter of the filters that there are: it was let in, and broke the next listener.
+#[test]
+fn routes_are_refused_for_their_settings_whatever_filters_there_are() {
+    let mut proxy = Proxy::new();
+    proxy.bring::<ProtoListener>(&[("l", &listener("l", "r"))], &[]);
+    let answer = proxy.bring::<RouteConfiguration>(
+        &[("r", &routes_saying(&format!("js: {{{JSON}, value: {{bad: true}}}}")))],
+        &[],
+    );
+    assert!(answer[0].contains("typed_per_filter_config.js.value.bad"), "{answer:?}");
+    let old = routes("r", "a").replace("routes:", "cors: {max_age: wrong}, routes:");
+    let answer = proxy.bring::<RouteConfiguration>(&[("r", &old)], &[]);
+    assert!(answer[0].ends_with("virtual_hosts[0].cors.max_age: is wrong"), "{answer:?}");
+}
+
 /// Nothing of it was counted.
 #[test]
 fn what_becomes_of_endpoints_is_counted_by_their_cluster() {
