@@ -11,9 +11,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use sixfold_core::cluster::Clusters;
 use sixfold_xds_api::any::name_of_url;
@@ -59,19 +57,6 @@ pub struct Transient {
     pub warming_listeners: BTreeSet<Arc<str>>,
 }
 
-/// A route configuration of a file.
-#[derive(Debug, Clone)]
-pub struct FileRoutes {
-    /// The file.
-    pub path: PathBuf,
-    /// Its name.
-    pub name: Arc<str>,
-    /// Encoded.
-    pub value: Arc<[u8]>,
-    /// When the file was written.
-    pub at: SystemTime,
-}
-
 /// What there is to show, at one moment.
 pub struct Dump {
     /// The bootstrap in force.
@@ -80,8 +65,6 @@ pub struct Dump {
     pub tracker: Arc<Tracker>,
     /// Secrets, also those of files and those that have not come.
     pub secrets: Arc<Secrets>,
-    /// Route configurations of files.
-    pub routes: Vec<FileRoutes>,
     /// Clusters in force.
     pub clusters: Arc<Clusters>,
     /// What is under way.

@@ -94,11 +94,10 @@ pub(crate) struct Subscription {
     pub(crate) filters: Arc<RdsFilters>,
 }
 
-/// Where the route configuration of this cell comes from, and its name, if it comes by a stream.
-pub(crate) fn streamed(cell: &RouteTableCell) -> Option<(Source, Arc<str>)> {
+/// Where the route configuration of this cell comes from, and its name, if it comes by itself.
+pub(crate) fn asked(cell: &RouteTableCell) -> Option<(&Source, &Arc<str>)> {
     let filters = cell.key.filters.filters::<RdsFilters>()?;
-    let of_file = matches!(filters.source, Source::Path(_));
-    (!of_file).then(|| (filters.source.clone(), cell.key.name.clone()))
+    Some((&filters.source, &cell.key.name))
 }
 
 /// Asks for what `rds` names. Nothing is fetched: sources look who asks.

@@ -15,7 +15,7 @@ use sixfold_server::log_file::LogFiles;
 use sixfold_server::server::{DrainRequest, Server, WarmingNames};
 use sixfold_server::surface::WriteBody;
 use sixfold_xds::ads::Kind;
-use sixfold_xds::dump::{self, Dump, FileRoutes, Refused, Shown, ShownLayer, Transient};
+use sixfold_xds::dump::{self, Dump, Refused, Shown, ShownLayer, Transient};
 use sixfold_xds::sds::Secrets;
 use sixfold_xds::tracker::Tracker;
 use std::sync::Arc;
@@ -39,8 +39,6 @@ pub(crate) struct Configuration {
     pub(crate) tracker: Arc<Tracker>,
     /// Secrets that come by themselves.
     pub(crate) secrets: Arc<Secrets>,
-    /// Route configurations of files.
-    pub(crate) routes: Arc<Mutex<Vec<FileRoutes>>>,
 }
 
 impl Administration {
@@ -97,14 +95,11 @@ impl Control for Administration {
     fn config_dump(&self, request: DumpRequest) -> Result<WriteBody, (StatusCode, String)> {
         let DumpRequest { resource, mask, name_regex, include_eds } = request;
         let warming = self.server.warming();
-        // One lock at a time: whoever puts a bootstrap in force takes them too.
         let bootstrap = self.configuration.bootstrap.lock().clone();
-        let routes = self.configuration.routes.lock().clone();
         let dump = Dump {
             bootstrap,
             tracker: self.configuration.tracker.clone(),
             secrets: self.configuration.secrets.clone(),
-            routes,
             clusters: self.clusters.clone(),
             transient: Transient { warming_clusters: warming.clusters, warming_listeners: warming.listeners },
         };

@@ -5,7 +5,6 @@ use crate::ads::Following;
 use crate::arguments::{EnvoyOptions, LogForm, Mode, Strategy};
 use crate::control::{Administration, Configuration};
 use crate::process::{ENVOY_PATIENCE, Process, ProcessOptions, Reloads, tell};
-use crate::route_files::{Contents, RouteFiles};
 use crate::{logging, signals};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -80,7 +79,7 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     let (node, at_start) = text.node_and_fixed()?;
-    let Compiled { mut diff, admin, tags, sinks, overload, followed, shown } = text.load(&process_context)?;
+    let Compiled { diff, admin, tags, sinks, overload, followed, shown } = text.load(&process_context)?;
     if let Some(settings) = overload {
         process.server.set_overload(Overload::new(settings, &process.metrics));
     }
@@ -88,18 +87,11 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
     drop(text);
     let mut names = Names::of(&diff);
     names.add_late(followed.late_listeners());
-    let mut files = RouteFiles::new(followed.context.clone());
-    let contents = files.contents();
-    add_routes(&mut files, contents, &mut diff)?;
-    files.publish();
-    let published = files.published();
-    let files = Arc::new(Mutex::new(files));
     let shown = Arc::new(Mutex::new(shown));
     let configuration = Configuration {
         bootstrap: shown.clone(),
         tracker: process_context.tracker.clone(),
         secrets: process_context.secrets.clone(),
-        routes: published,
     };
     let control = Administration::new(&process, log.levels, sender.clone(), configuration);
     let (address, access_logs) =
@@ -115,14 +107,12 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         initialized.wait();
         Ok(())
     };
-    // Listeners that come while the process starts may name such files, too.
-    RouteFiles::follow(&files, process.server.clone())?;
     let live = process.go_live(diff, ENVOY_PATIENCE, rest, (&events, &sender))?;
     if !live || options.mode == Mode::InitOnly {
         return Ok(());
     }
     let server = process.server.clone();
-    let mut in_force = InForce { options, process_context, server, names, files, shown, following, at_start };
+    let mut in_force = InForce { options, process_context, server, names, shown, following, at_start };
     let reloads = Reloads::start(move || tell(in_force.reload()))?;
     process.serve(&events, &sender, || reloads.ask())
 }
@@ -133,7 +123,6 @@ struct InForce {
     process_context: ProcessContext,
     server: Server,
     names: Names,
-    files: Arc<Mutex<RouteFiles>>,
     shown: Arc<Mutex<Shown>>,
     following: Following,
     at_start: Fixed,
@@ -145,9 +134,6 @@ impl InForce {
     fn reload(&mut self) -> Result<(), Failure> {
         let text = Text::of(&self.options)?;
         let Compiled { mut diff, followed, shown, .. } = text.load(&self.process_context)?;
-        let (mut files, mut next_files, contents) =
-            RouteFiles::ahead(&self.files, |next| next.set_context(followed.context.clone()));
-        add_routes(&mut next_files, contents, &mut diff)?;
         let names = self.names.replaced(&mut diff, followed.late_listeners());
         // What it waits for is asked for meanwhile, and must not come before it. By then it is refused no more, but for what
         // happens between its sockets are reserved and they listen.
@@ -164,19 +150,10 @@ impl InForce {
                 tracing::warn!("{}: {key} has changed, which a new start alone takes", text.name);
             }
         }
-        (*files, self.names) = (next_files, names);
-        files.publish();
+        self.names = names;
         *self.shown.lock() = shown;
         Ok(())
     }
-}
-
-/// Adds the tables of files. One that is not there is an error of the bootstrap that names it, as in Envoy; what is wrong
-/// in it keeps nobody from serving.
-fn add_routes(files: &mut RouteFiles, contents: Contents, diff: &mut Diff) -> Result<(), Failure> {
-    let look = files.look(contents, diff);
-    look.tell();
-    if look.missing.is_empty() { Ok(()) } else { Err(Failure(look.missing)) }
 }
 
 fn process_options(options: &EnvoyOptions, metrics: metrics::Registry) -> ProcessOptions {

@@ -19,7 +19,6 @@ mod logging;
 mod process;
 mod quickstart;
 mod resources;
-mod route_files;
 mod signals;
 mod status;
 mod top;

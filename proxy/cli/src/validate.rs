@@ -5,7 +5,6 @@ use crate::arguments::{OutputForm, ValidateOptions};
 use crate::envoy::Text;
 use crate::process::plugins;
 use crate::resources::{self, Unread};
-use crate::route_files::{Look, RouteFiles};
 use serde_json::{Map, Value, json};
 use sixfold_apisix::Findings;
 use sixfold_apisix::config::{Config, EnvVars, Provider};
@@ -15,6 +14,7 @@ use sixfold_core::detached::LogCheck;
 use sixfold_core::document::{self, Node, Options};
 use sixfold_core::error::{ConfigError, Place, nearest};
 use sixfold_xds::bootstrap::ProcessContext;
+use sixfold_xds::rds::RouteConfigs;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -248,11 +248,8 @@ pub(crate) fn envoy(text: &Text) -> Result<(), Failure> {
         ..CompileContext::detached(plugins())
     };
     let mut compiled = text.load(&ProcessContext::new(compile))?;
-    let mut files = RouteFiles::new(compiled.followed.context);
-    let contents = files.contents();
-    let Look { mut missing, refused } = files.look(contents, &mut compiled.diff);
-    missing.extend(refused.iter().map(ToString::to_string));
-    if missing.is_empty() { Ok(()) } else { Err(Failure(missing)) }
+    let refused = RouteConfigs::new(compiled.followed.context).read_files(&mut compiled.diff);
+    if refused.is_empty() { Ok(()) } else { Err(refused.into()) }
 }
 
 #[cfg(test)]

@@ -248,7 +248,10 @@ fn routes_in_a_file_are_followed() {
     replace(&routes("second", 502));
     process.until("the second version", || get(plain, "/").filter(|response| response.body == "second"));
     process.until("it for the other filters", || get(faulty, "/").filter(|response| response.status == 502));
+    let rejected = || get(admin, "/stats?filter=http.s.rds.r.update_rejected").unwrap().body;
+    let before = rejected();
     replace("resources: []");
+    process.until("its refusal", || (rejected() != before).then_some(()));
     // A listener that comes while the file is wrong has the last good version.
     let more = free_port();
     directory.write("envoy.yaml", &by_file(admin, &[(plain, ""), (faulty, FAULT), (more, FAULT)], &file));

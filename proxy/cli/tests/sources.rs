@@ -224,6 +224,66 @@ fn a_proxy_is_made_of_files_that_are_replaced_as_a_config_map_is() {
     assert!(log.contains("cluster \"c\": connect_timeout"), "{log}");
 }
 
+/// A bootstrap with a listener of its own whose routes, which must lead to clusters that are there, are in a file.
+fn with_routes_in_a_file(
+    directory: &Directory,
+    (admin, port): (u16, u16),
+    dynamic: &str,
+    clusters: &str,
+) -> String {
+    let validated = format!("{}, validate_clusters: true", routes("route: {cluster: c}"));
+    let path = directory.write("rds.yaml", &file(ROUTES, &[&validated]));
+    let rds = format!("rds: {{route_config_name: r, config_source: {{path: {path}}}}}");
+    let listeners = format!("static_resources: {{listeners: [{{{}}}], ", listener(port, &rds));
+    bootstrap(admin, dynamic, clusters).replace("static_resources: {", &listeners)
+}
+
+/// The fields of a cluster named `c`.
+fn leads_to(port: u16) -> String {
+    format!("name: c, load_assignment: {{{}}}", endpoints("c", port))
+}
+
+/// They were read before the file of the clusters, refused, and never looked at again.
+#[test]
+fn routes_of_a_file_lead_to_clusters_of_another() {
+    let (directory, admin, port) = (Directory::new(), free_port(), free_port());
+    let cds = directory.write("cds.yaml", &file(CLUSTER, &[&leads_to(upstream())]));
+    let text = with_routes_in_a_file(&directory, (admin, port), &format!("cds_config: {{path: {cds}}}"), "");
+    let config = directory.write("envoy.yaml", &text);
+    let mut process = Process::start(&["-c", &config, "--concurrency", "1"]);
+    process.until("readiness", || get(admin, "/ready").filter(|answer| answer.status == 200));
+    process.until("the routes", || get(port, "/").filter(|answer| answer.body == "ok"));
+    let stats = get(admin, "/stats?filter=http.l.rds.r.update_").unwrap().body;
+    assert!(stats.contains("update_success: 1") && stats.contains("update_rejected: 0"), "{stats}");
+    let dump = get(admin, "/config_dump?resource=dynamic_route_configs").unwrap().body;
+    assert!(dump.contains("\"version_info\": \"v\""), "{dump}");
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+    assert!(!process.errors().contains("refused"), "{}", process.errors());
+}
+
+/// The listener answered 404 for as long as the file was not another one.
+#[test]
+fn routes_of_a_file_that_were_refused_are_tried_again() {
+    let (directory, admin, port) = (Directory::new(), free_port(), free_port());
+    let text = with_routes_in_a_file(&directory, (admin, port), "", "");
+    let config = directory.write("envoy.yaml", &text);
+    let mut process = Process::start(&["-c", &config, "--concurrency", "1", "--log-level", "warning"]);
+    process.until("readiness", || get(admin, "/ready").filter(|answer| answer.status == 200));
+    assert_eq!(get(port, "/").unwrap().status, 404);
+    let dump = get(admin, "/config_dump?resource=dynamic_route_configs").unwrap().body;
+    assert!(dump.contains("unknown cluster"), "{dump}");
+    let cluster = format!("{{{}}}", leads_to(upstream()));
+    directory.write("envoy.yaml", &with_routes_in_a_file(&directory, (admin, port), "", &cluster));
+    process.signal("HUP");
+    process.until("the routes", || get(port, "/").filter(|answer| answer.body == "ok"));
+    let stats = get(admin, "/stats?filter=http.l.rds.r.update_").unwrap().body;
+    assert!(stats.contains("update_success: 1") && stats.contains("update_rejected: 1"), "{stats}");
+    process.signal("TERM");
+    assert_eq!(process.wait(), 0);
+    assert_eq!(process.errors().matches("unknown cluster").count(), 1, "{}", process.errors());
+}
+
 /// Clusters by a file, endpoints, listeners and routes by a stream each: nothing is in force before what it names.
 #[test]
 fn order_holds_over_sources_that_are_mixed() {

@@ -113,6 +113,11 @@ pub trait Batches: Compile {
     /// What comes from now on is compiled with another bootstrap of the same process.
     fn set_context(&mut self, _: CompileContext) {}
 
+    /// What has come already, for that bootstrap.
+    fn renewed(&mut self) -> Diff {
+        Diff::default()
+    }
+
     /// Where a stream goes from another source than the one of all types; `None` if there is none such.
     fn target(&self, _: &Channel) -> Option<Target> {
         None
@@ -167,24 +172,7 @@ pub async fn follow<R: Batches>(
             Step::Connect(channel) => client.connect(channel),
             Step::Apply(batch) => {
                 let diff = client.machine.compiler().diff(batch);
-                let mut applied = pin!(apply.apply(diff));
-                let errors = loop {
-                    let until = client.machine.limited_until();
-                    let end = async {
-                        tokio::select! {
-                            errors = applied.as_mut() => Some(errors),
-                            () = at(until) => None,
-                        }
-                    };
-                    if let Some(Some(errors)) = client.attend(end).await {
-                        break errors;
-                    }
-                };
-                tell_most(
-                    &errors,
-                    |error| tracing::error!("a part of a change is not in force: {error}"),
-                    |more| tracing::error!(more, "more parts of a change are not in force"),
-                );
+                let errors = client.put_in_force(diff, &mut apply).await;
                 client.machine.applied(failures(errors));
             }
             Step::Wait(until) => {
@@ -206,6 +194,10 @@ pub async fn follow<R: Batches>(
                         let Statics { context, resources } = *statics;
                         client.machine.compiler().set_context(context);
                         client.machine.set_statics(resources, now());
+                        let diff = client.machine.compiler().renewed();
+                        if !diff.is_empty() {
+                            client.put_in_force(diff, &mut apply).await;
+                        }
                     }
                     Some(News::Read(contents)) => {
                         for (channel, content) in contents {
@@ -255,6 +247,29 @@ impl<R: Batches> Client<R> {
             open(target.ok_or_else(gone)?, service, flavor).await
         };
         self.links.insert(channel, Link::Opening(Box::pin(opening)));
+    }
+
+    /// Puts a change in force, and attends to the streams meanwhile. Answers what could not be.
+    async fn put_in_force(&mut self, diff: Diff, apply: &mut impl Apply) -> Vec<ApplyError> {
+        let mut applied = pin!(apply.apply(diff));
+        let errors = loop {
+            let until = self.machine.limited_until();
+            let end = async {
+                tokio::select! {
+                    errors = applied.as_mut() => Some(errors),
+                    () = at(until) => None,
+                }
+            };
+            if let Some(Some(errors)) = self.attend(end).await {
+                break errors;
+            }
+        };
+        tell_most(
+            &errors,
+            |error| tracing::error!("a part of a change is not in force: {error}"),
+            |more| tracing::error!(more, "more parts of a change are not in force"),
+        );
+        errors
     }
 
     /// Opens streams, sends and receives until `end` does; `None` when something has come before, or a stream was

@@ -20,10 +20,37 @@ use crate::rds::FileResponse;
 /// The file as a whole can't be used. What is wrong with one resource is in that resource.
 pub(super) fn update(kind: Kind, path: &Path, content: &[u8]) -> Result<Update> {
     let file = path.display().to_string();
-    match FileResponse::read(content, &file)? {
-        FileResponse::Message(response) => Ok(of_response(kind, response)),
-        FileResponse::Document(node) => of_node(kind, &node, &file),
+    let update = match FileResponse::read(content, &file)? {
+        FileResponse::Message(response) => of_response(kind, response),
+        FileResponse::Document(node) => of_node(kind, &node, &file)?,
+    };
+    let count = update.resources.len();
+    // As in Envoy (rds/rds_route_config_subscription.cc).
+    if kind == Kind::Routes && count != 1 {
+        return Err(ConfigError::field("resources", format!("must be one route configuration, not {count}")));
     }
+    Ok(update)
+}
+
+/// The encoded route configuration that a file is asked for.
+///
+/// # Errors
+/// The file can't be used, or has another one.
+pub(crate) fn routes(path: &Path, content: &[u8], name: &str) -> Result<Vec<u8>> {
+    let Update { resources, .. } = update(Kind::Routes, path, content)?;
+    let found = resources.into_iter().find_map(|Resource { name: found, content, .. }| match content {
+        Content::Value(_) if *found != *name => Some(Err(misnamed(&found, name))),
+        Content::Value(value) => Some(Ok(value)),
+        Content::Fault(fault) => Some(Err(fault.in_index(0).in_key("resources"))),
+        Content::Heartbeat => None,
+    });
+    found.unwrap_or_else(|| Err(ConfigError::field("resources", "has no content")))
+}
+
+/// A file has other routes than those that it is asked for.
+pub(super) fn misnamed(found: &str, name: &str) -> ConfigError {
+    let reason = format!("must be \"{name}\", which is asked for, not \"{found}\"");
+    ConfigError::field("name", reason).in_index(0).in_key("resources")
 }
 
 fn of_response(kind: Kind, response: DiscoveryResponse) -> Update {

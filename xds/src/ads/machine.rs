@@ -239,6 +239,16 @@ impl<C: Compile> Machine<C> {
             // What was acknowledged of that name was passed over.
             self.know(&key, None);
         }
+        self.ask_again();
+    }
+
+    /// Has files read again whose routes were refused: the clusters that they lead to, or the filters that they are for, may
+    /// have come. Envoy reads them when who asks for them begins, which it does not before it has its clusters.
+    fn ask_again(&mut self) {
+        for peer in self.peers.values_mut().filter(|peer| peer.refused.is_some()) {
+            self.asked += 1;
+            peer.asked = self.asked;
+        }
     }
 
     /// Whether a channel is still wanted: one that nobody asks for anything more is to be closed.
@@ -335,9 +345,14 @@ impl<C: Compile> Machine<C> {
             return;
         };
         self.world.hear(now);
+        let is_read = content.is_ok();
         match content.and_then(|content| file::update(*kind, path, &content)) {
             Ok(update) => peer.inbox.put(update),
             Err(error) => {
+                if is_read {
+                    // No cluster makes it a better one.
+                    peer.refused = None;
+                }
                 refused(channel, &error.in_file(path.display().to_string()).to_string());
                 self.stats.of(*kind).into_iter().for_each(Subscription::refused);
                 self.first.remove(kind);
@@ -381,8 +396,13 @@ impl<C: Compile> Machine<C> {
     /// What has not come in time is not waited for, and what has not been confirmed in time is gone.
     fn give_up_waiting(&mut self, now: Instant) {
         let late = |first: &First| first.until.is_some_and(|until| until <= now);
-        for (kind, _) in self.first.extract_if(.., |_, first| late(first)) {
-            self.stats.of(kind).into_iter().for_each(Subscription::timed_out);
+        let over = self.first.extract_if(.., |_, first| late(first));
+        let over: Vec<Kind> = over.map(|(kind, _)| kind).collect();
+        for kind in &over {
+            self.stats.of(*kind).into_iter().for_each(Subscription::timed_out);
+        }
+        if over.contains(&Kind::Cluster) {
+            self.ask_again();
         }
         for key in self.world.expire(now) {
             self.know(&key, None);

@@ -42,6 +42,8 @@ pub(super) struct Peer {
     limited: bool,
     /// The number of what was last wanted of it: a file must be read again for another one.
     pub(super) asked: u64,
+    /// Why routes of a file were refused last, which is read again when that may be no more; none where they need not be.
+    pub(super) refused: Option<Vec<String>>,
 }
 
 pub(super) enum Link {
@@ -85,7 +87,8 @@ impl Peer {
 
     fn new(session: Session, link: Link, backoff: Backoff, stats: ControlPlaneStats) -> Peer {
         let (inbox, late) = (Inbox::default(), BTreeMap::new());
-        Peer { session, inbox, link, backoff, late, stats, bucket: None, limited: false, asked: 0 }
+        let (bucket, refused) = (None, None);
+        Peer { session, inbox, link, backoff, late, stats, bucket, limited: false, asked: 0, refused }
     }
 
     /// Wants a name more, by the number of that wish, or no longer.

@@ -97,11 +97,9 @@ impl Resources {
         let mut clusters = BTreeSet::new();
         if diff.route_tables.is_empty() {
             // It is what it was, and so are its tables.
-            let tables = self.context.compile.route_tables.of_name(name);
-            let of_source =
-                |cell: &&Arc<RouteTableCell>| rds::streamed(cell).is_some_and(|(of, _)| of == *source);
-            let tables = tables.iter().filter(of_source).filter_map(|cell| cell.load());
-            tables.for_each(|table| named_by(&table, &mut clusters));
+            let cells = self.context.compile.route_tables.of_name(name);
+            let cells = cells.iter().filter(|cell| rds::asked(cell).is_some_and(|(of, _)| of == source));
+            cells.filter_map(|cell| cell.load()).for_each(|table| named_by(&table, &mut clusters));
         }
         let tables = diff.route_tables.iter().filter_map(|(_, table)| table.as_deref());
         tables.for_each(|table| named_by(table, &mut clusters));
@@ -191,6 +189,13 @@ impl Batches for Resources {
         self.context = Context { extensions, sent_clusters, ..of_stream(context) };
         self.routes.set_context(self.context.clone());
     }
+
+    fn renewed(&mut self) -> Diff {
+        let mut diff = Diff::default();
+        let refused = self.routes.renew(&mut diff).into_iter().chain(self.routes.complete(&mut diff));
+        refused.for_each(|error| tracing::error!("{error}"));
+        diff
+    }
 }
 
 impl Compile for Resources {
@@ -226,6 +231,9 @@ impl Compile for Resources {
         if let Some(secret) = secret(key) {
             self.context.sds.give_up(&secret);
         }
+        if key.kind == Kind::Routes {
+            self.routes.refuse(&key.source, &key.name);
+        }
     }
 
     fn decide(&mut self, key: &Key, fits: bool) {
@@ -259,14 +267,6 @@ impl Compile for Resources {
         Some(self.context.sds.is_over(&secret))
     }
 
-    fn led_to(&self) -> BTreeSet<Arc<str>> {
-        let mut named = BTreeSet::new();
-        let cells = self.context.compile.route_tables.held().into_iter();
-        let of_files = cells.filter(|cell| rds::streamed(cell).is_none()).filter_map(|cell| cell.load());
-        of_files.for_each(|table| named_by(&table, &mut named));
-        named
-    }
-
     fn forget(&mut self, key: &Key) {
         self.note(key, Event::Gone);
         match key.kind {
@@ -290,7 +290,7 @@ impl Asks {
         Ok(Asks { scopes: [(need.key(), scope.into())].into(), needs: vec![need], ..Asks::default() })
     }
 
-    /// What a listener asks for: routes that come by streams, and the clusters that it leads to itself.
+    /// What a listener asks for: routes that come by themselves, and the clusters that it leads to itself.
     pub(crate) fn of_listener(listener: &Listener) -> Asks {
         let (mut needs, mut clusters, mut scopes) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
         for chain in listener.chains.iter().chain(&listener.default_chain) {
@@ -350,14 +350,15 @@ fn same_name(found: &str, name: &str) -> Result<()> {
     Err(ConfigError::field("name", format!("is \"{found}\" in a resource that comes as \"{name}\"")))
 }
 
-/// Adds what a connection manager needs; answers the routes that come by a stream.
+/// Adds what a connection manager needs; answers the routes that come by themselves.
 fn routes_of(
     manager: &HttpConnectionManager,
     needs: &mut Vec<Need>,
     clusters: &mut BTreeSet<Arc<str>>,
 ) -> Option<Key> {
-    match rds::streamed(&manager.routes) {
+    match rds::asked(&manager.routes) {
         Some((source, name)) => {
+            let (source, name) = (source.clone(), name.clone());
             let need = Need { kind: Kind::Routes, source, name, within: manager.first_table };
             let key = need.key();
             if !needs.contains(&need) {
@@ -386,7 +387,7 @@ fn no_second_wait(diff: &Diff) {
     for listener in diff.listeners.iter().filter_map(|(_, listener)| listener.as_deref()) {
         for chain in listener.chains.iter().chain(&listener.default_chain) {
             if let NetworkFilter::Http(manager) = &chain.filter
-                && rds::streamed(&manager.routes).is_some()
+                && rds::asked(&manager.routes).is_some()
                 && manager.routes.is_awaited()
                 && !comes(&manager.routes)
             {

@@ -74,11 +74,6 @@ pub trait Compile {
         None
     }
 
-    /// Clusters that something leads to which comes by no channel: routes of files.
-    fn led_to(&self) -> BTreeSet<Arc<str>> {
-        BTreeSet::new()
-    }
-
     /// A resource is gone.
     fn forget(&mut self, key: &Key);
 }

@@ -253,7 +253,7 @@ impl Dump {
         for (_, tracked) in self.of(Kind::Listener, &|_| true) {
             tracked.active.into_iter().for_each(|sent| add(Part::whole(sent.value), sent.at));
         }
-        let by_stream = self.of(Kind::Routes, wanted).map(|(_, tracked)| {
+        let dynamic = self.of(Kind::Routes, wanted).map(|(_, tracked)| {
             let Tracked { active, waiting, refused } = tracked;
             let sent = active.or(waiting);
             item(move || DynamicRouteConfig {
@@ -264,16 +264,9 @@ impl Dump {
                 client_status: 0,
             })
         });
-        let of_files = self.routes.iter().filter(|routes| wanted(&routes.name)).cloned().map(|routes| {
-            item(move || DynamicRouteConfig {
-                route_config: Some(held(Kind::Routes, &routes.value)),
-                last_updated: Some(timestamp(routes.at)),
-                ..DynamicRouteConfig::default()
-            })
-        });
         let lists = vec![
             List::of::<StaticRouteConfig>("static_route_configs", fixed),
-            List::of::<DynamicRouteConfig>("dynamic_route_configs", by_stream.chain(of_files).collect()),
+            List::of::<DynamicRouteConfig>("dynamic_route_configs", dynamic.collect()),
         ];
         Section::of("envoy.admin.v3.RoutesConfigDump", String::new(), lists)
     }

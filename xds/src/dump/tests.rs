@@ -3,6 +3,7 @@
 use super::*;
 use crate::ads::{Key, Kind};
 use crate::bootstrap;
+use crate::rds::Source;
 use crate::testing;
 use crate::tracker::Event;
 use serde_json::{Value, json};
@@ -60,18 +61,15 @@ fn world() -> Dump {
     live(Kind::Listener, "drains", "4", &listener("drains", &inline("of-drains")));
     tracker.note(&Key::of_name(Kind::Listener, &"drains".into()), Event::Gone);
     tracker.note_version(Kind::Cluster, "9");
-    let routes = vec![FileRoutes {
-        path: "/routes.yaml".into(),
-        name: "of-file".into(),
-        value: encoded(Kind::Routes, "{name: of-file}"),
-        at: SystemTime::UNIX_EPOCH,
-    }];
+    let of_file = Key::new(Kind::Routes, &Source::Path("/routes.yaml".into()), &"of-file".into());
+    let value = encoded(Kind::Routes, "{name: of-file}");
+    tracker.note(&of_file, Event::Accepted { value: &value, version: "3" });
+    tracker.note(&of_file, Event::InForce);
     let transient = Transient { warming_clusters: ["cold".into()].into(), ..Transient::default() };
     Dump {
         bootstrap: compiled.shown,
         tracker,
         secrets: process.secrets,
-        routes,
         clusters: process.compile.clusters,
         transient,
     }
@@ -136,7 +134,7 @@ fn everything_is_shown_where_envoy_shows_it() {
     assert!(active["last_updated"].as_str().unwrap().ends_with('Z'));
     let routes = |field| names("RoutesConfigDump", field, "/route_config/name");
     assert_eq!(routes("static_route_configs"), [pair("of-here", ""), pair("of-l", "")]);
-    assert_eq!(routes("dynamic_route_configs"), [pair("table", "7"), pair("of-file", "")]);
+    assert_eq!(routes("dynamic_route_configs"), [pair("table", "7"), pair("of-file", "3")]);
     assert_eq!(names("EcdsConfigDump", "ecds_filters", "/ecds_filter/name"), [pair("ext", "8")]);
     assert_eq!(names("SecretsConfigDump", "static_secrets", "/name"), [pair("s", "")]);
 

@@ -1,16 +1,18 @@
 //! The route configurations that sources have brought.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sixfold_core::document::MAX_DOCUMENT_BYTES;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::fast_hash::FastSet;
+use sixfold_core::files;
 use sixfold_core::model::Diff;
 use sixfold_core::router::{RouteTable, RouteTableCell, TableKey};
 use sixfold_xds_api::pb::envoy::config::route::v3::{Route, RouteConfiguration};
 
-use super::{RdsFilters, Source, file};
+use super::{RdsFilters, Source, asked};
+use crate::ads;
 use crate::context::Context;
 use crate::route::{self, Earlier};
 use prost::Name;
@@ -67,26 +69,9 @@ impl RouteConfigs {
         self.wanted().filter(|(source, _)| *source == Source::Ads).map(|(_, name)| name).collect()
     }
 
-    /// The files that connection managers ask for names from.
-    pub fn wanted_files(&self) -> BTreeSet<(PathBuf, Arc<str>)> {
-        let of_file = |(source, name)| match source {
-            Source::Path(path) => Some((path, name)),
-            Source::Ads | Source::Api(_) => None,
-        };
-        self.wanted().filter_map(of_file).collect()
-    }
-
-    /// Those of files, as they are in force.
-    pub fn of_files(&self) -> impl Iterator<Item = (&Path, &Arc<str>, &Arc<[u8]>)> {
-        self.known.iter().filter_map(|((source, name), encoded)| match source {
-            Source::Path(path) => Some((path.as_path(), name, encoded)),
-            Source::Ads | Source::Api(_) => None,
-        })
-    }
-
     fn wanted(&self) -> impl Iterator<Item = (Source, Arc<str>)> {
         let held = self.context.compile.route_tables.held().into_iter();
-        held.filter_map(|cell| Some((filters_of(&cell)?.source.clone(), cell.key.name.clone())))
+        held.filter_map(|cell| asked(&cell).map(|(source, name)| (source.clone(), name.clone())))
     }
 
     /// Takes an encoded RouteConfiguration that `source` has brought, and adds to `diff` a table for every list of
@@ -115,18 +100,20 @@ impl RouteConfigs {
         Ok(())
     }
 
-    /// The same for the text of a file, which holds the route configuration `name`.
-    ///
-    /// # Errors
-    /// The first thing that is wrong, with the file.
-    pub fn update_from_file(&mut self, path: &Path, name: &str, text: &[u8], diff: &mut Diff) -> Result<()> {
-        let (file, source) = (path.display().to_string(), Source::Path(path.to_owned()));
-        let encoded = file::route_configuration(text, &file, name);
-        let outcome = encoded.and_then(|encoded| self.update(&source, &encoded, diff));
-        if outcome.is_err() {
-            self.refuse(&source, name);
+    /// Reads the files that connection managers ask for once, for who looks at a configuration that nobody serves, and
+    /// adds their tables to `diff`. Answers what is wrong in them, and which can't be read.
+    pub fn read_files(&mut self, diff: &mut Diff) -> Vec<ConfigError> {
+        let wanted: BTreeSet<_> = self.wanted().collect();
+        let mut refused = Vec::new();
+        for (source, name) in wanted {
+            let Source::Path(path) = &source else { continue };
+            let text = files::read_promptly(path, MAX_DOCUMENT_BYTES);
+            let text = text.map_err(|error| ConfigError::new(error.to_string()));
+            let encoded = text.and_then(|text| ads::routes_of_file(path, &text, &name));
+            let outcome = encoded.and_then(|encoded| self.update(&source, &encoded, diff));
+            refused.extend(outcome.err().map(|error| error.in_file(path.display().to_string())));
         }
-        outcome.map_err(|error| error.in_file(file))
+        refused
     }
 
     /// Says that what `source` has for a name can't be used, so that no listener waits for it.
@@ -139,7 +126,10 @@ impl RouteConfigs {
     /// one, whose tables stay.
     pub fn renew(&mut self, diff: &mut Diff) -> Vec<ConfigError> {
         let mut refused = Vec::new();
-        for key in std::mem::take(&mut self.outdated) {
+        // Those that wait go into force as they were compiled.
+        let outdated = self.outdated.difference(&self.held).cloned().collect::<Vec<_>>();
+        self.outdated.retain(|key| self.held.contains(key));
+        for key in outdated {
             let Some(known) = self.known.get(&key) else { continue };
             let cells = self.context.compile.route_tables.of_name(&key.1);
             let cells: Vec<_> = cells.into_iter().filter(|cell| asks(cell, &key.0)).collect();
@@ -168,7 +158,7 @@ impl RouteConfigs {
     /// The first route configuration that can't be compiled for one of them, which would be without routes.
     pub fn fit<'c>(&mut self, cells: impl IntoIterator<Item = &'c Arc<RouteTableCell>>) -> Result<()> {
         for cell in cells.into_iter().filter(|cell| cell.load().is_none()) {
-            let known = filters_of(cell).map(|filters| (filters.source.clone(), cell.key.name.clone()));
+            let known = asked(cell).map(|(source, name)| (source.clone(), name.clone()));
             let Some(known) = known.and_then(|key| self.known.get(&key)) else { continue };
             let tables = self.compile(known, &Message::read(known)?, std::slice::from_ref(cell))?;
             self.fitting.retain(|(key, _)| *key != cell.key);
@@ -186,8 +176,8 @@ impl RouteConfigs {
         let awaited = self.context.compile.route_tables.awaited().into_iter();
         let empty: Vec<_> = awaited.filter(|cell| !comes(cell)).collect();
         for cell in empty {
-            let Some(filters) = filters_of(&cell) else { continue };
-            let key = (filters.source.clone(), cell.key.name.clone());
+            let Some((source, name)) = asked(&cell) else { continue };
+            let key = (source.clone(), name.clone());
             let ready = fitting.iter().find(|(of, _)| *of == cell.key);
             if self.held.contains(&key) {
                 self.fitting.extend(ready.cloned());

@@ -3,7 +3,6 @@
 use prost::{Message, Name};
 use sixfold_core::document::{Node, Options};
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_xds_api::pb::envoy::config::route::v3::RouteConfiguration;
 use sixfold_xds_api::pb::envoy::service::discovery::v3::{DiscoveryResponse, Resource};
 use sixfold_xds_api::pb::google::protobuf::Any;
 use sixfold_xds_api::{any, encode_text, message_from_node};
@@ -11,21 +10,6 @@ use sixfold_xds_api::{any, encode_text, message_from_node};
 use sixfold_xds_api::values::Result;
 
 const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
-
-/// The encoded RouteConfiguration in a file, which must be its only resource and have that name, as in Envoy
-/// (router/rds_impl.cc).
-pub(super) fn route_configuration(content: &[u8], file: &str, name: &str) -> Result<Vec<u8>> {
-    let resources: Vec<RouteConfiguration> = resources_of_file(content, file)?;
-    let [value] = &resources[..] else {
-        let reason = format!("must be one route configuration, not {}", resources.len());
-        return Err(ConfigError::field("resources", reason));
-    };
-    if value.name != name {
-        let reason = format!("must be \"{name}\", which is asked for, not \"{}\"", value.name);
-        return Err(ConfigError::field("name", reason).in_index(0).in_key("resources"));
-    }
-    Ok(value.encode_to_vec())
-}
 
 /// What a file holds that resources come by: a DiscoveryResponse. As in Envoy the end of its name says in which form
 /// (protobuf/utility.cc, `loadFromFile`).

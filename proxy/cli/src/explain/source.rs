@@ -8,7 +8,6 @@ use crate::envoy::Text;
 use crate::fetch;
 use crate::process::plugins;
 use crate::resources;
-use crate::route_files::RouteFiles;
 use crate::validate::{Kind, kind};
 use sixfold_apisix::config::EnvVars;
 use sixfold_apisix::{Source, SourceContext};
@@ -22,6 +21,7 @@ use sixfold_core::model::{Diff, Model};
 use sixfold_core::plugin::{BuildContext, Consumers};
 use sixfold_server::explain::Listeners;
 use sixfold_xds::bootstrap::ProcessContext;
+use sixfold_xds::rds::RouteConfigs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -113,11 +113,7 @@ fn of_dump(text: &str, name: &str, model: &Model, unsent: &Arc<Unsent>) -> Resul
 /// A bootstrap, with the routes that it has in files.
 fn bootstrap(text: &Text, model: &Model, unsent: &Arc<Unsent>) -> Result<Diff, Failure> {
     let mut compiled = text.load(&ProcessContext::new(compile(model, unsent)))?;
-    let mut files = RouteFiles::new(compiled.followed.context);
-    let contents = files.contents();
-    let look = files.look(contents, &mut compiled.diff);
-    look.missing.iter().for_each(|missing| eprintln!("warning: {missing}"));
-    warn(&look.refused);
+    warn(&RouteConfigs::new(compiled.followed.context).read_files(&mut compiled.diff));
     Ok(compiled.diff)
 }
 

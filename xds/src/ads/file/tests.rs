@@ -75,3 +75,20 @@ fn a_file_that_is_no_response_is_refused_as_a_whole() {
         assert!(error.contains(reason), "{error}");
     }
 }
+
+#[test]
+fn a_file_of_routes_has_one_route_configuration() {
+    let kind = "\"@type\": type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+    let read = |text: &str, name: &str| routes(Path::new("rds.yaml"), text.as_bytes(), name);
+    let one = format!("resources: [{{{kind}, name: r}}]");
+    assert_eq!(read(&one, "r").unwrap(), [10, 1, b'r']);
+    let two = format!("resources: [{{{kind}, name: r}}, {{{kind}, name: s}}]");
+    let cases = [
+        (&one, "s", "resources[0].name: must be \"s\", which is asked for, not \"r\""),
+        (&two, "r", "resources: must be one route configuration, not 2"),
+        (&"resources: []".to_owned(), "r", "resources: must be one route configuration, not 0"),
+    ];
+    for (text, name, reason) in cases {
+        assert_eq!(read(text, name).unwrap_err().to_string(), reason);
+    }
+}

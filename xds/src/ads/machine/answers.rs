@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use sixfold_core::error::{ConfigError, MOST_LINES};
 
 use super::{Failure, Machine};
+use crate::ads::file;
 use crate::ads::inbox::{Item, Merged};
 use crate::ads::key::{Channel, Key};
 use crate::ads::kind::Kind;
@@ -94,14 +95,21 @@ impl<C: Compile> Machine<C> {
         let peer = self.peers.get_mut(channel)?;
         let (kind, Merged { items, whole, responses, .. }) = peer.inbox.take()?;
         let begun = Instant::now();
-        let faults = peer.late.remove(&kind).unwrap_or_default();
+        let mut faults = peer.late.remove(&kind).unwrap_or_default();
         let key = |name: &Arc<str>| Key::new(kind, channel.source(), name);
-        self.first.remove(&kind);
+        let is_first = self.first.remove(&kind).is_some();
         if kind == Kind::Secret || channel.path().is_some() {
             // A response holds what there is of what was asked for. Elsewhere than in Envoy, one that is missing keeps
             // nobody waiting until its time is over. A file holds what there is, whatever was asked for.
-            let lacking = peer.lacking(kind, |name| items.contains_key(name));
-            lacking.iter().for_each(|name| self.world.missing(&key(name)));
+            for name in peer.lacking(kind, |name| items.contains_key(name)) {
+                self.world.missing(&key(&name));
+                if kind == Kind::Routes
+                    && let Some(found) = items.keys().next().filter(|found| !found.is_empty())
+                {
+                    self.stats.of_key(&key(&name)).for_each(Subscription::refused);
+                    faults.push(file::misnamed(found, &name).to_string());
+                }
+            }
         }
         if kind == Kind::Routes && channel.path().is_none() {
             for name in peer.lacking(kind, |name| items.contains_key(name)) {
@@ -130,18 +138,39 @@ impl<C: Compile> Machine<C> {
                     Ok(Taken { version, changes }) => {
                         pending.changes |= changes;
                         pending.accepted.extend(version.map(|version| (name, version)));
+                        if let Some(peer) = self.peers.get_mut(channel) {
+                            peer.refused = None;
+                        }
                     }
-                    Err(error) => {
-                        self.stats.of_key(&key).for_each(Subscription::refused);
-                        self.world.deny(&key);
-                        let all = error.in_resource(key.shown()).into_all();
-                        pending.faults.extend(all.iter().map(ToString::to_string));
-                    }
+                    Err(error) => self.refuse(&key, error, &mut pending),
                 },
             }
         }
+        if matches!(kind, Kind::Cluster | Kind::Extension | Kind::Listener) && (is_first || pending.changes) {
+            self.ask_again();
+        }
         pending.took = begun.elapsed();
         Some(pending)
+    }
+
+    /// A resource can't be taken. Routes of a file are tried again, and that is told once: not before the first clusters
+    /// have come, which they may lead to.
+    fn refuse(&mut self, key: &Key, error: ConfigError, pending: &mut Pending) {
+        let all = error.in_resource(key.shown()).into_all();
+        let mut all: Vec<String> = all.iter().map(ToString::to_string).collect();
+        let is_early = self.first.contains_key(&Kind::Cluster);
+        let peer = self.peers.get_mut(&pending.channel);
+        if let Some(peer) = peer.filter(|_| key.kind == Kind::Routes && pending.channel.path().is_some()) {
+            let told = std::mem::take(&mut peer.refused);
+            let is_told = told.as_ref() == Some(&all);
+            peer.refused = Some(if is_early { Vec::new() } else { all.clone() });
+            if is_early || is_told {
+                return;
+            }
+        }
+        self.stats.of_key(key).for_each(Subscription::refused);
+        self.world.missing(key);
+        pending.faults.append(&mut all);
     }
 
     /// Takes a resource.

@@ -27,6 +27,10 @@ impl Compile for Taker {
         match (*kind, text) {
             (_, "bad" | "x-bad") => return Err(ConfigError::new("is bad")),
             (_, "") => {}
+            (Kind::Listener, "x-file") => {
+                asks.needs = vec![Need { source: channels::file(), ..need(Kind::Routes, "r").remove(0) }];
+                asks.scopes = [(asks.needs[0].key(), "http.h.rds.r.".into())].into();
+            }
             (Kind::Listener, routes) => {
                 asks.needs = need(Kind::Routes, routes);
                 asks.scopes = [(asks.needs[0].key(), "http.h.rds.r.".into())].into();

@@ -19,8 +19,7 @@ impl<C: Compile> World<C> {
         if self.is_at_rest() {
             return Vec::new();
         }
-        let led_to = if self.lingering.is_empty() { BTreeSet::new() } else { self.compiler.led_to() };
-        self.miss_no_longer(&led_to, now);
+        self.miss_no_longer(now);
         let mut batch = Vec::new();
         for kind in ORDER {
             let waiting: Vec<Key> = self.waiting.iter().filter(|key| key.kind == kind).cloned().collect();
@@ -34,7 +33,7 @@ impl<C: Compile> World<C> {
             }
         }
         let released: Vec<_> =
-            self.lingering.keys().filter(|name| self.is_released(name, &led_to, now)).cloned().collect();
+            self.lingering.keys().filter(|name| self.is_released(name, now)).cloned().collect();
         for name in released {
             self.lingering.remove(&name);
             let key = Key::of_name(Kind::Cluster, &name);

@@ -48,6 +48,7 @@ impl<C: Compile> World<C> {
         // Before anything is dropped, so that what goes on to be named is not asked for once more.
         in_force.iter().for_each(|(key, asks)| self.users.add(key, asks));
         late.iter().for_each(|(key, _, Compiled { asks, .. })| self.users.add(key, asks));
+        self.wait_for_nothing_denied(&in_force);
         let names = in_force.iter().map(|(key, _)| key).chain(late.iter().map(|(key, ..)| key)).cloned();
         let names = names.collect();
         let before = std::mem::replace(&mut self.statics, names);
@@ -82,6 +83,16 @@ impl<C: Compile> World<C> {
                 .insert(key, Box::new(Resource { live: Some(there(asks, now)), ..Resource::new() }));
         }
         gone
+    }
+
+    /// Of routes that were refused before, or can't be read, nothing is told anew to those who ask for them now.
+    fn wait_for_nothing_denied(&mut self, asking: &[(Key, Asks)]) {
+        for need in asking.iter().flat_map(|(_, asks)| &asks.needs).filter(|need| need.kind == Kind::Routes) {
+            let key = need.key();
+            if self.denied.contains(&key) && !self.resources.contains_key(&key) {
+                self.compiler.missing(&key);
+            }
+        }
     }
 
     /// Forgets a resource without taking it out of force.

@@ -3,7 +3,7 @@
 use super::{Compile, HOLD, LINGER, LINGER_MAX, Need, Version, World};
 use crate::ads::key::Key;
 use crate::ads::kind::Kind;
-use std::collections::BTreeSet;
+use crate::rds::Source;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -80,9 +80,9 @@ impl<C: Compile> World<C> {
     }
 
     /// What has gone before it came is not waited for any longer than what was there is kept.
-    pub(super) fn miss_no_longer(&mut self, led_to: &BTreeSet<Arc<str>>, now: Instant) {
+    pub(super) fn miss_no_longer(&mut self, now: Instant) {
         let missed = self.lingering.keys().filter(|name| self.is_missed(name));
-        let over: Vec<_> = missed.filter(|name| self.is_released(name, led_to, now)).cloned().collect();
+        let over: Vec<_> = missed.filter(|name| self.is_released(name, now)).cloned().collect();
         for name in over {
             self.lingering.remove(&name);
         }
@@ -99,9 +99,9 @@ impl<C: Compile> World<C> {
         needs.chain(held.map(|next| next.since + HOLD))
     }
 
-    /// Whether a removed cluster goes, of which `led_to` names those that others than resources lead to.
-    pub(super) fn is_released(&self, cluster: &Arc<str>, led_to: &BTreeSet<Arc<str>>, now: Instant) -> bool {
-        !self.users.has(&Key::of_name(Kind::Cluster, cluster)) && !led_to.contains(cluster)
+    /// Whether a removed cluster goes.
+    pub(super) fn is_released(&self, cluster: &Arc<str>, now: Instant) -> bool {
+        !self.users.has(&Key::of_name(Kind::Cluster, cluster))
             || self
                 .lingering
                 .get(cluster)
@@ -115,8 +115,9 @@ impl<C: Compile> World<C> {
             return end;
         }
         let heard = self.heard.map_or(removed, |heard| heard.max(removed));
-        // Files of routes are looked at by themselves, once a second.
-        let linger = if self.users.has(&key) { LINGER } else { LINGER * 2 };
+        // Files are looked at once a second: those of routes may change with that of the clusters, and be seen later.
+        let is_led_to_by_file = self.users.of(&key).any(|user| matches!(user.source, Source::Path(_)));
+        let linger = if is_led_to_by_file { LINGER * 2 } else { LINGER };
         (heard + linger).min(end)
     }
 

@@ -152,6 +152,33 @@ fn a_file_that_is_wanted_again_is_read_again() {
     }
 }
 
+/// They were never looked at again, and who had asked for them answered 404 for ever.
+#[test]
+fn routes_of_a_file_that_were_refused_are_tried_again_when_something_has_come() {
+    let mut client = mixed();
+    client.receive(Kind::Listener, "1", vec![resource(Kind::Listener, "l", "x-file", None)]);
+    assert_eq!(client.changes(), [""; 0]);
+    let channel = Channel::of(Kind::Routes, &file());
+    let asked = |client: &Client| client.machine.files()[&channel];
+    let rejected = |client: &Client| client.registry.sum("http.h.rds.r.", "update_rejected");
+    let read = |client: &mut Client, rest: &str| {
+        let resources = vec![Any { type_url: Kind::Routes.type_url().to_owned(), value: named("r", rest) }];
+        let response = DiscoveryResponse { resources, ..DiscoveryResponse::default() };
+        client.machine.read(&channel, Ok(response.encode_to_vec()), client.now);
+        client.changes()
+    };
+    let mut last = asked(&client);
+    let mut is_asked_again = |client: &Client| std::mem::replace(&mut last, asked(client)) != last;
+    assert_eq!((read(&mut client, "x-bad"), rejected(&client)), (vec![], 0), "the clusters are yet to come");
+    assert_eq!((client.read(&[("a", "")]), is_asked_again(&client)), (vec!["a".to_owned()], true));
+    assert_eq!((read(&mut client, "x-bad"), rejected(&client)), (vec!["l".to_owned()], 1));
+    assert!(!is_asked_again(&client));
+    assert_eq!((client.read(&[]), is_asked_again(&client)), (vec!["-a".to_owned()], true));
+    assert_eq!((read(&mut client, "x-bad"), rejected(&client)), (vec![], 1), "told once");
+    assert_eq!(read(&mut client, "x"), ["r"]);
+    assert_eq!((client.read(&[("b", "")]), is_asked_again(&client)), (vec!["b".to_owned()], false));
+}
+
 #[test]
 fn requests_beyond_the_limit_wait() {
     let mut client = Client::of(stream(Some(RateLimit { burst: 3, fill_rate: 1.0 })), None);
