@@ -273,8 +273,8 @@ fn routes_of_a_file_that_were_refused_are_tried_again() {
     assert_eq!(get(port, "/").unwrap().status, 404);
     let dump = get(admin, "/config_dump?resource=dynamic_route_configs").unwrap().body;
     assert!(dump.contains("unknown cluster"), "{dump}");
-    let cluster = format!("{{{}}}", leads_to(upstream()));
-    directory.write("envoy.yaml", &with_routes_in_a_file(&directory, (admin, port), "", &cluster));
+    let cluster = format!("clusters: [{{{}}}]", leads_to(upstream()));
+    directory.write("envoy.yaml", &text.replace("clusters: []", &cluster));
     process.signal("HUP");
     process.until("the routes", || get(port, "/").filter(|answer| answer.body == "ok"));
     let stats = get(admin, "/stats?filter=http.l.rds.r.update_").unwrap().body;

@@ -1,17 +1,19 @@
 //! Secrets in files, and files that secrets name.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use sixfold_core::document::MAX_DOCUMENT_BYTES;
 use sixfold_core::error::{ConfigContext, ConfigError};
-use sixfold_core::files::{self, Stamp};
+use sixfold_core::files::{self, Found, Rounds, Stamp};
 use sixfold_xds_api::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, GenericSecret, Secret, TlsCertificate, secret,
 };
 use sixfold_xds_api::values::Result;
 
+use super::key::SecretKey;
 use crate::rds;
 
 /// The largest file that a secret names, in bytes: that of all authorities of the world is a quarter of one MiB.
@@ -22,9 +24,52 @@ const MAX_CONTENT: usize = 16 << 20;
 pub(super) struct Stamps(Vec<(PathBuf, Stamp)>);
 
 impl Stamps {
-    /// Whether one of them is another now. One that is gone for a moment is being replaced.
-    pub(super) fn have_changed(&self) -> bool {
-        self.0.iter().any(|(path, before)| files::stamp(path).is_ok_and(|now| now != *before))
+    /// Whether one of them is another now.
+    pub(super) fn have_changed(&self, now: &BTreeMap<PathBuf, Stamp>) -> bool {
+        self.0.iter().any(|(path, before)| now.get(path).is_some_and(|now| now != before))
+    }
+
+    pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.0.iter().map(|(path, _)| path)
+    }
+}
+
+/// Looks at files again and again.
+pub(super) struct Looks {
+    rounds: Rounds,
+    /// What the file that a secret is in was when it was looked at last.
+    pub(super) seen: BTreeMap<SecretKey, Stamp>,
+    stamp: fn(&Path) -> io::Result<Stamp>,
+}
+
+impl Looks {
+    /// None yet.
+    pub(super) fn new() -> Looks {
+        Looks::by(files::stamp)
+    }
+
+    /// The same, by another way to tell what a file is now.
+    pub(super) fn by(stamp: fn(&Path) -> io::Result<Stamp>) -> Looks {
+        Looks { rounds: Rounds::default(), seen: BTreeMap::new(), stamp }
+    }
+
+    /// What these files are now, but for those that are gone for a moment, since they are being replaced, and those whose
+    /// disks do not answer, which hold up no other.
+    pub(super) fn now(&self, paths: BTreeSet<PathBuf>) -> BTreeMap<PathBuf, Stamp> {
+        let (mut now, stamp) = (BTreeMap::new(), self.stamp);
+        let asked = self.rounds.ask(
+            paths.into_iter().map(|path| (path, ())),
+            move |path, ()| stamp(path),
+            |found| {
+                if let Found::Answer(path, Ok(stamp)) = found {
+                    now.insert(path.to_owned(), stamp);
+                }
+            },
+        );
+        if let Err(error) = asked {
+            tracing::error!("files of secrets are not looked at: {error}");
+        }
+        now
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::mpsc::channel;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::files::Looks;
 use super::key::SecretKey;
 use super::store::{Again, Checked, Secrets};
 use crate::ads::{
@@ -78,12 +79,12 @@ impl Batches for OneSecret {
 /// Follows every secret that is named and does not come by the stream of all resources, until the process ends, from the
 /// clusters of the last bootstrap. Must run within a `LocalSet`.
 pub async fn follow<A: Apply + Clone + 'static>(statics: watch::Receiver<Statics>, node: Node, apply: A) {
-    let (secrets, mut seen) = (statics.borrow().context.sds.clone(), BTreeMap::new());
+    let (secrets, mut looks) = (statics.borrow().context.sds.clone(), Looks::new());
     let put = {
         let secrets = secrets.clone();
         move |again| secrets.put_again(again)
     };
-    let look = move || secrets.look_at_files(&mut seen);
+    let look = move || secrets.look_at_files(&mut looks);
     tokio::join!(follow_streams(statics, node, apply.clone()), follow_files(look, put, apply));
 }
 

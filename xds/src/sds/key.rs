@@ -1,6 +1,7 @@
 //! Names of secrets and where each comes from.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,16 @@ use crate::rds::{self, Source};
 pub struct SecretKey {
     pub(crate) source: Source,
     pub(crate) name: Arc<str>,
+}
+
+impl SecretKey {
+    /// The file that it is in, if it is in one.
+    pub(super) fn path(&self) -> Option<&PathBuf> {
+        match &self.source {
+            Source::Path(path) => Some(path),
+            Source::Ads | Source::Api(_) => None,
+        }
+    }
 }
 
 /// A secret that settings name.

@@ -1,11 +1,11 @@
 //! What has come of each secret, and who is made of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use sixfold_core::error::ConfigError;
-use sixfold_core::files::Stamp;
 use sixfold_core::interned::Sweep;
 use sixfold_core::metrics::Registry;
 use sixfold_core::tls::{ClientTls, ContextChange};
@@ -14,7 +14,7 @@ use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use sixfold_xds_api::values::Result;
 use tokio::sync::Notify;
 
-use super::files::{self, Stamps};
+use super::files::{self, Looks, Stamps};
 use super::key::{Reference, SecretKey};
 use super::{SecretStats, User};
 use crate::rds::Source;
@@ -355,16 +355,22 @@ impl Secrets {
 
     /// Reads files again that have changed, those that secrets are in and those that secrets name. What comes of it is
     /// to be [`Secrets::put_again`] by who puts the others, so that they come into force in one order.
-    pub(super) fn look_at_files(&self, seen: &mut BTreeMap<SecretKey, Stamp>) -> Vec<Again> {
+    pub(super) fn look_at_files(&self, looks: &mut Looks) -> Vec<Again> {
         let mut read = Vec::new();
-        for key in self.wanted(|source| matches!(source, Source::Path(_))) {
-            let Source::Path(path) = &key.source else { continue };
-            // One that is gone for a moment is being replaced.
-            let Ok(stamp) = sixfold_core::files::stamp(path) else { continue };
-            if seen.insert(key.clone(), stamp) == Some(stamp) {
+        let all = self.wanted(|_| true);
+        let mut paths: BTreeSet<PathBuf> = all.iter().filter_map(|key| key.path().cloned()).collect();
+        for sent in all.iter().filter_map(|key| self.sent(key)) {
+            paths.extend(sent.stamps.paths().cloned());
+        }
+        let now = looks.now(paths);
+        for key in &all {
+            let Some((path, stamp)) = key.path().and_then(|path| Some((path, *now.get(path)?))) else {
+                continue;
+            };
+            if looks.seen.insert(key.clone(), stamp) == Some(stamp) {
                 continue;
             }
-            let for_sent = self.sent(&key).map(|sent| sent.message);
+            let for_sent = self.sent(key).map(|sent| sent.message);
             let text = match files::read(path) {
                 Ok(text) => text,
                 Err(error) => {
@@ -373,16 +379,16 @@ impl Secrets {
                 }
             };
             let message = files::secret(&text, path, &key.name);
-            read.extend(self.check_again(&key, for_sent, message));
+            read.extend(self.check_again(key, for_sent, message));
         }
-        seen.retain(|key, _| self.knows(key));
-        for key in self.wanted(|_| true) {
-            if read.iter().any(|again| again.checked.key == key) {
+        looks.seen.retain(|key, _| self.knows(key));
+        for key in &all {
+            if read.iter().any(|again| again.checked.key == *key) {
                 continue;
             }
-            let Some(sent) = self.sent(&key).filter(|sent| sent.stamps.have_changed()) else { continue };
+            let Some(sent) = self.sent(key).filter(|sent| sent.stamps.have_changed(&now)) else { continue };
             let message = (*sent.message).clone();
-            read.extend(self.check_again(&key, Some(sent.message), Ok(message)));
+            read.extend(self.check_again(key, Some(sent.message), Ok(message)));
         }
         read
     }

@@ -2,8 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -13,12 +17,13 @@ use sixfold_core::secret::SecretSource;
 use sixfold_core::tls::{Awaited, ClientTls, ContextChange};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{SdsSecretConfig, Secret};
 
+use super::files::Looks;
 use super::*;
 use crate::cluster;
 use crate::context::Context;
 use crate::rds::Source;
 use crate::testing::{context, read};
-use sixfold_core::files::Stamp;
+use sixfold_core::files::{self, Stamp};
 
 struct Pki {
     issuer: Issuer<'static, KeyPair>,
@@ -280,9 +285,9 @@ fn secrets_in_files_are_there_at_once_and_follow_their_files() {
     write("secrets.yaml", &in_file("root.pem"));
     let cluster = mesh(&context, &format!("path_config_source: {{path: {}}}", path("secrets.yaml")), SANS);
     let first = tls(&cluster).context().unwrap();
-    let mut seen: BTreeMap<SecretKey, Stamp> = BTreeMap::new();
+    let mut looks = Looks::new();
     let mut look = || {
-        let read = context.sds.look_at_files(&mut seen).into_iter();
+        let read = context.sds.look_at_files(&mut looks).into_iter();
         let changes: Vec<_> = read.flat_map(|again| context.sds.put_again(again)).collect();
         let count = changes.len();
         changes.into_iter().for_each(ContextChange::put_in_force);
@@ -306,6 +311,57 @@ fn secrets_in_files_are_there_at_once_and_follow_their_files() {
     write("secrets.yaml", &in_file("root2.pem"));
     assert!(look() > 0);
     assert!(!Arc::ptr_eq(&second, &tls(&cluster).context().unwrap()));
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+/// No other was seen for as long as one disk did not answer.
+#[test]
+fn a_disk_that_hangs_holds_up_no_other_secret() {
+    static HANGS: AtomicBool = AtomicBool::new(true);
+    fn stamp(path: &Path) -> io::Result<Stamp> {
+        while path.ends_with("hangs.yaml") && HANGS.load(SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        files::stamp(path)
+    }
+    let directory = std::env::temp_dir().join(format!("sixfold-sds-hangs-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = |name: &str| directory.join(name).display().to_string();
+    let (context, pki) = (context(), Pki::new());
+    let write = |name: &str| {
+        let kind = "\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+        let ((chain, key), root) = (pki.leaf(), &pki.root);
+        let text = format!(
+            "resources:\n- {{{kind}, name: ROOTCA, validation_context: {{trusted_ca: {{inline_string: {root:?}}}}}}}\n- {{{kind}, name: default, \
+             tls_certificate: {{certificate_chain: {{inline_string: {chain:?}}}, private_key: {{inline_string: {key:?}}}}}}}\n"
+        );
+        std::fs::write(path("new"), text).unwrap();
+        std::fs::rename(path("new"), path(name)).unwrap();
+    };
+    let [hanging, other] = ["hangs.yaml", "other.yaml"].map(|name| {
+        write(name);
+        mesh(&context, &format!("path_config_source: {{path: {}}}", path(name)), SANS)
+    });
+    let context_of = |cluster: &Cluster| tls(cluster).context().unwrap();
+    let mut looks = Looks::by(stamp);
+    let mut has_changed = |cluster: &Cluster| {
+        let before = context_of(cluster);
+        for again in context.sds.look_at_files(&mut looks) {
+            context.sds.put_again(again).into_iter().for_each(ContextChange::put_in_force);
+        }
+        !Arc::ptr_eq(&before, &context_of(cluster))
+    };
+    write("hangs.yaml");
+    for _ in 0..2 {
+        write("other.yaml");
+        assert!(has_changed(&other));
+    }
+    HANGS.store(false, SeqCst);
+    // The thread that was left to the disk has to notice.
+    let begun = Instant::now();
+    while !has_changed(&hanging) {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
     std::fs::remove_dir_all(&directory).unwrap();
 }
 
@@ -358,13 +414,13 @@ fn what_is_read_again_takes_only_the_place_of_what_it_was_read_for() {
     write_leaf();
     bring(&context, &default, &in_files);
     write_leaf();
-    let mut read = context.sds.look_at_files(&mut BTreeMap::new());
+    let mut read = context.sds.look_at_files(&mut Looks::new());
     assert_eq!(read.len(), 1);
     assert_eq!(bring(&context, &default, &pki.certificate("default")), 1);
     let newest = tls(&cluster).context().unwrap();
     assert!(context.sds.put_again(read.remove(0)).is_empty());
     assert!(Arc::ptr_eq(&newest, &tls(&cluster).context().unwrap()));
-    assert!(context.sds.look_at_files(&mut BTreeMap::new()).is_empty(), "those files are nobody's now");
+    assert!(context.sds.look_at_files(&mut Looks::new()).is_empty(), "those files are nobody's now");
     std::fs::remove_dir_all(&directory).unwrap();
 }
 
