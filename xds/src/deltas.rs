@@ -16,6 +16,7 @@ use sixfold_core::route::{Action, ClusterChoice};
 use sixfold_core::router::{RouteTable, RouteTableCell};
 use sixfold_core::stream::Stream;
 
+use crate::context::is_unknown_cluster;
 use crate::rds::{RouteConfigs, Source};
 use crate::testing::{context, read, shown};
 use crate::{Context, cluster};
@@ -29,6 +30,8 @@ const CLUSTERS: [&str; 5] = ["c0", "c1", "c2", "c3", "c4"];
 const WEB: &str = "{name: web, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}";
 const WEB_SETTINGS: &str =
     "{\"@type\": type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}";
+/// Of a table that must lead to clusters that are there.
+const VALIDATED: &str = ", validate_clusters: true";
 const TABLES: [&str; 3] = ["t0", "t1", "t2"];
 const LISTENERS: [&str; 3] = ["l0", "l1", "l2"];
 
@@ -49,6 +52,10 @@ struct Feed {
     routes: RouteConfigs,
     /// Asks for every table, so that none is forgotten.
     cells: Vec<Arc<RouteTableCell>>,
+    /// Clusters that tables may lead to which must.
+    known: BTreeSet<&'static str>,
+    /// Whether those that must are compared with the first of their name.
+    compares: bool,
     /// The last text of each resource that was not refused.
     taken: BTreeMap<(Kind, &'static str), String>,
 }
@@ -63,7 +70,33 @@ impl Feed {
             manager(&listener.unwrap()).routes.clone()
         });
         let (cells, routes) = (asking.collect(), RouteConfigs::new(context.clone()));
-        Feed { context, model, routes, cells, taken: BTreeMap::new() }
+        Feed {
+            context,
+            model,
+            routes,
+            cells,
+            known: BTreeSet::new(),
+            compares: false,
+            taken: BTreeMap::new(),
+        }
+    }
+
+    fn know(&mut self, cluster: &'static str, is_known: bool) {
+        if is_known {
+            self.known.insert(cluster);
+            self.context.sent_clusters.add(&cluster.into());
+        } else {
+            self.known.remove(cluster);
+            self.context.sent_clusters.remove(cluster);
+        }
+    }
+
+    /// Whether a table would be taken if nothing of it had come before.
+    fn takes_at_first(&self, name: &'static str, text: &str) -> bool {
+        let mut first = Feed::new();
+        self.known.iter().copied().for_each(|cluster| first.know(cluster, true));
+        let mut routes = first.routes.clone();
+        first.add(&mut Diff::default(), &mut routes, Kind::Table, name, Some(text)).is_ok()
     }
 
     /// Applies everything of a response that compiles, and answers what does not.
@@ -71,11 +104,22 @@ impl Feed {
         let (mut diff, mut refused) = (Diff::default(), Vec::new());
         let mut routes = self.routes.clone();
         for ((kind, name), text) in changes {
-            match self.add(&mut diff, &mut routes, kind, name, text.as_deref()) {
-                Ok(()) => match text {
-                    Some(text) => drop(self.taken.insert((kind, name), text)),
-                    None => drop(self.taken.remove(&(kind, name))),
-                },
+            let added = self.add(&mut diff, &mut routes, kind, name, text.as_deref());
+            if let Some(text) = text.as_ref().filter(|text| self.compares && text.contains(VALIDATED))
+                && self.taken.get(&(kind, name)) != Some(text)
+            {
+                assert_eq!(added.is_ok(), self.takes_at_first(name, text), "{text}: {added:?}");
+            }
+            match added {
+                Ok(()) => {
+                    if kind == Kind::Cluster {
+                        self.know(name, text.is_some());
+                    }
+                    match text {
+                        Some(text) => drop(self.taken.insert((kind, name), text)),
+                        None => drop(self.taken.remove(&(kind, name))),
+                    }
+                }
                 Err(error) => refused.push(error),
             }
         }
@@ -240,7 +284,10 @@ fn random_text(kind: Kind, name: &str, rng: &mut fastrand::Rng) -> String {
             rng.u8(1..3),
             (0..rng.usize(1..4)).map(|_| random_endpoint(rng)).collect::<Vec<_>>().join(", "),
         ),
-        Kind::Table => format!("{{name: {name}, {}}}", random_routes(rng)),
+        Kind::Table => {
+            let validated = if rng.bool() { VALIDATED } else { "" };
+            format!("{{name: {name}, {}{validated}}}", random_routes(rng))
+        }
         Kind::Listener => {
             let routes = match rng.usize(..5) {
                 own @ 3.. => format!("route_config: {{name: t{}, {}}}", own - 3, random_routes(rng)),
@@ -283,7 +330,7 @@ fn random_endpoint(rng: &mut fastrand::Rng) -> String {
 fn broken(kind: Kind, text: &str) -> String {
     match kind {
         Kind::Cluster => text.replacen("connect_timeout: ", "connect_timeout: -", 1),
-        Kind::Table => text.replacen("domains: [", "domains: [\"dup\", \"dup\", ", 1),
+        Kind::Table => text.replacen("domains: [", "domains: [\"dup\", \"dup\", ", 1).replace(VALIDATED, ""),
         Kind::Listener => text.replacen("stat_prefix: s", "stat_prefix: ''", 1),
     }
 }
@@ -314,19 +361,25 @@ fn random_changes(rng: &mut fastrand::Rng) -> (Vec<Change>, usize) {
 fn changes_one_after_the_other_lead_where_a_fresh_start_leads() {
     for seed in 0..8 {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let mut feed = Feed::new();
-        let mut states = BTreeSet::new();
+        let mut feed = Feed { compares: true, ..Feed::new() };
+        let (mut states, mut misled) = (BTreeSet::new(), 0);
         for step in 0..150 {
             let (changes, bad) = random_changes(&mut rng);
-            let refused = feed.apply(changes);
+            let mut refused = feed.apply(changes);
+            let all = refused.len();
+            refused.retain(|error| !error.clone().into_all().iter().all(is_unknown_cluster));
+            misled += all - refused.len();
             assert_eq!(refused.len(), bad, "seed {seed}, step {step}: {refused:?}");
             let mut fresh = Feed::new();
+            // A table stays when a cluster of its has gone.
+            CLUSTERS.into_iter().for_each(|cluster| fresh.know(cluster, true));
             let all = feed.taken.iter().map(|(key, text)| (*key, Some(text.clone())));
             assert!(fresh.apply(all.collect()).is_empty());
             assert_eq!(feed.shown(), fresh.shown(), "seed {seed}, step {step}");
             states.insert(feed.shown());
         }
         assert!(states.len() > 100, "hardly anything changes: {} states", states.len());
+        assert!(misled > 10, "hardly any table is refused for a cluster that is not there: {misled}");
         assert_eq!(feed.model.sweep(), 0, "seed {seed}: what was replaced is kept");
         // Those that are asked for at all times, and one for each listener at most.
         assert!(feed.context.compile.route_tables.len() <= TABLES.len() + LISTENERS.len(), "seed {seed}");
@@ -378,7 +431,10 @@ fn a_broken_resource_changes_nothing_else() {
 fn what_a_request_holds_outlives_its_change() {
     let mut feed = Feed::new();
     let mut rng = fastrand::Rng::with_seed(2);
-    let text = |kind, name, rng: &mut fastrand::Rng| ((kind, name), Some(random_text(kind, name, rng)));
+    let text = |kind, name, rng: &mut fastrand::Rng| {
+        let text = random_text(kind, name, rng).replace(VALIDATED, "");
+        ((kind, name), Some(text))
+    };
     feed.apply(vec![text(Kind::Cluster, "c0", &mut rng), text(Kind::Table, "t0", &mut rng)]);
     let (table, cluster) = (feed.cells[0].load().unwrap(), feed.context.compile.clusters.find("c0").unwrap());
     let (routes, endpoints) = (answers(&table).len(), chosen(&cluster));

@@ -9,7 +9,6 @@ use sixfold_core::hcm::HttpConnectionManager;
 use sixfold_core::listener::{Listener, NetworkFilter};
 use sixfold_core::metrics::scope;
 use sixfold_core::model::{ApplyError, Diff, ResourceKind};
-use sixfold_core::route::{Action, ClusterChoice};
 use sixfold_core::router::{RouteTable, RouteTableCell, TableKey};
 use sixfold_core::tls::Awaited;
 use sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster as ProtoCluster;
@@ -33,7 +32,7 @@ use crate::ecds::Asked;
 use crate::rds::{self, RouteConfigs, Source};
 use crate::sds::{Checked, SecretKey, User};
 use crate::tracker::Event;
-use crate::{access_log, cluster, filters, listener};
+use crate::{access_log, cluster, filters, listener, route};
 
 /// A compiled resource.
 #[derive(Debug)]
@@ -303,7 +302,9 @@ impl Asks {
                         scopes.entry(key).or_insert_with_key(|key| scope(key).into());
                     });
                 }
-                NetworkFilter::Tcp(proxy) => choices(&proxy.cluster, &mut clusters),
+                NetworkFilter::Tcp(proxy) => route::clusters_of(&proxy.cluster, &mut |name| {
+                    clusters.insert(name.clone());
+                }),
                 NetworkFilter::Routed(_) | NetworkFilter::Direct(_) => {}
             }
         }
@@ -399,26 +400,10 @@ fn no_second_wait(diff: &Diff) {
 
 /// The clusters that a table leads to.
 fn named_by(table: &RouteTable, clusters: &mut BTreeSet<Arc<str>>) {
-    for route in table.routes() {
-        if let Action::Forward(forward) = &route.action {
-            choices(&forward.cluster, clusters);
-            forward
-                .mirrors
-                .iter()
-                .flat_map(|mirrors| mirrors.iter())
-                .for_each(|m| choices(&m.cluster, clusters));
-        }
-    }
-}
-
-fn choices(choice: &ClusterChoice, clusters: &mut BTreeSet<Arc<str>>) {
-    match choice {
-        ClusterChoice::Named(cell) => drop(clusters.insert(cell.name.clone())),
-        ClusterChoice::Weighted(weighted) => {
-            weighted.clusters.iter().for_each(|member| choices(&member.cluster, clusters));
-        }
-        ClusterChoice::Header(..) => {}
-    }
+    let mut add = |name: &Arc<str>| {
+        clusters.insert(name.clone());
+    };
+    table.routes().for_each(|route| route::named_by(route, &mut add));
 }
 
 #[cfg(test)]

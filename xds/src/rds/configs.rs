@@ -133,7 +133,7 @@ impl RouteConfigs {
             let Some(known) = self.known.get(&key) else { continue };
             let cells = self.context.compile.route_tables.of_name(&key.1);
             let cells: Vec<_> = cells.into_iter().filter(|cell| asks(cell, &key.0)).collect();
-            match Message::read(known).and_then(|message| self.compile(known, &message, &cells)) {
+            match Message::accepted(known).and_then(|message| self.compile(known, &message, &cells)) {
                 Ok(tables) => diff.route_tables.extend(tables),
                 Err(error) => refused.push(error),
             }
@@ -160,7 +160,7 @@ impl RouteConfigs {
         for cell in cells.into_iter().filter(|cell| cell.load().is_none()) {
             let known = asked(cell).map(|(source, name)| (source.clone(), name.clone()));
             let Some(known) = known.and_then(|key| self.known.get(&key)) else { continue };
-            let tables = self.compile(known, &Message::read(known)?, std::slice::from_ref(cell))?;
+            let tables = self.compile(known, &Message::accepted(known)?, std::slice::from_ref(cell))?;
             self.fitting.retain(|(key, _)| *key != cell.key);
             self.fitting.extend(tables);
         }
@@ -188,7 +188,8 @@ impl RouteConfigs {
                 diff.route_tables.push(ready.clone());
                 continue;
             }
-            let compiled = Message::read(known).and_then(|message| self.compile(known, &message, &[cell]));
+            let compiled =
+                Message::accepted(known).and_then(|message| self.compile(known, &message, &[cell]));
             match compiled {
                 Ok(tables) => diff.route_tables.extend(tables),
                 Err(error) => refused.push(error),
@@ -253,6 +254,13 @@ impl Message<'_> {
     fn read(encoded: &[u8]) -> Result<Message<'_>> {
         let Split { rest, parts: routes } = wire::split(encoded, &ROUTES)?;
         Ok(Message { value: decode(&rest)?, rest, routes })
+    }
+
+    /// One that was taken: whether its clusters are there was asked then, and it stays when one goes.
+    fn accepted(encoded: &[u8]) -> Result<Message<'_>> {
+        let mut message = Message::read(encoded)?;
+        message.value.validate_clusters = None;
+        Ok(message)
     }
 
     /// Whether everything keeps the rules of its definition. Of the last good version it is known that its routes do.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sixfold_core::cluster::{ClusterCell, Criteria};
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::matcher::HeaderTarget;
-use sixfold_core::route::{ClusterChoice, WeightedCluster, WeightedClusters};
+use sixfold_core::route::{Action, ClusterChoice, Route, WeightedCluster, WeightedClusters};
 use sixfold_xds_api::pb::envoy::config::core::v3::Metadata;
 use sixfold_xds_api::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use sixfold_xds_api::pb::envoy::config::route::v3::weighted_cluster::{
@@ -25,6 +25,25 @@ pub(crate) fn cell(context: &Context, validate: bool, name: &str) -> Result<Arc<
         context.has_cluster(name)?;
     }
     Ok(context.compile.clusters.cell(name))
+}
+
+/// Tells the names of the clusters that a route leads to, and of those that get copies.
+pub(crate) fn named_by(route: &Route, told: &mut impl FnMut(&Arc<str>)) {
+    let Action::Forward(forward) = &route.action else { return };
+    choices(&forward.cluster, told);
+    let mirrors = forward.mirrors.iter().flat_map(|mirrors| mirrors.iter());
+    mirrors.for_each(|mirror| choices(&mirror.cluster, told));
+}
+
+/// The same of a choice.
+pub(crate) fn choices(choice: &ClusterChoice, told: &mut impl FnMut(&Arc<str>)) {
+    match choice {
+        ClusterChoice::Named(cell) => told(&cell.name),
+        ClusterChoice::Weighted(weighted) => {
+            weighted.clusters.iter().for_each(|member| choices(&member.cluster, told));
+        }
+        ClusterChoice::Header(..) => {}
+    }
 }
 
 /// `cluster_specifier` of a route, whose `metadata_match` members of weighted clusters add to.

@@ -1,7 +1,8 @@
 //! What a table takes over from the version before it, so that a change of one route of thousands compiles one.
 //!
 //! Routes are told apart by their encoded form, which says all about them but what they inherit: by the same filters
-//! and in the same context, an equal route below equal levels is the same route.
+//! and in the same context, an equal route below equal levels is the same route. Whether its clusters are still there where
+//! they must be (`validate_clusters`) is asked again.
 
 use std::sync::Arc;
 

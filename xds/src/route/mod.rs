@@ -12,7 +12,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use cluster::cell as cluster_cell;
+pub(crate) use cluster::{cell as cluster_cell, choices as clusters_of, named_by};
 pub(crate) use earlier::Earlier;
 
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use prost::Name;
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::matching::Tree;
-use sixfold_core::route::{MirrorPolicy, RequireTls, RouteStats, VirtualCluster};
+use sixfold_core::route::{MirrorPolicy, RequireTls, Route, RouteStats, VirtualCluster};
 use sixfold_core::router::{HostRoutes, RouteList, RouteTable, TableOptions, VirtualHostOptions};
 use sixfold_xds_api::pb::envoy::config::route::v3::virtual_host::TlsRequirementType;
 use sixfold_xds_api::pb::envoy::config::route::v3::{
@@ -59,6 +59,23 @@ pub(crate) struct Scope<'a> {
 impl Scope<'_> {
     fn table_level(&self) -> Level<'_> {
         Level::new(self.table_overrides)
+    }
+
+    /// Whether a route of an earlier version may be taken over: where clusters must be there, those that it leads to still
+    /// are. Compiled once more it says which is not.
+    fn may_keep(&self, route: &Route) -> bool {
+        let mut known = true;
+        if self.validate_clusters {
+            named_by(route, &mut |name| known = known && self.context.has_cluster(name).is_ok());
+        }
+        known
+    }
+
+    /// The same of a virtual host, whose own mirrors need not be those of its routes.
+    fn may_keep_all(&self, host: &ProtoHost, routes: &HostRoutes) -> bool {
+        !self.validate_clusters
+            || host.request_mirror_policies.is_empty()
+                && routes.routes().iter().all(|route| self.may_keep(route))
     }
 
     /// Name of the virtual host, for statistics.
@@ -134,7 +151,8 @@ pub(crate) fn table(
     let hosts = virtual_hosts.iter().zip(routes).enumerate().map(|(index, (host, routes))| {
         let scope = Scope { host: Some(host), ..scope };
         let earlier = earlier.get(&*host.name);
-        if let Some(same) = earlier.and_then(|earlier| earlier.whole(host, routes)) {
+        let same = earlier.and_then(|earlier| earlier.whole(host, routes));
+        if let Some(same) = same.filter(|same| scope.may_keep_all(host, same)) {
             return Ok((host.domains.clone(), same));
         }
         virtual_host(&scope, host, routes, earlier).in_index(index).in_key("virtual_hosts")
@@ -164,7 +182,7 @@ fn virtual_host(
     let options = host_options(scope, value, &mut faults);
     let earlier = earlier.map(|earlier| earlier.routes(value)).unwrap_or_default();
     let routes = routes.iter().enumerate().map(|(index, route)| {
-        if let Some(same) = earlier.get(route) {
+        if let Some(same) = earlier.get(route).filter(|same| scope.may_keep(same)) {
             return Ok(Arc::clone(same));
         }
         let route = decode(route).and_then(|route| entry::route(scope, &route));
