@@ -3,7 +3,9 @@
 mod action;
 mod candidates;
 mod consumer;
+mod detected;
 mod dump;
+mod faulty;
 mod filters;
 mod request;
 mod source;
@@ -47,11 +49,20 @@ fn tell(known: &Known, asked: &Asked, options: &ExplainOptions) -> Result<Story,
     let listener = choose_listener(known, asked, options)?;
     let destination = asked.destination.or_else(|| listener.addresses.first().and_then(|a| a.ip()));
     story.insert("listener".into(), listener_of(&listener, destination));
+    let entered = options.destination.and_then(|_| redirected(known));
+    let by: Vec<&Listener> = entered
+        .into_iter()
+        .filter(|by| by.name != listener.name)
+        .chain([&listener])
+        .map(|by| &**by)
+        .collect();
+    let detected = detected::of(&by, asked, destination);
+    story.extend(detected.shown.map(|shown| ("detected".to_owned(), shown)));
     let input = MatchInput {
         destination,
-        server_name: asked.server_name.as_deref(),
-        tls: asked.is_tls(),
-        application_protocols: &asked.protocols,
+        server_name: detected.server_name.as_deref(),
+        tls: detected.tls,
+        application_protocols: &detected.protocols,
         direct_source: Some(asked.source),
         source: Some(asked.source),
     };
@@ -63,7 +74,7 @@ fn tell(known: &Known, asked: &Asked, options: &ExplainOptions) -> Result<Story,
     story.insert("filter_chain".into(), chain_of(chain, &listener));
     match &chain.filter {
         NetworkFilter::Http(hcm) => {
-            let mut stream = asked.stream(&listener, chain, destination);
+            let mut stream = asked.stream(&listener, chain, destination, detected.server_name);
             http(&mut story, known, hcm, options.consumer.as_deref(), &mut stream)?;
         }
         NetworkFilter::Tcp(proxy) => {
@@ -94,19 +105,28 @@ fn choose_listener(known: &Known, asked: &Asked, options: &ExplainOptions) -> Re
         shown.collect::<Vec<_>>().join("; ")
     };
     if let Some(name) = &options.listener {
+        known.faulty.named(name)?;
         let found = known.listeners.iter().find(|listener| *listener.name == **name);
         let none = || Failure::new(format!("no listener is called \"{name}\"; there are: {}", names()));
         return found.cloned().ok_or_else(none);
     }
-    if let Some(found) = asked.destination.and_then(|address| known.listeners.at(address)) {
-        return Ok(found.clone());
+    if let Some(address) = asked.destination {
+        let found = known.listeners.at(address);
+        let is_it =
+            |listener: &&Arc<Listener>| listener.addresses.iter().any(|its| its.ip() == Some(address));
+        if found.filter(is_it).is_none() {
+            known.faulty.at(address)?;
+        }
+        if let Some(found) = found {
+            return Ok(found.clone());
+        }
     }
     // A connection that was redirected to this proxy and has no listener of its own stays where it came in.
-    if options.destination.is_some()
-        && let Some(first) =
-            known.listeners.iter().find(|listener| listener.use_original_dst && !listener.inbound)
-    {
-        return Ok(first.clone());
+    if options.destination.is_some() {
+        if let Some(first) = redirected(known) {
+            return Ok(first.clone());
+        }
+        known.faulty.redirected()?;
     }
     let has_port = |listener: &&Arc<Listener>| {
         let mut ports = listener.addresses.iter().filter_map(|address| address.ip());
@@ -116,6 +136,7 @@ fn choose_listener(known: &Known, asked: &Asked, options: &ExplainOptions) -> Re
     let all: Vec<_> = known.listeners.iter().collect();
     let mut fitting: Vec<_> = all.iter().copied().filter(has_port).collect();
     if fitting.is_empty() {
+        known.faulty.on(asked.port)?;
         fitting = all.iter().copied().filter(speaks).collect();
     }
     match only(&fitting).or_else(|| only(&all)) {
@@ -127,6 +148,11 @@ fn choose_listener(known: &Known, asked: &Asked, options: &ExplainOptions) -> Re
             names()
         ))),
     }
+}
+
+/// The listener that redirected connections come to first.
+fn redirected(known: &Known) -> Option<&Arc<Listener>> {
+    known.listeners.iter().find(|listener| listener.use_original_dst && !listener.inbound)
 }
 
 /// The only one there is, or the only one for IPv4: APISIX listens on each of its ports for both families.
@@ -180,6 +206,9 @@ fn http(
     }
     story.insert("request".into(), request::shown(stream));
     let Some(table) = table else {
+        if let Some(error) = known.faulty.routes.get(&name) {
+            return Err(error.clone().into());
+        }
         let reason = format!("the routes \"{name}\" come from a control plane and are not known here");
         story.insert("outcome".into(), reason.into());
         return Ok(());

@@ -95,12 +95,13 @@ impl Asked {
         self.scheme == Scheme::Https || self.server_name.is_some() || self.peer.is_some()
     }
 
-    /// The request on a connection to the listener.
+    /// The request on a connection to the listener, which has found that it is meant for the server `requested`.
     pub(super) fn stream(
         &self,
         listener: &Listener,
         chain: &FilterChain,
         destination: Option<SocketAddr>,
+        requested: Option<Arc<str>>,
     ) -> Stream {
         let local = destination.unwrap_or(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
         let terminated = chain.tls.is_some() || self.is_tls();
@@ -115,7 +116,7 @@ impl Asked {
         let connection = Connection {
             listener: listener.name.clone(),
             filter_chain: chain.name.clone(),
-            requested_server_name: self.server_name.clone(),
+            requested_server_name: requested,
             tls,
             ..Connection::plain(self.source, local)
         };

@@ -1,6 +1,7 @@
 //! What is explained: the model that a configuration compiles to, of which nothing is opened.
 
 use super::dump;
+use super::faulty::Faulty;
 use super::verdict::Unsent;
 use crate::Failure;
 use crate::arguments::ExplainOptions;
@@ -31,6 +32,8 @@ pub(super) struct Known {
     pub(super) clusters: Arc<Clusters>,
     /// Those of APISIX.
     pub(super) consumers: Arc<Consumers>,
+    /// What is not compiled.
+    pub(super) faulty: Faulty,
     /// What filters ask services goes here.
     pub(super) unsent: Arc<Unsent>,
 }
@@ -39,8 +42,8 @@ pub(super) struct Known {
 pub(super) fn read(options: &ExplainOptions) -> Result<Known, Failure> {
     let model = Model::default();
     let (consumers, unsent) = (Arc::<Consumers>::default(), Arc::<Unsent>::default());
-    let diff = match (&options.config, &options.dump, &options.admin) {
-        (Some(file), ..) => of_file(file, &model, &consumers, &unsent)?,
+    let (diff, faulty) = match (&options.config, &options.dump, &options.admin) {
+        (Some(file), ..) => (of_file(file, &model, &consumers, &unsent)?, Faulty::default()),
         (None, Some(file), _) => {
             let text = Text::read(file)?;
             of_dump(&text.text, &text.name, &model, &unsent)?
@@ -48,12 +51,13 @@ pub(super) fn read(options: &ExplainOptions) -> Result<Known, Failure> {
         (None, None, Some(address)) => of_dump(&config_dump(address)?, address, &model, &unsent)?,
         (None, None, None) => return Err(Failure::new("one of --config, --admin and --dump is needed")),
     };
+    warn(faulty.errors());
     let errors = model.apply_detached(diff);
     if !errors.is_empty() {
         return Err(errors.into());
     }
     let listeners = Listeners::new(model.listeners());
-    Ok(Known { listeners, clusters: model.clusters().clone(), consumers, unsent })
+    Ok(Known { listeners, clusters: model.clusters().clone(), consumers, faulty, unsent })
 }
 
 fn compile(model: &Model, unsent: &Arc<Unsent>) -> CompileContext {
@@ -104,10 +108,8 @@ fn of_file(
     }
 }
 
-fn of_dump(text: &str, name: &str, model: &Model, unsent: &Arc<Unsent>) -> Result<Diff, Failure> {
-    let rebuilt = dump::bootstrap(text).map_err(|error| error.in_file(name))?;
-    let text = Text { text: rebuilt.to_string(), name: format!("the dump of {name}"), merged_over: None };
-    bootstrap(&text, model, unsent)
+fn of_dump(text: &str, name: &str, model: &Model, unsent: &Arc<Unsent>) -> Result<(Diff, Faulty), Failure> {
+    dump::compile(text, name, &ProcessContext::new(compile(model, unsent)))
 }
 
 /// A bootstrap, with the routes that it has in files.
@@ -117,6 +119,6 @@ fn bootstrap(text: &Text, model: &Model, unsent: &Arc<Unsent>) -> Result<Diff, F
     Ok(compiled.diff)
 }
 
-fn warn(refused: &[ConfigError]) {
-    refused.iter().for_each(|error| eprintln!("warning: {error}"));
+fn warn<'a>(refused: impl IntoIterator<Item = &'a ConfigError>) {
+    refused.into_iter().for_each(|error| eprintln!("warning: {error}"));
 }

@@ -84,6 +84,9 @@ fn connection(story: &Story, out: &mut String) {
         let _ = write!(words, ", of a connection to {destination}");
     }
     line(out, "listener", &words);
+    if let Some(detected) = story.get("detected") {
+        line(out, "detected", &format!("{} (by the {})", str(detected, "found"), str(detected, "by")));
+    }
     match story.get("filter_chain") {
         Some(Value::Null) => line(out, "filter chain", "none"),
         Some(chain) => {

@@ -2,14 +2,14 @@
 use super::*;
 
 #[test]
-fn what_came_by_itself_becomes_static() {
+fn what_a_dump_does_not_tell_is_taken_out() {
     let any = |kind: &str, mut rest: Value| {
         rest["@type"] = format!("type.googleapis.com/envoy.{kind}").into();
         rest
     };
     let manager = any(
         "hcm",
-        json!({"rds": {"route_config_name": "r", "config_source": {"ads": {}}}, "access_log": [1]}),
+        json!({"rds": {"route_config_name": "r", "config_source": {"path": "/none"}}, "access_log": [1]}),
     );
     let chain =
         json!({"transport_socket": {"name": "tls"}, "filters": [{"name": "hcm", "typed_config": manager}]});
@@ -30,20 +30,21 @@ fn what_came_by_itself_becomes_static() {
         {"@type": "x/envoy.admin.v3.EndpointsConfigDump",
          "dynamic_endpoint_configs": [{"endpoint_config": {"@type": "x", "cluster_name": "s", "endpoints": [7]}}]},
     ]});
-    let made = bootstrap(&dump.to_string()).unwrap();
-    assert_eq!(made["node"], json!({"id": "n"}));
-    let chain = &made["static_resources"]["listeners"][0]["filter_chains"][0];
+    let parts = Parts::read(&dump.to_string()).unwrap();
+    assert_eq!(parts.bootstrap(), json!({"node": {"id": "n"}}));
+    let chain = &parts.listeners[0]["filter_chains"][0];
     assert!(chain.get("transport_socket").is_none());
     let manager = &chain["filters"][0]["typed_config"];
-    assert_eq!(manager["route_config"], json!({"name": "r"}));
-    assert!(manager.get("rds").is_none() && manager.get("access_log").is_none());
+    assert_eq!(manager["rds"], json!({"route_config_name": "r", "config_source": {"ads": {}}}));
+    assert!(manager.get("access_log").is_none());
+    assert_eq!(parts.routes, [json!({"name": "r"})]);
     let expected =
         json!({"name": "c", "type": "STATIC", "load_assignment": {"cluster_name": "c", "endpoints": [7]}});
-    assert_eq!(made["static_resources"]["clusters"][0], expected);
+    assert_eq!(parts.clusters, [expected]);
 }
 
 #[test]
 fn what_is_no_dump_is_told() {
-    assert!(bootstrap("{").is_err());
-    assert_eq!(bootstrap("{}").unwrap_err().to_string(), "configs: is missing: this is no config_dump");
+    assert!(Parts::read("{").is_err());
+    assert_eq!(Parts::read("{}").err().unwrap().to_string(), "configs: is missing: this is no config_dump");
 }
