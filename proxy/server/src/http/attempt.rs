@@ -270,7 +270,7 @@ impl<D: Downstream> Exchange<'_, D> {
                     Poll::Ready(Ok(ended)) => {
                         clock.touch();
                         if ended {
-                            clock.set_request(None);
+                            clock.end_request();
                             if stream.timing.request_complete.is_none() {
                                 stream.timing.request_complete = Some(clock.touch().into_std());
                                 clock.set_route(timeouts.global);

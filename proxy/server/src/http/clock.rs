@@ -7,6 +7,7 @@
 
 use super::stall::{Stalls, Waits};
 use crate::deadline::{Limit, YEAR, after, poll_timer};
+use sixfold_core::hcm::ConnectionTimeouts;
 use sixfold_core::overload::{Overload, Timer as Shortens};
 use std::cell::Cell;
 use std::pin::Pin;
@@ -20,6 +21,8 @@ use tokio::time::{Instant, Sleep};
 pub(crate) enum Expired {
     /// `stream_idle_timeout` or the route's `idle_timeout`.
     Idle,
+    /// `request_headers_timeout`: the request's head was not complete in time.
+    Head,
     /// `request_timeout`: the request was not complete in time.
     Request,
     /// `max_stream_duration` of the route or the connection manager.
@@ -64,6 +67,8 @@ pub(crate) struct Clock {
     /// As which it does.
     shortens: Shortens,
     request: Option<Instant>,
+    /// That is when its head is to be complete.
+    of_head: bool,
     max_stream: Option<Instant>,
     route: Option<Instant>,
     per_try: Option<Instant>,
@@ -92,6 +97,7 @@ impl Clock {
             load: None,
             shortens: Shortens::StreamIdle,
             request: None,
+            of_head: false,
             max_stream: None,
             route: None,
             per_try: None,
@@ -199,10 +205,44 @@ impl Clock {
         }
     }
 
-    /// Until the request is complete.
-    pub(crate) fn set_request(&mut self, limit: Option<Duration>) {
-        self.request = limit.filter(|d| !d.is_zero()).map(|d| after(self.now, d));
+    /// Sets what bounds a stream from `start`, the moment of its first byte, whatever comes of it. Setting it again changes
+    /// nothing.
+    pub(crate) fn begin_stream(
+        &mut self,
+        start: Instant,
+        timeouts: &ConnectionTimeouts,
+        overload: Option<&Arc<Overload>>,
+    ) {
+        self.set_idle_under(timeouts.stream_idle, Shortens::StreamIdle, overload);
+        self.set_max_stream(start, timeouts.max_stream);
+        self.set_client(timeouts.body, timeouts.send);
+    }
+
+    /// Until the request is complete, from its first byte.
+    pub(crate) fn set_request(&mut self, start: Instant, limit: Option<Duration>) {
+        self.request = limit.filter(|d| !d.is_zero()).map(|d| after(start, d));
+        self.of_head = false;
         self.heed(self.request);
+    }
+
+    /// The request is complete.
+    pub(crate) fn end_request(&mut self) {
+        self.request = None;
+    }
+
+    /// Until the request's head is complete, where the request is not to be so sooner.
+    pub(crate) fn bound_head(&mut self, start: Instant, limit: Duration) {
+        let at = after(start, limit);
+        if self.request.is_none_or(|request| at < request) {
+            (self.request, self.of_head) = (Some(at), true);
+            self.heed(self.request);
+        }
+    }
+
+    /// The head is complete, which is an event of the stream.
+    pub(crate) fn end_head(&mut self) {
+        self.end_request();
+        self.touch_if_waited();
     }
 
     /// Whole stream, from its start.
@@ -275,7 +315,7 @@ impl Clock {
             (Expired::PerTryIdle, self.per_try_idle.map(|d| after(self.progressed, d))),
             (Expired::ClusterMaxStream, self.cluster_max),
             (Expired::MaxStream, self.max_stream),
-            (Expired::Request, self.request),
+            (if self.of_head { Expired::Head } else { Expired::Request }, self.request),
             (Expired::Idle, self.idle_end()),
         ];
         own.into_iter().chain(self.stalls.deadlines())
@@ -366,7 +406,8 @@ mod tests {
         let mut clock = Clock::new();
         let start = clock.restart();
         clock.set_idle(Some(Duration::MAX));
-        clock.set_request(Some(Duration::MAX));
+        clock.set_request(start, Some(Duration::MAX));
+        clock.bound_head(start, Duration::MAX);
         clock.set_max_stream(start, Some(Duration::MAX));
         clock.set_route(Some(Duration::MAX));
         clock.set_client(Some(Duration::MAX), Some(Duration::MAX));
@@ -459,8 +500,8 @@ mod tests {
         let mut clock = Clock::new();
         let start = clock.restart();
         clock.set_max_stream(start, Some(Duration::from_secs(30)));
-        clock.set_request(Some(Duration::from_secs(10)));
-        clock.set_request(None);
+        clock.set_request(start, Some(Duration::from_secs(10)));
+        clock.end_request();
         clock.set_route(Some(Duration::from_secs(20)));
         clock.set_per_try(Some(Duration::from_secs(5)));
         assert_eq!(poll_fn(|cx| clock.poll_expired(cx)).await, Expired::PerTry);
@@ -470,6 +511,43 @@ mod tests {
         clock.set_route(None);
         assert_eq!(poll_fn(|cx| clock.poll_expired(cx)).await, Expired::MaxStream);
         assert_eq!(start.elapsed(), Duration::from_secs(30));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_and_its_request_have_their_time_from_the_first_byte() {
+        let seconds = Duration::from_secs;
+        let limits = |idle, request, max_stream| ConnectionTimeouts {
+            stream_idle: Some(seconds(idle)),
+            request: Some(seconds(request)),
+            max_stream: Some(seconds(max_stream)),
+            ..ConnectionTimeouts::default()
+        };
+        for (timeouts, head, expected) in [
+            (limits(5, 9, 9), 9, Expired::Idle),
+            (limits(9, 5, 9), 9, Expired::Request),
+            (limits(9, 9, 5), 9, Expired::MaxStream),
+            (limits(9, 9, 9), 5, Expired::Head),
+            (limits(0, 0, 0), 5, Expired::Head),
+        ] {
+            let mut clock = Clock::new();
+            let start = clock.restart();
+            clock.begin_stream(start, &timeouts, None);
+            clock.set_request(start, timeouts.request);
+            clock.bound_head(start, seconds(head));
+            assert_eq!(poll_fn(|cx| clock.poll_expired(cx)).await, expected);
+            assert_eq!(start.elapsed(), seconds(5), "{expected:?}");
+        }
+        // A head that is complete has been an event, and its request has what is left.
+        let (mut clock, timeouts) = (Clock::new(), limits(5, 7, 0));
+        let start = clock.restart();
+        clock.begin_stream(start, &timeouts, None);
+        clock.bound_head(start, seconds(4));
+        assert!(tokio::time::timeout(seconds(3), poll_fn(|cx| clock.poll_expired(cx))).await.is_err());
+        clock.end_head();
+        clock.begin_stream(start, &timeouts, None);
+        clock.set_request(start, timeouts.request);
+        assert_eq!(poll_fn(|cx| clock.poll_expired(cx)).await, Expired::Request);
+        assert_eq!(start.elapsed(), seconds(7));
     }
 
     /// A timer that knows a task wakes that one: another that comes to wait must be told too.

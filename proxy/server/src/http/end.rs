@@ -163,10 +163,11 @@ impl<D: Downstream> Exchange<'_, D> {
         None
     }
 
-    fn note_timeout(&self, which: Expired) {
+    pub(super) fn note_timeout(&self, which: Expired) {
         let stats = &self.env.hcm.stats;
         match which {
             Expired::Idle => stats.downstream_rq_idle_timeout().inc(),
+            Expired::Head => stats.downstream_rq_header_timeout().inc(),
             Expired::Request => stats.downstream_rq_timeout().inc(),
             Expired::MaxStream => stats.downstream_rq_max_duration_reached().inc(),
             _ => {}

@@ -149,18 +149,17 @@ pub(super) async fn serve<D: Downstream>(down: &mut D, stream: &mut Stream, cloc
     }
 }
 
-/// Sets the deadlines of a request that begins.
+/// Sets the deadlines of a request whose head has come; they count from its first byte.
 fn begin<D: Downstream>(down: &D, stream: &mut Stream, clock: &mut Clock, env: &Env) {
     let hcm = &env.hcm;
     stream.random = fastrand::u64(..);
-    clock.set_idle_under(hcm.timeouts.stream_idle, Timer::StreamIdle, env.overload.as_ref());
-    clock.set_max_stream(stream.timing.start.into(), hcm.timeouts.max_stream);
-    clock.set_client(hcm.timeouts.body, hcm.timeouts.send);
+    let start = stream.timing.start.into();
+    clock.begin_stream(start, &hcm.timeouts, env.overload.as_ref());
     if down.request_ended() {
-        stream.timing.request_complete = Some(stream.timing.start);
+        stream.timing.request_complete = Some(clock.now().into_std());
     } else if down.upgrade().is_none() {
         // An upgrade goes on in both directions: it is never complete.
-        clock.set_request(hcm.timeouts.request);
+        clock.set_request(start, hcm.timeouts.request);
     }
 }
 
@@ -487,7 +486,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Notes that the request has been read to its end.
     pub(super) fn request_complete(&mut self) {
         let now = self.clock.touch();
-        self.clock.set_request(None);
+        self.clock.end_request();
         self.stream.timing.request_complete = Some(now.into_std());
     }
 

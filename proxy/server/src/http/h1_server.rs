@@ -3,7 +3,7 @@
 use super::clock::{Clock, Expired, time_of_day};
 use super::downstream::{Downstream, DownstreamError};
 use super::respond::{self, Refusal};
-use super::{Env, exchange, h2_server};
+use super::{Env, exchange, h2_server, timeouts};
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::closing;
 use crate::deadline::{Timed, after, within};
@@ -34,7 +34,7 @@ const READ_AHEAD: usize = 64 * 1024;
 /// Bytes that nginx's log shows of a line that is no request line.
 const MAX_LINE: usize = 8 * 1024;
 /// How long a connection without a request stays open once draining has begun. One may be on its way already, and
-/// closing would lose it; its answer tells the client to go.
+/// closing would lose it; its answer tells the client to go. A head that is on its way has as long to come to its end.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// The client's side of the connection.
@@ -80,8 +80,8 @@ enum Arrival {
     Overdue,
     /// What came is no request.
     Refused(H1Error),
-    /// The head took too long.
-    Late,
+    /// The head took too long: which of its limits has passed.
+    Late(Expired),
 }
 
 /// Serves the connection. With `sniff` it may turn out to be HTTP/2 with prior knowledge.
@@ -97,7 +97,7 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
     let mut draining = Beginning::new(&drain, started);
     loop {
         let arrival = client.arrival(&env, &mut stream, &mut clock, lifetime, &mut draining).await;
-        if matches!(arrival, Arrival::Request | Arrival::Refused(_) | Arrival::Late | Arrival::Left) {
+        if matches!(arrival, Arrival::Request | Arrival::Refused(_) | Arrival::Late(_) | Arrival::Left) {
             stats.downstream_rq_http1_total().inc();
             active.get_or_insert_with(|| {
                 stats.downstream_cx_http1_total().inc();
@@ -145,12 +145,12 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
                 client.linger(env.hcm.timeouts.delayed_close).await;
                 break;
             }
-            Arrival::Late => {
-                stats.downstream_rq_header_timeout().inc();
+            Arrival::Late(which) => {
                 client.body = BodyReader::new(BodyLength::UntilClose);
                 client.keep_alive = false;
+                client.kind = RequestKind::from(&stream.request.method);
                 client.show_refused(&mut stream);
-                respond::late(&mut client, &mut stream, &mut clock, &env).await;
+                respond::late(&mut client, &mut stream, &mut clock, &env, which).await;
                 client.linger(env.hcm.timeouts.delayed_close).await;
                 break;
             }
@@ -201,7 +201,7 @@ impl H1Client {
         self.fields = (0, 0);
         let last =
             env.hcm.timeouts.idle.filter(|d| !d.is_zero()).map_or(LAST_REQUEST, |d| d.min(LAST_REQUEST));
-        let (mut begun, mut ending) = (false, env.drain.is_draining());
+        let (mut begun, mut held, mut ending) = (false, false, env.drain.is_draining());
         match ending {
             true => clock.set_idle(Some(last)),
             false => {
@@ -219,12 +219,16 @@ impl H1Client {
                         let now = clock.restart();
                         stream.timing.start = now.into_std();
                         stream.start_time = time_of_day(now);
-                        clock.set_request(env.hcm.timeouts.request_headers);
-                        clock.set_idle(env.hcm.timeouts.idle);
                     }
                     if let Some(arrival) = self.head(stream) {
-                        clock.set_request(None);
+                        if held {
+                            clock.end_head();
+                        }
                         return Poll::Ready(arrival);
+                    }
+                    // Most heads come whole: deadlines are for the others.
+                    if !std::mem::replace(&mut held, true) {
+                        begin_head(env, clock, ending);
                     }
                 }
                 match self.read.poll_fill(&mut self.io, cx) {
@@ -239,16 +243,20 @@ impl H1Client {
                 if !begun {
                     self.out.release();
                 }
-                if !begun && !ending && draining.has_come(cx) {
+                if !ending && draining.has_come(cx) {
                     ending = true;
-                    clock.touch();
-                    clock.set_idle(Some(last));
+                    if begun {
+                        clock.bound_head(Instant::now(), LAST_REQUEST);
+                    } else {
+                        clock.touch();
+                        clock.set_idle(Some(last));
+                    }
                 }
                 return Poll::Pending;
             }
         });
         arrived.await.unwrap_or_else(|which| match which {
-            Expired::Request => Arrival::Late,
+            _ if begun => Arrival::Late(which),
             Expired::MaxStream => Arrival::Overdue,
             _ if ending => Arrival::End,
             _ => Arrival::Idle,
@@ -356,6 +364,18 @@ impl H1Client {
         if !in_time {
             self.env.hcm.stats.downstream_cx_delayed_close_timeout().inc();
         }
+    }
+}
+
+/// A stream has begun whose head has not come as a whole (Envoy's `ConnectionManagerImpl::newStream`): it has all deadlines of
+/// a stream, and the connection is not idle.
+fn begin_head(env: &Env, clock: &mut Clock, ending: bool) {
+    let (limits, start) = (&env.hcm.timeouts, clock.now());
+    clock.begin_stream(start, limits, env.overload.as_ref());
+    clock.set_request(start, limits.request);
+    let last = ending.then_some(LAST_REQUEST);
+    if let Some(limit) = [timeouts::head(limits), last].into_iter().flatten().min() {
+        clock.bound_head(start, limit);
     }
 }
 

@@ -201,12 +201,13 @@ pub(crate) fn malformed(status: u16, details: &'static str, profile: Profile) ->
 /// The reply to a request whose deadline has passed before a response began.
 pub(crate) fn expired(which: Expired, request_complete: bool, profile: Profile) -> LocalReply {
     let status = match which {
-        Expired::Request | Expired::ClientBody | Expired::ClientWrite => 408,
+        Expired::Head | Expired::Request | Expired::ClientBody | Expired::ClientWrite => 408,
         Expired::Idle | Expired::MaxStream if !request_complete => 408,
         _ => 504,
     };
     let body = match which {
         Expired::Idle => "stream timeout",
+        Expired::Head => "request header timeout",
         Expired::Request => "request timeout",
         Expired::MaxStream => "downstream duration timeout",
         Expired::ClusterMaxStream => "upstream max stream duration reached",
@@ -238,7 +239,11 @@ pub(crate) fn over_budget(profile: Profile) -> LocalReply {
 pub(crate) fn flag(which: Expired) -> Option<Flag> {
     match which {
         Expired::Idle => Some(Flag::SI),
-        Expired::Request | Expired::MaxStream | Expired::ClientBody | Expired::ClientWrite => None,
+        Expired::Head
+        | Expired::Request
+        | Expired::MaxStream
+        | Expired::ClientBody
+        | Expired::ClientWrite => None,
         Expired::ClusterMaxStream => Some(Flag::UMSDR),
         Expired::Route | Expired::PerTry | Expired::PerTryIdle => Some(Flag::UT),
         Expired::UpstreamWrite | Expired::UpstreamRead => Some(Flag::UT),
@@ -249,6 +254,7 @@ pub(crate) fn flag(which: Expired) -> Option<Flag> {
 pub(crate) fn details(which: Expired) -> &'static str {
     match which {
         Expired::Idle => "stream_idle_timeout",
+        Expired::Head => "request_header_timeout",
         Expired::Request => "request_overall_timeout",
         Expired::MaxStream => "max_duration_timeout",
         Expired::Route | Expired::UpstreamWrite | Expired::UpstreamRead => "response_timeout",

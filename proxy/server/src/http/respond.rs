@@ -1,7 +1,7 @@
 //! The way of a response to the client: answers of our own, the head, the end; the response phases on the way.
 
 use super::Env;
-use super::clock::Clock;
+use super::clock::{Clock, Expired};
 use super::downstream::Downstream;
 use super::edge;
 use super::exchange::{Exchange, Interrupt, guard};
@@ -74,35 +74,32 @@ pub(super) async fn refuse<D: Downstream>(
         stream.flags.insert(Flag::DPE);
         stream.details = Some(refusal.details.into());
     }
-    answer_only(down, stream, clock, env, reply).await;
+    answer_only(Exchange::without_request(down, stream, clock, env), reply).await;
 }
 
-/// Answers a request whose head did not come in time (`request_headers_timeout`).
-pub(super) async fn late<D: Downstream>(down: &mut D, stream: &mut Stream, clock: &mut Clock, env: &Env) {
-    let text = "request header timeout";
-    let reply = local_reply::own(408, text, "request_header_timeout", env.hcm.profile);
-    answer_only(down, stream, clock, env, reply).await;
+/// Answers a request whose head did not come in time.
+pub(super) async fn late<D: Downstream>(
+    down: &mut D,
+    stream: &mut Stream,
+    clock: &mut Clock,
+    env: &Env,
+    which: Expired,
+) {
+    let exchange = Exchange::without_request(down, stream, clock, env);
+    exchange.note_timeout(which);
+    answer_only(exchange, local_reply::expired(which, false, env.hcm.profile)).await;
 }
 
 /// Logs a request whose client left before its head was complete.
 pub(super) async fn left<D: Downstream>(down: &mut D, stream: &mut Stream, clock: &mut Clock, env: &Env) {
     env.hcm.stats.downstream_rq_rx_reset().inc();
-    let mut exchange = Exchange::new(down, stream, clock, env);
-    exchange.chain = Cow::Owned(Chain::empty());
+    let mut exchange = Exchange::without_request(down, stream, clock, env);
     let status = if env.hcm.profile == Profile::Apisix { 400 } else { 0 };
     exchange.client_lost(Flag::DC, "downstream_remote_disconnect", status);
     exchange.conclude(Ok(())).await;
 }
 
-async fn answer_only<D: Downstream>(
-    down: &mut D,
-    stream: &mut Stream,
-    clock: &mut Clock,
-    env: &Env,
-    reply: LocalReply,
-) {
-    let mut exchange = Exchange::new(down, stream, clock, env);
-    exchange.chain = Cow::Owned(Chain::empty());
+async fn answer_only<D: Downstream>(mut exchange: Exchange<'_, D>, reply: LocalReply) {
     exchange.close = true;
     if exchange.respond(reply).await.is_err() {
         exchange.down.reset();
@@ -116,6 +113,25 @@ pub(super) fn tell_attempts(stream: &mut Stream) {
         let mut digits = itoa::Buffer::new();
         let digits = digits.format(stream.upstream.attempts);
         stream.response.headers.set(Known::X_ENVOY_ATTEMPT_COUNT, digits.as_bytes());
+    }
+}
+
+impl<'a, D: Downstream> Exchange<'a, D> {
+    /// What is answered without its request: no filter sees it, and its answer has the time of a stream that begins.
+    fn without_request(
+        down: &'a mut D,
+        stream: &'a mut Stream,
+        clock: &'a mut Clock,
+        env: &'a Env,
+    ) -> Exchange<'a, D> {
+        let (timeouts, start) = (&env.hcm.timeouts, clock.restart());
+        clock.begin_stream(start, timeouts, env.overload.as_ref());
+        if timeouts.stream_idle.is_none_or(|d| d.is_zero()) {
+            clock.set_idle(timeouts.idle);
+        }
+        let mut exchange = Exchange::new(down, stream, clock, env);
+        exchange.chain = Cow::Owned(Chain::empty());
+        exchange
     }
 }
 

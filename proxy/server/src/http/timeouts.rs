@@ -2,7 +2,7 @@
 //! (source/common/router/router.cc `FilterUtility::finalTimeout`).
 
 use super::clock::Expired;
-use sixfold_core::hcm::RouterOptions;
+use sixfold_core::hcm::{ConnectionTimeouts, RouterOptions};
 use sixfold_core::headers::{Headers, Known, KnownSet};
 use sixfold_core::message::RequestHead;
 use sixfold_core::retry::RetryPolicy;
@@ -21,6 +21,17 @@ const STEERING: KnownSet = KnownSet::of(&[
 const AT_ONCE: Duration = Duration::from_nanos(1);
 /// The largest number of a grpc-timeout header, eight digits.
 const MAX_GRPC_TIMEOUT: u128 = 99_999_999;
+
+/// How long a head may take where no limit of a stream is set. Envoy would hold it for ever.
+const HEAD_TIME: Duration = Duration::from_secs(300);
+
+/// From the first byte of a head to its last: `request_headers_timeout`, and a limit of ours where nothing else bounds the
+/// stream.
+pub(super) fn head(timeouts: &ConnectionTimeouts) -> Option<Duration> {
+    let is_set = |limit: &Option<Duration>| limit.is_some_and(|d| !d.is_zero());
+    let others = [timeouts.stream_idle, timeouts.request, timeouts.max_stream];
+    timeouts.request_headers.filter(|d| !d.is_zero()).or((!others.iter().any(is_set)).then_some(HEAD_TIME))
+}
 
 /// What bounds a stream on this route (source/common/http/conn_manager_impl.cc `refreshDurationTimeout`): its
 /// grpc-timeout header where the route heeds that, else the route's or the connection manager's
