@@ -242,3 +242,35 @@ async fn a_drain_does_not_wait_for_half_a_head() {
         assert!(client.ended);
     }
 }
+
+/// Preface, SETTINGS, and HEADERS of a stream without END_HEADERS.
+fn half_of_http2() -> Vec<u8> {
+    let head = [0x82, 0x86, 0x84, 0x41, 0x01, b'a'];
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let frame = [0, 0, head.len() as u8, 1, 1, 0, 0, 0, 1];
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &settings, &frame, &head].concat()
+}
+
+/// It had a limit only where `request_headers_timeout` or the connection's idle time is set, and was never logged.
+#[tokio::test(start_paused = true)]
+async fn half_a_head_over_http2_has_every_limit_of_a_stream() {
+    for (change, logged, _) in LIMITS {
+        let mut client = Client::new(change).await;
+        client.send(&half_of_http2()).await;
+        client.pass(1900).await;
+        assert!(!client.ended, "{logged}");
+        client.pass(200).await;
+        assert!(client.ended, "{logged}");
+        assert_eq!(client.line(), format!("0 {logged}"));
+        // GOAWAY, of no stream.
+        let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert!(client.said.windows(goaway.len()).any(|w| w == goaway), "{:?}", client.said);
+    }
+    let mut client = Client::new(|t| (t.idle, t.stream_idle) = (TWO, None)).await;
+    client.send(&half_of_http2()).await;
+    client.pass(299_000).await;
+    assert!(!client.ended, "a connection with half a head is not idle");
+    client.pass(2000).await;
+    assert!(client.ended);
+    assert_eq!(client.line(), "0 - request_header_timeout");
+}

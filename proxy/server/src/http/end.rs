@@ -5,7 +5,7 @@ use super::clock::Expired;
 use super::downstream::{Downstream, DownstreamError};
 use super::exchange::{Exchange, Interrupt};
 use super::follow::Next;
-use super::local_reply;
+use super::{local_reply, respond};
 use crate::upstream::UpstreamError;
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
@@ -163,15 +163,8 @@ impl<D: Downstream> Exchange<'_, D> {
         None
     }
 
-    pub(super) fn note_timeout(&self, which: Expired) {
-        let stats = &self.env.hcm.stats;
-        match which {
-            Expired::Idle => stats.downstream_rq_idle_timeout().inc(),
-            Expired::Head => stats.downstream_rq_header_timeout().inc(),
-            Expired::Request => stats.downstream_rq_timeout().inc(),
-            Expired::MaxStream => stats.downstream_rq_max_duration_reached().inc(),
-            _ => {}
-        }
+    fn note_timeout(&self, which: Expired) {
+        respond::note_timeout(&self.env.hcm.stats, which);
         let Some(cluster) = &self.stream.upstream.cluster else { return };
         match which {
             Expired::Route => {

@@ -2,6 +2,7 @@
 
 use super::Env;
 use crate::deadline::{Deadline, TimedOut, after, within};
+use crate::wire::h2_guard::{HeadWatch, LateBlock};
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use h2::server::{Connection, SendResponse};
@@ -17,8 +18,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// What a client has opened.
-type Request = (http::Request<RecvStream>, SendResponse<Bytes>);
+/// What a client has come with.
+#[allow(clippy::large_enum_variant)] // it is handed on at once
+pub(super) enum Next {
+    /// A stream.
+    Stream(http::Request<RecvStream>, SendResponse<Bytes>),
+    /// The head of one that did not come to its end in time. There can be no other any more.
+    Late,
+}
 
 /// How far a connection is on its way to its end. Each stage is left at a deadline, whatever the client does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
@@ -92,11 +99,18 @@ pub(super) struct Life<T> {
     requests: u32,
     /// What makes its times shorter.
     overload: Option<Arc<Overload>>,
+    /// The head that its client is sending.
+    heads: Arc<HeadWatch>,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
     /// Begins when the handshake is over.
-    pub(super) fn new(server: Connection<T, Bytes>, env: &Env, wishes: Arc<Wishes>) -> Life<T> {
+    pub(super) fn new(
+        server: Connection<T, Bytes>,
+        env: &Env,
+        wishes: Arc<Wishes>,
+        heads: Arc<HeadWatch>,
+    ) -> Life<T> {
         let (drain, asked) = (env.drain.clone(), wishes.clone());
         let drain = Box::pin(async move {
             tokio::select! {
@@ -113,7 +127,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
             hcm.max_requests_per_connection,
             hcm.stats.clone(),
         );
-        Life { overload: env.overload.clone(), ..life }
+        Life { overload: env.overload.clone(), heads, ..life }
     }
 
     fn with(
@@ -139,20 +153,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
             idle_since,
             requests: 0,
             overload: None,
+            heads: Arc::default(),
         }
     }
 
-    /// The next stream; `None` is the end of the connection.
-    pub(super) async fn next(&mut self) -> Option<Result<Request, h2::Error>> {
+    /// What comes next; `None` is the end of the connection.
+    pub(super) async fn next(&mut self) -> Option<Result<Next, h2::Error>> {
         let mut limit = Deadline::unset();
         loop {
             match within(&mut limit, |limit, cx| self.poll_next(limit, cx)).await {
-                Ok(Some(Ok((_, mut respond)))) if self.stage >= Stage::Finishing => {
+                Ok(Some(Ok(Next::Stream(_, mut respond)))) if self.stage >= Stage::Finishing => {
                     // Opened after the drain time, whether or not the client has heard of it.
                     respond.send_reset(Reason::REFUSED_STREAM);
                 }
                 Ok(next) => {
-                    self.count();
+                    if matches!(next, Some(Ok(Next::Stream(..)))) {
+                        self.count();
+                    }
                     return next;
                 }
                 Err(TimedOut) => match self.stage {
@@ -174,7 +191,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
         &mut self,
         limit: &mut Deadline,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Request, h2::Error>>> {
+    ) -> Poll<Option<Result<Next, h2::Error>>> {
         if self.stage == Stage::Open
             && let Poll::Ready(call) = self.drain.as_mut().poll(cx)
         {
@@ -184,11 +201,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
             self.leave();
         }
         loop {
-            let accepted = self.server.poll_accept(cx);
-            if accepted.is_ready() {
-                return accepted;
+            if let Poll::Ready(accepted) = self.poll_accept(cx) {
+                return Poll::Ready(accepted);
             }
-            if !self.wishes.reset_streams(cx) {
+            if let Some(late) = self.heads.late().filter(|_| self.stage < Stage::Finishing) {
+                // Streams that run are answered; neither another one nor anything else of theirs can come.
+                self.leave();
+                self.enter(Stage::Finishing, None);
+                if late == LateBlock::Head {
+                    return Poll::Ready(Some(Ok(Next::Late)));
+                }
+            } else if !self.wishes.reset_streams(cx) {
                 break;
             }
         }
@@ -196,18 +219,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
             self.enter(Stage::Closing, Some(after(Instant::now(), self.timeouts.delayed_close)));
             self.server.abrupt_shutdown(Reason::NO_ERROR);
             limit.set(self.until);
-            return self.server.poll_accept(cx);
+            return self.poll_accept(cx);
         }
         limit.set(self.stage_end());
         Poll::Pending
     }
 
-    /// When the stage ends. With streams a connection is not idle.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Next, h2::Error>>> {
+        let accepted = self.server.poll_accept(cx);
+        accepted.map(|next| next.map(|next| next.map(|(request, respond)| Next::Stream(request, respond))))
+    }
+
+    /// When the stage ends. With streams, or the head of one, a connection is not idle.
     fn stage_end(&mut self) -> Option<Instant> {
         if self.stage != Stage::Open {
             return self.until;
         }
-        if self.server.has_streams() {
+        if self.server.has_streams() || self.heads.is_open() {
             self.idle_since = None;
             return self.end;
         }
@@ -265,12 +293,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+    use crate::wire::h2_guard::{Guarded, PeerTimeouts};
+    use sixfold_core::cluster::Http2Options;
     use sixfold_core::metrics::Registry;
     use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio::sync::oneshot;
 
     const IDLE: Duration = Duration::from_secs(60);
+    const HEAD: Duration = Duration::from_secs(90);
     const DRAIN: Duration = Duration::from_secs(5);
 
     struct Played {
@@ -296,6 +327,10 @@ mod tests {
         };
         let counted = stats.clone();
         let ended = tokio::spawn(async move {
+            let peer = PeerTimeouts { head: Some(HEAD), write: None };
+            let heads = Arc::<HeadWatch>::default();
+            let near =
+                Guarded::server(near, Vec::new(), &Http2Options::default(), peer).watched(heads.clone());
             let server = h2::server::handshake(near).await.unwrap();
             // A sender that is dropped drains nothing.
             let drained = Box::pin(async move {
@@ -305,7 +340,9 @@ mod tests {
                 Call::Drain
             });
             let mut life = Life::with(server, drained, Arc::default(), timeouts, max_requests, counted);
-            while let Some(Ok((_, mut respond))) = life.next().await {
+            life.heads = heads;
+            while let Some(Ok(next)) = life.next().await {
+                let Next::Stream(_, mut respond) = next else { continue };
                 tokio::spawn(async move {
                     tokio::time::sleep(work).await;
                     let _ = respond.send_response(http::Response::new(()), true);
@@ -377,5 +414,32 @@ mod tests {
         played.client.write_all(&[request(1), request(3)].concat()).await.unwrap();
         assert_eq!(played.ended.await.unwrap() - start, DRAIN);
         assert_eq!(played.stats.downstream_cx_max_requests_reached().get(), 1);
+    }
+
+    /// It ended the connection with all streams on it, or was idle.
+    #[tokio::test(start_paused = true)]
+    async fn half_a_head_is_not_idle_and_when_it_is_late_others_go_on() {
+        let start = Instant::now();
+        let mut played = play(Duration::from_secs(100), None).await;
+        let mut half = request(3);
+        // Without END_HEADERS.
+        half[4] = 1;
+        played.client.write_all(&[request(1), half].concat()).await.unwrap();
+        assert_eq!(played.ended.await.unwrap() - start, Duration::from_secs(100));
+        let mut said = Vec::new();
+        played.client.read_to_end(&mut said).await.unwrap();
+        let answered = said.windows(9).filter(|w| w[3] == 1 && w[4] & 1 == 1 && w[5..] == [0, 0, 0, 1]);
+        assert_eq!(answered.count(), 1, "{said:?}");
+        // The last GOAWAY says that the other stream was not looked at.
+        let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+        assert!(said.windows(goaway.len()).any(|w| w == goaway), "{said:?}");
+        let start = Instant::now();
+        let mut played = play(Duration::ZERO, None).await;
+        let mut half = request(1);
+        half[4] = 1;
+        played.client.write_all(&half).await.unwrap();
+        assert_eq!(played.ended.await.unwrap() - start, HEAD);
+        assert_eq!(played.stats.downstream_cx_idle_timeout().get(), 0);
+        drop(played.client);
     }
 }

@@ -1,17 +1,17 @@
 //! A client's HTTP/2 connection: each stream is a task, and the same request path.
 
-use super::clock::{Clock, time_of_day};
+use super::clock::{Clock, Expired, time_of_day};
 use super::downstream::{Downstream, DownstreamError};
-use super::h2_life::{Life, Wishes};
+use super::h2_life::{Life, Next, Wishes};
 use super::h2_streams::{self, Opened};
 use super::respond::{self, Refusal};
-use super::{Env, exchange};
+use super::{Env, exchange, local_reply, timeouts};
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::closing;
 use crate::deadline::{Deadline, Timed, TimedOut, bounded, within};
 use crate::io::Io;
 use crate::wire::body::{BodyEvent, Piece};
-use crate::wire::h2_guard::{GIVEN_UP, Guarded, PeerTimeouts};
+use crate::wire::h2_guard::{GIVEN_UP, Guarded, HeadWatch, PeerTimeouts};
 use crate::wire::h2_headers::Refused;
 use crate::wire::h2_send::{FRAME_HEAD, H2Send};
 use crate::wire::{PREFACE, h2_headers};
@@ -20,14 +20,14 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use sixfold_core::connection::Connection;
 use sixfold_core::headers::{HeaderRules, Headers, Known};
-use sixfold_core::message::{Method, RequestHead, ResponseHead, Scheme};
+use sixfold_core::message::{Method, RequestHead, ResponseHead, Scheme, Version};
 use sixfold_core::stream::Stream;
 use sixfold_core::traffic::Traffic;
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Poll, ready};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long the preface may take when the connection manager has no idle timeout.
 const PREFACE_TIME: Duration = Duration::from_secs(60);
@@ -83,7 +83,6 @@ pub(super) async fn serve_from(io: Io, read: Vec<u8>, connection: Arc<Connection
     let _active = stats.downstream_cx_http2_active().raise();
     if let Err(error) = run(io, read, connection, &env).await {
         match error.get_io().map(std::io::Error::kind) {
-            Some(ErrorKind::TimedOut) => stats.downstream_rq_header_timeout().inc(),
             Some(GIVEN_UP) => stats.downstream_rq_too_many_premature_resets().inc(),
             Some(_) => {}
             None => stats.downstream_cx_protocol_error().inc(),
@@ -96,19 +95,46 @@ pub(super) async fn serve_from(io: Io, read: Vec<u8>, connection: Arc<Connection
 
 async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: &Arc<Env>) -> Result<(), h2::Error> {
     let timeouts = &env.hcm.timeouts;
-    let peer = PeerTimeouts { head: timeouts.request_headers, write: timeouts.send.or(timeouts.stream_idle) };
-    let guarded = Guarded::server(io, read, &env.hcm.http2, peer);
+    let (which, head) = timeouts::first_of_head(timeouts);
+    let peer = PeerTimeouts { head: Some(head), write: timeouts.send.or(timeouts.stream_idle) };
+    let heads = Arc::<HeadWatch>::default();
+    let guarded = Guarded::server(io, read, &env.hcm.http2, peer).watched(heads.clone());
     let mut limit = Deadline::after(timeouts.idle.filter(|d| !d.is_zero()).unwrap_or(PREFACE_TIME));
     let handshake = bounded(&mut limit, builder(env).handshake::<_, Bytes>(guarded)).await;
     let Ok(server) = handshake else { return Ok(()) };
     let wishes = Arc::<Wishes>::default();
-    let mut life = Life::new(server?, env, wishes.clone());
-    while let Some(opened) = life.next().await {
-        let (request, respond) = opened?;
+    let mut life = Life::new(server?, env, wishes.clone(), heads);
+    while let Some(next) = life.next().await {
+        let Next::Stream(request, respond) = next? else {
+            log_late(connection.clone(), env, which, head);
+            continue;
+        };
         let (connection, env, wishes) = (connection.clone(), env.clone(), wishes.clone());
         h2_streams::serve(Opened { request, respond, connection, env, wishes });
     }
     Ok(())
+}
+
+/// Counts and logs a stream whose head did not come to its end in time. There is no stream yet to the library, so that nothing
+/// can be said on it: the last GOAWAY says that it was not looked at.
+fn log_late(connection: Arc<Connection>, env: &Env, which: Expired, limit: Duration) {
+    let stats = &env.hcm.stats;
+    stats.downstream_rq_http2_total().inc();
+    stats.downstream_rq_total().inc();
+    stats.downstream_rq_tx_reset().inc();
+    respond::note_timeout(stats, which);
+    let now = Instant::now();
+    let start = now.checked_sub(limit).unwrap_or(now);
+    let mut stream = Stream::new(connection);
+    stream.reset(start.into_std());
+    stream.start_time = time_of_day(now).checked_sub(limit).unwrap_or_else(|| time_of_day(now));
+    stream.request.version = Version::Http2;
+    stream.timing.downstream_tx_end = Some(now.into_std());
+    if let Some(flag) = local_reply::flag(which) {
+        stream.flags.insert(flag);
+    }
+    stream.details = Some(local_reply::details(which).into());
+    env.hcm.access_logs.iter().for_each(|log| log.log(&stream));
 }
 
 fn builder(env: &Env) -> h2::server::Builder {

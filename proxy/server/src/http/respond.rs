@@ -17,7 +17,7 @@ use crate::wire::body::{BodyEvent, Piece};
 use crate::wire::h2_headers::Refused;
 use bytes::Bytes;
 use sixfold_core::flags::Flag;
-use sixfold_core::hcm::Profile;
+use sixfold_core::hcm::{HttpStats, Profile};
 use sixfold_core::headers::{HeaderFault, Known};
 use sixfold_core::overload::Act;
 use sixfold_core::plugin::{Chain, Direction, HeadPhase, LocalReply};
@@ -86,7 +86,7 @@ pub(super) async fn late<D: Downstream>(
     which: Expired,
 ) {
     let exchange = Exchange::without_request(down, stream, clock, env);
-    exchange.note_timeout(which);
+    note_timeout(&env.hcm.stats, which);
     answer_only(exchange, local_reply::expired(which, false, env.hcm.profile)).await;
 }
 
@@ -97,6 +97,17 @@ pub(super) async fn left<D: Downstream>(down: &mut D, stream: &mut Stream, clock
     let status = if env.hcm.profile == Profile::Apisix { 400 } else { 0 };
     exchange.client_lost(Flag::DC, "downstream_remote_disconnect", status);
     exchange.conclude(Ok(())).await;
+}
+
+/// Counts a deadline of the connection manager that has passed.
+pub(super) fn note_timeout(stats: &HttpStats, which: Expired) {
+    match which {
+        Expired::Idle => stats.downstream_rq_idle_timeout().inc(),
+        Expired::Head => stats.downstream_rq_header_timeout().inc(),
+        Expired::Request => stats.downstream_rq_timeout().inc(),
+        Expired::MaxStream => stats.downstream_rq_max_duration_reached().inc(),
+        _ => {}
+    }
 }
 
 async fn answer_only<D: Downstream>(mut exchange: Exchange<'_, D>, reply: LocalReply) {

@@ -33,6 +33,18 @@ pub(super) fn head(timeouts: &ConnectionTimeouts) -> Option<Duration> {
     timeouts.request_headers.filter(|d| !d.is_zero()).or((!others.iter().any(is_set)).then_some(HEAD_TIME))
 }
 
+/// The limit of a stream that passes first while its head is under way.
+pub(super) fn first_of_head(timeouts: &ConnectionTimeouts) -> (Expired, Duration) {
+    let limits = [
+        (Expired::Head, head(timeouts)),
+        (Expired::Idle, timeouts.stream_idle),
+        (Expired::Request, timeouts.request),
+        (Expired::MaxStream, timeouts.max_stream),
+    ];
+    let set = limits.into_iter().filter_map(|(which, limit)| Some((which, limit.filter(|d| !d.is_zero())?)));
+    set.min_by_key(|(_, limit)| *limit).unwrap_or((Expired::Head, HEAD_TIME))
+}
+
 /// What bounds a stream on this route (source/common/http/conn_manager_impl.cc `refreshDurationTimeout`): its
 /// grpc-timeout header where the route heeds that, else the route's or the connection manager's
 /// `max_stream_duration`. A gRPC upstream is told.

@@ -16,6 +16,8 @@ use ledger::{Flood, Ledger};
 use sixfold_core::cluster::Http2Options;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -30,12 +32,51 @@ const STALLED: Duration = Duration::from_secs(300);
 /// What a peer may take its time for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct PeerTimeouts {
-    /// From the first byte of a header block to its last (`request_headers_timeout`); `None` is off. The connection
-    /// ends with [`io::ErrorKind::TimedOut`]: the block stands between all streams and their frames.
+    /// From the first byte of a header block to its last; `None` is off. The block stands between all streams and their
+    /// frames: the connection's [`HeadWatch`] tells, and without one it ends with [`io::ErrorKind::TimedOut`].
     pub(crate) head: Option<Duration>,
     /// Between two writes that the peer takes something of; 5 min by default. The connection ends with
     /// [`io::ErrorKind::ConnectionAborted`].
     pub(crate) write: Option<Duration>,
+}
+
+/// How far the header block is that a peer sends, for those who hold its connection.
+#[derive(Debug, Default)]
+pub(crate) struct HeadWatch(AtomicU8);
+
+/// What has not come in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LateBlock {
+    /// The head of a new stream.
+    Head,
+    /// Trailers, or what is no head of a stream that is served.
+    Other,
+}
+
+impl HeadWatch {
+    const OPEN: u8 = 1;
+    const LATE_HEAD: u8 = 2;
+    const LATE: u8 = 3;
+
+    /// Whether one has begun and not ended.
+    pub(crate) fn is_open(&self) -> bool {
+        self.0.load(Relaxed) != 0
+    }
+
+    /// The one that did not come to its end in time. Nothing but its rest can come from the peer any more.
+    pub(crate) fn late(&self) -> Option<LateBlock> {
+        match self.0.load(Relaxed) {
+            Self::LATE_HEAD => Some(LateBlock::Head),
+            Self::LATE => Some(LateBlock::Other),
+            _ => None,
+        }
+    }
+
+    fn set(&self, state: u8) {
+        if self.late().is_none() {
+            self.0.store(state, Relaxed);
+        }
+    }
 }
 
 /// A transport whose frames are counted, and whose peer is not waited for without end.
@@ -49,6 +90,8 @@ pub(crate) struct Guarded<T> {
     timeouts: PeerTimeouts,
     /// When the header block that has begun must be complete.
     head: Deadline,
+    /// Who is told of the header block.
+    watch: Option<Arc<HeadWatch>>,
     /// When the peer must have taken something of what waits.
     write: Deadline,
 }
@@ -80,7 +123,18 @@ impl<T> Guarded<T> {
         timeouts: PeerTimeouts,
     ) -> Guarded<T> {
         let (head, write) = (Deadline::unset(), Deadline::unset());
-        Guarded { io, prefix, inward, outward, ledger, timeouts, head, write }
+        Guarded { io, prefix, inward, outward, ledger, timeouts, head, watch: None, write }
+    }
+
+    /// Has somebody told of header blocks that do not come to their end, in place of ending the connection.
+    pub(crate) fn watched(self, watch: Arc<HeadWatch>) -> Guarded<T> {
+        Guarded { watch: Some(watch), ..self }
+    }
+
+    fn tell(&self, state: u8) {
+        if let Some(watch) = &self.watch {
+            watch.set(state);
+        }
     }
 
     /// Looks at what was read.
@@ -88,8 +142,14 @@ impl<T> Guarded<T> {
         let ledger = &mut self.ledger;
         self.inward.scan(bytes, |frame| ledger.received(frame));
         match (self.inward.in_header_block(), self.head.is_set(), self.timeouts.head) {
-            (true, false, Some(limit)) => self.head.set(Some(after(Instant::now(), limit))),
-            (false, true, _) => self.head.set(None),
+            (true, false, Some(limit)) => {
+                self.head.set(Some(after(Instant::now(), limit)));
+                self.tell(HeadWatch::OPEN);
+            }
+            (false, true, _) => {
+                self.head.set(None);
+                self.tell(0);
+            }
             _ => {}
         }
         match self.ledger.flood() {
@@ -125,7 +185,17 @@ impl<T: Transport + Unpin> AsyncRead for Guarded<T> {
         let before = buf.filled().len();
         if this.prefix.is_empty() {
             let io = &mut this.io;
-            ready!(poll_within(&mut this.head, cx, |_, cx| io.poll_read(cx, buf)))??;
+            match (ready!(poll_within(&mut this.head, cx, |_, cx| io.poll_read(cx, buf))), &this.watch) {
+                (Ok(read), _) => read?,
+                (Err(TimedOut), None) => return Poll::Ready(Err(TimedOut.into())),
+                // There is nothing to be read, as the transport has just said.
+                (Err(TimedOut), Some(watch)) => {
+                    watch.set(if this.ledger.opens() { HeadWatch::LATE_HEAD } else { HeadWatch::LATE });
+                    this.head.set(None);
+                    this.timeouts.head = None;
+                    return Poll::Pending;
+                }
+            }
         } else {
             let n = this.prefix.len().min(buf.remaining());
             buf.put_slice(&this.prefix[..n]);

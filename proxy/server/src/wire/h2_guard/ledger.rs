@@ -51,6 +51,8 @@ pub(super) struct Ledger {
     /// How many of them there may be: those that are served at once, and as many that wait to be refused.
     max_unanswered: usize,
     last_stream: u32,
+    /// The last header block was of a new stream.
+    opens: bool,
     /// The last stream that is answered, by our GOAWAY: the library ignores what is behind it (RFC 9113 section 6.8).
     last_taken: u32,
     life: Tally,
@@ -80,6 +82,7 @@ impl Ledger {
             unanswered: Vec::new(),
             max_unanswered: options.max_concurrent_streams.saturating_mul(2) as usize,
             last_stream: 0,
+            opens: false,
             last_taken: u32::MAX,
             life: Tally::default(),
             recent: Tally::default(),
@@ -92,8 +95,11 @@ impl Ledger {
 
     /// The peer has sent a frame.
     pub(super) fn received(&mut self, frame: Frame) {
+        if frame.kind == Frame::HEADERS {
+            self.opens = self.server && frame.stream > self.last_stream;
+        }
         match frame.kind {
-            Frame::HEADERS if frame.stream > self.last_stream && self.server => self.opened(frame.stream),
+            Frame::HEADERS if self.opens => self.opened(frame.stream),
             // Trailers and responses: a stream has one or two, and paid for them.
             Frame::HEADERS => {}
             Frame::RST_STREAM if self.server => match self.settle(frame.stream) {
@@ -105,6 +111,11 @@ impl Ledger {
             Frame::WINDOW_UPDATE if self.updates > 0 => self.updates -= 1,
             _ => self.control += 1,
         }
+    }
+
+    /// Whether the last header block is the head of a new stream.
+    pub(super) fn opens(&self) -> bool {
+        self.opens
     }
 
     /// We have sent a frame.

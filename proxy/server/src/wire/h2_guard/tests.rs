@@ -206,3 +206,32 @@ async fn half_a_header_block_and_a_peer_that_takes_nothing_end_the_connection() 
     let error = writing.write_all(&[0; 100]).await.unwrap_err();
     assert_eq!((error.kind(), start.elapsed().as_secs()), (io::ErrorKind::ConnectionAborted, 20));
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_holds_the_connection_hears_of_half_a_head_and_may_go_on() {
+    let timeouts = PeerTimeouts { head: Some(Duration::from_secs(10)), write: None };
+    let trailers = [head(1), frame(Frame::HEADERS, 0, 1, b"a")].concat();
+    for (sent, expected) in
+        [(frame(Frame::HEADERS, 0, 1, b"a"), LateBlock::Head), (trailers, LateBlock::Other)]
+    {
+        let (near, mut far) = tokio::io::duplex(1000);
+        let watch = Arc::<HeadWatch>::default();
+        let mut guarded =
+            Guarded::server(near, PREFACE.to_vec(), &options(), timeouts).watched(watch.clone());
+        let mut got = Vec::new();
+        far.write_all(&sent).await.unwrap();
+        while got.len() < PREFACE.len() + sent.len() {
+            assert!(!watch.is_open());
+            guarded.read_buf(&mut got).await.unwrap();
+        }
+        assert!(watch.is_open() && watch.late().is_none());
+        let start = Instant::now();
+        let wait = tokio::time::timeout(Duration::from_secs(60), guarded.read_buf(&mut got));
+        assert!(wait.await.is_err());
+        assert_eq!((watch.late(), start.elapsed().as_secs()), (Some(expected), 60));
+        // Its rest is read all the same, and nothing is owed again.
+        far.write_all(&frame(Frame::CONTINUATION, 4, 1, b"d")).await.unwrap();
+        assert!(guarded.read_buf(&mut got).await.unwrap() > 0);
+        assert_eq!(watch.late(), Some(expected));
+    }
+}
