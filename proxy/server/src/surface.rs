@@ -147,12 +147,12 @@ impl Reply {
         Reply { content_type: "application/json", ..Reply::text(status, body) }
     }
 
-    async fn into_response(self, pages: &Pages) -> Response<Payload> {
+    fn into_response(self, pages: &Pages) -> Response<Payload> {
         let payload = match self.body {
             Content::Whole(data) => Payload::Whole { data: Some(data), chunked: self.chunked },
-            Content::Written(write) => match pages.write(write).await {
+            Content::Written(write) => match pages.write(write) {
                 Ok(pieces) => Payload::Pieces(pieces),
-                Err(error) => return busy(&error),
+                Err(error) => return unwritten(&error),
             },
         };
         let mut response = Response::new(payload);
@@ -164,9 +164,9 @@ impl Reply {
     }
 }
 
-/// The answer when there is no room to write another.
-fn busy(error: &io::Error) -> Response<Payload> {
-    let text = format!("too many pages are being read: {error}\n");
+/// The answer when there is nobody to write another.
+fn unwritten(error: &io::Error) -> Response<Payload> {
+    let text = format!("the page can't be written: {error}\n");
     let mut response = Response::new(Payload::Whole { data: Some(text.into()), chunked: false });
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     response
@@ -325,12 +325,10 @@ async fn respond(
     let mut query = Query::new(&request, peer);
     if let Some(limit) = answer.max_body() {
         if let Some(reply) = answer.turned_away(&query) {
-            return reply.into_response(pages).await;
+            return reply.into_response(pages);
         }
         let Ok(Some(body)) = tokio::time::timeout(BODY_TIMEOUT, read(request, limit)).await else {
-            return Reply::text(StatusCode::BAD_REQUEST, "the body can't be read\n")
-                .into_response(pages)
-                .await;
+            return Reply::text(StatusCode::BAD_REQUEST, "the body can't be read\n").into_response(pages);
         };
         query.body = body;
     } else if query.is_form() {
@@ -338,9 +336,7 @@ async fn respond(
         let form = Limited::new(request.into_body(), MAX_FORM).collect();
         // Without what it says a command might be another one.
         let Ok(Ok(form)) = tokio::time::timeout(HEAD_TIMEOUT, form).await else {
-            return Reply::text(StatusCode::BAD_REQUEST, "the form can't be read\n")
-                .into_response(pages)
-                .await;
+            return Reply::text(StatusCode::BAD_REQUEST, "the form can't be read\n").into_response(pages);
         };
         query.parameters = parameters(&String::from_utf8_lossy(&form.to_bytes()));
     }
@@ -352,7 +348,7 @@ async fn respond(
             .await
             .unwrap_or_else(|_| Reply::text(StatusCode::INTERNAL_SERVER_ERROR, "the command failed\n")),
     };
-    reply.into_response(pages).await
+    reply.into_response(pages)
 }
 
 /// A body, or how long it is if that is longer than `limit`; `None` when the client breaks off. One that is not much longer
@@ -509,6 +505,10 @@ mod tests {
             if query.path == "/command" {
                 return Reply::text(StatusCode::OK, "done");
             }
+            if let Some(pieces) = query.get("pieces").and_then(|n| n.parse::<usize>().ok()) {
+                let piece = vec![b'y'; 32 << 10];
+                return Reply::written(move |out| (0..pieces).try_for_each(|_| out.write_all(&piece)));
+            }
             let (written, fails) = (self.0.clone(), query.has("fails"));
             Reply::written(move |out| {
                 for _ in 0..if fails { 3 } else { 1 << 20 } {
@@ -571,15 +571,36 @@ mod tests {
             text
         };
         assert!(answer("/command").ends_with("done"));
-        // Other pages find room; beyond the bound one is told so.
-        let more: Vec<TcpStream> = (0..2).map(|_| ask(&surface, "/")).collect();
-        for mut reader in &more {
+        drop(readers);
+    }
+
+    /// Sixteen pages that nobody read kept all others from being written for ten seconds, and again.
+    #[test]
+    fn pages_that_nobody_reads_hold_up_no_other_page() {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let surface = Surface::start("unread", any, Arc::new(Endless(Arc::default()))).unwrap();
+        let unread: Vec<TcpStream> = (0..pages::MOST_WAITING).map(|_| ask(&surface, "/")).collect();
+        let begins = |mut reader: &TcpStream| {
             let mut line = [0; 13];
             reader.read_exact(&mut line).unwrap();
             assert_eq!(&line, b"HTTP/1.1 200 ");
+        };
+        unread.iter().for_each(begins);
+        // Until each of them waits.
+        std::thread::sleep(Duration::from_millis(500));
+        let lengths = [("/?pieces=1", 1), ("/?pieces=2", 2), ("/?pieces=400", 400)];
+        for (path, pieces) in lengths {
+            let start = std::time::Instant::now();
+            let mut client = ask(&surface, path);
+            client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let mut text = String::new();
+            client.read_to_string(&mut text).unwrap();
+            assert!(text.ends_with("\r\n0\r\n\r\n"), "{path}: cut off");
+            assert!(text.matches('y').count() >= pieces << 15, "{path}");
+            // The pages are small: whoever waited for the others would wait for seconds.
+            let most = Duration::from_secs(if pieces < 3 { 1 } else { 5 });
+            assert!(start.elapsed() < most, "{path}: {:?}", start.elapsed());
         }
-        assert!(answer("/").starts_with("HTTP/1.1 503 "));
-        assert!(answer("/command").ends_with("done"));
-        drop((readers, more));
+        drop(unread);
     }
 }
