@@ -191,8 +191,18 @@ impl Block {
         self.each_cell(slot).any(|cell| cell & CHANGED != 0)
     }
 
+    /// Whether nothing of it was ever counted or set.
+    fn is_untouched(&self) -> bool {
+        self.shards.iter().all(|shard| shard.get().is_none())
+            && self.codes.as_ref().is_none_or(Codes::is_untouched)
+    }
+
     /// Whether a statistic was ever counted or set, be it that it is zero again (Envoy's `Metric::used`).
     pub(super) fn is_used(&self, def: &StatDef) -> bool {
+        // Nobody has asked most clusters of a mesh for anything.
+        if self.is_untouched() {
+            return false;
+        }
         match (def.kind, self.value(def)) {
             (Kind::Gauge, _) => self.is_changed(def.slot),
             (_, Value::Counter(n) | Value::Gauge(n)) => n != 0,

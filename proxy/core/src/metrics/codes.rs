@@ -96,6 +96,11 @@ impl Codes {
         cells.map(|cell| cell & COUNT).sum()
     }
 
+    /// Whether none ever came.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.0.iter().all(|cells| cells.get().is_none())
+    }
+
     /// The statuses that came.
     pub(super) fn seen(&self) -> Vec<u16> {
         let mut seen: Vec<u16> =

@@ -1,7 +1,9 @@
 //! Statistics as text: Envoy's `/stats` in its three forms, written piece by piece.
 
 use super::tags::appears_when_used;
-use super::{BUCKETS, Distribution, LabelledSample, Snapshot, TagRules, Tagged, Text, Value};
+use super::{
+    BUCKETS, Distribution, Kind as Declared, LabelledSample, Snapshot, TagRules, Tagged, Text, Value,
+};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -49,13 +51,18 @@ pub enum Histograms {
     Detailed,
 }
 
+impl From<Declared> for Kind {
+    fn from(kind: Declared) -> Kind {
+        match kind {
+            Declared::Counter => Kind::Counters,
+            Declared::Gauge | Declared::Number => Kind::Gauges,
+            Declared::Histogram => Kind::Histograms,
+        }
+    }
+}
+
 impl Selection {
-    fn takes(&self, name: &str, value: &Value, used: impl Fn() -> bool, rules: &TagRules) -> bool {
-        let kind = match value {
-            Value::Counter(_) => Kind::Counters,
-            Value::Gauge(_) => Kind::Gauges,
-            Value::Histogram(_) => Kind::Histograms,
-        };
+    fn takes(&self, name: &str, kind: Kind, used: impl Fn() -> bool, rules: &TagRules) -> bool {
         self.takes_name(kind, name, rules) && (!self.used_only && !appears_when_used(name) || used())
     }
 
@@ -107,31 +114,78 @@ impl Page<'_> {
         }
     }
 
-    /// Visits what is asked for until a visitor fails, which it does when nobody reads any more.
-    fn each(&self, mut visit: impl FnMut(&str, &Value) -> io::Result<()>) -> io::Result<()> {
-        let labelled = self.statistics.labelled().iter();
-        let labelled = labelled.map(|sample| (sample.flat_name(), &sample.value));
-        let mut labelled = labelled.filter(|(name, value)| self.takes_labelled(name, value)).peekable();
-        let mut name = String::new();
+    /// Visits the numbers that are asked for until a visitor fails, which it does when nobody reads any more. Answers where the
+    /// histograms are that are asked for.
+    fn numbers(&self, mut visit: impl FnMut(&str, u64) -> io::Result<()>) -> io::Result<Vec<Member<'_>>> {
+        let samples = self.statistics.labelled().iter().map(|sample| (sample.flat_name(), sample));
+        let mut samples =
+            samples.filter(|(name, sample)| self.takes_labelled(name, &sample.value)).peekable();
+        let (mut histograms, mut name) = (Vec::new(), String::new());
         for at in self.statistics.names() {
-            let Some(value) = self.statistics.read(at, &mut name) else { continue };
-            while let Some((before, value)) = labelled.next_if(|(labelled, _)| *labelled < name) {
-                visit(&before, value)?;
+            let Some(kind) = self.takes(at, &mut name) else { continue };
+            while let Some((before, sample)) = samples.next_if(|(before, _)| *before < name) {
+                match number(&sample.value) {
+                    Some(n) => visit(&before, n)?,
+                    None => histograms.push(Member::Labelled(sample)),
+                }
             }
-            if self.takes(at, &name, &value) {
-                visit(&name, &value)?;
+            if kind == Kind::Histograms {
+                histograms.push(Member::At(at as u32));
+            } else if let Some(n) = self.statistics.value(at).as_ref().and_then(number) {
+                visit(&name, n)?;
             }
         }
-        labelled.try_for_each(|(name, value)| visit(&name, value))
+        for (name, sample) in samples {
+            match number(&sample.value) {
+                Some(n) => visit(&name, n)?,
+                None => histograms.push(Member::Labelled(sample)),
+            }
+        }
+        Ok(histograms)
     }
 
-    fn takes(&self, at: usize, name: &str, value: &Value) -> bool {
-        self.selection.takes(name, value, || self.statistics.is_used(at), self.rules)
+    /// Visits histograms until a visitor fails.
+    fn histograms(
+        &self,
+        members: &[Member<'_>],
+        mut visit: impl FnMut(&str, &Distribution) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut name = String::new();
+        for member in members {
+            let value = match member {
+                Member::At(at) => self.statistics.read(*at as usize, &mut name),
+                Member::Labelled(sample) => {
+                    name = sample.flat_name();
+                    Some(sample.value)
+                }
+            };
+            if let Some(Value::Histogram(seen)) = &value {
+                visit(&name, seen)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is at `at`, if it is asked for, and its name in `name`. Its value, which is the sum of what all workers have
+    /// counted, is not looked at before.
+    fn takes(&self, at: usize, name: &mut String) -> Option<Kind> {
+        let (statistics, only) = (self.statistics, self.selection.used_only);
+        if only && !statistics.is_used(at) {
+            return None;
+        }
+        let kind = statistics.name(at, name)?.into();
+        let takes = self.selection.takes(name, kind, || only || statistics.is_used(at), self.rules);
+        takes.then_some(kind)
     }
 
     /// What has labels of its own is there since it was first counted.
     fn takes_labelled(&self, name: &str, value: &Value) -> bool {
-        self.selection.takes(name, value, || true, self.rules)
+        let kind = match value {
+            Value::Counter(_) => Kind::Counters,
+            Value::Gauge(_) => Kind::Gauges,
+            Value::Histogram(_) => Kind::Histograms,
+        };
+        self.selection.takes(name, kind, || true, self.rules)
     }
 
     /// The texts that are asked for.
@@ -144,13 +198,10 @@ impl Page<'_> {
         for (name, text) in self.texts() {
             writeln!(out, "{name}: \"{}\"", escaped(&text))?;
         }
-        self.each(|name, value| match value {
-            Value::Counter(n) | Value::Gauge(n) => writeln!(out, "{name}: {n}"),
-            Value::Histogram(_) => Ok(()),
-        })?;
-        self.each(|name, value| match value {
-            Value::Histogram(Distribution { count: 0, .. }) => writeln!(out, "{name}: No recorded values"),
-            Value::Histogram(seen) => match self.selection.histograms {
+        let histograms = self.numbers(|name, n| writeln!(out, "{name}: {n}"))?;
+        self.histograms(&histograms, |name, seen| match seen {
+            Distribution { count: 0, .. } => writeln!(out, "{name}: No recorded values"),
+            seen => match self.selection.histograms {
                 None | Some(Histograms::Summary) => writeln!(out, "{name}:{}", quantiles(seen)),
                 Some(Histograms::Cumulative) => writeln!(out, "{name}:{}", buckets(seen.below)),
                 Some(Histograms::Disjoint) => writeln!(out, "{name}:{}", buckets(disjoint(seen))),
@@ -166,7 +217,6 @@ impl Page<'_> {
                     )
                 }
             },
-            _ => Ok(()),
         })
     }
 
@@ -177,12 +227,9 @@ impl Page<'_> {
             let line = serde_json::json!({"name": name, "value": text});
             write!(out, "{}{line}", std::mem::replace(&mut comma, ","))?;
         }
-        self.each(|name, value| match value {
-            Value::Counter(n) | Value::Gauge(n) => {
-                let line = serde_json::json!({"name": name, "value": n});
-                write!(out, "{}{line}", std::mem::replace(&mut comma, ","))
-            }
-            Value::Histogram(_) => Ok(()),
+        let members = self.numbers(|name, n| {
+            let line = serde_json::json!({"name": name, "value": n});
+            write!(out, "{}{line}", std::mem::replace(&mut comma, ","))
         })?;
         let way = self.selection.histograms.unwrap_or(Histograms::Summary);
         let supported = serde_json::json!(QUANTILES);
@@ -196,8 +243,7 @@ impl Page<'_> {
             }
         };
         let mut histograms = 0;
-        self.each(|name, value| {
-            let Value::Histogram(seen) = value else { return Ok(()) };
+        self.histograms(&members, |name, seen| {
             match histograms {
                 0 => write!(out, "{comma}{{\"histograms\":{open}")?,
                 _ => write!(out, ",")?,
@@ -213,8 +259,7 @@ impl Page<'_> {
         let mut families: BTreeMap<String, Vec<Member<'_>>> = BTreeMap::new();
         let mut name = String::new();
         for at in self.statistics.names() {
-            let Some(value) = self.statistics.read(at, &mut name) else { continue };
-            if self.takes(at, &name, &value) {
+            if self.takes(at, &mut name).is_some() {
                 let family = format!("envoy_{}", sanitized(&self.rules.split(&name).name));
                 families.entry(family).or_default().push(Member::At(at as u32));
             }
@@ -292,6 +337,14 @@ impl Page<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// A value that is one number.
+fn number(value: &Value) -> Option<u64> {
+    match value {
+        Value::Counter(n) | Value::Gauge(n) => Some(*n),
+        Value::Histogram(_) => None,
     }
 }
 
@@ -565,6 +618,32 @@ mod tests {
         assert!(out.contains("le=\"10\"} 4\n") && out.contains("le=\"+Inf\"} 4\n"));
         assert!(out.contains("envoy_cluster_upstream_rq_time_sum{envoy_cluster_name=\"a\"} 30\n"));
         assert_eq!(out.matches("# TYPE").count(), 3);
+    }
+
+    /// Every value was summed up, twice, before its name was asked for.
+    #[test]
+    fn values_are_read_of_what_is_asked_for_alone() {
+        let registry = Registry::new();
+        let all: Vec<Few> = (0..10).map(|n| Few::new(&registry, &format!("cluster.{n}."))).collect();
+        all[3].upstream_cx_active().inc();
+        all[4].upstream_rq_time().record(7);
+        let filter = |text| Some(regex::Regex::new(text).unwrap());
+        let used_only = true;
+        for (selection, lines, reads) in [
+            (Selection { filter: filter("^nothing"), ..Selection::default() }, 0, 0),
+            (Selection { filter: filter("7.upstream_cx_active"), ..Selection::default() }, 1, 1),
+            (Selection { kind: Some(Kind::Histograms), ..Selection::default() }, 10, 10),
+            (Selection { used_only, ..Selection::default() }, 2, 2),
+            (Selection { used_only, filter: filter("active"), ..Selection::default() }, 1, 1),
+        ] {
+            let (statistics, rules) = (registry.snapshot(), TagRules::default());
+            let mut out = Vec::new();
+            let page = Page { statistics: &statistics, selection: &selection, rules: &rules };
+            page.write(Form::Text, &mut out).unwrap();
+            let out = String::from_utf8(out).unwrap();
+            let read = statistics.reads.load(std::sync::atomic::Ordering::Relaxed);
+            assert_eq!((out.lines().count(), read), (lines, reads), "{out}");
+        }
     }
 
     /// A page was put together whole, with a string for each statistic, before its first byte was sent.

@@ -1,6 +1,6 @@
 //! All statistics in the order of their names.
 
-use super::{Block, LabelledSample, StatDef, Text, Value};
+use super::{Block, Kind, LabelledSample, StatDef, Text, Value};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,6 +15,9 @@ pub struct Snapshot {
     texts: Vec<Arc<Text>>,
     /// Those with labels of their own, sorted by family and labels.
     labelled: Vec<LabelledSample>,
+    /// How many values were read.
+    #[cfg(test)]
+    pub(super) reads: std::sync::atomic::AtomicUsize,
 }
 
 impl Snapshot {
@@ -34,7 +37,14 @@ impl Snapshot {
             order.extend(shown.map(|def| (index as u32, *def)));
             order.extend(block.code_indices().map(|def| (index as u32, def)));
         }
-        let mut snapshot = Snapshot { blocks, order, texts, labelled };
+        let mut snapshot = Snapshot {
+            blocks,
+            order,
+            texts,
+            labelled,
+            #[cfg(test)]
+            reads: std::sync::atomic::AtomicUsize::new(0),
+        };
         snapshot.sort();
         snapshot
     }
@@ -100,11 +110,25 @@ impl Snapshot {
 
     /// Puts the name at `at` into `name` and answers its value, that of all blocks of the prefix together.
     pub(super) fn read(&self, at: usize, name: &mut String) -> Option<Value> {
-        let first = *self.order.get(at)?;
-        let (block, def) = self.at(first)?;
+        self.name(at, name)?;
+        self.value(at)
+    }
+
+    /// Puts the name at `at` into `name` and answers what it is the name of.
+    pub(super) fn name(&self, at: usize, name: &mut String) -> Option<Kind> {
+        let (block, def) = self.at(*self.order.get(at)?)?;
         name.clear();
         name.push_str(block.prefix());
         name.push_str(def.name);
+        Some(def.kind)
+    }
+
+    /// The value at `at`, that of all blocks of the prefix together.
+    pub(super) fn value(&self, at: usize) -> Option<Value> {
+        #[cfg(test)]
+        self.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let first = *self.order.get(at)?;
+        let (block, def) = self.at(first)?;
         let mut value = block.value(def);
         let more = self.order.iter().skip(at + 1);
         for (block, def) in more

@@ -53,7 +53,8 @@ impl Pages {
         let (sender, pieces) = mpsc::channel(PIECES);
         let deadline = Instant::now() + PIECES_TIMEOUT;
         let buffer = Vec::with_capacity(PIECE);
-        let mut out = PieceWriter { sender, pages: self.clone(), runtime: Handle::current(), deadline, buffer };
+        let mut out =
+            PieceWriter { sender, pages: self.clone(), runtime: Handle::current(), deadline, buffer };
         std::thread::Builder::new().name("page".to_owned()).spawn(move || {
             // A client that is gone, or that takes nothing for too long, gets no end.
             let _ = write(&mut out).and_then(|()| out.flush()).and_then(|()| out.send(Piece::End));
