@@ -201,7 +201,9 @@ impl Fault {
                 (instead.unwrap_or(asked), share.asked(stream, &headers.delay_percentage))
             }
         };
-        (!time.is_zero() && fraction.draw(fastrand::u64(..))).then_some(time)
+        // Envoy counts milliseconds with a sign: what it has no number for has gone by.
+        let is_ahead = !time.is_zero() && i64::try_from(time.as_millis()).is_ok();
+        (is_ahead && fraction.draw(fastrand::u64(..))).then_some(time)
     }
 
     fn abort(&self, stream: &Stream) -> Option<LocalReply> {

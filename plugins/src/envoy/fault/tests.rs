@@ -102,6 +102,12 @@ async fn requests_may_ask_for_faults() {
     assert_eq!(status(&config, &[("x-envoy-fault-abort-request", "99")]).await, None);
     let never = [("x-envoy-fault-abort-request", "429"), ("x-envoy-fault-abort-request-percentage", "0")];
     assert_eq!(status(&config, &never).await, None);
+    // More milliseconds than Envoy counts have gone by, and what is no number asks for nothing.
+    for long in ["9223372036854775808", "18446744073709551615", "18446744073709551616"] {
+        let start = tokio::time::Instant::now();
+        assert_eq!(status(&config, &[("x-envoy-fault-delay-request", long)]).await, None);
+        assert!(start.elapsed().is_zero(), "{long}");
+    }
     // More than configured is not to be had.
     let config = aborts(ErrorType::HeaderAbort(HeaderAbort {}), 0);
     let more = [("x-envoy-fault-abort-request", "429"), ("x-envoy-fault-abort-request-percentage", "100")];
