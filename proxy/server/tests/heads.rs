@@ -261,8 +261,11 @@ async fn half_a_head_over_http2_has_every_limit_of_a_stream() {
         assert!(!client.ended, "{logged}");
         client.pass(200).await;
         assert!(client.ended, "{logged}");
-        assert_eq!(client.line(), format!("0 {logged}"));
-        // GOAWAY, of no stream.
+        assert_eq!(client.line(), format!("408 {logged}"));
+        // HEADERS that end the stream, and GOAWAY, of no stream.
+        let (head, status) = ([1, 5, 0, 0, 0, 1], b"\x07:status\x03408");
+        assert!(client.said.windows(head.len()).any(|w| w == head), "{:?}", client.said);
+        assert!(client.said.windows(status.len()).any(|w| w == status), "{:?}", client.said);
         let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         assert!(client.said.windows(goaway.len()).any(|w| w == goaway), "{:?}", client.said);
     }
@@ -272,5 +275,5 @@ async fn half_a_head_over_http2_has_every_limit_of_a_stream() {
     assert!(!client.ended, "a connection with half a head is not idle");
     client.pass(2000).await;
     assert!(client.ended);
-    assert_eq!(client.line(), "0 - request_header_timeout");
+    assert_eq!(client.line(), "408 - request_header_timeout");
 }

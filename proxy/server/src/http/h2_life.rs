@@ -24,7 +24,7 @@ pub(super) enum Next {
     /// A stream.
     Stream(http::Request<RecvStream>, SendResponse<Bytes>),
     /// The head of one that did not come to its end in time. There can be no other any more.
-    Late,
+    Late(u32),
 }
 
 /// How far a connection is on its way to its end. Each stage is left at a deadline, whatever the client does.
@@ -208,8 +208,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
                 // Streams that run are answered; neither another one nor anything else of theirs can come.
                 self.leave();
                 self.enter(Stage::Finishing, None);
-                if late == LateBlock::Head {
-                    return Poll::Ready(Some(Ok(Next::Late)));
+                if let LateBlock::Head(number) = late {
+                    return Poll::Ready(Some(Ok(Next::Late(number))));
                 }
             } else if !self.wishes.reset_streams(cx) {
                 break;

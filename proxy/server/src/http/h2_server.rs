@@ -1,11 +1,11 @@
 //! A client's HTTP/2 connection: each stream is a task, and the same request path.
 
-use super::clock::{Clock, Expired, time_of_day};
+use super::clock::{Clock, time_of_day};
 use super::downstream::{Downstream, DownstreamError};
 use super::h2_life::{Life, Next, Wishes};
 use super::h2_streams::{self, Opened};
 use super::respond::{self, Refusal};
-use super::{Env, exchange, local_reply, timeouts};
+use super::{Env, exchange, h2_late, timeouts};
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::closing;
 use crate::deadline::{Deadline, Timed, TimedOut, bounded, within};
@@ -20,14 +20,13 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use sixfold_core::connection::Connection;
 use sixfold_core::headers::{HeaderRules, Headers, Known};
-use sixfold_core::message::{Method, RequestHead, ResponseHead, Scheme, Version};
+use sixfold_core::message::{Method, RequestHead, ResponseHead, Scheme};
 use sixfold_core::stream::Stream;
 use sixfold_core::traffic::Traffic;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Poll, ready};
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// How long the preface may take when the connection manager has no idle timeout.
 const PREFACE_TIME: Duration = Duration::from_secs(60);
@@ -103,38 +102,21 @@ async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: &Arc<Env>)
     let handshake = bounded(&mut limit, builder(env).handshake::<_, Bytes>(guarded)).await;
     let Ok(server) = handshake else { return Ok(()) };
     let wishes = Arc::<Wishes>::default();
-    let mut life = Life::new(server?, env, wishes.clone(), heads);
+    let mut life = Life::new(server?, env, wishes.clone(), heads.clone());
     while let Some(next) = life.next().await {
-        let Next::Stream(request, respond) = next? else {
-            log_late(connection.clone(), env, which, head);
-            continue;
+        let (request, respond) = match next? {
+            Next::Stream(request, respond) => (request, respond),
+            Next::Late(number) => {
+                // It is a rare future, and a large one.
+                let answer = Box::pin(h2_late::answer(connection.clone(), number, env, which, head));
+                heads.answer(answer.await);
+                continue;
+            }
         };
         let (connection, env, wishes) = (connection.clone(), env.clone(), wishes.clone());
         h2_streams::serve(Opened { request, respond, connection, env, wishes });
     }
     Ok(())
-}
-
-/// Counts and logs a stream whose head did not come to its end in time. There is no stream yet to the library, so that nothing
-/// can be said on it: the last GOAWAY says that it was not looked at.
-fn log_late(connection: Arc<Connection>, env: &Env, which: Expired, limit: Duration) {
-    let stats = &env.hcm.stats;
-    stats.downstream_rq_http2_total().inc();
-    stats.downstream_rq_total().inc();
-    stats.downstream_rq_tx_reset().inc();
-    respond::note_timeout(stats, which);
-    let now = Instant::now();
-    let start = now.checked_sub(limit).unwrap_or(now);
-    let mut stream = Stream::new(connection);
-    stream.reset(start.into_std());
-    stream.start_time = time_of_day(now).checked_sub(limit).unwrap_or_else(|| time_of_day(now));
-    stream.request.version = Version::Http2;
-    stream.timing.downstream_tx_end = Some(now.into_std());
-    if let Some(flag) = local_reply::flag(which) {
-        stream.flags.insert(flag);
-    }
-    stream.details = Some(local_reply::details(which).into());
-    env.hcm.access_logs.iter().for_each(|log| log.log(&stream));
 }
 
 fn builder(env: &Env) -> h2::server::Builder {

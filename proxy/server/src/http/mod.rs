@@ -15,6 +15,7 @@ mod filtered;
 mod follow;
 mod forward;
 mod h1_server;
+mod h2_late;
 mod h2_life;
 mod h2_server;
 mod h2_streams;

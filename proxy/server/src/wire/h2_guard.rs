@@ -13,11 +13,12 @@ use crate::io::Transport;
 use crate::wire::PREFACE;
 use frames::Frames;
 use ledger::{Flood, Ledger};
+use parking_lot::Mutex;
 use sixfold_core::cluster::Http2Options;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -42,13 +43,19 @@ pub(crate) struct PeerTimeouts {
 
 /// How far the header block is that a peer sends, for those who hold its connection.
 #[derive(Debug, Default)]
-pub(crate) struct HeadWatch(AtomicU8);
+pub(crate) struct HeadWatch {
+    state: AtomicU8,
+    /// The stream of a head that is late.
+    stream: AtomicU32,
+    /// What is to be said to that.
+    answer: Mutex<Vec<u8>>,
+}
 
 /// What has not come in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LateBlock {
-    /// The head of a new stream.
-    Head,
+    /// The head of this stream, a new one.
+    Head(u32),
     /// Trailers, or what is no head of a stream that is served.
     Other,
 }
@@ -60,13 +67,13 @@ impl HeadWatch {
 
     /// Whether one has begun and not ended.
     pub(crate) fn is_open(&self) -> bool {
-        self.0.load(Relaxed) != 0
+        self.state.load(Relaxed) != 0
     }
 
     /// The one that did not come to its end in time. Nothing but its rest can come from the peer any more.
     pub(crate) fn late(&self) -> Option<LateBlock> {
-        match self.0.load(Relaxed) {
-            Self::LATE_HEAD => Some(LateBlock::Head),
+        match self.state.load(Relaxed) {
+            Self::LATE_HEAD => Some(LateBlock::Head(self.stream.load(Relaxed))),
             Self::LATE => Some(LateBlock::Other),
             _ => None,
         }
@@ -74,8 +81,13 @@ impl HeadWatch {
 
     fn set(&self, state: u8) {
         if self.late().is_none() {
-            self.0.store(state, Relaxed);
+            self.state.store(state, Relaxed);
         }
+    }
+
+    /// Has frames sent past the library, between two of its own.
+    pub(crate) fn answer(&self, frames: Vec<u8>) {
+        *self.answer.lock() = frames;
     }
 }
 
@@ -92,6 +104,8 @@ pub(crate) struct Guarded<T> {
     head: Deadline,
     /// Who is told of the header block.
     watch: Option<Arc<HeadWatch>>,
+    /// What is left to be written of frames that go past the library.
+    past: Vec<u8>,
     /// When the peer must have taken something of what waits.
     write: Deadline,
 }
@@ -123,7 +137,7 @@ impl<T> Guarded<T> {
         timeouts: PeerTimeouts,
     ) -> Guarded<T> {
         let (head, write) = (Deadline::unset(), Deadline::unset());
-        Guarded { io, prefix, inward, outward, ledger, timeouts, head, watch: None, write }
+        Guarded { io, prefix, inward, outward, ledger, timeouts, head, watch: None, past: Vec::new(), write }
     }
 
     /// Has somebody told of header blocks that do not come to their end, in place of ending the connection.
@@ -175,6 +189,29 @@ impl<T> Guarded<T> {
     }
 }
 
+impl<T: Transport + Unpin> Guarded<T> {
+    /// Writes what goes past the library, once its own frame is complete.
+    fn poll_past(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(watch) = self.watch.as_ref().filter(|watch| watch.late().is_some()) else {
+            return Poll::Ready(Ok(()));
+        };
+        if self.past.is_empty() && self.outward.is_between() {
+            self.past = std::mem::take(&mut *watch.answer.lock());
+        }
+        while !self.past.is_empty() {
+            self.begin_write();
+            let (io, slice) = (&mut self.io, [io::IoSlice::new(&self.past)]);
+            let polled = poll_within(&mut self.write, cx, |_, cx| io.poll_write_vectored(cx, &slice));
+            let n = self.written(ready!(polled))??;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.past.drain(..n);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<T: Transport + Unpin> AsyncRead for Guarded<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -190,6 +227,7 @@ impl<T: Transport + Unpin> AsyncRead for Guarded<T> {
                 (Err(TimedOut), None) => return Poll::Ready(Err(TimedOut.into())),
                 // There is nothing to be read, as the transport has just said.
                 (Err(TimedOut), Some(watch)) => {
+                    watch.stream.store(this.ledger.last_stream(), Relaxed);
                     watch.set(if this.ledger.opens() { HeadWatch::LATE_HEAD } else { HeadWatch::LATE });
                     this.head.set(None);
                     this.timeouts.head = None;
@@ -216,6 +254,7 @@ impl<T: Transport + Unpin> AsyncWrite for Guarded<T> {
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        ready!(this.poll_past(cx))?;
         this.begin_write();
         let io = &mut this.io;
         let result = ready!(poll_within(&mut this.write, cx, |_, cx| io.poll_write_vectored(cx, data)));
@@ -236,6 +275,7 @@ impl<T: Transport + Unpin> AsyncWrite for Guarded<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        ready!(this.poll_past(cx))?;
         this.begin_write();
         let io = &mut this.io;
         let result = ready!(poll_within(&mut this.write, cx, |_, cx| io.poll_flush(cx)));

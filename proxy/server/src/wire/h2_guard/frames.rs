@@ -67,6 +67,11 @@ impl Frames {
         self.block != Block::None
     }
 
+    /// Whether another frame may stand here.
+    pub(super) fn is_between(&self) -> bool {
+        self.have == 0 && self.skip == 0 && !self.in_header_block()
+    }
+
     /// Calls `found` for each frame whose head is complete.
     pub(super) fn scan(&mut self, mut bytes: &[u8], mut found: impl FnMut(Frame)) {
         while !bytes.is_empty() {

@@ -118,6 +118,11 @@ impl Ledger {
         self.opens
     }
 
+    /// The last stream that was opened.
+    pub(super) fn last_stream(&self) -> u32 {
+        self.last_stream
+    }
+
     /// We have sent a frame.
     pub(super) fn sent(&mut self, frame: Frame) {
         match frame.kind {

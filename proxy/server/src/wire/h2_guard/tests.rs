@@ -212,7 +212,7 @@ async fn who_holds_the_connection_hears_of_half_a_head_and_may_go_on() {
     let timeouts = PeerTimeouts { head: Some(Duration::from_secs(10)), write: None };
     let trailers = [head(1), frame(Frame::HEADERS, 0, 1, b"a")].concat();
     for (sent, expected) in
-        [(frame(Frame::HEADERS, 0, 1, b"a"), LateBlock::Head), (trailers, LateBlock::Other)]
+        [(frame(Frame::HEADERS, 0, 1, b"a"), LateBlock::Head(1)), (trailers, LateBlock::Other)]
     {
         let (near, mut far) = tokio::io::duplex(1000);
         let watch = Arc::<HeadWatch>::default();
@@ -229,6 +229,16 @@ async fn who_holds_the_connection_hears_of_half_a_head_and_may_go_on() {
         let wait = tokio::time::timeout(Duration::from_secs(60), guarded.read_buf(&mut got));
         assert!(wait.await.is_err());
         assert_eq!((watch.late(), start.elapsed().as_secs()), (Some(expected), 60));
+        // What is said to it stands between two frames.
+        let ping = frame(PING, 0, 0, &[0; 8]);
+        guarded.write_all(&ping[..10]).await.unwrap();
+        watch.answer(b"answer".to_vec());
+        guarded.flush().await.unwrap();
+        guarded.write_all(&ping[10..]).await.unwrap();
+        guarded.write_all(&ping).await.unwrap();
+        let mut said = vec![0; 2 * ping.len() + 6];
+        far.read_exact(&mut said).await.unwrap();
+        assert_eq!(said, [&ping, b"answer".as_slice(), &ping].concat());
         // Its rest is read all the same, and nothing is owed again.
         far.write_all(&frame(Frame::CONTINUATION, 4, 1, b"d")).await.unwrap();
         assert!(guarded.read_buf(&mut got).await.unwrap() > 0);
