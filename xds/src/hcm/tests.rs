@@ -222,7 +222,7 @@ fn filters_must_be_known_and_the_router_last() {
     assert_eq!(chain(&[&web, &web, router]).unwrap().chain.members().len(), 2, "Envoy takes a name twice");
     assert_eq!(
         chain(&[&web, &router.replace("name: r", "name: r, disabled: true")]).unwrap_err().to_string(),
-        "http_filters[1].disabled: the router, which is the last filter, can't be"
+        "http_filters[1].disabled: the router, which is the last filter, can't be (HTTP filter \"r\")"
     );
     let off = "{name: f, disabled: true, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb}}";
     assert!(chain(&[off, router]).unwrap().chain.members().is_empty());
