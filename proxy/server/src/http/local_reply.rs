@@ -106,8 +106,7 @@ fn map(stream: &mut Stream, hcm: &HttpConnectionManager) -> Mapped {
 }
 
 /// Frames a body as Envoy does: the content type is that of the headers unless the configuration replaced the
-/// body alone, and a reply without a body has neither type nor length. One that can't have a body announces none, which Envoy
-/// does (RFC 9110 section 8.6): a client would wait for it, or take it for the next response.
+/// body alone, and a reply without a body has neither type nor length.
 fn frame(response: &mut ResponseHead, body: Bytes, mapped: &Mapped) -> Bytes {
     let headers = &mut response.headers;
     headers.remove(Known::CONTENT_LENGTH);
@@ -115,9 +114,7 @@ fn frame(response: &mut ResponseHead, body: Bytes, mapped: &Mapped) -> Bytes {
         headers.remove(Known::CONTENT_TYPE);
         return body;
     }
-    if response.status >= 200 && response.status != 204 {
-        headers.append(Known::CONTENT_LENGTH, itoa::Buffer::new().format(body.len()).as_bytes());
-    }
+    headers.append(Known::CONTENT_LENGTH, itoa::Buffer::new().format(body.len()).as_bytes());
     if mapped.body_alone || !headers.contains(Known::CONTENT_TYPE) {
         let content_type = mapped.content_type.as_deref().unwrap_or("text/plain");
         headers.set(Known::CONTENT_TYPE, content_type.as_bytes());
