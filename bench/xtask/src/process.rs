@@ -2,13 +2,17 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+
+#[allow(unreachable_pub)]
+#[path = "../../../proxy/core/tests/support/ports.rs"]
+mod ports;
 
 /// The workspace's own folder.
 pub fn root() -> PathBuf {
@@ -158,10 +162,10 @@ impl Drop for Background {
     }
 }
 
-/// A port of 127.0.0.1 that nobody listens on now.
+/// A port that nobody else gets.
 ///
 /// # Errors
 /// No port is free.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    Ok(ports::free_port()?)
 }

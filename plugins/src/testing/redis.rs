@@ -1,11 +1,15 @@
 //! Debian's redis-server, for tests of what is counted there.
 
+#[allow(unreachable_pub)]
+#[path = "../../../proxy/core/tests/support/ports.rs"]
+mod ports;
+
 use super::context;
 use sixfold_core::plugin::{
     BuildContext, Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutStreamFuture, CalloutWire,
     ConnectFuture, ConnectRequest,
 };
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -46,9 +50,9 @@ pub(crate) fn connecting() -> (BuildContext, Arc<Wires>) {
     (BuildContext { callout: wires.clone(), ..context() }, wires)
 }
 
-/// A port that is free.
+/// A port that nobody else gets.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    ports::free_port().unwrap()
 }
 
 impl RedisServer {

@@ -5,11 +5,14 @@ pub mod authority;
 pub mod envoy;
 pub mod etcd;
 pub mod gateway;
+#[path = "../../../core/tests/support/ports.rs"]
+mod ports;
 pub mod traffic;
+pub mod wrk;
 pub mod xds;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,8 +21,9 @@ use std::time::{Duration, Instant};
 /// How long anything here may take.
 pub const LIMIT: Duration = Duration::from_secs(20);
 
+/// The binary under test: `SIXFOLD_BINARY` where figures are asked of another build.
 pub fn sixfold() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_sixfold"))
+    Command::new(std::env::var_os("SIXFOLD_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_sixfold").into()))
 }
 
 pub fn output(arguments: &[&str]) -> Output {
@@ -55,9 +59,9 @@ impl Drop for Directory {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that nobody else gets.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    ports::free_port().unwrap()
 }
 
 /// A running process; killed when the test ends before it.
