@@ -14,11 +14,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 
-PATIENCE = 30
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from asking import PATIENCE, ask, until  # noqa: E402
 
 
 def main(package):
@@ -173,23 +171,6 @@ def rotates(root, gateway, log):
     stand_in.unlink()
     assert "GET /a " in log.with_name("access.log.1").read_text()
     until("a line in the new log", lambda: ask("http://127.0.0.1:9080/a")[0] == 200 and "GET /a " in log.read_text(), gateway)
-
-
-def ask(url, method="GET", body=None, key=None):
-    request = urllib.request.Request(url, body, {"X-API-KEY": key} if key else {}, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
-
-
-def until(what, done, process):
-    end = time.monotonic() + PATIENCE
-    while not done():
-        assert process.poll() is None, f"ended with {process.returncode} before {what}"
-        assert time.monotonic() < end, f"not {what} within {PATIENCE} s"
-        time.sleep(0.1)
 
 
 if __name__ == "__main__":

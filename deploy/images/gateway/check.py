@@ -8,15 +8,14 @@ ROOT is read only but for the image's volumes.
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 
 KEY = "key-of-the-check"
-PATIENCE = 30
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+from asking import PATIENCE, ask, until  # noqa: E402
 
 
 def main(root, config):
@@ -78,23 +77,6 @@ def restricted(pid):
     status = dict(line.split(":\t", 1) for line in open(f"/proc/{pid}/status") if ":\t" in line)
     assert status["Uid"].split() == ["65532"] * 4, status["Uid"]
     assert int(status["CapEff"], 16) == 0 and int(status["CapPrm"], 16) == 0, status["CapEff"]
-
-
-def ask(url, method="GET", body=None, key=None):
-    request = urllib.request.Request(url, body, {"X-API-KEY": key} if key else {}, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
-
-
-def until(what, done, process):
-    end = time.monotonic() + PATIENCE
-    while not done():
-        assert process.poll() is None, f"ended with {process.returncode} before {what}"
-        assert time.monotonic() < end, f"not {what} within {PATIENCE} s"
-        time.sleep(0.1)
 
 
 if __name__ == "__main__":
