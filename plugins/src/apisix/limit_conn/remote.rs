@@ -2,12 +2,19 @@
 //! each is forgotten.
 
 use crate::shared::redis::{Redis, RedisFault, Script, cmd};
+use sixfold_core::budget::ByteBudget;
 use sixfold_core::export::Background;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Seconds after which a request counts no more, if nothing is said (`key_ttl`).
 const KEY_TTL: i64 = 3600;
+
+/// Bytes of what Redis is still to be told of requests that have ended, of one configuration. What comes beyond is not told.
+const MOST_LEAVING: usize = 8 << 20;
+/// Bytes that one of them takes beside its key: its task, with the command and the connection that it waits for.
+const TASK: usize = 1024;
 
 /// Counts one more unless there are as many as may be; answers whether it did, and how many there are then.
 static ENTER: LazyLock<Script> = LazyLock::new(|| {
@@ -31,6 +38,15 @@ pub(super) struct Remote {
     /// Seconds.
     ttl: i64,
     background: Arc<dyn Background>,
+    leaving: ByteBudget,
+    /// Whether it was said that Redis is not told of ends: once until it is again.
+    is_behind: AtomicBool,
+}
+
+/// The place of a request among those that Redis is to be told of.
+struct Leaving {
+    remote: Arc<Remote>,
+    bytes: usize,
 }
 
 /// A request that is counted, or may be, until this is dropped.
@@ -49,7 +65,8 @@ impl Remote {
         background: Arc<dyn Background>,
     ) -> Arc<Remote> {
         let (prefix, ttl) = (prefix.into_bytes().into(), ttl.unwrap_or(KEY_TTL));
-        Arc::new(Remote { redis, prefix, ttl, background })
+        let (leaving, is_behind) = (ByteBudget::new(MOST_LEAVING), AtomicBool::new(false));
+        Arc::new(Remote { redis, prefix, ttl, background, leaving, is_behind })
     }
 
     /// For a request that is about to be counted.
@@ -74,16 +91,41 @@ impl RemoteLease {
     }
 }
 
+impl Remote {
+    /// A place for one more with such a key; `None` where there are too many.
+    fn leaving(self: Arc<Remote>, key: &[u8]) -> Option<Leaving> {
+        let bytes = key.len() + TASK;
+        self.leaving.take(bytes).then(|| Leaving { remote: self.clone(), bytes })
+    }
+
+    /// What becomes of a request of which Redis is not told.
+    fn not_told(&self, reason: &dyn std::fmt::Display) {
+        if !self.is_behind.swap(true, Relaxed) {
+            tracing::error!(%reason, "requests that have ended are counted in Redis until their time is over");
+        }
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.remote.leaving.give_back(self.bytes);
+    }
+}
+
 impl Drop for RemoteLease {
     fn drop(&mut self) {
         let Some(remote) = self.counted.take() else { return };
         let (key, request) = (std::mem::take(&mut self.key), std::mem::take(&mut self.request));
-        let redis = remote.redis.clone();
+        let Some(leaving) = remote.clone().leaving(&key) else {
+            return remote.not_told(&"too many wait for it");
+        };
         remote.background.spawn(Box::pin(async move {
+            let remote = &leaving.remote;
             let mut command = cmd("ZREM");
             command.arg(&key).arg(&request);
-            if let Err(fault) = redis.call(&key, &command).await {
-                tracing::error!(%fault, "a request that has ended is counted until its time is over");
+            match remote.redis.call(&key, &command).await {
+                Ok(_) => remote.is_behind.store(false, Relaxed),
+                Err(fault) => remote.not_told(&fault),
             }
         }));
     }

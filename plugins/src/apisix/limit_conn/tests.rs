@@ -3,8 +3,10 @@ use crate::shared::counters::Counters;
 use crate::testing::redis::{RedisServer, connecting, free_port};
 use crate::testing::{Alone, build, context, now, plugin, stream};
 use serde_json::{Value, json};
+use sixfold_core::export::{Background, Task};
 use sixfold_core::plugin::BuildContext;
 use sixfold_core::stream::Stream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// A delay that is none, so that nobody waits.
@@ -199,4 +201,40 @@ async fn without_redis_nothing_passes_unless_that_is_wanted() {
         let reply = plugin.access(&mut stream("/", &[])).await;
         assert_eq!(reply.map_or(0, |reply| reply.status), status);
     }
+}
+
+/// Tasks that are never run, as of a Redis that answers nothing.
+#[derive(Default)]
+struct Unrun(parking_lot::Mutex<Vec<Task>>);
+
+impl Background for Unrun {
+    fn spawn(&self, task: Task) {
+        self.0.lock().push(task);
+    }
+}
+
+/// Each request that ended was a task that waited for Redis, with its key, however many there were.
+#[tokio::test]
+async fn ends_that_redis_is_not_told_of_are_bounded_in_bytes() {
+    const KEY: usize = 16 << 10;
+    let server = RedisServer::start(&[]);
+    let config = json!({"conn": 1_000_000, "burst": 1, "default_conn_delay": SHORT, "key": "http_x",
+        "policy": "redis", "redis_host": "127.0.0.1", "redis_port": server.port});
+    let unrun = Arc::new(Unrun::default());
+    let context = BuildContext { background: unrun.clone(), ..connecting().0 };
+    let plugin = build("limit-conn", &config, &context).unwrap();
+    let long = "k".repeat(KEY);
+    let end = async |count: usize| {
+        for _ in 0..count {
+            let mut s = stream("/", &[("x", &long)]);
+            assert!(plugin.access(&mut s).await.is_none());
+        }
+        unrun.0.lock().len()
+    };
+    let most = (8 << 20) / KEY;
+    let held = end(most + 100).await;
+    assert!(held > most * 8 / 10 && held <= most, "{held} of {most}");
+    // There is room again for as many as Redis was told of.
+    unrun.0.lock().truncate(held - 10);
+    assert_eq!(end(100).await, held);
 }
