@@ -316,10 +316,7 @@ impl Source {
         }
         let (store, outdated) = (self.store.clone(), self.outdated);
         let taken = self.take(|batch| match outdated {
-            true => {
-                batch.enable_anew();
-                store.everything(batch)
-            }
+            true => store.everything(batch),
             false => store.changes(batch),
         });
         self.outdated &= taken.is_err();

@@ -76,6 +76,9 @@ pub trait Sink {
     /// those of config.yaml. A store that tells other plugins than before hands out all its resources again.
     fn plugins(&mut self, listed: Option<EnabledPlugins>);
 
+    /// All changes that follow are read by what config.yaml says of plugins now, and all other resources come with them.
+    fn anew(&mut self) {}
+
     /// One change.
     fn change(&mut self, change: Change);
 
@@ -125,17 +128,15 @@ pub trait Store: Send + Sync {
     /// Why nothing can be told: then nothing has changed, and the next call begins where this one did.
     fn changes(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>>;
 
-    /// The kinds of which there may be values.
-    fn kinds(&self) -> Vec<Kind> {
-        Kind::ALL.to_vec()
-    }
-
-    /// [`Store::changes`], and everything else there is as if it had changed.
+    /// [`Store::changes`], and everything else there is as if it had changed, once it has said so ([`Sink::anew`]). A store
+    /// elsewhere need not have that at hand: it hands over what it has, and everything with a later call of
+    /// [`Store::changes`]. Nobody waits for it here.
     ///
     /// # Errors
     /// As of [`Store::changes`].
     fn everything(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
-        for kind in self.kinds() {
+        sink.anew();
+        for kind in Kind::ALL {
             let all = self.list(kind).map_err(|error| vec![ConfigError::new(error.to_string())])?;
             for (key, kept) in all {
                 sink.change(Change {

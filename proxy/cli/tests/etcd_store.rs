@@ -6,7 +6,7 @@ mod asked;
 mod support;
 
 use asked::{conforms, key, told};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::json;
 use sixfold_apisix::config::{Config, EnabledPlugins, EnvVars};
 use sixfold_apisix::resource::Kind;
@@ -182,14 +182,9 @@ fn a_silent_member_is_left() {
 
 #[test]
 fn who_asks_shows_a_password_and_gets_a_new_token_when_the_old_one_ends() {
-    let (etcd, directory) = (Etcd::with(&["--auth-token-ttl", "1"]), Directory::new());
-    etcd.call("auth/role/add", &json!({ "name": "root" }));
-    for (user, password) in [("root", "r"), ("gateway", "secret"), ("other", "o")] {
-        etcd.call("auth/user/add", &json!({ "name": user, "password": password }));
-    }
-    etcd.call("auth/user/grant", &json!({ "user": "root", "role": "root" }));
-    etcd.call("auth/user/grant", &json!({ "user": "gateway", "role": "root" }));
-    etcd.call("auth/enable", &json!({}));
+    let (mut etcd, directory) = (Etcd::with(&["--auth-token-ttl", "1"]), Directory::new());
+    etcd.call("auth/user/add", &json!({ "name": "other", "password": "o" }));
+    etcd.ask_for_passwords(&[("root", "r"), ("gateway", "secret")]);
     let with = |user: &str| {
         let retry = "startup_retry: 0, resync_delay: 0";
         open(&Directory::new(), &format!("{{host: ['{}'], {retry}, {user}}}", etcd.url()))
@@ -218,13 +213,14 @@ fn etcd_over_tls_is_verified_and_sees_a_certificate() {
     let authority = directory.write("ca.pem", &params.self_signed(&authority_key).unwrap().pem());
     let issuer = Issuer::new(params, authority_key);
     for (name, of) in [("server", "etcd.example"), ("client", "gateway.example")] {
-        let (params, key) =
+        let (mut params, key) =
             (CertificateParams::new(vec![of.to_owned()]).unwrap(), KeyPair::generate().unwrap());
+        params.distinguished_name.push(DnType::CommonName, name);
         directory.write(&format!("{name}.pem"), &params.signed_by(&key, &issuer).unwrap().pem());
         directory.write(&format!("{name}.key"), &key.serialize_pem());
     }
     let path = |name: &str| directory.path(name);
-    let etcd = Etcd::with(&[
+    let mut etcd = Etcd::with(&[
         "--cert-file",
         &path("server.pem"),
         "--key-file",
@@ -234,8 +230,10 @@ fn etcd_over_tls_is_verified_and_sees_a_certificate() {
         "--client-cert-auth",
     ]);
     let identity = format!("cert: {}, key: {}", path("client.pem"), path("client.key"));
+    let (url, user) = (etcd.url(), std::cell::Cell::new(""));
     let try_with = |tls: &str| {
-        let text = format!("{{host: ['{}'], startup_retry: 0, timeout: 5, tls: {{{tls}}}}}", etcd.url());
+        let user = user.get();
+        let text = format!("{{host: ['{url}'], startup_retry: 0, timeout: 5, {user} tls: {{{tls}}}}}");
         open_with(&Directory::new(), &text, |options| options.trusted = Some(authority.clone().into()))
     };
     let store = try_with(&format!("{identity}, sni: etcd.example")).unwrap();
@@ -247,4 +245,19 @@ fn etcd_over_tls_is_verified_and_sees_a_certificate() {
         assert!(error.contains("has no healthy etcd endpoint available"), "{tls}: {error}");
     }
     assert!(try_with(&format!("{identity}, verify: false")).is_ok());
+    // Who asks is who the password says, else the common name of the certificate.
+    etcd.ask_for_passwords(&[("root", "r"), ("gateway", "secret")]);
+    let of_certificate = format!("{identity}, sni: etcd.example");
+    let error = try_with(&of_certificate).err().unwrap();
+    assert!(error.contains("code: 40"), "{error}");
+    user.set("user: gateway, password: secret,");
+    let store = try_with(&of_certificate).unwrap();
+    store.put(&key("b"), "{}".into()).unwrap();
+    assert_eq!(told(&store).len(), 2);
+    etcd.call("auth/user/add", &json!({ "name": "client", "password": "unused" }));
+    etcd.call("auth/user/grant", &json!({ "user": "client", "role": "root" }));
+    user.set("");
+    let store = try_with(&of_certificate).unwrap();
+    store.put(&key("c"), "{}".into()).unwrap();
+    assert_eq!(told(&store).len(), 3);
 }

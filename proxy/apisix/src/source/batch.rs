@@ -76,11 +76,6 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Reads what comes by the lists of plugins that config.yaml has now.
-    pub(super) fn enable_anew(&mut self) {
-        self.catalog = self.builder.catalog(self.listed.as_ref());
-    }
-
     /// A resource as it will be.
     pub(super) fn get(&self, key: &Key) -> Option<&Arc<Record>> {
         match self.pending.get(key) {
@@ -359,6 +354,10 @@ impl Sink for Batch<'_> {
     fn plugins(&mut self, listed: Option<EnabledPlugins>) {
         self.catalog = self.builder.catalog(listed.as_ref());
         self.listed = listed;
+    }
+
+    fn anew(&mut self) {
+        self.catalog = self.builder.catalog(self.listed.as_ref());
     }
 
     fn change(&mut self, change: Change) {

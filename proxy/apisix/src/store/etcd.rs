@@ -28,7 +28,7 @@ use self::messages::{
     Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseGrantResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, Request, RequestOp, Response, TxnRequest, TxnResponse,
 };
-use self::mirror::{Mirror, Snapshot, kept, unsigned};
+use self::mirror::{Mirror, Pending, Snapshot, kept, unsigned};
 use super::last_good::{Batch, Found, LastGood};
 use super::{Action, Change, Committed, Document, Kept, Key, Notify, Sink, Store, StoreError, Watch, Write};
 use crate::config::{EnabledPlugins, EtcdConfig};
@@ -80,6 +80,8 @@ struct Shared {
     plugins: EnabledPlugins,
     mirror: Mutex<Mirror>,
     last_good: Option<LastGood>,
+    /// Everything is to be read again.
+    again: tokio::sync::Notify,
     /// The revision up to which everything is known, while changes are followed.
     reached: watch::Sender<Option<u64>>,
     first: Mutex<Option<Sender<Result<(), Status>>>>,
@@ -124,6 +126,7 @@ impl EtcdStore {
             plugins,
             mirror: Mutex::new(mirror),
             last_good,
+            again: tokio::sync::Notify::new(),
             reached: watch::Sender::new(None),
             first: Mutex::new(Some(first)),
             outage: Mutex::new(None),
@@ -231,7 +234,7 @@ impl Shared {
     fn tell(&self, changed: Batch) {
         let revision = changed.revision;
         if let Some(file) = &self.last_good {
-            file.keep(changed);
+            file.keep(changed, || self.mirror.lock().keys());
         }
         let notify = self.mirror.lock().notify.clone();
         notify.iter().for_each(|notify| notify());
@@ -358,14 +361,17 @@ impl Shared {
 impl Store for EtcdStore {
     fn changes(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
         let mut mirror = self.shared.mirror.lock();
-        let (pending, plugins) = mirror.pending();
+        let Pending { values, plugins, anew } = mirror.pending();
         // A revision of another cluster is another one.
         let generation = mirror.generation << 48;
         drop(mirror);
         if let Some(plugins) = plugins {
             sink.plugins(plugins);
         }
-        for (key, kept) in pending {
+        if anew {
+            sink.anew();
+        }
+        for (key, kept) in values {
             sink.change(Change {
                 revision: kept.as_ref().map_or(0, |kept| kept.modified.wrapping_add(generation)),
                 order: kept.as_ref().map_or(0, |kept| kept.created),
@@ -377,9 +383,16 @@ impl Store for EtcdStore {
         Ok(Vec::new())
     }
 
-    /// Each is a question to etcd.
-    fn kinds(&self) -> Vec<Kind> {
-        self.shared.mirror.lock().kinds()
+    /// The values are not held here: they are read again, as soon as etcd is there.
+    fn everything(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
+        self.shared.mirror.lock().ask_anew();
+        self.shared.again.notify_one();
+        if self.shared.reached.borrow().is_none() {
+            tracing::warn!(
+                "etcd is not followed: what config.yaml says of plugins takes effect when it is again"
+            );
+        }
+        self.changes(sink)
     }
 
     fn watch(&self, notify: Notify) -> std::io::Result<Watch> {

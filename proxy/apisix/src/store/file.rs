@@ -102,6 +102,7 @@ impl Store for FileStore {
             seen.hash = None;
             seen.listing.forget();
         }
+        sink.anew();
         self.changes(sink)
     }
 

@@ -5,7 +5,7 @@
 //! was at one moment. Pages have checksums (redb's); a file that is damaged is begun anew. Nobody waits for the disk: what it
 //! has not taken yet waits, of each key the last value alone, and is tried again until the disk takes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,6 +37,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How long the end waits for the disk.
 const LAST_WRITE: Duration = Duration::from_secs(2);
 
+/// Keys of which it waits to be written that they are gone. Of more it is noted in their place which ones are not.
+const MOST_GONE: usize = 4096;
+
 /// The plugins that a list enables; `None` where there is no list.
 pub(super) type Listed = Option<EnabledPlugins>;
 
@@ -56,6 +59,8 @@ struct Queue {
 #[derive(Default)]
 struct State {
     waiting: Option<Batch>,
+    /// At least as many as it has keys that are gone: they are counted when there may be too many.
+    gone: usize,
     /// What waits is the last.
     ends: bool,
     /// The file is closed.
@@ -67,6 +72,8 @@ struct State {
 pub(super) struct Batch {
     /// What became of keys.
     pub(super) values: BTreeMap<Key, Option<Kept>>,
+    /// Where they are too many for that, the keys that there are: all others are gone.
+    pub(super) only: Option<BTreeSet<Key>>,
     /// The list of plugins, if it is another one.
     pub(super) plugins: Option<Listed>,
     /// The store's revision then.
@@ -77,8 +84,38 @@ pub(super) struct Batch {
 
 impl Batch {
     fn then(mut self, later: Batch) -> Batch {
+        match (later.only, &mut self.only) {
+            (Some(only), _) => {
+                self.values.retain(|key, _| only.contains(key));
+                self.only = Some(only);
+            }
+            (None, Some(only)) => {
+                for (key, kept) in &later.values {
+                    match kept {
+                        Some(_) => drop(only.insert(key.clone())),
+                        None => drop(only.remove(key)),
+                    }
+                }
+            }
+            (None, None) => {}
+        }
         self.values.extend(later.values);
-        Batch { values: self.values, plugins: later.plugins.or(self.plugins), ..later }
+        if self.only.is_some() {
+            self.values.retain(|_, kept| kept.is_some());
+        }
+        let (values, only) = (self.values, self.only);
+        Batch { values, only, plugins: later.plugins.or(self.plugins), ..later }
+    }
+
+    /// How many keys are gone.
+    fn gone(&self) -> usize {
+        self.values.values().filter(|kept| kept.is_none()).count()
+    }
+
+    /// Notes those that there are in place of those that are gone.
+    fn note_all(&mut self, all: BTreeSet<Key>) {
+        self.values.retain(|_, kept| kept.is_some());
+        self.only = Some(all);
     }
 }
 
@@ -137,13 +174,20 @@ impl LastGood {
         Ok((LastGood(queue), found))
     }
 
-    /// Has changes written, some time soon.
-    pub(super) fn keep(&self, batch: Batch) {
+    /// Has changes written, some time soon; `all` answers the keys that there are after them.
+    pub(super) fn keep(&self, batch: Batch, all: impl FnOnce() -> BTreeSet<Key>) {
         let mut state = self.0.state.lock();
-        state.waiting = Some(match state.waiting.take() {
+        let gone = state.gone + batch.gone();
+        let mut waiting = match state.waiting.take() {
             Some(waiting) => waiting.then(batch),
             None => batch,
-        });
+        };
+        state.gone = if gone > MOST_GONE { waiting.gone() } else { gone };
+        if state.gone > MOST_GONE {
+            waiting.note_all(all());
+            state.gone = 0;
+        }
+        state.waiting = Some(waiting);
         self.0.changed.notify_all();
     }
 
@@ -168,7 +212,9 @@ impl Queue {
     fn next(&self) -> Option<Batch> {
         let mut state = self.state.lock();
         loop {
-            match state.waiting.take() {
+            let waiting = state.waiting.take();
+            state.gone = 0;
+            match waiting {
                 None if state.ends => return None,
                 None => self.changed.wait(&mut state),
                 waiting => return waiting,
@@ -179,10 +225,11 @@ impl Queue {
     /// Has what could not be written wait, under what has come meanwhile.
     fn put_back(&self, batch: Batch) {
         let mut state = self.state.lock();
-        state.waiting = Some(match state.waiting.take() {
+        let waiting = match state.waiting.take() {
             Some(later) => batch.then(later),
             None => batch,
-        });
+        };
+        (state.gone, state.waiting) = (waiting.gone(), Some(waiting));
     }
 
     /// Waits, but for the end; tells whether that has come.
@@ -274,6 +321,10 @@ impl Writer {
             let transaction = database.begin_write().map_err(unavailable)?;
             {
                 let mut values = transaction.open_table(VALUES).map_err(unavailable)?;
+                if let Some(only) = &batch.only {
+                    let is_there = |name: &str| key_of(name).is_some_and(|key| only.contains(&key));
+                    values.retain(|name, _| is_there(name)).map_err(unavailable)?;
+                }
                 for (key, kept) in &batch.values {
                     match kept {
                         Some(Kept { value, created, modified }) => {
@@ -331,7 +382,7 @@ mod tests {
     fn batch(revision: u64, changes: &[(&str, bool)]) -> Batch {
         let kept = || Kept { value: "{}".into(), created: 3, modified: revision };
         let change = |(id, is_put): &(&str, bool)| (Key::new(Kind::Route, *id), is_put.then(kept));
-        Batch { values: changes.iter().map(change).collect(), revision, cluster: 7, plugins: None }
+        Batch { values: changes.iter().map(change).collect(), revision, cluster: 7, ..Batch::default() }
     }
 
     fn ids(found: Option<Found>) -> Vec<String> {
@@ -343,8 +394,8 @@ mod tests {
         let folder = Folder::new("next");
         let (file, none) = LastGood::open(&folder.file(), "/apisix").unwrap();
         assert!(none.is_none());
-        file.keep(batch(5, &[("a", true), ("b", true)]));
-        file.keep(batch(6, &[("b", false), ("c", true)]));
+        file.keep(batch(5, &[("a", true), ("b", true)]), BTreeSet::new);
+        file.keep(batch(6, &[("b", false), ("c", true)]), BTreeSet::new);
         let busy = LastGood::open(&folder.file(), "/apisix").err().unwrap();
         assert!(busy.ends_with("another process has it open"), "{busy}");
         drop(file);
@@ -363,7 +414,7 @@ mod tests {
     #[test]
     fn an_empty_configuration_is_kept() {
         let folder = Folder::new("empty");
-        LastGood::open(&folder.file(), "/apisix").unwrap().0.keep(batch(5, &[]));
+        LastGood::open(&folder.file(), "/apisix").unwrap().0.keep(batch(5, &[]), BTreeSet::new);
         assert_eq!(ids(LastGood::open(&folder.file(), "/apisix").unwrap().1), [""; 0]);
     }
 
@@ -374,7 +425,7 @@ mod tests {
         std::fs::write(folder.file(), "routes:\n").unwrap();
         let (file, found) = LastGood::open(&folder.file(), "/apisix").unwrap();
         assert!(found.is_none());
-        file.keep(batch(5, &[("a", true)]));
+        file.keep(batch(5, &[("a", true)]), BTreeSet::new);
         drop(file);
         assert_eq!(ids(LastGood::open(&folder.file(), "/apisix").unwrap().1), ["a"]);
     }
@@ -387,13 +438,13 @@ mod tests {
         let with =
             |revision, plugins: &Listed| Batch { plugins: Some(plugins.clone()), ..batch(revision, &[]) };
         let again = || LastGood::open(&folder.file(), "/apisix").unwrap();
-        again().0.keep(with(5, &listed));
+        again().0.keep(with(5, &listed), BTreeSet::new);
         // A change of other things leaves it.
-        again().0.keep(batch(6, &[("a", true)]));
+        again().0.keep(batch(6, &[("a", true)]), BTreeSet::new);
         let (file, found) = again();
         assert!(listed.is_some());
         assert_eq!(found.unwrap().plugins, listed);
-        file.keep(with(7, &None));
+        file.keep(with(7, &None), BTreeSet::new);
         drop(file);
         assert_eq!(again().1.unwrap().plugins, None);
     }
@@ -408,7 +459,7 @@ mod tests {
         let (file, _) = opened.unwrap();
         disk.room.store(0, SeqCst);
         for revision in 1..1000 {
-            file.keep(batch(revision, &[("a", true), ("b", revision % 2 == 0)]));
+            file.keep(batch(revision, &[("a", true), ("b", revision % 2 == 0)]), BTreeSet::new);
         }
         let waiting = || file.0.state.lock().waiting.as_ref().map(|waiting| waiting.values.len());
         let refused = || disk.refused.load(SeqCst);
@@ -427,7 +478,7 @@ mod tests {
         // At the end once more.
         disk.room.store(0, SeqCst);
         let before = refused();
-        file.keep(batch(1000, &[("c", true)]));
+        file.keep(batch(1000, &[("c", true)]), BTreeSet::new);
         until(&|| refused() > before && waiting() == Some(1));
         disk.room.store(u64::MAX, SeqCst);
         drop(file);
@@ -442,10 +493,47 @@ mod tests {
             LastGood::open_over(&folder.file(), "/apisix", move |file| OnDisk::new(file, over.clone()));
         let (file, _) = opened.unwrap();
         let held = disk.held.lock();
-        file.keep(batch(5, &[("a", true)]));
+        file.keep(batch(5, &[("a", true)]), BTreeSet::new);
         let begun = Instant::now();
         drop(file);
         assert!(begun.elapsed() < 2 * LAST_WRITE, "{:?}", begun.elapsed());
         drop(held);
+    }
+
+    /// Keys that came and went while the disk took nothing were held one by one, for as long as it did.
+    #[test]
+    fn keys_that_are_gone_take_no_more_room_than_those_that_are_there() {
+        let (folder, disk) = (Folder::new("gone"), Disk::new(Duration::ZERO));
+        let over = disk.clone();
+        let opened =
+            LastGood::open_over(&folder.file(), "/apisix", move |file| OnDisk::new(file, over.clone()));
+        let (file, _) = opened.unwrap();
+        let all = |ids: &[&str]| ids.iter().map(|id| Key::new(Kind::Route, *id)).collect();
+        file.keep(
+            batch(1, &[("stays", true), ("goes", true), ("again", true), ("later", true)]),
+            BTreeSet::new,
+        );
+        // Which is written before the disk hangs.
+        let deadline = Instant::now() + 20 * AGAIN;
+        while disk.waits.load(SeqCst) == 0 || file.0.state.lock().waiting.is_some() {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(2 * PAUSE);
+        let held = disk.held.lock();
+        file.keep(batch(2, &[("goes", false), ("again", false)]), || all(&["stays", "later"]));
+        std::thread::sleep(2 * PAUSE);
+        for n in 3..30_000 {
+            let id = format!("n{n}");
+            file.keep(batch(n, &[(&id, true)]), || all(&["stays", "later", &id]));
+            file.keep(batch(n, &[(&id, false)]), || all(&["stays", "later"]));
+            let waiting = file.0.state.lock().waiting.as_ref().map_or(0, |waiting| waiting.values.len());
+            assert!(waiting <= MOST_GONE + 1, "{waiting} after {n}");
+        }
+        file.keep(batch(30_000, &[("later", false), ("again", true), ("new", true)]), BTreeSet::new);
+        file.keep(batch(30_001, &[("new", false)]), BTreeSet::new);
+        drop(held);
+        drop(file);
+        assert_eq!(ids(LastGood::open(&folder.file(), "/apisix").unwrap().1), ["again", "stays"]);
     }
 }

@@ -52,6 +52,7 @@ impl Store for TextStore {
 
     fn everything(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
         self.inner.lock().listing.forget();
+        sink.anew();
         self.changes(sink)
     }
 

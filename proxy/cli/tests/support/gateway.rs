@@ -60,7 +60,11 @@ impl Gateway {
         let start = Instant::now();
         // Finer than the steps of `until`.
         while get(self.ports.http, path).is_none_or(|answer| answer.status != status) {
-            assert!(start.elapsed() < LIMIT, "{path} is not {status}: {}", self.process.errors());
+            if start.elapsed() > LIMIT {
+                // Its errors end with it.
+                let _ = self.process.0.kill();
+                panic!("{path} is not {status}: {}", self.process.errors());
+            }
             std::thread::sleep(Duration::from_micros(200));
         }
         start.elapsed()

@@ -43,6 +43,8 @@ const DIRECTORIES: [&str; 13] = [
 
 /// Why a watch has ended that was one.
 enum End {
+    /// Somebody wants everything to be read again.
+    Asked,
     /// Changes were missed: everything is to be read again.
     Missed(&'static str),
     /// The member has ended it, or is gone.
@@ -53,7 +55,7 @@ enum End {
 pub(super) async fn follow(shared: Arc<Shared>) {
     let (mut waits, mut known) = (Waits::default(), false);
     loop {
-        if !known {
+        if !known || shared.mirror.lock().is_asked_anew() {
             match read(&shared).await {
                 Ok(snapshot) => {
                     if shared.writes {
@@ -81,6 +83,7 @@ pub(super) async fn follow(shared: Arc<Shared>) {
             waits = Waits::default();
         }
         match ended {
+            Ok(End::Asked) => {}
             Ok(End::Missed(reason)) => {
                 tracing::info!(reason, "everything is read from etcd again");
                 known = false;
@@ -203,7 +206,7 @@ async fn watch(shared: &Shared) -> Result<End, Status> {
         let mirror = shared.mirror.lock();
         (mirror.revision, mirror.cluster)
     };
-    let mut call = shared.link.open("/etcdserverpb.Watch/Watch").await?;
+    let (mut call, failed) = shared.link.open("/etcdserverpb.Watch/Watch").await?;
     let (key, range_end) = shared.range("");
     let start_revision = i64::try_from(known + 1).unwrap_or(i64::MAX);
     let create = WatchAsk::Create(WatchCreateRequest { key, range_end, start_revision });
@@ -236,7 +239,12 @@ async fn watch(shared: &Shared) -> Result<End, Status> {
     let mut asked = false;
     loop {
         let patience = if asked { shared.timeout } else { shared.watch_timeout };
-        let response = match tokio::time::timeout(patience, receive(&mut call)).await {
+        let received = tokio::select! {
+            received = tokio::time::timeout(patience, receive(&mut call)) => received,
+            () = shared.again.notified() => return Ok(End::Asked),
+            () = failed.notified() => return Ok(lost(status(14, "the member answers nothing else"))),
+        };
+        let response = match received {
             Ok(Ok(response)) => response,
             Ok(Err(status)) => return Ok(lost(status)),
             Err(_) if asked => return Ok(lost(status(14, "a watch that says nothing"))),

@@ -25,6 +25,7 @@ use sixfold_core::plugin::{Callout, OwnHeaders};
 use sixfold_core::tls::{
     ClientContext, ClientSettings, ClientTls, Identity, Pem, Validation, system_authorities,
 };
+use tokio::sync::Notify;
 
 use super::messages::{AuthenticateRequest, AuthenticateResponse};
 use crate::config::{EtcdConfig, EtcdHost, EtcdUser};
@@ -65,6 +66,8 @@ struct Member {
     /// Until when its addresses hold.
     resolved: Mutex<Option<Instant>>,
     failed: Mutex<Option<Instant>>,
+    /// Wakes those who have a call under way when another one finds that it has failed.
+    fails: Arc<Notify>,
 }
 
 /// Why a call brought no answer.
@@ -122,13 +125,15 @@ impl Link {
         decoded(&asked.await?)
     }
 
-    /// Opens a call whose messages go both ways for as long as it likes.
-    pub(super) async fn open(&self, path: &str) -> Result<Call, Status> {
+    /// Opens a call whose messages go both ways for as long as it likes, and answers it with what tells when its member is
+    /// found to have failed in others.
+    pub(super) async fn open(&self, path: &str) -> Result<(Call, Arc<Notify>), Status> {
         self.with_member(Repeat::Safe, async |member: &Member, headers| {
             let client = Grpc { timeout: Duration::MAX, ..member.grpc.clone() };
             let opened = tokio::time::timeout(self.timeout, client.call(path, headers)).await;
             let opened = opened.unwrap_or_else(|_| Err(status(UNAVAILABLE, "no connection in time")));
-            opened.map_err(|status| Failure { status, sent: false })
+            let call = opened.map_err(|status| Failure { status, sent: false })?;
+            Ok((call, member.fails.clone()))
         })
         .await
     }
@@ -167,6 +172,7 @@ impl Link {
             }
             tracing::debug!(member = %member.host, reason = failure.status.message, "no answer of etcd");
             *member.failed.lock() = Some(Instant::now());
+            member.fails.notify_waiters();
             member.forget_addresses();
             let reason = format!("{}: {}", member.host, failure.status.message);
             told = Some(status(UNAVAILABLE, reason));
@@ -271,7 +277,8 @@ impl Member {
             max_message: MAX_MESSAGE,
             own: OwnHeaders::default(),
         };
-        Ok(Member { host: host.clone(), cluster, grpc, resolved: Mutex::new(None), failed: Mutex::new(None) })
+        let (resolved, failed, fails) = Default::default();
+        Ok(Member { host: host.clone(), cluster, grpc, resolved, failed, fails })
     }
 
     async fn unary(&self, path: &str, headers: Headers, question: &[u8]) -> Result<Bytes, Failure> {

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::messages::{Event, KeyValue};
 use crate::config::EnabledPlugins;
-use crate::resource::Kind;
 use crate::store::last_good::{Batch, Listed};
 use crate::store::{Kept, Key, Notify};
 
@@ -28,6 +27,10 @@ pub(super) struct Mirror {
     follows_plugins: bool,
     plugins: Listed,
     plugins_changed: bool,
+    /// Whether all values are to be told again: with the next ones that are read.
+    asked_anew: bool,
+    /// They are among what nobody has looked at yet.
+    told_anew: bool,
     /// Whether there is a configuration: it was read, or is that of before.
     pub(super) is_loaded: bool,
     pub(super) notify: Option<Notify>,
@@ -42,6 +45,15 @@ pub(super) struct Snapshot {
     pub(super) plugins: Listed,
     /// What directories there are, as APISIX makes them.
     pub(super) directories: BTreeSet<String>,
+}
+
+/// What nobody has looked at yet.
+pub(super) struct Pending {
+    pub(super) values: BTreeMap<Key, Option<Kept>>,
+    /// The list of plugins, if it is another one than before.
+    pub(super) plugins: Option<Listed>,
+    /// Whether these are all values, told again.
+    pub(super) anew: bool,
 }
 
 /// What events have come to.
@@ -81,7 +93,9 @@ impl Mirror {
     pub(super) fn replace(&mut self, snapshot: Snapshot) -> Batch {
         let Snapshot { cluster, revision, values, plugins, .. } = snapshot;
         let others = cluster != self.cluster || revision < self.revision;
-        let mut all = others;
+        let anew = std::mem::take(&mut self.asked_anew);
+        self.told_anew |= anew;
+        let mut all = others || anew;
         if others {
             self.generation += 1;
         }
@@ -140,11 +154,19 @@ impl Mirror {
         taken
     }
 
-    /// The kinds of which there are values.
-    pub(super) fn kinds(&self) -> Vec<Kind> {
-        let mut kinds: Vec<Kind> = self.known.keys().map(|key| key.kind).collect();
-        kinds.dedup();
-        kinds
+    /// The keys that there are.
+    pub(super) fn keys(&self) -> BTreeSet<Key> {
+        self.known.keys().cloned().collect()
+    }
+
+    /// Has all values told again, when they are read next.
+    pub(super) fn ask_anew(&mut self) {
+        self.asked_anew = true;
+    }
+
+    /// Whether somebody waits for them to be read.
+    pub(super) fn is_asked_anew(&self) -> bool {
+        self.asked_anew
     }
 
     /// Everything is known up to here.
@@ -152,14 +174,17 @@ impl Mirror {
         self.revision = self.revision.max(revision);
     }
 
-    /// What nobody has looked at yet, and the plugins if they are others than before.
-    pub(super) fn pending(&mut self) -> (BTreeMap<Key, Option<Kept>>, Option<Listed>) {
-        let plugins = std::mem::take(&mut self.plugins_changed).then(|| self.plugins.clone());
-        (std::mem::take(&mut self.pending), plugins)
+    /// What nobody has looked at yet.
+    pub(super) fn pending(&mut self) -> Pending {
+        Pending {
+            values: std::mem::take(&mut self.pending),
+            plugins: std::mem::take(&mut self.plugins_changed).then(|| self.plugins.clone()),
+            anew: std::mem::take(&mut self.told_anew),
+        }
     }
 
     pub(super) fn has_pending(&self) -> bool {
-        self.plugins_changed || !self.pending.is_empty()
+        self.plugins_changed || self.told_anew || !self.pending.is_empty()
     }
 }
 
@@ -193,7 +218,7 @@ mod tests {
     }
 
     fn told(mirror: &mut Mirror) -> Vec<String> {
-        let pending = mirror.pending().0.into_iter();
+        let pending = mirror.pending().values.into_iter();
         pending.map(|(key, kept)| format!("{}{key}", if kept.is_some() { '+' } else { '-' })).collect()
     }
 
@@ -253,8 +278,7 @@ mod tests {
             snapshot
         };
         mirror.begin_with(with_plugins(r#"[{"name":"cors"},{"name":"mqtt-proxy","stream":true}]"#));
-        let (pending, plugins) = mirror.pending();
-        assert_eq!(mirror.kinds().len(), 1);
+        let Pending { values: pending, plugins, .. } = mirror.pending();
         let enabled = |http: &str, streams: &[&str]| EnabledPlugins {
             http: Some(PluginNames::from_iter([http])),
             streams: Some(streams.iter().copied().collect()),
@@ -263,11 +287,31 @@ mod tests {
         let value = || KeyValue { value: r#"[{"name":"echo"}]"#.into(), ..kv("plugins", 3, 6) };
         assert!(mirror.events(vec![Event { kind: 0, kv: Some(value()) }], path_of).everything);
         let changed = mirror.replace(with_plugins(r#"[{"name":"echo"}]"#));
-        assert_eq!(mirror.pending().1, Some(Some(enabled("echo", &[]))));
+        assert_eq!(mirror.pending().plugins, Some(Some(enabled("echo", &[]))));
         assert_eq!(changed.plugins, Some(Some(enabled("echo", &[]))));
         // Those of streams count as much.
         let changed = mirror.replace(with_plugins(r#"[{"name":"echo"},{"name":"syslog","stream":true}]"#));
-        assert_eq!(mirror.pending().1, Some(Some(enabled("echo", &["syslog"]))));
+        assert_eq!(mirror.pending().plugins, Some(Some(enabled("echo", &["syslog"]))));
         assert_eq!((changed.plugins, changed.values.len()), (Some(Some(enabled("echo", &["syslog"]))), 0));
+    }
+
+    #[test]
+    fn all_values_are_told_again_to_whoever_asks_once_they_were_read() {
+        let mut mirror = Mirror::default();
+        let read = || snapshot(7, 5, &[("routes/a", 2, 2), ("routes/b", 3, 3)]);
+        mirror.replace(read());
+        assert!(!mirror.pending().anew);
+        mirror.ask_anew();
+        assert!(!mirror.has_pending() && mirror.is_asked_anew());
+        // Meanwhile changes are told as before.
+        mirror.events(vec![Event { kind: 0, kv: Some(kv("routes/c", 6, 6)) }], path_of);
+        let pending = mirror.pending();
+        assert_eq!((pending.values.len(), pending.anew), (1, false));
+        let changed = mirror.replace(read());
+        let pending = mirror.pending();
+        assert_eq!((pending.values.len(), pending.anew), (3, true), "and one that went");
+        assert_eq!(changed.values.len(), 1, "nothing else is another value");
+        mirror.replace(read());
+        assert!(!mirror.has_pending() && !mirror.is_asked_anew());
     }
 }
