@@ -1,6 +1,7 @@
 //! What is known of a downstream connection.
 
 use crate::stream::FilterObject;
+use percent_encoding::AsciiSet;
 use std::any::Any;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -137,6 +138,9 @@ pub struct TlsInfo {
     /// Our certificate.
     pub local: Option<Arc<Certificate>>,
 }
+
+/// What is encoded of a PEM text where a header or a line of a log has it, as in Envoy (common/tls/utility.cc).
+pub const PEM_ENCODED: &AsciiSet = &AsciiSet::EMPTY.add(b'\n').add(b' ').add(b'+').add(b'/').add(b'=');
 
 /// What sixfold shows of a certificate.
 #[derive(Debug, Default, Clone)]

@@ -23,7 +23,7 @@ use counted::Counted;
 use outliers::Judges;
 use parking_lot::Mutex;
 use sixfold_core::cluster::{Cluster, EventLog, HealthCheckStats, Reasons};
-use sixfold_core::metrics::{Registry, scope};
+use sixfold_core::metrics::{Registry, named_scope};
 use sixfold_core::plugin::Callout;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -87,7 +87,7 @@ impl HealthChecker {
             _ if !cluster.config.statistics => HealthCheckStats::none(),
             _ => {
                 let name = &cluster.config.observability_name;
-                HealthCheckStats::new(&self.registry, &scope(&["cluster", name, "health_check"]))
+                HealthCheckStats::new(&self.registry, &named_scope(&["cluster", name, "health_check"]))
             }
         };
         let before = checks.in_force.clone();

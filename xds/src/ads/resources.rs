@@ -7,7 +7,7 @@ use sixfold_core::cluster::{Assignment, Cluster};
 use sixfold_core::error::ConfigError;
 use sixfold_core::hcm::HttpConnectionManager;
 use sixfold_core::listener::{Listener, NetworkFilter};
-use sixfold_core::metrics::scope;
+use sixfold_core::metrics::named_scope;
 use sixfold_core::model::{ApplyError, Diff, ResourceKind};
 use sixfold_core::router::{RouteTable, RouteTableCell, TableKey};
 use sixfold_core::tls::Awaited;
@@ -285,7 +285,7 @@ impl Asks {
             return Ok(Asks::default());
         };
         let need = Need { kind: Kind::Endpoints, source, name, within };
-        let scope = scope(&["cluster", cluster::shown_name(value)]);
+        let scope = named_scope(&["cluster", cluster::shown_name(value)]);
         Ok(Asks { scopes: [(need.key(), scope.into())].into(), needs: vec![need], ..Asks::default() })
     }
 
@@ -296,7 +296,7 @@ impl Asks {
             match &chain.filter {
                 NetworkFilter::Http(manager) => {
                     let needed = routes_of(manager, &mut needs, &mut clusters);
-                    let scope = |key: &Key| scope(&["http", &manager.stat_prefix, "rds", &key.name]);
+                    let scope = |key: &Key| named_scope(&["http", &manager.stat_prefix, "rds", &key.name]);
                     // Of several that share one the first counts it, as in Envoy.
                     needed.into_iter().for_each(|key| {
                         scopes.entry(key).or_insert_with_key(|key| scope(key).into());

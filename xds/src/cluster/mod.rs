@@ -28,6 +28,7 @@ use sixfold_core::cluster::{
 };
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::message::Scheme;
+use sixfold_core::metrics::named_scope;
 use sixfold_core::peer_exchange::PeerExchange;
 use sixfold_core::runtime::Runtime;
 use sixfold_xds_api::istio_pb::envoy::tcp::metadataexchange::config::MetadataExchange;
@@ -82,7 +83,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
     }
     let protocol = faults.keep(protocol::compile(value));
     let observability_name = shown_name(value);
-    let scope = format!("cluster.{observability_name}.");
+    let scope = named_scope(&["cluster", observability_name]);
     let tls = protocol.as_ref().map(|of| tls::client(context, &value.transport_socket, of, &scope));
     let tls = faults.take(tls.transpose().in_key("transport_socket")).flatten();
     let matches =

@@ -66,6 +66,7 @@ fn endpoints_of_eds_have_a_name_and_a_time_to_come_in() {
     };
     assert_eq!(scopes(""), [("s".to_owned(), "cluster.c.".to_owned())]);
     assert_eq!(scopes("alt_stat_name: 'x;.'"), [("s".to_owned(), "cluster.x;.".to_owned())]);
+    assert_eq!(scopes("alt_stat_name: 'x://y:1'"), [("s".to_owned(), "cluster.x_y_1.".to_owned())]);
     let name = "endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: a.test, port_value: 1}}}}]}]";
     let error = assigned(&read(&format!("cluster_name: c\n{name}\n"))).unwrap_err().to_string();
     assert!(error.starts_with("endpoints: \"a.test:1\" is no IP address"), "{error}");

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sixfold_core::error::{ConfigContext, ConfigError, Faults};
+use sixfold_core::metrics::named_scope;
 use sixfold_core::hcm::{
     CodecType, ConnectionTimeouts, EscapedSlashes, HttpConnectionManager, HttpStats, PathOptions, Profile,
     SpanKind,
@@ -81,7 +82,7 @@ pub(crate) fn compile(context: &Context, encoded: &[u8], place: ChainPlace) -> R
     Ok(HttpConnectionManager {
         profile: Profile::Envoy,
         stat_prefix: prefix.into(),
-        stats: Arc::new(HttpStats::new(context.compile.metrics(), &format!("http.{prefix}."))),
+        stats: Arc::new(HttpStats::new(context.compile.metrics(), &named_scope(&["http", prefix]))),
         codec,
         routes: cell,
         first_table,

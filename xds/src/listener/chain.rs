@@ -6,6 +6,7 @@ use prost::Message;
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::hcm::ListenerHttpStats;
 use sixfold_core::listener::{FilterChain, FilterChainMatch, NetworkFilter, SourceType};
+use sixfold_core::metrics::named_scope;
 use sixfold_xds_api::pb::envoy::config::listener::v3::filter_chain_match::ConnectionSourceType;
 use sixfold_xds_api::pb::envoy::config::listener::v3::{
     FilterChain as ProtoChain, FilterChainMatch as ProtoMatch,
@@ -70,7 +71,7 @@ pub(super) fn compile(
 fn show_by_listener(context: &Context, scope: &str, filter: &NetworkFilter) {
     match filter {
         NetworkFilter::Http(manager) => {
-            let prefix = format!("{scope}http.{}.", manager.stat_prefix);
+            let prefix = named_scope(&[scope, "http", &manager.stat_prefix]);
             if let Some(block) = manager.stats.shared() {
                 let shown = move || ListenerHttpStats::apart(&prefix).shared().cloned();
                 context.compile.metrics().mirror(block, shown);

@@ -18,6 +18,7 @@ use sixfold_core::listener::{
     BindAddress, FilterChain, FilterChains, Listener, ListenerStats, SocketRights, Spared,
 };
 use sixfold_core::matching::Tree;
+use sixfold_core::metrics::named_scope;
 use sixfold_core::plugin::TrafficDirection as Way;
 use sixfold_xds_api::pb::envoy::config::core::v3::address::Address as ProtoAddress;
 use sixfold_xds_api::pb::envoy::config::core::v3::socket_address::PortSpecifier;
@@ -59,7 +60,7 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
     let use_original_dst = bool_or(&value.use_original_dst, false);
     let addresses = faults.take(addresses(&value.address, &value.additional_addresses));
     let stats = stats_name(&value.stat_prefix, &addresses);
-    let scope = format!("listener.{stats}.");
+    let scope = named_scope(&["listener", &stats]);
     let direction = enum_value::<TrafficDirection>(value.traffic_direction, "traffic_direction");
     let direction = faults.take(direction);
     let place = ChainPlace {

@@ -9,6 +9,7 @@ use sixfold_core::listener::{
     ConnectAttempts, ConnectionFilter, ConnectionLimit, ConnectionRbac, NetworkFilter, RbacSettings,
     TcpProxy, TcpStats,
 };
+use sixfold_core::metrics::named_scope;
 use sixfold_core::route::{ClusterChoice, HashInput, HashPolicy, WeightedCluster, WeightedClusters};
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::core::v3::Metadata;
@@ -211,7 +212,7 @@ fn tcp_proxy(context: &Context, value: &ProtoTcp) -> Result<TcpProxy> {
     });
     Ok(TcpProxy {
         stat_prefix: prefix.into(),
-        stats: Arc::new(TcpStats::new(context.compile.metrics(), &format!("tcp.{prefix}."))),
+        stats: Arc::new(TcpStats::new(context.compile.metrics(), &named_scope(&["tcp", prefix]))),
         cluster: match one_of::<ProtoTcp, _>(cluster_specifier, "cluster_specifier")? {
             ClusterSpecifier::Cluster(name) => named(context, name).in_key("cluster")?,
             ClusterSpecifier::WeightedClusters(value) => ClusterChoice::Weighted(Box::new(

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use sixfold_core::error::ConfigError;
 use sixfold_core::interned::Sweep;
-use sixfold_core::metrics::Registry;
+use sixfold_core::metrics::{Registry, named_scope};
 use sixfold_core::tls::{ClientTls, ContextChange};
 use sixfold_xds_api::constraints;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
@@ -429,7 +429,7 @@ impl Secrets {
 
 impl Entry {
     fn new(registry: &Registry, key: &SecretKey) -> Entry {
-        let stats = SecretStats::new(registry, &format!("sds.{}.", sanitized(&key.name)));
+        let stats = SecretStats::new(registry, &named_scope(&["sds", key.name.trim_matches('.')]));
         Entry { value: None, users: Users::default(), given_up: false, sent: None, stats }
     }
 
@@ -440,9 +440,4 @@ impl Entry {
             (sent, message) => sent.is_none() && message.is_none(),
         }
     }
-}
-
-/// As Envoy writes names into those of statistics (common/stats/utility.cc).
-fn sanitized(name: &str) -> String {
-    name.trim_matches('.').replace("://", "_").replace(":/", "_").replace([':', '\0'], "_")
 }

@@ -1,7 +1,7 @@
 //! Circuit breakers: limits of a cluster that all workers share.
 
 use super::{Cluster, Host};
-use crate::metrics::{Block, Computed, Gauge, scope};
+use crate::metrics::{Block, Computed, Gauge, named_scope};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
@@ -240,7 +240,8 @@ impl Computed for Cluster {
         }
         let breakers = [("default", &self.breaker), ("high", &self.high_breaker)];
         for ((priority, breaker), tracks) in breakers.into_iter().zip(self.config.tracks_remaining) {
-            let scope = scope(&["cluster", &self.config.observability_name, "circuit_breakers", priority]);
+            let scope =
+                named_scope(&["cluster", &self.config.observability_name, "circuit_breakers", priority]);
             breaker.show(&scope, tracks, show);
         }
     }

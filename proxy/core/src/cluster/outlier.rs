@@ -15,7 +15,7 @@ pub use self::stats::OutlierStats;
 
 use super::{Host, HostSet, Outcome, OutcomeKind, Reasons};
 use crate::fast_hash::FastMap;
-use crate::metrics::{Registry, scope};
+use crate::metrics::{Registry, named_scope};
 use arc_swap::ArcSwap;
 use event::Evidence;
 use parking_lot::Mutex;
@@ -128,7 +128,7 @@ impl Outliers {
         }
         let stats = match previous {
             Some(previous) if goes_on => previous.stats.clone(),
-            _ => OutlierStats::new(registry, &scope(&["cluster", name, "outlier_detection"])),
+            _ => OutlierStats::new(registry, &named_scope(&["cluster", name, "outlier_detection"])),
         };
         // Attempts that are under way go on to be counted by the one before.
         let again = |(id, monitor): (&u64, &Arc<Monitor>)| {

@@ -4,7 +4,7 @@ use super::Member;
 use super::filter_stats::{AuthzCounts, ByPrefix, RateLimitCounts};
 use super::grpc_stats::GrpcStats;
 use crate::metrics::responses::Responses;
-use crate::metrics::{Registry, scope};
+use crate::metrics::{Registry, named_scope};
 use arc_swap::ArcSwapOption;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
@@ -124,7 +124,7 @@ impl ResponseKind {
 impl ClusterStats {
     /// Zeros for the cluster of this name.
     pub fn named(registry: &Registry, name: &str) -> ClusterStats {
-        let prefix = scope(&["cluster", name]);
+        let prefix = named_scope(&["cluster", name]);
         ClusterStats {
             counts: ClusterCounts::new(registry, &prefix),
             responses: Responses::new(registry, &prefix),

@@ -2,9 +2,9 @@
 
 use super::read::{Read, join};
 use super::time::TimeFormat;
-use crate::connection::{Certificate, TlsInfo};
+use crate::connection::{Certificate, PEM_ENCODED, TlsInfo};
 use crate::stream::Stream;
-use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+use percent_encoding::percent_encode;
 
 /// A bound of a certificate's validity.
 #[derive(Clone, Copy, Debug)]
@@ -102,10 +102,10 @@ macro_rules! certificate_operators {
     };
 }
 
-/// Appends the certificate as URL-encoded PEM.
+/// Appends the certificate as Envoy encodes PEM.
 fn pem(out: &mut Vec<u8>, certificate: Option<&Certificate>) -> bool {
     let Some(certificate) = certificate.filter(|c| !c.pem.is_empty()) else { return false };
-    out.extend(percent_encode(certificate.pem.as_bytes(), NON_ALPHANUMERIC).flat_map(str::bytes));
+    out.extend(percent_encode(certificate.pem.as_bytes(), PEM_ENCODED).flat_map(str::bytes));
     true
 }
 

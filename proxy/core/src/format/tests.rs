@@ -388,7 +388,7 @@ fn certificates() {
         log("%DOWNSTREAM_PEER_CERT_V_END% %DOWNSTREAM_PEER_CERT_V_END(%Y)%", &s),
         "2023-11-14T22:13:20.000Z 2023"
     );
-    assert_eq!(log("%DOWNSTREAM_PEER_CERT%", &s), "%2D%2D%2D%2D%2DBEGIN%0AAB%0A%2D%2D%2D%2D%2DEND%0A");
+    assert_eq!(log("%DOWNSTREAM_PEER_CERT%", &s), "-----BEGIN%0AAB%0A-----END%0A");
     assert_eq!(
         value("$ssl_client_verify $ssl_client_serial $https $ssl_client_cert", &s),
         "SUCCESS 0AB on -----BEGIN\n\tAB\n\t-----END"
@@ -537,7 +537,7 @@ fn upstream_connections_are_told_of() {
     assert_eq!(log("%UPSTREAM_CONNECTION_ID%", &s), "9");
     assert_eq!(
         log(all, &s),
-        "TLSv1.3 TLS_AES_128_GCM_SHA256 sni.test CN=up CN=ca spiffe://up up,www.up - %2D%2D%2D%2D%2DBEGIN 1970-01-01T00:00:00.000Z 1970-01-02T00:00:00.000Z spiffe://us us,www.us"
+        "TLSv1.3 TLS_AES_128_GCM_SHA256 sni.test CN=up CN=ca spiffe://up up,www.up - -----BEGIN 1970-01-01T00:00:00.000Z 1970-01-02T00:00:00.000Z spiffe://us us,www.us"
     );
     // Envoy has these of clients alone.
     assert!(Format::envoy("%UPSTREAM_PEER_SERIAL%").is_err());

@@ -79,6 +79,16 @@ pub fn scope(parts: &[&str]) -> String {
     scope
 }
 
+/// [`scope`] of what has a name of its own: a cluster, listener, connection manager, TCP proxy or secret. Envoy writes no
+/// colon there (`createScope`, common/stats/utility.cc), as it does in prefixes that filters are given.
+pub fn named_scope(parts: &[&str]) -> String {
+    let scope = scope(parts);
+    if !scope.contains([':', '\0']) {
+        return scope;
+    }
+    scope.replace("://", "_").replace(":/", "_").replace([':', '\0'], "_")
+}
+
 /// A statistic's value at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Value {
@@ -297,5 +307,19 @@ impl<'a> Histogram<'a> {
         seen.count += sum(BUCKETS.len());
         seen.sum = sum(BUCKETS.len() + 1);
         seen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{named_scope, scope};
+
+    /// As Envoy 1.40 shows a cluster and a connection manager of these names, and a filter's prefix.
+    #[test]
+    fn names_have_no_colon_and_prefixes_stay() {
+        assert_eq!(named_scope(&["cluster", "c:4"]), "cluster.c_4.");
+        assert_eq!(named_scope(&["http", "h:p://q", "rds", "a.b:80."]), "http.h_p_q.rds.a.b_80.");
+        assert_eq!(named_scope(&["tcp", "t:/\0"]), "tcp.t__.");
+        assert_eq!(scope(&["lr:7", "", "http_local_rate_limit"]), "lr:7.http_local_rate_limit.");
     }
 }

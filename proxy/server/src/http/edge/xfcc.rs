@@ -1,6 +1,7 @@
 //! `x-forwarded-client-cert` (docs: configuration/http/http_conn_man/headers.rst).
 
-use sixfold_core::connection::{Certificate, TlsInfo};
+use percent_encoding::utf8_percent_encode;
+use sixfold_core::connection::{Certificate, PEM_ENCODED, TlsInfo};
 use sixfold_core::hcm::{EdgeHeaders, ForwardClientCert, XfccDetails};
 use sixfold_core::headers::Known;
 use sixfold_core::stream::Stream;
@@ -37,10 +38,10 @@ fn element(details: XfccDetails, tls: &TlsInfo, peer: &Certificate) -> Vec<u8> {
     }
     put("Hash", "", &peer.sha256);
     if details.cert && !peer.pem.is_empty() {
-        put("Cert", "\"", &url_encode(&peer.pem));
+        put("Cert", "\"", &encoded(&peer.pem));
     }
     if let Some(chain) = tls.peer_chain_pem.as_deref().filter(|_| details.chain) {
-        put("Chain", "\"", &url_encode(chain));
+        put("Chain", "\"", &encoded(chain));
     }
     if details.subject {
         put("Subject", "\"", &peer.subject);
@@ -54,18 +55,6 @@ fn element(details: XfccDetails, tls: &TlsInfo, peer: &Certificate) -> Vec<u8> {
     out
 }
 
-/// The bytes of a PEM text that a header value or a list of elements could not hold.
-fn url_encode(pem: &str) -> String {
-    let mut out = String::with_capacity(pem.len() + 64);
-    for c in pem.chars() {
-        match c {
-            '\n' => out.push_str("%0A"),
-            ' ' => out.push_str("%20"),
-            '+' => out.push_str("%2B"),
-            '/' => out.push_str("%2F"),
-            '=' => out.push_str("%3D"),
-            other => out.push(other),
-        }
-    }
-    out
+fn encoded(pem: &str) -> String {
+    utf8_percent_encode(pem, PEM_ENCODED).collect()
 }
