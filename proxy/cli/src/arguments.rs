@@ -190,6 +190,8 @@ pub(crate) struct ImportOptions {
 /// Whose configuration `sixfold import` reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ImportFrom {
+    /// Kong's declarative configuration, decK's files too.
+    Kong,
     /// nginx.conf.
     Nginx,
 }

@@ -109,19 +109,12 @@ pub(super) fn import(path: &Path) -> Result<Imported, Failure> {
 
 impl Import {
     fn add(&mut self, kind: Match, directive: &Directive, note: impl Into<String>) {
-        let what = directive.shown();
-        let is_told = |told: &Finding| {
-            told.line == directive.line && *told.file == *directive.file && told.what == what
-        };
         // What is passed on to several locations is told once.
-        if self.out.findings.iter().any(is_told) {
-            return;
-        }
-        self.out.findings.push(Finding {
+        self.out.add(Finding {
             kind,
-            file: directive.file.to_string(),
+            file: directive.file.clone(),
             line: directive.line,
-            what,
+            what: directive.shown(),
             note: note.into(),
         });
     }
@@ -184,15 +177,9 @@ impl Import {
     fn finish(mut self) -> Imported {
         let upstreams: Vec<Value> = self.upstreams.into_values().collect();
         for (section, items) in [("upstreams", upstreams), ("routes", self.routes), ("ssls", self.ssls)] {
-            if !items.is_empty() {
-                self.out.resources.insert(section.to_owned(), items.into());
-            }
+            self.out.section(section, items);
         }
-        self.out.config.insert(
-            "deployment".to_owned(),
-            json!({"role": "data_plane", "role_data_plane": {"config_provider": "yaml"}}),
-        );
-        self.out.findings.sort_by(|one, other| (&one.file, one.line).cmp(&(&other.file, other.line)));
+        self.out.finish();
         self.out
     }
 }

@@ -3,6 +3,7 @@
 use super::parse::Directive;
 use super::upstream::address;
 use super::{Import, Match, WITHOUT_EFFECT, seconds};
+use crate::import::pieces::{escape, mock};
 use serde_json::{Map, Value, json};
 
 /// Directives that a block passes on to those within it, unless they have some of that name.
@@ -506,22 +507,6 @@ fn refuses(block: &Directive) -> bool {
         .block
         .iter()
         .any(|one| one.name == "deny" || one.name == "return" && one.argument(0).starts_with('4'))
-}
-
-/// An answer of the gateway's own.
-pub(super) fn mock(status: u16, body: &str) -> Value {
-    json!({"response_status": status, "response_example": body, "content_type": "text/plain", "with_mock_header": false})
-}
-
-/// A path as an expression that matches it alone.
-fn escape(path: &str) -> String {
-    path.chars().fold(String::new(), |mut text, char| {
-        if ".+*?()[]{}^$|\\".contains(char) {
-            text.push('\\');
-        }
-        text.push(char);
-        text
-    })
 }
 
 #[cfg(test)]

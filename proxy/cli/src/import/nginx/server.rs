@@ -4,9 +4,10 @@
 //! matches. Here the longest path wins before priorities are looked at: so a prefix has a route for each expression with a
 //! higher priority than its own.
 
-use super::location::{INHERITED, Kind, mock};
+use super::location::{INHERITED, Kind};
 use super::parse::Directive;
 use super::{Import, Match};
+use crate::import::pieces::mock;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
