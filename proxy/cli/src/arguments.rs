@@ -190,6 +190,8 @@ pub(crate) struct ImportOptions {
 /// Whose configuration `sixfold import` reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ImportFrom {
+    /// APISIX's config.yaml or apisix.yaml, an export of its Admin API or of etcd, ADC's adc.yaml.
+    Apisix,
     /// Kong's declarative configuration, decK's files too.
     Kong,
     /// nginx.conf.

@@ -4,48 +4,10 @@
 mod support;
 
 use serde_json::Value;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Command, Stdio};
+use std::net::TcpStream;
+use std::process::Command;
+use support::echo::{echo, gateway_beside, started};
 use support::{Directory, Process, Response, free_port, output, request};
-
-/// A server that answers what it was asked: method, target, some headers.
-fn echo() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || answer(stream));
-        }
-    });
-    port
-}
-
-fn answer(mut stream: TcpStream) {
-    let mut head = Vec::new();
-    let mut buffer = [0; 4096];
-    while let Ok(read @ 1..) = stream.read(&mut buffer) {
-        head.extend_from_slice(&buffer[..read]);
-        if !head.ends_with(b"\r\n\r\n") {
-            continue;
-        }
-        let text = String::from_utf8_lossy(&head).into_owned();
-        let first = text.lines().next().unwrap_or_default();
-        let target = first.split(' ').nth(1).unwrap_or_default();
-        let mut kept: Vec<String> = text
-            .lines()
-            .filter(|line| line.to_ascii_lowercase().starts_with("x-shop:"))
-            .chain(text.lines().filter(|line| line.to_ascii_lowercase().starts_with("host:")))
-            .map(str::to_ascii_lowercase)
-            .collect();
-        kept.insert(0, target.to_owned());
-        let body = kept.join("|");
-        if write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).is_err() {
-            return;
-        }
-        head.clear();
-    }
-}
 
 fn nginx_conf(listen: u16, echo: u16) -> String {
     format!(
@@ -83,14 +45,6 @@ http {{
     )
 }
 
-/// A process on a folder, once it listens on the port.
-fn started(mut command: Command, port: u16) -> Process {
-    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it is installed");
-    let mut process = Process(child);
-    process.until("it listens", || TcpStream::connect(("127.0.0.1", port)).ok());
-    process
-}
-
 fn ask(port: u16, host: &str, path: &str) -> (u16, String, Option<String>) {
     let Response { status, head, body } =
         request(port, "GET", path, &[&format!("Host: {host}"), "Connection: close"]).expect(path);
@@ -123,21 +77,11 @@ fn both_answer_the_same_requests_alike() {
     assert_eq!(done.status.code(), Some(0), "{report}{}", String::from_utf8_lossy(&done.stderr));
     assert!(report.contains("exact        ") && report.contains("0 manual, 0 unsupported\n"), "{report}");
 
-    let config = std::fs::read_to_string(directory.path("gateway/config.yaml")).unwrap();
-    let config = config.replace(&format!("port: {theirs}"), &format!("port: {ours}"));
-    let (status, control) = (free_port(), free_port());
-    let config = config.replacen(
-        "apisix:\n",
-        &format!("plugin_attr:\n  prometheus:\n    enable_export_server: false\napisix:\n  status:\n    port: {status}\n  control:\n    port: {control}\n"),
-        1,
-    );
-    directory.write("gateway/config.yaml", &config);
+    let config = gateway_beside(&into, &[(theirs, ours)]);
     let mut command = Command::new("nginx");
     command.args(["-p", directory.0.to_str().unwrap(), "-c", &conf]);
     let _nginx = started(command, theirs);
-    let mut command = support::sixfold();
-    command.args(["run", "-c", "config.yaml"]).current_dir(directory.path("gateway"));
-    let _gateway = started(command, ours);
+    let _gateway = started(support::echo::gateway(&into), ours);
     let paths = [
         "/health",
         "/old",

@@ -14,17 +14,28 @@ pub(super) struct Document {
     pub(super) root: Node,
 }
 
-/// Reads a document: of a key that is given twice the last one counts, as for most readers.
+/// Reads a document that is an object: of a key that is given twice the last one counts, as for most readers.
 pub(super) fn read(path: &Path) -> Result<Document, Failure> {
+    let document = read_any(path)?;
+    match document.root.as_array() {
+        Some(_) => Err(ConfigError::new("is an array, and no configuration").in_file(&*document.file).into()),
+        None => Ok(document),
+    }
+}
+
+/// Reads a document that is an object or a list.
+pub(super) fn read_any(path: &Path) -> Result<Document, Failure> {
     let Text { text, name, .. } = Text::read(path)?;
-    if text.as_bytes().first().is_some_and(|byte| *byte == b'{') {
+    if text.as_bytes().first().is_some_and(|byte| b"{[".contains(byte)) {
         // JSON is read as YAML too, but for tabs.
         if let Ok(root) = Node::parse(&text, &options("f.json")) {
             return Ok(Document { file: name.into(), root });
         }
     }
     match Node::parse(&text, &options(&name)) {
-        Ok(root) if root.as_object().is_some() || root.is_null() => Ok(Document { file: name.into(), root }),
+        Ok(root) if root.as_object().is_some() || root.as_array().is_some() || root.is_null() => {
+            Ok(Document { file: name.into(), root })
+        }
         Ok(_) if is_nginx(&text) => Err(other_kind(&name, "nginx.conf", "nginx")),
         Ok(root) => {
             Err(ConfigError::new(format!("is {}, and no configuration", root.kind())).in_file(&name).into())

@@ -70,11 +70,10 @@ impl Path {
 }
 
 /// An expression that is held against a text from its start.
-pub(super) fn from_start(expression: &str) -> String {
-    match expression.starts_with('^') && !expression.contains('|') {
-        true => expression.to_owned(),
-        false => format!("^(?:{})", expression.strip_prefix('^').unwrap_or(expression)),
-    }
+fn from_start(expression: &str) -> String {
+    let bare = expression.strip_prefix('^').unwrap_or(expression);
+    // Of a choice the sign at the start is its first branch's.
+    if bare.contains('|') { format!("^(?:{bare})") } else { format!("^{bare}") }
 }
 
 /// A place of APISIX's tree of paths.

@@ -46,6 +46,10 @@ pub(super) struct Imported {
     pub(super) config: Map<String, Value>,
     pub(super) resources: Map<String, Value>,
     pub(super) findings: Vec<Finding>,
+    /// Whether there is no apisix.yaml: resources stay where they are.
+    pub(super) without_resources: bool,
+    /// Whether variables of the environment are missing here.
+    pub(super) needs_variables: bool,
 }
 
 impl Imported {
@@ -73,10 +77,20 @@ impl Imported {
 
     /// Findings in the order of the files, and a data plane of its two files as the process.
     pub(super) fn finish(&mut self) {
+        self.standalone();
+        self.sort();
+    }
+
+    /// Has the process be a data plane of its two files.
+    pub(super) fn standalone(&mut self) {
         self.config.insert(
             "deployment".to_owned(),
             json!({"role": "data_plane", "role_data_plane": {"config_provider": "yaml"}}),
         );
+    }
+
+    /// Puts findings in the order of the files.
+    pub(super) fn sort(&mut self) {
         self.findings.sort_by(|one, other| (&one.file, one.line).cmp(&(&other.file, other.line)));
     }
 
@@ -138,6 +152,11 @@ impl Part {
         if !self.exact.iter().any(|known| known == field) {
             self.exact.push(field.to_owned());
         }
+    }
+
+    /// A field that is not taken over after all.
+    pub(super) fn not_exact(&mut self, field: &str) {
+        self.exact.retain(|known| known != field);
     }
 
     pub(super) fn approximate(&mut self, field: &str, place: Place, note: impl Into<String>) {

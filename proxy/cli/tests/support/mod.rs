@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code, unreachable_pub)]
 
 pub mod authority;
+pub mod echo;
 pub mod envoy;
 pub mod etcd;
 pub mod gateway;

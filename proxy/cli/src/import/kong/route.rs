@@ -5,16 +5,16 @@ use super::entities::{Plugin, Route, Scope, name};
 use super::plugins::{AUTHENTICATE, Made, OBSERVERS};
 use super::service::Service;
 use crate::import::document::{field, fields, items, text, text_of, texts_of, truth_of, whole_of};
-use crate::import::ordered::{self, Entry, Path, from_start};
+use crate::import::ordered::{self, Entry, Path};
 use crate::import::pieces::{escape, groups, hoist, mock, mock_of};
 use crate::import::report::Part;
 use serde_json::{Map, Value, json};
 use sixfold_core::document::Node;
 use std::collections::BTreeSet;
 
-/// What Kong looks at first: how many kinds of conditions there are, whether hosts are whole names, how many headers there
-/// are, expressions, their priority, length (`get_priority`).
-type Rank = (u32, bool, usize, bool, u64, usize);
+/// What Kong looks at first: how many kinds of conditions there are, before 3.0 which, whether hosts are whole names, how
+/// many headers there are, expressions, their priority, length (`get_priority`).
+type Rank = (u32, u32, bool, usize, bool, u64, usize);
 
 /// An entry before it has its place.
 struct Ranked {
@@ -147,6 +147,12 @@ impl Import {
         let headers_weight = u32::from(header_count > 0);
         let weight = has("methods") + has("hosts") + headers_weight + has("snis") + has("paths");
         let is_plain = !hosts.is_empty() && !texts_of(node, "hosts").iter().any(|host| host.contains('*'));
+        let of_old = |name: &str, bit: u32| if self.entities.version < 3 { has(name) << bit } else { 0 };
+        let kinds = of_old("hosts", 4)
+            + if self.entities.version < 3 { headers_weight << 3 } else { 0 }
+            + of_old("paths", 2)
+            + of_old("methods", 1)
+            + of_old("snis", 0);
         let priority = whole_of(node, "regex_priority").unwrap_or(0);
         let base = self.base(node, service, made);
         let mut found = Vec::new();
@@ -156,8 +162,15 @@ impl Import {
             let path = self.path(given.map_or("/", String::as_str));
             let is_regex = matches!(path, Path::Regex(_));
             let length = if is_regex { 0 } else { given.map_or(0, String::len) };
-            let rank =
-                (weight, is_plain, header_count, is_regex, if is_regex { priority } else { 0 }, length);
+            let rank = (
+                weight,
+                kinds,
+                is_plain,
+                header_count,
+                is_regex,
+                if is_regex { priority } else { 0 },
+                length,
+            );
             let mut route = base.clone();
             rewrite(&path, node, service, made, &mut route);
             for (hosts, condition) in all(&hosts) {
@@ -180,11 +193,11 @@ impl Import {
     /// A path as Kong reads it: an expression begins with `~`, before 3.0 it has characters that paths do not have.
     fn path(&self, given: &str) -> Path {
         if let Some(expression) = given.strip_prefix('~') {
-            return Path::Regex(from_start(expression));
+            return Path::Regex(expression.to_owned());
         }
         let is_path = |byte: u8| byte.is_ascii_alphanumeric() || b"._~/%-".contains(&byte);
         match self.entities.version < 3 && !given.bytes().all(is_path) {
-            true => Path::Regex(from_start(given)),
+            true => Path::Regex(given.to_owned()),
             false => Path::Prefix(given.to_owned()),
         }
     }

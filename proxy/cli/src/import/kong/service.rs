@@ -43,7 +43,7 @@ impl Import {
             name @ ("grpc" | "grpcs") => Some(name),
             _ => None,
         };
-        let mut upstream = Map::new();
+        let mut upstream = Map::from_iter([("id".to_owned(), Value::from(id.as_str()))]);
         for entry in fields(node) {
             self.service_field(&mut part, &entry.key, entry.key_place, node);
         }
@@ -57,7 +57,6 @@ impl Import {
         }
         self.out.take(part);
         let resource = (scheme.is_some() && !is_off).then(|| {
-            upstream.insert("id".to_owned(), id.as_str().into());
             self.upstreams.insert(id.clone(), Value::Object(upstream.clone()));
             json!({"id": id, "name": name(node), "upstream_id": id})
         });

@@ -55,7 +55,11 @@ fn authentication(
 fn first(taken: &mut Taken<'_>, entry: &Entry, default: &str) -> String {
     let names = texts_of(&taken.plugin.config, &entry.key);
     match names.len() {
-        0 | 1 => taken.part.exact(&entry.key),
+        1 => taken.part.exact(&entry.key),
+        0 => {
+            let note = format!("is looked for under {default} too");
+            taken.part.approximate(&entry.key, entry.key_place, note);
+        }
         _ => {
             let note = format!(
                 "is looked for under the first name alone, not under {}",
@@ -280,26 +284,18 @@ fn origins(config: &Node, credentials: bool, plugin: &mut Map<String, Value>) {
         origin.contains("://")
             && origin.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".:/-".contains(&byte))
     };
-    let whole: Vec<String> = origins.iter().filter(is_whole).cloned().collect();
-    let others: Vec<String> = origins
-        .iter()
-        .filter(|origin| !is_whole(origin))
-        .map(|origin| {
-            let is_host = origin.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".:-".contains(&byte));
-            if is_host {
-                format!("^https?://{}$", escape(origin))
-            } else {
-                format!("^(?:{})$", origin.trim_matches(['^', '$']))
-            }
-        })
-        .collect();
-    if !others.is_empty() {
-        plugin.insert("allow_origins_by_regex".to_owned(), json!(others));
+    if origins.iter().all(|origin| is_whole(&origin)) {
+        plugin.insert("allow_origins".to_owned(), origins.join(",").into());
+        return;
     }
-    if !whole.is_empty() {
-        plugin.insert("allow_origins".to_owned(), whole.join(",").into());
-    } else {
-        // Beside expressions the list of whole origins is that of none.
-        plugin.insert("allow_origins".to_owned(), "null".into());
-    }
+    // Beside expressions the list of whole origins is not looked at.
+    let expressions = origins.iter().map(|origin| {
+        let is_host = origin.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".:-".contains(&byte));
+        match is_whole(&origin) {
+            true => format!("^{}$", escape(origin)),
+            false if is_host => format!("^https?://{}$", escape(origin)),
+            false => format!("^(?:{})$", origin.trim_matches(['^', '$'])),
+        }
+    });
+    plugin.insert("allow_origins_by_regex".to_owned(), expressions.collect());
 }
