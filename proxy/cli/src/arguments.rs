@@ -192,6 +192,8 @@ pub(crate) struct ImportOptions {
 pub(crate) enum ImportFrom {
     /// APISIX's config.yaml or apisix.yaml, an export of its Admin API or of etcd, ADC's adc.yaml.
     Apisix,
+    /// An Envoy bootstrap.
+    Envoy,
     /// Kong's declarative configuration, decK's files too.
     Kong,
     /// nginx.conf.

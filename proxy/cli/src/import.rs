@@ -2,6 +2,7 @@
 
 mod apisix;
 mod document;
+mod envoy;
 mod kong;
 mod nginx;
 mod ordered;
@@ -32,6 +33,7 @@ pub(crate) fn run(options: &ImportOptions) -> Result<bool, Failure> {
             import.settle(&target.config, &target.resources, |import| target.write(&import.out))?;
             import.finished()
         }
+        ImportFrom::Envoy => envoy::import(&options.file)?,
         ImportFrom::Kong => kong::import(&options.file)?,
         ImportFrom::Nginx => {
             document::is_no_document(&options.file)?;

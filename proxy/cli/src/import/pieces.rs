@@ -98,6 +98,25 @@ pub(super) fn named(name: &str, others: &str, length: usize) -> String {
     if kept.is_empty() { "unnamed".to_owned() } else { kept }
 }
 
+/// Which origins the plugin cors allows: whole ones, of which `*` is all, and expressions.
+pub(super) fn origins(
+    whole: &[String],
+    expressions: &[String],
+    credentials: bool,
+    plugin: &mut Map<String, Value>,
+) {
+    if whole.iter().any(|origin| origin == "*") {
+        plugin.insert("allow_origins".to_owned(), if credentials { "**" } else { "*" }.into());
+    } else if expressions.is_empty() {
+        plugin.insert("allow_origins".to_owned(), whole.join(",").into());
+    } else {
+        // Beside expressions the list of whole origins is not looked at.
+        let whole = whole.iter().map(|origin| format!("^{}$", escape(origin)));
+        plugin
+            .insert("allow_origins_by_regex".to_owned(), whole.chain(expressions.iter().cloned()).collect());
+    }
+}
+
 /// Takes out of all of `members` those of these names that all have alike.
 pub(super) fn hoist(members: &mut [&mut Map<String, Value>], names: &BTreeSet<String>) -> Map<String, Value> {
     let mut shared = Map::new();

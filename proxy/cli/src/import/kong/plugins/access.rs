@@ -3,7 +3,7 @@
 use super::{Made, Taken};
 use crate::import::document::{field, fields, number_of, text_of, texts_of, truth_of};
 use crate::import::kong::Import;
-use crate::import::pieces::{escape, mock_of};
+use crate::import::pieces::{self, escape, mock_of};
 use serde_json::{Map, Value, json};
 use sixfold_core::document::{Entry, Node};
 
@@ -275,27 +275,20 @@ pub(super) fn cors(taken: &mut Taken<'_>, made: &mut Made) {
 
 /// Origins: all, whole ones, and expressions.
 fn origins(config: &Node, credentials: bool, plugin: &mut Map<String, Value>) {
-    let origins = texts_of(config, "origins");
-    if origins.is_empty() || origins.iter().any(|origin| origin == "*") {
-        plugin.insert("allow_origins".to_owned(), if credentials { "**" } else { "*" }.into());
-        return;
+    let mut origins = texts_of(config, "origins");
+    if origins.is_empty() {
+        origins.push("*".to_owned());
     }
-    let is_whole = |origin: &&String| {
-        origin.contains("://")
-            && origin.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".:/-".contains(&byte))
-    };
-    if origins.iter().all(|origin| is_whole(&origin)) {
-        plugin.insert("allow_origins".to_owned(), origins.join(",").into());
-        return;
-    }
-    // Beside expressions the list of whole origins is not looked at.
-    let expressions = origins.iter().map(|origin| {
-        let is_host = origin.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".:-".contains(&byte));
-        match is_whole(&origin) {
-            true => format!("^{}$", escape(origin)),
-            false if is_host => format!("^https?://{}$", escape(origin)),
+    let is_plain =
+        |origin: &str| origin.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".:/-".contains(&byte));
+    let is_whole = |origin: &String| origin == "*" || origin.contains("://") && is_plain(origin);
+    let (whole, others): (Vec<String>, Vec<String>) = origins.into_iter().partition(is_whole);
+    let expressions: Vec<String> = others
+        .iter()
+        .map(|origin| match is_plain(origin) {
+            true => format!("^https?://{}$", escape(origin)),
             false => format!("^(?:{})$", origin.trim_matches(['^', '$'])),
-        }
-    });
-    plugin.insert("allow_origins_by_regex".to_owned(), expressions.collect());
+        })
+        .collect();
+    pieces::origins(&whole, &expressions, credentials, plugin);
 }
