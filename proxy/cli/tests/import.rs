@@ -4,10 +4,9 @@
 mod support;
 
 use serde_json::Value;
-use std::net::TcpStream;
 use std::process::Command;
 use support::echo::{echo, gateway_beside, started};
-use support::{Directory, Process, Response, free_port, output, request};
+use support::{Directory, Response, free_port, output, request};
 
 fn nginx_conf(listen: u16, echo: u16) -> String {
     format!(

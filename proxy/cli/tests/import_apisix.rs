@@ -70,15 +70,19 @@ fn resources_are_taken_but_for_what_needs_lua() {
     assert_eq!(found(&report, "file: house").0, "approximate");
     assert_eq!(found(&report, "consumer \"jack\"").0, "exact");
     let host: &[&str] = &["Host: any"];
-    serve(&into, 9080, &[
-        ("/orders/1", host, 200),
-        ("/orders/1", host, 200),
-        ("/orders/1", host, 503),
-        ("/scripted", host, 403),
-        ("/filtered", host, 403),
-        ("/house", host, 403),
-        ("/wrong", host, 404),
-    ]);
+    serve(
+        &into,
+        9080,
+        &[
+            ("/orders/1", host, 200),
+            ("/orders/1", host, 200),
+            ("/orders/1", host, 503),
+            ("/scripted", host, 403),
+            ("/filtered", host, 403),
+            ("/house", host, 403),
+            ("/wrong", host, 404),
+        ],
+    );
 }
 
 #[test]
@@ -137,12 +141,16 @@ fn files_of_adc_serve() {
     let (code, report, into) = import(&directory, "adc.yaml", &ADC.replace("8081", &echo().to_string()));
     assert_eq!(code, 0, "{report:#}");
     let shop = "Host: shop.test";
-    serve(&into, 9080, &[
-        ("/books/1", &[shop], 401),
-        ("/books/1", &[shop, "apikey: jacks-key"], 200),
-        ("/open", &[shop], 200),
-        ("/open", &["Host: other.test"], 404),
-    ]);
+    serve(
+        &into,
+        9080,
+        &[
+            ("/books/1", &[shop], 401),
+            ("/books/1", &[shop, "apikey: jacks-key"], 200),
+            ("/open", &[shop], 200),
+            ("/open", &["Host: other.test"], 404),
+        ],
+    );
 }
 
 #[test]

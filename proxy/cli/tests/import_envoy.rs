@@ -20,7 +20,7 @@ fn import(directory: &Directory, text: &str) -> (i32, Value, String) {
     (code, report, into)
 }
 
-/// What of an answer is the same for both: the body of those that the upstream or the configuration wrote.
+/// What of an answer is the same for both: the body of those that were not refused.
 fn ask(port: u16, line: &str, headers: &[&str]) -> (u16, String, Option<String>, Option<String>) {
     let (method, path) = line.split_once(' ').unwrap();
     let mut all = vec!["Connection: close"];
@@ -30,7 +30,7 @@ fn ask(port: u16, line: &str, headers: &[&str]) -> (u16, String, Option<String>,
         let found = head.lines().find(|line| line.to_ascii_lowercase().starts_with(&format!("{name}: ")));
         found.map(|line| line.split_once(": ").unwrap().1.replace(&port.to_string(), "PORT"))
     };
-    let body = if status == 200 || status == 410 { body } else { String::new() };
+    let body = if status == 200 { body } else { String::new() };
     (status, body, header("location"), header("x-served-by"))
 }
 
@@ -85,7 +85,11 @@ fn both_answer_the_same_requests_alike() {
         ("GET /gone/x", &["Host: else.test"]),
         ("GET /nothing", &["Host: else.test"]),
     ] {
-        assert_eq!(ask(own_first, line, headers), ask(first, line, headers), "{line} {headers:?}\n{resources}");
+        assert_eq!(
+            ask(own_first, line, headers),
+            ask(first, line, headers),
+            "{line} {headers:?}\n{resources}"
+        );
     }
     for line in ["GET /a/longer", "GET /gone/x", "GET /b"] {
         let headers = &["Host: shop.test"];
@@ -100,15 +104,22 @@ fn what_is_not_taken_over_is_reported_and_guards_stay_closed() {
     assert_eq!(code, 1, "{report:#}");
     let found = |what: &str, kind: &str| {
         let findings = report["findings"].as_array().unwrap();
-        let is = |finding: &&Value| finding["what"].as_str().unwrap().starts_with(what) && finding["kind"] == kind;
+        let is =
+            |finding: &&Value| finding["what"].as_str().unwrap().starts_with(what) && finding["kind"] == kind;
         let finding = findings.iter().find(is).unwrap_or_else(|| panic!("no {kind} {what} in {report:#}"));
         finding["line"].as_u64().unwrap() as usize
     };
     let line = |text: &str| GUARDED.lines().position(|line| line.contains(text)).unwrap() + 1;
     assert_eq!(found("listener \"web\": tls_certificates", "manual"), line("missing/cert.pem"));
     assert_eq!(found("connection manager \"api\": tracing", "unsupported"), line("tracing: {}"));
-    assert_eq!(found("filter \"envoy.filters.http.jwt_authn\"", "manual"), line("- name: envoy.filters.http.jwt_authn"));
-    assert_eq!(found("route \"sticky\": route.request_mirror_policies", "unsupported"), line("request_mirror_policies"));
+    assert_eq!(
+        found("filter \"envoy.filters.http.jwt_authn\"", "manual"),
+        line("- name: envoy.filters.http.jwt_authn")
+    );
+    assert_eq!(
+        found("route \"sticky\": route.request_mirror_policies", "unsupported"),
+        line("request_mirror_policies")
+    );
     assert_eq!(found("cluster \"eds\": type", "manual"), line("type: EDS"));
     assert_eq!(found("cluster \"two\": circuit_breakers", "unsupported"), line("circuit_breakers"));
     found("cluster \"unused\": no route leads to it", "exact");
@@ -123,10 +134,17 @@ fn what_is_not_taken_over_is_reported_and_guards_stay_closed() {
     assert!(closed.get("upstream_id").is_none(), "{closed:#}");
     let open = named("routes", "name", "open");
     let plugins = open["plugins"].as_object().unwrap();
-    assert_eq!(plugins.keys().collect::<Vec<_>>(), ["ip-restriction", "cors", "limit-count", "traffic-split"], "{open:#}");
+    assert_eq!(
+        plugins.keys().collect::<Vec<_>>(),
+        ["ip-restriction", "cors", "limit-count", "traffic-split"],
+        "{open:#}"
+    );
     assert_eq!(plugins["ip-restriction"]["whitelist"][0], "10.0.0.0/8");
     let one = named("upstreams", "id", open["upstream_id"].as_str().unwrap());
-    assert_eq!((&one["retries"], &one["scheme"], &one["nodes"][1]["priority"]), (&2.into(), &"grpc".into(), &(-1).into()));
+    assert_eq!(
+        (&one["retries"], &one["scheme"], &one["nodes"][1]["priority"]),
+        (&2.into(), &"grpc".into(), &(-1).into())
+    );
     assert_eq!(one["checks"]["active"]["unhealthy"]["http_failures"], 3, "{one:#}");
     let sticky = named("upstreams", "id", named("routes", "name", "sticky")["upstream_id"].as_str().unwrap());
     assert_eq!((&sticky["type"], &sticky["key"]), (&"chash".into(), &"x-user".into()), "{sticky:#}");

@@ -59,7 +59,7 @@ fn other_kind(name: &str, what: &str, from: &str) -> Failure {
 }
 
 /// Keys at the top that tell whose a document is, the surest first.
-const KEYS: [(&str, &str, &[&str]); 5] = [
+const KEYS: [(&str, &str, &[&str]); 6] = [
     (
         "envoy",
         "an Envoy bootstrap",
@@ -73,6 +73,7 @@ const KEYS: [(&str, &str, &[&str]); 5] = [
         &["ssls", "global_rules", "stream_routes", "plugin_configs", "consumer_groups", "list", "kvs"],
     ),
     ("apisix", "APISIX's resources", &["routes", "services", "upstreams", "consumers", "plugin_metadata"]),
+    ("envoy", "an Envoy bootstrap", &["admin", "node", "cluster_manager"]),
 ];
 
 /// Refuses a document that is another program's, by what it looks like.

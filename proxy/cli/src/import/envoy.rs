@@ -15,7 +15,7 @@ use super::report::{Imported, Part};
 use crate::Failure;
 use serde_json::{Map, Value, json};
 use sixfold_core::document::{Node, Object, Value as Written};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,6 +27,8 @@ struct Import {
     root: PathBuf,
     ids: Ids,
     clusters: BTreeMap<String, Node>,
+    /// Those that some route leads to.
+    used: BTreeSet<String>,
     /// Upstreams with what they are made of, so that equal ones are one.
     upstreams: Vec<(String, Map<String, Value>)>,
     ssls: Vec<Value>,
@@ -76,6 +78,7 @@ pub(super) fn import(path: &Path) -> Result<Imported, Failure> {
         root: path.parent().unwrap_or(Path::new(".")).to_owned(),
         ids: Ids::default(),
         clusters: BTreeMap::new(),
+        used: BTreeSet::new(),
         upstreams: Vec::new(),
         ssls: Vec::new(),
         stream_routes: Vec::new(),
@@ -139,9 +142,7 @@ impl Import {
     /// Clusters that no route leads to.
     fn clusters_left(&mut self) {
         for (name, node) in self.clusters.clone() {
-            let is_used =
-                self.upstreams.iter().any(|(id, _)| *id == name || id.starts_with(&format!("{name}.")));
-            if !is_used {
+            if !self.used.contains(&name) {
                 let mut part = self.part(format!("cluster \"{name}\""), &node);
                 part.exact("no route leads to it");
                 self.out.take(part);

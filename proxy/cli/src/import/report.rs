@@ -154,6 +154,12 @@ impl Part {
         }
     }
 
+    /// The same of something of which nothing is taken over.
+    pub(super) fn without_exact(mut self) -> Part {
+        self.exact.clear();
+        self
+    }
+
     /// A field that is not taken over after all.
     pub(super) fn not_exact(&mut self, field: &str) {
         self.exact.retain(|known| known != field);

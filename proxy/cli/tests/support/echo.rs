@@ -1,6 +1,6 @@
 //! What imported configurations are tried with.
 
-use super::{Process, free_port, sixfold};
+use super::{Process, free_port, request, sixfold};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -43,11 +43,11 @@ fn answer(mut stream: TcpStream) {
     }
 }
 
-/// A process on a folder, once it listens on the port.
+/// A process, once it answers on the port.
 pub fn started(mut command: Command, port: u16) -> Process {
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it is installed");
     let mut process = Process(child);
-    process.until("it listens", || TcpStream::connect(("127.0.0.1", port)).ok());
+    process.until("it answers", || request(port, "GET", "/", &["Connection: close"]));
     process
 }
 

@@ -115,7 +115,12 @@ impl Import {
                 self.odd(&warnings, &places, config);
                 return Ok(());
             }
-            self.items.retain(|item| !item.value.is_empty());
+            let (kept, left_out): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut self.items).into_iter().partition(|item| !item.value.is_empty());
+            self.items = kept;
+            for item in left_out {
+                self.out.take(item.part.without_exact());
+            }
             self.write();
             rewrite(self)?;
         }
@@ -125,12 +130,7 @@ impl Import {
     /// Takes out what is wrong with a resource; answers whether something was.
     fn take_out(&mut self, error: &ConfigError, places: &Places) -> bool {
         let reason = error.reason.clone();
-        if is_of_variable(&reason) {
-            if self.out.needs_variables {
-                return false;
-            }
-            self.out.needs_variables = true;
-        }
+        self.out.needs_variables |= is_of_variable(&reason);
         let Some(at) = places.item(error.place) else { return false };
         let Some(item) = self.items.iter_mut().filter(|item| item.section == at.0).nth(at.1) else {
             return false;

@@ -20,6 +20,7 @@ impl Import {
     /// The id of the upstream of a cluster, if there is one.
     pub(super) fn upstream(&mut self, name: &str, of: &Use) -> Option<String> {
         let node = self.clusters.get(name)?.clone();
+        self.used.insert(name.to_owned());
         let mut part = self.part(format!("cluster \"{name}\""), &node);
         let upstream = self.upstream_of(&node, of, &mut part);
         self.out.take(part);

@@ -285,7 +285,9 @@ fn fault(config: &Node, part: &mut Part) -> Option<Value> {
             part.manual(&format!("fault.{}", entry.key), entry.key_place, "for all requests: write `vars`");
         }
     }
-    part.exact("fault");
+    if !plugin.is_empty() {
+        part.exact("fault");
+    }
     (!plugin.is_empty()).then_some(Value::Object(plugin))
 }
 

@@ -27,7 +27,13 @@ impl Import {
                 }
                 "safe_regex" => {
                     let regex = text_of(&entry.value, "regex").unwrap_or_default();
-                    paths = vec![Path::Regex(format!("^(?:{regex})$"))];
+                    // A whole match; of a choice the signs are of its first and last branch.
+                    let choice = regex.contains('|');
+                    paths = vec![Path::Regex(if choice {
+                        format!("^(?:{regex})$")
+                    } else {
+                        format!("^{regex}$")
+                    })];
                 }
                 "case_sensitive" => {}
                 "headers" => {
@@ -98,6 +104,11 @@ fn string(node: &Node) -> Option<(&'static str, String)> {
     regex(format!("^(?:{given})$"))
 }
 
+/// Whether a variable has a value. In YAML there is no null for APISIX that a value could be held against.
+fn presence(variable: &str, wanted: bool) -> Value {
+    if wanted { json!([variable, "~~", ".*"]) } else { json!([variable, "!", "~~", ".*"]) }
+}
+
 /// The conditions of a `HeaderMatcher`.
 fn header_condition(node: &Node, part: &mut Part) -> Option<Vec<Value>> {
     let name = text_of(node, "name").unwrap_or_default();
@@ -110,8 +121,7 @@ fn header_condition(node: &Node, part: &mut Part) -> Option<Vec<Value>> {
     };
     let inverts = truth_of(node, "invert_match", false);
     if let Some(present) = field(node, "present_match").map(|_| truth_of(node, "present_match", true)) {
-        let operator = if present != inverts { "~=" } else { "==" };
-        return Some(vec![json!([variable, operator, null])]);
+        return Some(vec![presence(&variable, present != inverts)]);
     }
     let old = |kind: &str, before: &str, after: &str| {
         text_of(node, &format!("{kind}_match"))
@@ -129,8 +139,8 @@ fn header_condition(node: &Node, part: &mut Part) -> Option<Vec<Value>> {
         });
     let condition = |operator: &str, text: &str| match (inverts, operator) {
         // A header that is not there is not another one either.
-        (true, "==") => vec![json!([variable, "~=", null]), json!([variable, "~=", text])],
-        (true, operator) => vec![json!([variable, "~=", null]), json!([variable, "!", operator, text])],
+        (true, "==") => vec![presence(&variable, true), json!([variable, "~=", text])],
+        (true, operator) => vec![presence(&variable, true), json!([variable, "!", operator, text])],
         (false, operator) => vec![json!([variable, operator, text])],
     };
     if let Some((operator, text)) = matcher {
@@ -144,7 +154,7 @@ fn header_condition(node: &Node, part: &mut Part) -> Option<Vec<Value>> {
     let is_bare = fields(node).all(|entry| matches!(entry.key.as_str(), "name" | "invert_match"));
     if is_bare {
         // Without a matcher it is about whether the header is there.
-        return Some(vec![json!([variable, if inverts { "==" } else { "~=" }, null])]);
+        return Some(vec![presence(&variable, !inverts)]);
     }
     part.manual("match.headers", node.place, format!("{name}: the route is left out: write `vars`"));
     None
@@ -159,7 +169,7 @@ fn query_condition(node: &Node, part: &mut Part) -> Option<Value> {
     }
     let is_present = field(node, "present_match").is_none() || truth_of(node, "present_match", true);
     if field(node, "string_match").is_none() {
-        return Some(json!([variable, if is_present { "~=" } else { "==" }, null]));
+        return Some(presence(&variable, is_present));
     }
     part.manual("match.query_parameters", node.place, format!("{name}: the route is left out: write `vars`"));
     None

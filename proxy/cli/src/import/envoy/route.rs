@@ -98,7 +98,10 @@ impl Import {
                 }
                 let mocked = mock(status.unwrap_or(200), &text.unwrap_or_default());
                 found.plugins.insert("mocking".to_owned(), mocked);
-                part.exact("direct_response");
+                match body.is_none() && status.is_some_and(|code| code >= 300) {
+                    true => part.approximate("direct_response", place, "with a page in place of no body"),
+                    false => part.exact("direct_response"),
+                }
             }
             "tracing" => part.unsupported("tracing", place, "there is no tracing of APISIX's routes"),
             key => {

@@ -10,6 +10,7 @@ use super::entities::Plugin;
 use crate::import::document::{fields, truth_of};
 use crate::import::report::Part;
 use serde_json::{Map, Value};
+use sixfold_core::document::{Node, Value as Written};
 use std::collections::BTreeSet;
 
 /// Plugins that only tell of requests: for all requests they are global rules.
@@ -172,6 +173,19 @@ fn frame(plugin: &Plugin, part: &mut Part) {
             "ordering" => part.manual("ordering", entry.key_place, "write `_meta.priority`"),
             key => part.unknown(key, entry.key_place),
         }
+    }
+    references(&plugin.config, part);
+}
+
+/// Values that are elsewhere and can't be had from there.
+fn references(node: &Node, part: &mut Part) {
+    match &node.value {
+        Written::String(text) if text.contains("{vault://") || text.contains("${{") => {
+            part.manual("config", node.place, format!("{text}: write the value, or `$env://NAME`"));
+        }
+        Written::Array(items) => items.iter().for_each(|item| references(item, part)),
+        Written::Object(object) => object.entries().iter().for_each(|entry| references(&entry.value, part)),
+        _ => {}
     }
 }
 

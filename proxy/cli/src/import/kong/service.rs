@@ -25,6 +25,8 @@ struct Target {
     host: String,
     port: u16,
     path: Option<String>,
+    /// Whether the port of `url` is no number.
+    is_odd: bool,
 }
 
 impl Import {
@@ -116,6 +118,13 @@ impl Import {
                 ])
             }
         };
+        if target.is_odd {
+            part.manual(
+                "url",
+                node.place,
+                format!("its port is no number, and is {} here: write it", target.port),
+            );
+        }
         if target.host.is_empty() {
             part.manual("host", node.place, "write the nodes of its upstream");
             upstream.insert("nodes".to_owned(), json!([]));
@@ -145,12 +154,12 @@ fn target(node: &Node) -> Target {
         };
         let default = if matches!(protocol, "https" | "wss" | "grpcs") { 443 } else { 80 };
         let (host, port) = match authority.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && !port.contains(']') => {
-                (host, port.parse().unwrap_or(default))
-            }
-            _ => (authority, default),
+            Some((host, port)) if !host.is_empty() && !port.contains(']') => (host, port.parse().ok()),
+            _ => (authority, Some(default)),
         };
-        Some(Target { protocol: protocol.to_owned(), host: host.to_owned(), port, path })
+        let is_odd = port.is_none();
+        let port = port.unwrap_or(default);
+        Some(Target { protocol: protocol.to_owned(), host: host.to_owned(), port, path, is_odd })
     });
     let of_url = of_url.unwrap_or(Target {
         protocol: "http".to_owned(),
@@ -158,6 +167,7 @@ fn target(node: &Node) -> Target {
         // Kong's default, whatever the protocol.
         port: 80,
         path: None,
+        is_odd: false,
     });
     let port = whole_of(node, "port").and_then(|port| u16::try_from(port).ok());
     Target {
@@ -165,5 +175,6 @@ fn target(node: &Node) -> Target {
         host: text_of(node, "host").unwrap_or(of_url.host).trim_matches(['[', ']']).to_owned(),
         port: port.unwrap_or(of_url.port),
         path: text_of(node, "path").or(of_url.path).filter(|path| path.starts_with('/')),
+        is_odd: of_url.is_odd && port.is_none(),
     }
 }
