@@ -110,7 +110,9 @@ pub(super) fn origins(
     } else if expressions.is_empty() {
         plugin.insert("allow_origins".to_owned(), whole.join(",").into());
     } else {
-        // Beside expressions the list of whole origins is not looked at.
+        // Beside expressions the list of whole origins is not looked at, but its default is that of all.
+        let unseen = if whole.is_empty() { "null".to_owned() } else { whole.join(",") };
+        plugin.insert("allow_origins".to_owned(), unseen.into());
         let whole = whole.iter().map(|origin| format!("^{}$", escape(origin)));
         plugin
             .insert("allow_origins_by_regex".to_owned(), whole.chain(expressions.iter().cloned()).collect());
