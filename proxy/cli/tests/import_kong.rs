@@ -135,13 +135,15 @@ fn what_is_not_taken_over_is_reported_and_guards_stay_closed() {
     let resources = std::fs::read_to_string(format!("{into}/apisix.yaml")).unwrap();
     let node = sixfold_core::document::Node::parse_file_text(&resources, "apisix.yaml").unwrap().to_json();
     let routes = node["routes"].as_array().unwrap();
-    for closed in ["signed", "scripted"] {
+    for closed in ["signed", "scripted", "chained"] {
         let route = routes.iter().find(|route| route["name"] == closed).unwrap();
         assert_eq!(route["plugins"]["mocking"]["response_status"], 403, "{route:#}");
         assert!(route.get("service_id").is_none(), "{route:#}");
     }
     // A variable of decK and one of a vault are variables of the environment.
     assert!(resources.contains("secret: \"$env://DECK_JWT\""), "{resources}");
+    assert!(resources.contains("host: \"${{DECK_NO_SUCH_HOST}}\""), "{resources}");
+    assert_eq!(kind("service \"elsewhere\": host").0, "manual");
     // Requests without TLS are sent to it, those of a service that is off to nobody.
     assert!(resources.contains("uri: \"https://$host$request_uri\""), "{resources}");
     assert!(!resources.contains("closed-down"), "{resources}");

@@ -166,7 +166,12 @@ impl Import {
                     name => part.unknown(name, place),
                 }
             }
-            if names.is_empty() {
+            let is_readable =
+                |name: &str| text_of(node, name).is_some_and(|text| text.contains("-----BEGIN "));
+            if !is_readable("cert") || !is_readable("key") {
+                let note = "not PEM: left out: write an ssl with the certificate and its key";
+                part.manual("cert", node.place, note);
+            } else if names.is_empty() {
                 part.manual(
                     "snis",
                     node.place,

@@ -67,6 +67,8 @@ pub(super) struct Entities {
     pub(super) upstreams: Vec<(Node, Vec<Node>)>,
     /// With their names.
     pub(super) certificates: Vec<(Node, Vec<String>)>,
+    /// Whether filters of Wasm are chained for all requests.
+    pub(super) chained: bool,
     /// decK's configurations that plugins share, by name.
     shared: Vec<(String, Node)>,
 }
@@ -90,6 +92,7 @@ impl Entities {
         let mut found = Entities {
             version: version.unwrap_or(3),
             transforms: truth_of(root, "_transform", true),
+            chained: field(root, "filter_chains").is_some(),
             ..Entities::default()
         };
         if let Some(shared) = field(root, "_plugin_configs") {
@@ -249,7 +252,9 @@ impl Entities {
                 "vaults" => {
                     top.manual("vaults", entry.key_place, "variables of the environment alone: `$env://NAME`")
                 }
-                "filter_chains" => top.unsupported("filter_chains", entry.key_place, "there is no Wasm"),
+                "filter_chains" => {
+                    top.unsupported("filter_chains", entry.key_place, "lets in nobody: there is no Wasm");
+                }
                 name => top.unknown(name, entry.key_place),
             }
         }

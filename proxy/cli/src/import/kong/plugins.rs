@@ -101,6 +101,15 @@ impl Import {
             }
             let what = format!("plugin {}{}", plugin.name, plugin.of);
             let mut part = self.part(what, &plugin.node);
+            if AUTHENTICATE.contains(&plugin.name.as_str()) && !plugin.scope.is_of_everybody() {
+                part.manual(
+                    "",
+                    plugin.node.place,
+                    "who asks is known before the consumer is: write it at the route",
+                );
+                self.out.take(part);
+                continue;
+            }
             frame(plugin, &mut part);
             let group = format!("kong-{}-{}", plugin.name, plugin.node.place.line);
             let mut taken = Taken { plugin, part, authenticates, group };

@@ -95,7 +95,10 @@ impl Import {
         }
         let effective = self.effective(at, route.service);
         let authenticates = effective.iter().any(|plugin| AUTHENTICATE.contains(&plugin.name.as_str()));
-        let made = self.made(&effective.iter().collect::<Vec<_>>(), authenticates);
+        let mut made = self.made(&effective.iter().collect::<Vec<_>>(), authenticates);
+        let own_service = route.service.and_then(|of| self.entities.services.get(of));
+        let is_chained = |node: &Node| field(node, "filter_chains").is_some();
+        made.closed |= self.entities.chained || is_chained(node) || own_service.is_some_and(is_chained);
         let ranked = self.entries(node, route.service, service, &made, &mut part);
         self.out.take(part);
         ranked
@@ -303,6 +306,7 @@ fn route_field(part: &mut Part, key: &str, place: sixfold_core::error::Place) {
         | "path_handling"
         | "request_buffering"
         | "response_buffering" => part.exact(key),
+        "filter_chains" => part.unsupported(key, place, "lets in nobody: there is no Wasm"),
         "sources" | "destinations" => {
             part.unsupported(key, place, "routes of HTTP are not chosen by addresses")
         }

@@ -80,6 +80,7 @@ impl Import {
                     "certificates of upstreams are not verified: keep to a network that is yours",
                 );
             }
+            "filter_chains" => part.unsupported(key, place, "lets in nobody: there is no Wasm"),
             "client_certificate" => self.client_certificate(part, place, node),
             _ => part.unknown(key, place),
         }
@@ -118,6 +119,10 @@ impl Import {
                 ])
             }
         };
+        if let Some(name) = target.host.strip_prefix("${{").and_then(|rest| rest.strip_suffix("}}")) {
+            part.manual("host", node.place, format!("set {name} where the gateway runs"));
+            self.out.needs_variables |= std::env::var_os(name).is_none();
+        }
         if target.is_odd {
             part.manual(
                 "url",
@@ -145,7 +150,7 @@ impl Import {
 }
 
 fn target(node: &Node) -> Target {
-    let url = field(node, "url").and_then(text);
+    let url = field(node, "url").and_then(text).filter(|url| !url.starts_with("$env://"));
     let of_url = url.as_deref().and_then(|url| {
         let (protocol, rest) = url.split_once("://")?;
         let (authority, path) = match rest.find('/') {
@@ -169,10 +174,16 @@ fn target(node: &Node) -> Target {
         path: None,
         is_odd: false,
     });
+    let host = text_of(node, "host").unwrap_or(of_url.host);
+    // A node is no plugin's configuration: the variable's place is in the file itself.
+    let host = match host.strip_prefix("$env://") {
+        Some(name) => format!("${{{{{name}}}}}"),
+        None => host.trim_matches(['[', ']']).to_owned(),
+    };
     let port = whole_of(node, "port").and_then(|port| u16::try_from(port).ok());
     Target {
         protocol: text_of(node, "protocol").unwrap_or(of_url.protocol),
-        host: text_of(node, "host").unwrap_or(of_url.host).trim_matches(['[', ']']).to_owned(),
+        host,
         port: port.unwrap_or(of_url.port),
         path: text_of(node, "path").or(of_url.path).filter(|path| path.starts_with('/')),
         is_odd: of_url.is_odd && port.is_none(),

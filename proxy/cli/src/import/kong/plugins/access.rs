@@ -165,6 +165,11 @@ pub(super) fn acl(import: &Import, taken: &mut Taken<'_>, made: &mut Made) {
                 taken.part.approximate(&entry.key, entry.key_place, note);
             }
             "hide_groups_header" => taken.part.exact("hide_groups_header"),
+            key @ ("always_use_authenticated_groups" | "include_consumer_groups")
+                if !truth_of(config, key, false) =>
+            {
+                taken.part.exact(key);
+            }
             key => taken.part.unknown(key, entry.key_place),
         }
     }
@@ -241,13 +246,13 @@ pub(super) fn cors(taken: &mut Taken<'_>, made: &mut Made) {
     for entry in fields(config) {
         match entry.key.as_str() {
             "headers" if !texts_of(config, "headers").is_empty() => {
-                plugin.insert("allow_headers".to_owned(), texts_of(config, "headers").join(",").into());
+                plugin.insert("allow_headers".to_owned(), names_of(config, "headers", credentials).into());
                 taken.part.exact("headers");
             }
             "exposed_headers" => {
-                let names = texts_of(config, "exposed_headers");
+                let names = names_of(config, "exposed_headers", credentials);
                 if !names.is_empty() {
-                    plugin.insert("expose_headers".to_owned(), names.join(",").into());
+                    plugin.insert("expose_headers".to_owned(), names.into());
                 }
                 taken.part.exact("exposed_headers");
             }
@@ -271,6 +276,12 @@ pub(super) fn cors(taken: &mut Taken<'_>, made: &mut Made) {
     }
     origins(config, credentials, &mut plugin);
     made.plugins.insert("cors".to_owned(), Value::Object(plugin));
+}
+
+/// Names of headers; with credentials all of them are `**`.
+fn names_of(config: &Node, name: &str, credentials: bool) -> String {
+    let names = texts_of(config, name);
+    if credentials && names.iter().any(|name| name == "*") { "**".to_owned() } else { names.join(",") }
 }
 
 /// Origins: all, whole ones, and expressions.

@@ -23,6 +23,10 @@ pub(super) fn http_log(taken: &mut Taken<'_>, made: &mut Made) {
             "content_type" if text_of(config, "content_type").is_some_and(|kind| kind.contains("json")) => {
                 taken.part.exact("content_type");
             }
+            "ssl_verify" => {
+                plugin.insert("ssl_verify".to_owned(), entry.value.to_json());
+                taken.part.exact("ssl_verify");
+            }
             "timeout" => {
                 let whole = number_of(config, "timeout").map_or(3.0, |time| (time / 1000.0).ceil().max(1.0));
                 plugin.insert("timeout".to_owned(), seconds(whole));
