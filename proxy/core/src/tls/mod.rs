@@ -8,6 +8,7 @@ mod awaited;
 mod certificate;
 mod change;
 mod client;
+mod direct;
 mod names;
 mod options;
 mod pem;

@@ -13,6 +13,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Error, ServerConnection};
 use std::sync::Arc;
 
+mod direct;
 mod resumption;
 
 struct Authority {

@@ -1,7 +1,7 @@
 //! Verification of the peer's certificate.
 
-use super::Pem;
 use super::certificate::{Origin, alternative_names, describe, ip, sha256};
+use super::{Pem, direct};
 use crate::error::ConfigError;
 use crate::matcher::StringMatcher;
 use base64::Engine;
@@ -143,6 +143,8 @@ pub(super) struct Authorities {
     chain: Chain,
     /// Leaves that are authorities themselves: webpki takes no authority for an end entity.
     roots: Vec<CertificateDer<'static>>,
+    /// What else vouches for leaves that webpki does not take; without revocation lists, which webpki looks into.
+    direct: Option<(Peer, WebPkiSupportedAlgorithms)>,
     /// Where they come from.
     origin: Box<str>,
 }
@@ -172,7 +174,24 @@ impl Authorities {
         let ca = validation.trusted_ca.as_ref().ok_or_else(missing)?;
         let roots = ca.certificates().map_err(|e| ConfigError::field("trusted_ca", e))?;
         let chain = Chain::new(&roots, validation, peer, provider)?;
-        Ok(Arc::new(Authorities { chain, roots, origin: ca.origin() }))
+        let algorithms = provider.signature_verification_algorithms;
+        let direct = validation.crl.is_none().then_some((peer, algorithms));
+        Ok(Arc::new(Authorities { chain, roots, direct, origin: ca.origin() }))
+    }
+
+    fn check(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        if self.roots.iter().any(|root| root == leaf) {
+            return check_validity(leaf, now);
+        }
+        self.chain.check(leaf, intermediates, now).or_else(|error| {
+            let (peer, algorithms) = self.direct.as_ref().ok_or_else(|| error.clone())?;
+            direct::check(leaf, *peer, &self.roots, algorithms, now).unwrap_or(Err(error))
+        })
     }
 }
 
@@ -235,11 +254,8 @@ impl PeerCheck {
         now: UnixTime,
     ) -> Result<(), Error> {
         let used = self.max_depth.map_or(intermediates.len(), |depth| depth.min(intermediates.len()));
-        if let Some(Authorities { chain, roots, .. }) = self.authorities.as_deref() {
-            match roots.iter().any(|root| root == leaf) {
-                true => check_validity(leaf, now)?,
-                false => chain.check(leaf, intermediates.get(..used).unwrap_or_default(), now)?,
-            }
+        if let Some(authorities) = self.authorities.as_deref() {
+            authorities.check(leaf, intermediates.get(..used).unwrap_or_default(), now)?;
         }
         let pinned = !self.hashes.is_empty() || !self.spki.is_empty();
         if pinned && !self.is_pinned(leaf) {
@@ -330,7 +346,7 @@ impl Chain {
     }
 }
 
-fn check_validity(leaf: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
+pub(super) fn check_validity(leaf: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
     let (_, x509) = X509Certificate::from_der(leaf)
         .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
@@ -353,7 +369,8 @@ fn spki_hash(text: &str) -> Option<[u8; 32]> {
     base64::engine::general_purpose::STANDARD.decode(text).ok()?.try_into().ok()
 }
 
-/// The part of both verifiers that proves that a peer owns its key; it is the same for clients and servers.
+/// The part of both verifiers that proves that a peer owns its key; it is the same for clients and servers. What webpki does
+/// not read of a certificate was looked at before, or nobody asks for it.
 macro_rules! verify_signatures {
     () => {
         fn verify_tls12_signature(
@@ -363,6 +380,7 @@ macro_rules! verify_signatures {
             signed: &DigitallySignedStruct,
         ) -> Result<HandshakeSignatureValid, Error> {
             rustls::crypto::verify_tls12_signature(message, cert, signed, &self.algorithms)
+                .or_else(|_| direct::verify_tls12(message, cert, signed, &self.algorithms))
         }
 
         fn verify_tls13_signature(
@@ -372,6 +390,7 @@ macro_rules! verify_signatures {
             signed: &DigitallySignedStruct,
         ) -> Result<HandshakeSignatureValid, Error> {
             rustls::crypto::verify_tls13_signature(message, cert, signed, &self.algorithms)
+                .or_else(|_| direct::verify_tls13(message, cert, signed, &self.algorithms))
         }
 
         fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
