@@ -13,9 +13,9 @@ use sixfold_xds_api::pb::envoy::config::core::v3::{
     GrpcService, HeaderValue, HeaderValueOption, HttpService,
 };
 use sixfold_xds_api::pb::google::protobuf::{Duration as ProtoDuration, UInt32Value};
-use sixfold_xds_api::refuse;
 use sixfold_xds_api::target::{GrpcTarget, HttpTarget};
 use sixfold_xds_api::values::{Result, duration_or, header_name, required, timeout_or};
+use sixfold_xds_api::{format, refuse};
 
 use crate::context::Context;
 
@@ -76,7 +76,8 @@ fn add_header(headers: &mut Headers, value: &HeaderValue) -> Result<()> {
 
 /// core/v3/http_service.proto.
 pub(crate) fn http(context: &Context, value: &HttpService) -> Result<Http> {
-    let HttpService { http_uri, request_headers_to_add, formatters: _ } = value;
+    let HttpService { http_uri, request_headers_to_add, formatters } = value;
+    format::check_formatters(formatters)?;
     let mut headers = Headers::new();
     for (index, option) in request_headers_to_add.iter().enumerate() {
         let HeaderValueOption { header, append: _, append_action: _, keep_empty_value: _ } = option;

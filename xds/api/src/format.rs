@@ -38,9 +38,7 @@ pub fn substitution(value: &SubstitutionFormatString) -> Result<Format> {
         json_format_options: _,
         format,
     } = value;
-    for (index, formatter) in formatters.iter().enumerate() {
-        check_formatter(formatter).in_index(index).in_key("formatters")?;
-    }
+    check_formatters(formatters)?;
     let format = match one_of::<SubstitutionFormatString, _>(format, "format")? {
         ProtoFormat::TextFormat(format) => text(format).in_key("text_format")?,
         ProtoFormat::TextFormatSource(source) => {
@@ -49,6 +47,12 @@ pub fn substitution(value: &SubstitutionFormatString) -> Result<Format> {
         ProtoFormat::JsonFormat(format) => return json(format, *omit_empty_values).in_key("json_format"),
     };
     Ok(if *omit_empty_values { format.omit_empty() } else { format })
+}
+
+/// Refuses formatters that bring operators which are not here, at their place in `formatters`.
+pub fn check_formatters(formatters: &[TypedExtensionConfig]) -> Result<()> {
+    let check = |(index, formatter)| check_formatter(formatter).in_index(index).in_key("formatters");
+    formatters.iter().enumerate().try_for_each(check)
 }
 
 fn check_formatter(formatter: &TypedExtensionConfig) -> Result<()> {
@@ -93,5 +97,9 @@ mod tests {
         }
         let reason = "formatters[0].typed_config: formatter \"f\" of type a.B is unknown";
         assert_eq!(of("a.B").unwrap_err().to_string(), reason);
+        let reason = "formatters[0].typed_config: formatter \"f\" of type \
+            envoy.extensions.formatter.generic_secret.v3.GenericSecret is not supported";
+        let secret = of("envoy.extensions.formatter.generic_secret.v3.GenericSecret");
+        assert_eq!(secret.unwrap_err().to_string(), reason);
     }
 }

@@ -41,8 +41,7 @@ pub(super) fn log(
         body,
         attributes,
         stat_prefix,
-        // Operators are always there.
-        formatters: _,
+        formatters,
         log_name,
         buffer_flush_interval,
         buffer_size_bytes,
@@ -51,6 +50,8 @@ pub(super) fn log(
         custom_tags,
     } = value;
     refuse!(resource_detectors);
+    // Operators are always there.
+    format::check_formatters(formatters)?;
     let common = common_config.clone().unwrap_or_default();
     let CommonGrpcAccessLogConfig {
         log_name: common_name,

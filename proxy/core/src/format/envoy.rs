@@ -1,10 +1,11 @@
 //! Parses Envoy's `%OPERATOR(args):length%` (source/common/formatter/substitution_formatter.cc).
 
 use super::fixed;
+use super::network::Network;
 use super::operator::{Address, Duration, GrpcForm, Header, MetadataOf, Operator, Point, Side, UrlPart};
 use super::read::Read;
 use super::time::TimeFormat;
-use super::{Part, certificate};
+use super::{Part, certificate, client_cert};
 use crate::cel::{Extras, Program};
 use crate::error::nearest;
 use crate::files;
@@ -14,7 +15,7 @@ use crate::headers::HeaderName;
 const MAX_CONTENT_BYTES: usize = 1 << 20;
 
 /// Names of the operators with arguments that are likely to be misspelt.
-const WITH_ARGUMENTS: [&str; 14] = [
+const WITH_ARGUMENTS: [&str; 15] = [
     "REQ",
     "RESP",
     "TRAILER",
@@ -29,6 +30,7 @@ const WITH_ARGUMENTS: [&str; 14] = [
     "METADATA",
     "FILTER_STATE",
     "REQUESTED_SERVER_NAME",
+    "XFCC_VALUE",
 ];
 
 /// Splits a format into parts.
@@ -53,7 +55,9 @@ pub(super) fn parse(text: &str) -> Result<Vec<Part>, String> {
             _ => operator(command.name, command.arguments),
         }
         .map_err(|reason| format!("operator {}: {reason}", command.name))?;
-        parts.push(Part::operator(operator, command.max));
+        // Envoy takes a length for it, and keeps all of the value.
+        let max = command.max.filter(|_| command.name != "XFCC_VALUE");
+        parts.push(Part::operator(operator, max));
         rest = command.rest;
     }
     plain.push_str(rest);
@@ -174,6 +178,11 @@ fn with_arguments(name: &str, arguments: Option<&str>) -> Result<Option<Operator
         "CEL" => cel(needed()?, false)?,
         "TYPED_CEL" => cel(needed()?, true)?,
         "COALESCE" => coalesce(needed()?)?,
+        "XFCC_VALUE" => Operator::ClientCert(client_cert::Key::parse(needed()?)?),
+        _ if Network::is_of(name) => match Network::parse(name, given) {
+            Some(network) => Operator::Network(network),
+            None => return Ok(fixed::find(name).flatten().map(Operator::Read)),
+        },
         _ => {
             let Some(of) = certificate::validity(name) else { return Ok(None) };
             let format = TimeFormat::utc(or(given, "%Y-%m-%dT%H:%M:%S.000Z"))?;

@@ -253,7 +253,7 @@ fn only_ip(out: &mut Vec<u8>, address: Option<SocketAddr>) -> bool {
 
 /// Where the last attempt's connection leads. Envoy knows it of a connection alone (`UpstreamRequest::onPoolReady`),
 /// not of an endpoint that could not be reached.
-fn connected_to(stream: &Stream) -> Option<SocketAddr> {
+pub(super) fn connected_to(stream: &Stream) -> Option<SocketAddr> {
     stream.upstream.connection.as_ref()?;
     upstream_remote(stream)
 }

@@ -6,12 +6,14 @@
 
 mod body;
 mod certificate;
+mod client_cert;
 mod envoy;
 mod escape;
 mod fixed;
 mod graphql;
 mod joined;
 mod json;
+mod network;
 mod nginx;
 mod operator;
 mod read;

@@ -2,6 +2,8 @@
 
 use super::Written;
 use super::certificate::Validity;
+use super::client_cert;
+use super::network::Network;
 use super::read::{Read, number};
 use super::time::TimeFormat;
 use crate::cel::Program;
@@ -66,6 +68,10 @@ pub(super) enum Operator {
         of: Validity,
         format: TimeFormat,
     },
+    /// An address without its port, cut to a network.
+    Network(Network),
+    /// One value of `x-forwarded-client-cert`.
+    ClientCert(client_cert::Key),
     /// The first that has a value, each with its length.
     Coalesce(Box<[(Operator, Option<usize>)]>),
 }
@@ -242,6 +248,8 @@ impl Operator {
             }
             Operator::ServerName(order) => put(out, order.iter().find_map(|from| server_name(stream, *from))),
             Operator::Validity { of, format } => text_if(of.write(stream, format, out)),
+            Operator::Network(network) => text_if(network.write(stream, out)),
+            Operator::ClientCert(key) => text_if(key.write(&stream.request.headers, out)),
             Operator::Coalesce(operators) => coalesce(operators, stream, out),
         }
     }

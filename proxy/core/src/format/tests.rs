@@ -130,6 +130,20 @@ fn envoy_operators() {
             "1.2.3.4:5678 1.2.3.4 5678",
         ),
         ("%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%", "10.0.0.1"),
+        (
+            "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(23)% %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(0)%",
+            "1.2.2.0/23 0.0.0.0/0",
+        ),
+        // More bits than there are, what is no number, and fewer than none.
+        (
+            "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(129)% %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(x)% [%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(-1)%]",
+            "1.2.3.4/32 1.2.3.4 []",
+        ),
+        (
+            "%DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT(127)% %UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT(8)%",
+            "::/127 -",
+        ),
+        ("%XFCC_VALUE(uri)%", "-"),
         ("%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_DIRECT_LOCAL_ADDRESS%", "127.0.0.1:80 [::1]:8080"),
         (
             "%UPSTREAM_HOST% %UPSTREAM_REMOTE_PORT% %UPSTREAM_LOCAL_ADDRESS% %UPSTREAM_CLUSTER%",
@@ -177,6 +191,8 @@ fn envoy_operators() {
         log("%GRPC_STATUS% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS_NUMBER%", &s),
         "Unavailable UNAVAILABLE 14"
     );
+    s.request.headers.push(b"x-forwarded-client-cert", b"By=a;URI=spiffe://b");
+    assert_eq!(log("%XFCC_VALUE(Uri)% %XFCC_VALUE(uri):3%", &s), "spiffe://b spiffe://b");
     s.request.headers.push(b"x-envoy-original-path", b"/old?x");
     assert_eq!(log("%PATH% %PATH(NQ:ORIG)%", &s), "/old?x /old");
 }
@@ -191,6 +207,10 @@ fn wrong_envoy_formats_are_refused() {
         "%REQ(a?b?c)%",
         "%REQ(a b)%",
         "%PROTOCOL(x)%",
+        "%DOWNSTREAM_REMOTE_ADDRESS(8)%",
+        "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(8):3%",
+        "%XFCC_VALUE%",
+        "%XFCC_VALUE(foo)%",
         "% %",
         "%PROTOCOL",
         "%REQ(x):y%",
