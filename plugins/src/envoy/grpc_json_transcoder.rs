@@ -6,6 +6,7 @@ mod descriptors;
 mod elements;
 mod encode;
 mod http_body;
+mod parse;
 mod paths;
 mod print;
 mod request;

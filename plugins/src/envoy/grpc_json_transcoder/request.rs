@@ -5,7 +5,7 @@ use super::elements::Elements;
 use super::encode::Weave;
 use super::print::MAX_DEPTH;
 use super::response::Answer;
-use super::{AT_ONCE, Call, EARLY, FAILED, FRAME_HEAD, Fault, Kept, Transcoder, beside, http_body};
+use super::{AT_ONCE, Call, EARLY, FAILED, FRAME_HEAD, Fault, Kept, Transcoder, beside, http_body, parse};
 use crate::shared::json::Json;
 use crate::shared::offload::Lane;
 use bytes::Bytes;
@@ -190,8 +190,8 @@ fn framed(config: &Config, rule: &Rule, mut weave: Weave, body: &[u8]) -> Result
     let json = match body {
         b"" => Json::Object(Vec::new()),
         // The array that it is an element of is one more.
-        body => Json::read(body, MAX_DEPTH - usize::from(rule.method.client_streaming))
-            .map_err(|error| Fault::invalid(format!("The body is no JSON: {error}")))?,
+        body => parse::read(body, MAX_DEPTH - usize::from(rule.method.client_streaming))
+            .map_err(Fault::invalid)?,
     };
     let mut out = vec![0; FRAME_HEAD];
     config.encoder.message(rule.method.input(), &within(&rule.body, json), &mut weave, &mut out)?;

@@ -86,7 +86,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 return self.refuse(local_reply::over_budget(self.env.hcm.profile)).await;
             }
             Interrupt::Refused(reply) if !self.head_sent => {
-                self.close |= !self.down.request_ended();
+                self.close |= !self.down.request_ended() || self.is_refused_midway();
                 return self.answer_instead(*reply).await;
             }
             Interrupt::Refused(reply) => self.cut(*reply),
@@ -95,6 +95,12 @@ impl<D: Downstream> Exchange<'_, D> {
             Interrupt::Upstream(error) => self.cut_by_upstream(&error),
         }
         None
+    }
+
+    /// Whether a plugin has refused the request before it was shown its end. As Envoy's codec tells of that apart from the last
+    /// bytes, such an answer ends a connection of HTTP/1 there also where all of the request has come.
+    fn is_refused_midway(&self) -> bool {
+        self.env.hcm.profile == Profile::Envoy && !self.down.is_http2() && self.request_body.is_midway()
     }
 
     /// Answers in the place of the exchange; what follows, if a plugin has another request answer.

@@ -136,6 +136,11 @@ impl FilteredBody {
         self.plugins.is_some() && !matches!(self.stage, Stage::Before | Stage::Over)
     }
 
+    /// Whether filters have seen something of it, and not its end.
+    pub(super) fn is_midway(&self) -> bool {
+        self.plugins.is_some() && self.stage == Stage::Body
+    }
+
     /// Whether all of it has passed the filters.
     pub(super) fn is_over(&self) -> bool {
         self.stage == Stage::Over

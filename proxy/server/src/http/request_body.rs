@@ -49,6 +49,11 @@ impl RequestBody {
         self.sections().any(FilteredBody::is_waiting)
     }
 
+    /// Whether plugins have seen something of the body, and not its end.
+    pub(super) fn is_midway(&self) -> bool {
+        self.sections().any(FilteredBody::is_midway)
+    }
+
     fn sections(&self) -> impl Iterator<Item = &FilteredBody> {
         self.ahead.iter().chain([&self.last])
     }
