@@ -1,6 +1,7 @@
 //! Streams and contexts for tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::needless_pass_by_value)]
 
+mod asker;
 pub(crate) mod authenticator;
 
 pub(crate) mod grpc;

@@ -3,7 +3,7 @@
 
 use super::authenticator::{filter, filter_in};
 use super::grpc::{GrpcService, Reply};
-use super::{Answering, pass_waiting, routed};
+use super::{Answering, pass_waiting, routed, with_secrets};
 use prost::Message;
 use serde_json::json;
 use sixfold_core::hcm::{EscapedSlashes, PathOptions};
@@ -11,7 +11,7 @@ use sixfold_core::headers::Headers;
 use sixfold_core::path::{Prepared, prepare};
 use sixfold_core::plugin::{BuildContext, CalloutRequest, CalloutResponse, Chain};
 use sixfold_xds_api::pb::envoy::extensions::filters::http::{
-    ext_authz::v3::ExtAuthz, jwt_authn::v3::JwtAuthentication, rbac::v3::Rbac,
+    ext_authz::v3::ExtAuthz, jwt_authn::v3::JwtAuthentication, oauth2::v3::OAuth2, rbac::v3::Rbac,
 };
 use sixfold_xds_api::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use sixfold_xds_api::pb::google::rpc::Status;
@@ -20,11 +20,12 @@ use std::sync::Arc;
 type Make = fn() -> Arc<Chain>;
 
 /// Each lets requests pass for whatever is not below `/admin`, and those for `/public`.
-const GUARDS: [(&str, Make); 6] = [
+const GUARDS: [(&str, Make); 7] = [
     ("rbac that denies", rbac_that_denies),
     ("rbac that allows", rbac_that_allows),
     ("rbac that allows what is not", rbac_that_allows_others),
     ("jwt_authn", jwt_authn),
+    ("oauth2", oauth2),
     ("ext_authz", ext_authz),
     ("ext_authz by HTTP", ext_authz_by_http),
 ];
@@ -60,6 +61,29 @@ fn jwt_authn() -> Arc<Chain> {
             {"match": {"prefix": "/admin/"}, "requires": {"provider_name": "p"}},
             {"match": {"prefix": "/admin;"}, "requires": {"provider_name": "p"}}],
     }))
+}
+
+/// Whoever is not below `/admin` need not sign in, and nobody is sent away for that.
+fn oauth2() -> Arc<Chain> {
+    let (context, _) = with_secrets(super::context(), &[("client", "shh"), ("hmac", "key")]);
+    let below = |path: &str| {
+        let regex = format!("{path}([/;?].*)?");
+        json!({"name": ":path", "string_match": {"safe_regex": {"regex": regex}}, "invert_match": true})
+    };
+    filter_in::<OAuth2>(
+        json!({"config": {
+            "token_endpoint": {"uri": "https://as.test/token", "cluster": "as", "timeout": "1s"},
+            "authorization_endpoint": "https://as.test/authorize",
+            "redirect_uri": "https://example.com/callback",
+            "redirect_path_matcher": {"path": {"exact": "/callback"}},
+            "signout_path": {"path": {"exact": "/signout"}},
+            "credentials":
+                {"client_id": "me", "token_secret": {"name": "client"}, "hmac_secret": {"name": "hmac"}},
+            "pass_through_matcher": [below("/admin")],
+            "deny_redirect_matcher": [{"name": "x-none", "present_match": true, "invert_match": true}],
+        }}),
+        &context,
+    )
 }
 
 /// What a service takes a path for that looks at the bytes it is told.
