@@ -20,6 +20,8 @@ mod decompressor;
 mod ext_authz;
 mod ext_proc;
 mod fault;
+#[cfg(test)]
+mod foretold;
 mod grpc_http1_bridge;
 mod grpc_json_transcoder;
 mod grpc_stats;

@@ -44,6 +44,7 @@ fn build(config: Config, context: &BuildContext) -> Built {
     };
     let plugin = Plugin::of(filter)
         .access(AdaptiveConcurrency::access)
+        .foretelling(AdaptiveConcurrency::foretell)
         .log(AdaptiveConcurrency::log)
         .in_force(|filter| filter.controller.show_from_now());
     Ok(plugin.build())
@@ -68,6 +69,13 @@ impl Drop for Active {
 }
 
 impl AdaptiveConcurrency {
+    fn foretell(&self, _: &Stream) -> Vec<String> {
+        let status = self.status;
+        vec![format!(
+            "answers {status} (reached_concurrency_limit) where more requests are under way than it has found to be best"
+        )]
+    }
+
     fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
         let now = Instant::now();
         if !self.controller.enter(now) {

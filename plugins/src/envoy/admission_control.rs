@@ -73,7 +73,11 @@ fn build(config: Config, context: &BuildContext) -> Built {
         success: Success::new(one_of::<Config, _>(evaluation_criteria, "evaluation_criteria")?)?,
         stats: AdmissionStats::new(&context.metrics, &scope(&[&context.scope, "admission_control"])),
     };
-    Ok(Plugin::of(filter).access(Admission::access).log(Admission::log).build())
+    Ok(Plugin::of(filter)
+        .access(Admission::access)
+        .foretelling(Admission::foretell)
+        .log(Admission::log)
+        .build())
 }
 
 struct Admission {
@@ -144,6 +148,13 @@ impl Success {
 }
 
 impl Admission {
+    fn foretell(&self, _: &Stream) -> Vec<String> {
+        let (most, threshold) = (self.most * 100.0, self.threshold * 100.0);
+        let when =
+            format!("up to {most} % of requests where less than {threshold} % of those before succeeded");
+        vec![format!("answers 503 (denied_by_admission_control) to {when}")]
+    }
+
     fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
         let counts = self.window.counts(Instant::now());
         if counts.rps >= self.least_rps && fastrand::f64() < self.probability(counts.total, counts.successes)

@@ -57,7 +57,7 @@ fn build(config: Config, mut overrides: Vec<ApiKeyAuthPerRoute>, context: &Build
         let allowed: HashSet<String> = allowed_clients.into_iter().collect();
         filter.allowed = Some(allowed).filter(|allowed| !allowed.is_empty());
     }
-    Ok(Plugin::of(filter).access(ApiKeyAuth::access).build())
+    Ok(Plugin::of(filter).access(ApiKeyAuth::access).judging().build())
 }
 
 struct ApiKeyAuth {

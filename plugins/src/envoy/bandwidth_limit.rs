@@ -62,13 +62,17 @@ fn build(own: Config, levels: Vec<Config>, context: &BuildContext) -> Built {
     };
     let interval = optional_duration(fill_interval, "fill_interval")?.unwrap_or(FILL_INTERVAL);
     let filter = BandwidthLimit {
+        kib: limit.value,
         bucket: TokenBucket::paced(limit.value as f64 * 1024.0, interval, Instant::now()),
         trailers: enable_response_trailers.then(|| Trailers::new(response_trailer_prefix)).transpose()?,
         stats: BandwidthStats::new(&context.metrics, &scope(&[stat_prefix, "http_bandwidth_limit"])),
     };
     let mut plugin = Plugin::of(filter);
     if mode != EnableMode::Response {
-        plugin = plugin.access(BandwidthLimit::access).request_body(BandwidthLimit::request_body);
+        plugin = plugin
+            .access(BandwidthLimit::access)
+            .foretelling(BandwidthLimit::foretell)
+            .request_body(BandwidthLimit::request_body);
     }
     if mode != EnableMode::Request {
         plugin =
@@ -78,6 +82,8 @@ fn build(own: Config, levels: Vec<Config>, context: &BuildContext) -> Built {
 }
 
 struct BandwidthLimit {
+    /// KiB a second.
+    kib: u64,
     /// Bytes, of both directions and all streams.
     bucket: TokenBucket,
     trailers: Option<Trailers>,
@@ -145,6 +151,10 @@ impl Drop for Pending {
 }
 
 impl BandwidthLimit {
+    fn foretell(&self, _: &Stream) -> Vec<String> {
+        vec![format!("lets {} KiB of bodies pass a second, of all requests together", self.kib)]
+    }
+
     fn access(&self, _: &mut Stream, _: Slot) -> Step<'_> {
         self.stats.request_enabled().inc();
         Step::Continue

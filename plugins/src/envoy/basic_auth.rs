@@ -67,7 +67,7 @@ fn build(config: Config, mut overrides: Vec<BasicAuthPerRoute>, context: &BuildC
         metadata: emit_dynamic_metadata.then(|| context.filter.clone()),
         stats: BasicAuthStats::new(&context.metrics, &metrics::scope(&[&context.scope, "basic_auth"])),
     };
-    Ok(Plugin::of(filter).access(BasicAuth::access).build())
+    Ok(Plugin::of(filter).access(BasicAuth::access).judging().build())
 }
 
 struct BasicAuth {

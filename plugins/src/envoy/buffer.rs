@@ -30,7 +30,10 @@ fn build(config: Buffer, levels: Vec<BufferPerRoute>, _: &BuildContext) -> Built
     match max_request_bytes {
         Some(limit) if limit.value > 0 => {
             let limit = limit.value as usize;
-            Ok(Plugin::of(RequestBuffer { limit }).access(RequestBuffer::access).build())
+            Ok(Plugin::of(RequestBuffer { limit })
+                .access(RequestBuffer::access)
+                .foretelling(RequestBuffer::foretell)
+                .build())
         }
         _ => Err(ConfigError::field("max_request_bytes", "must be greater than 0")),
     }
@@ -43,6 +46,13 @@ struct RequestBuffer {
 }
 
 impl RequestBuffer {
+    fn foretell(&self, _: &Stream) -> Vec<String> {
+        vec![format!(
+            "holds a body until all of it has come, and answers 413 to more than {} bytes",
+            self.limit
+        )]
+    }
+
     fn access(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
         if let Some(step) = ReadBody::whole(self.limit).ask(stream, slot) {
             return step;

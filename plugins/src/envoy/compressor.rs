@@ -73,6 +73,7 @@ fn build(config: Config, levels: Vec<CompressorPerRoute>, context: &BuildContext
     let compresses_requests = filter.request.enabled;
     let plugin = Plugin::of(filter)
         .access(Compressor::access)
+        .judging()
         .header_filter(Compressor::header_filter)
         .response_body(Compressor::response_body);
     Ok(if compresses_requests {

@@ -30,7 +30,7 @@ fn build(_: ProtoCors, levels: Vec<CorsPolicy>, context: &BuildContext) -> Built
     let Some(policy) = levels.into_iter().reduce(merge) else { return Ok(Plugin::default()) };
     let stats = CorsStats::new(&context.metrics, &format!("{}cors.", context.scope));
     let policy = Policy::new(policy, stats, &context.runtime)?;
-    Ok(Plugin::of(policy).access(Policy::access).header_filter(Policy::header_filter).build())
+    Ok(Plugin::of(policy).access(Policy::access).judging().header_filter(Policy::header_filter).build())
 }
 
 fn merge(wider: CorsPolicy, own: CorsPolicy) -> CorsPolicy {

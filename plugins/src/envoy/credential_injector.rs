@@ -57,7 +57,9 @@ fn build(config: Config, context: &BuildContext) -> Built {
         optional: allow_request_without_credential,
         stats: InjectorStats::new(&context.metrics, &scope),
     };
-    Ok(Plugin::of(filter).access(Injector::access).in_force(Injector::begin).build())
+    let is_fetched = matches!(filter.credential.source, Source::Client(_));
+    let plugin = Plugin::of(filter).access(Injector::access).in_force(Injector::begin);
+    Ok(if is_fetched { plugin.foretelling(Injector::foretell) } else { plugin.judging() }.build())
 }
 
 /// The place of a secret that a message names.
@@ -136,6 +138,17 @@ impl Injector {
             })),
             _ => self.inject(stream),
         }
+    }
+
+    /// What may become of a request, of a credential that is fetched.
+    fn foretell(&self, stream: &Stream) -> Vec<String> {
+        let header = self.credential.header.as_str();
+        if !self.overwrite && stream.request.headers.contains(&self.credential.header) {
+            return Vec::new();
+        }
+        let set = format!("sets {header} to the token that it has fetched");
+        let refuses = "answers 401 (failed_to_inject_credential) where it has none".to_owned();
+        if self.optional { vec![set] } else { vec![set, refuses] }
     }
 
     fn inject<'s>(&self, stream: &mut Stream) -> Step<'s> {

@@ -44,7 +44,7 @@ fn build(config: CsrfPolicy, mut overrides: Vec<CsrfPolicy>, context: &BuildCont
         origins: origins.in_key("additional_origins")?.into(),
         stats: CsrfStats::new(&context.metrics, &metrics::scope(&[&context.scope, "csrf"])),
     };
-    Ok::<_, ConfigError>(Plugin::of(filter).access(Csrf::access).build())
+    Ok::<_, ConfigError>(Plugin::of(filter).access(Csrf::access).judging().build())
 }
 
 struct Csrf {

@@ -58,6 +58,7 @@ fn build(config: Config, context: &BuildContext) -> Built {
     let filter = Decompressor::new(&config, context)?;
     let plugin = Plugin::of(filter)
         .access(Decompressor::access)
+        .judging()
         .request_body(Decompressor::request_body)
         .header_filter(Decompressor::header_filter)
         .response_body(Decompressor::response_body);

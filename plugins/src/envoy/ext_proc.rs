@@ -65,7 +65,7 @@ pub(crate) fn factory() -> FilterFactory {
 
 fn build(own: &ExternalProcessor, overrides: &[ExtProcPerRoute], context: &BuildContext) -> Built {
     let Some(filter) = config::compile(own, overrides, context)? else { return Ok(Plugin::default()) };
-    let plugin = Plugin::of(filter).access(ExtProc::access).header_filter(ExtProc::header_filter);
+    let plugin = Plugin::of(filter).access(ExtProc::access).judging().header_filter(ExtProc::header_filter);
     let plugin = plugin.request_body(ExtProc::request_body).response_body(ExtProc::response_body);
     let plugin =
         plugin.request_trailers(ExtProc::request_trailers).response_trailers(ExtProc::response_trailers);

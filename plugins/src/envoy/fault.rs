@@ -50,7 +50,7 @@ fn build(config: HttpFault, mut overrides: Vec<HttpFault>, context: &BuildContex
     let make = || FaultStats::new(&context.metrics, &scope);
     let stats = context.shared.get_or_insert(&format!("statistics {scope}"), make);
     let fault = Fault::new(&overrides.pop().unwrap_or(config), stats, &context.runtime)?;
-    Ok(Plugin::of(fault).access(Fault::access).build())
+    Ok(Plugin::of(fault).access(Fault::access).foretelling(Fault::foretell).build())
 }
 
 struct Fault {
@@ -191,7 +191,8 @@ impl Fault {
             && self.headers.iter().all(|h| h.matches(&stream.request))
     }
 
-    fn delay(&self, stream: &Stream) -> Option<Duration> {
+    /// How long a request is held that is hit, and how many are.
+    fn meant_delay(&self, stream: &Stream) -> Option<(Duration, Fraction)> {
         let (delay, share) = self.delay.as_ref()?;
         let headers = HEADERS.as_ref()?;
         let (time, fraction) = match delay {
@@ -203,10 +204,16 @@ impl Fault {
         };
         // Envoy counts milliseconds with a sign: what it has no number for has gone by.
         let is_ahead = !time.is_zero() && i64::try_from(time.as_millis()).is_ok();
-        (is_ahead && fraction.draw(fastrand::u64(..))).then_some(time)
+        is_ahead.then_some((time, fraction))
     }
 
-    fn abort(&self, stream: &Stream) -> Option<LocalReply> {
+    fn delay(&self, stream: &Stream) -> Option<Duration> {
+        let (time, fraction) = self.meant_delay(stream)?;
+        fraction.draw(fastrand::u64(..)).then_some(time)
+    }
+
+    /// The answer to a request that is hit, and how many are.
+    fn meant_abort(&self, stream: &Stream) -> Option<(LocalReply, Fraction)> {
         let (abort, share, body) = self.abort.as_ref()?;
         let headers = HEADERS.as_ref()?;
         let (status, grpc, fraction) = match abort {
@@ -224,13 +231,33 @@ impl Fault {
                 }
             }
         };
-        if !fraction.draw(fastrand::u64(..)) {
-            return None;
-        }
         let mut reply = LocalReply::new(status, body.clone(), "fault_filter_abort");
         reply.grpc_status = grpc;
         reply.flag = Some(Flag::FI);
-        Some(reply)
+        Some((reply, fraction))
+    }
+
+    fn abort(&self, stream: &Stream) -> Option<LocalReply> {
+        let (reply, fraction) = self.meant_abort(stream)?;
+        fraction.draw(fastrand::u64(..)).then_some(reply)
+    }
+
+    /// What may become of a request, with how many of them it does.
+    fn foretell(&self, stream: &Stream) -> Vec<String> {
+        let is_drawn = |fraction: &Fraction| fraction.draw(0);
+        let hit = |what: String, fraction: Fraction| format!("{what}: {fraction} requests");
+        if !self.is_meant(stream) {
+            return Vec::new();
+        }
+        let delay = self.meant_delay(stream).filter(|(_, fraction)| is_drawn(fraction));
+        let delay =
+            delay.map(|(time, fraction)| hit(format!("holds it for {} ms", time.as_millis()), fraction));
+        let abort = self.meant_abort(stream).filter(|(_, fraction)| is_drawn(fraction));
+        let abort = abort.map(|(reply, fraction)| {
+            let grpc = reply.grpc_status.map(|status| format!(", gRPC {status}")).unwrap_or_default();
+            hit(format!("answers {}{grpc} ({})", reply.status, reply.details), fraction)
+        });
+        delay.into_iter().chain(abort).collect()
     }
 
     /// Counts the fault and says so in the metadata; `false` when there are too many (`tryIncActiveFaults`).

@@ -28,6 +28,7 @@ fn build(config: Config, _: &BuildContext) -> Built {
     let bridge = Bridge { upgrades: upgrade_protobuf_to_grpc, ignores_query: ignore_query_parameters };
     let plugin = Plugin::of(bridge)
         .access(Bridge::access)
+        .judging()
         .request_body(Bridge::request_body)
         .header_filter(Bridge::header_filter)
         .response_body(Bridge::response_body);

@@ -49,6 +49,7 @@ fn build(own: GrpcJsonTranscoder, mut levels: Vec<GrpcJsonTranscoder>, context: 
     let plugin = Plugin::of(Transcoder { config })
         .bodies_of_calls()
         .access(Transcoder::access)
+        .judging()
         .request_body(Transcoder::request_body)
         .header_filter(Transcoder::header_filter)
         .response_body(Transcoder::response_body);

@@ -42,6 +42,7 @@ fn build(config: FilterConfig, _: &BuildContext) -> Built {
         None => Ok(Plugin::of(GrpcStats { tells: emit_filter_state })
             .bodies_of_calls()
             .access(GrpcStats::access)
+            .judging()
             .request_body(GrpcStats::request_body)
             .header_filter(GrpcStats::header_filter)
             .response_body(GrpcStats::response_body)

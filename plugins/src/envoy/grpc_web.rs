@@ -35,6 +35,7 @@ pub(crate) fn factory() -> FilterFactory {
 fn build() -> Built {
     let plugin = Plugin::of(GrpcWeb)
         .access(GrpcWeb::access)
+        .judging()
         .request_body(GrpcWeb::request_body)
         .header_filter(GrpcWeb::header_filter)
         .response_body(GrpcWeb::response_body);

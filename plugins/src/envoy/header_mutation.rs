@@ -43,7 +43,7 @@ fn build(config: Config, levels: Vec<HeaderMutationPerRoute>, _: &BuildContext) 
     let trailers = (!all.request_trailers.is_empty(), !all.response_trailers.is_empty());
     let mut plugin = Plugin::of(all);
     if request {
-        plugin = plugin.access(HeaderMutation::access);
+        plugin = plugin.access(HeaderMutation::access).judging();
     }
     if response {
         plugin = plugin.header_filter(HeaderMutation::header_filter);

@@ -68,7 +68,7 @@ fn build(config: Config, levels: Vec<Config>, context: &BuildContext) -> Built {
     let (on_request, on_response) = (!filter.request.is_empty(), !filter.response.is_empty());
     let mut plugin = Plugin::of(filter);
     if on_request {
-        plugin = plugin.access(HeaderToMetadata::access);
+        plugin = plugin.access(HeaderToMetadata::access).judging();
     }
     if on_response {
         plugin = plugin.header_filter(HeaderToMetadata::header_filter);

@@ -58,7 +58,11 @@ fn build(config: Config, context: &BuildContext) -> Built {
         cluster: context.local_cluster.clone(),
         stats: CheckStats::new(&context.metrics, &scope(&[&context.scope, "health_check"])),
     };
-    Ok(Plugin::of(filter).access(HealthCheck::access).header_filter(HealthCheck::header_filter).build())
+    Ok(Plugin::of(filter)
+        .access(HealthCheck::access)
+        .judging()
+        .header_filter(HealthCheck::header_filter)
+        .build())
 }
 
 /// A share of endpoints; decimals do not count, as in Envoy.

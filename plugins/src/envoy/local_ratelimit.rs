@@ -61,7 +61,7 @@ fn build(own: Config, levels: Vec<Config>, context: &BuildContext) -> Built {
         return Ok(Plugin::default());
     }
     let shows = filter.shows_headers || filter.buckets.has_descriptors();
-    let plugin = Plugin::of(filter).access(LocalRateLimit::access);
+    let plugin = Plugin::of(filter).access(LocalRateLimit::access).foretelling(LocalRateLimit::foretell);
     Ok(if shows { plugin.header_filter(LocalRateLimit::header_filter).build() } else { plugin.build() })
 }
 
@@ -213,6 +213,28 @@ impl LocalRateLimit {
         let policies = policies.filter(|policy| policy.enabled.is_none());
         descriptors.extend(policies.filter_map(|policy| policy.describe(stream)));
         descriptors
+    }
+
+    /// The bucket of a request, of which there is a token in a process that has just begun.
+    fn foretell(&self, stream: &Stream) -> Vec<String> {
+        if self.enabled.is_none_or(|share| !share.draw(0)) {
+            return Vec::new();
+        }
+        let now = Instant::now();
+        let Verdict { allowed, told, shadow, .. } = self.buckets.judge(&self.descriptors(stream), 1.0, now);
+        let only_counts = shadow || self.enforced.is_none_or(|share| !share.draw(0));
+        let what = match (only_counts, self.status) {
+            (true, _) => "counts it as limited".to_owned(),
+            (false, status) => format!("answers {status} ({LIMITED})"),
+        };
+        match told.map(|told| told.keep().numbers(now).0) {
+            Some(most) if most > 0 => {
+                let whose = if self.per_connection { " of its connection" } else { "" };
+                vec![format!("{what} once a bucket of {most} tokens{whose} is empty")]
+            }
+            _ if allowed => Vec::new(),
+            _ => vec![what],
+        }
     }
 
     fn judge(&self, stream: &Stream, now: Instant) -> Judged {

@@ -170,7 +170,7 @@ impl Script {
         let reads_bodies = self.machines.reads_bodies();
         let mut plugin = Plugin::of(self);
         if on_request {
-            plugin = plugin.access(Script::access);
+            plugin = plugin.access(Script::access).judging();
             if reads_bodies {
                 plugin = plugin.request_body(Script::request_body).request_trailers(Script::request_trailers);
             }

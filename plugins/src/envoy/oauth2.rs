@@ -64,7 +64,7 @@ fn build(config: Config, mut overrides: Vec<OAuth2PerRoute>, context: &BuildCont
     let Some(config) = config else { return Ok(Plugin::default()) };
     let filter = OAuth2::new(&config, context).in_key("config")?;
     Ok::<_, ConfigError>(
-        Plugin::of(filter).access(OAuth2::access).header_filter(OAuth2::header_filter).build(),
+        Plugin::of(filter).access(OAuth2::access).judging().header_filter(OAuth2::header_filter).build(),
     )
 }
 

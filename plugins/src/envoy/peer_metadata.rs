@@ -47,7 +47,7 @@ fn build(config: Config, context: &BuildContext) -> Built {
     let (looks, answers) = (filter.of_clients.is_some(), filter.of_upstreams.is_some() || filter.to_clients);
     let mut plugin = Plugin::of(filter);
     if looks {
-        plugin = plugin.access(PeerMetadata::meet_client);
+        plugin = plugin.access(PeerMetadata::meet_client).judging();
     }
     if to_upstreams.is_some() {
         plugin = plugin.before_proxy(PeerMetadata::tell_upstream);

@@ -27,7 +27,10 @@ fn build(config: Config, levels: Vec<Config>, _: &BuildContext) -> Built {
     let values =
         on_request_headers.iter().enumerate().map(|(index, value)| Object::new(value).in_index(index));
     let objects = values.collect::<Result<_, _>>().in_key("on_request_headers")?;
-    Ok(Plugin::of(SetFilterState { objects, clear_route_cache }).access(SetFilterState::access).build())
+    Ok(Plugin::of(SetFilterState { objects, clear_route_cache })
+        .access(SetFilterState::access)
+        .judging()
+        .build())
 }
 
 struct SetFilterState {

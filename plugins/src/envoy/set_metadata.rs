@@ -30,7 +30,10 @@ fn build(config: Config, levels: Vec<Config>, context: &BuildContext) -> Built {
     // What a level says is counted at the root, as in Envoy.
     let level = levels.into_iter().next_back().map(|level| (entries(level), stats("")));
     let all = [Some((entries(config), stats(&context.scope))), level];
-    Ok(Plugin::of(SetMetadata(all.into_iter().flatten().collect())).access(SetMetadata::access).build())
+    Ok(Plugin::of(SetMetadata(all.into_iter().flatten().collect()))
+        .access(SetMetadata::access)
+        .judging()
+        .build())
 }
 
 // Deprecated fields mean what they meant.

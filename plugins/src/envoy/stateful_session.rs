@@ -56,7 +56,7 @@ fn build(own: Config, levels: Vec<StatefulSessionPerRoute>, context: &BuildConte
         stats: (!stat_prefix.is_empty())
             .then(|| SessionStats::new(&context.metrics, &scope(&[of, "stateful_session", &stat_prefix]))),
     };
-    Ok(Plugin::of(session).access(Session::access).header_filter(Session::header_filter).build())
+    Ok(Plugin::of(session).access(Session::access).judging().header_filter(Session::header_filter).build())
 }
 
 struct Session {

@@ -292,6 +292,79 @@ fn filters_say_what_becomes_of_the_request() {
     assert!(lines.iter().all(|line| text.contains(line)), "{text}");
 }
 
+/// Filters were passed over that answer or change a request, and nothing was said of those that have no part in it.
+#[test]
+fn every_filter_says_what_it_would_do() {
+    const FILTERS: &str = "
+- name: limit
+  typed_config:
+    '@type': type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+    stat_prefix: s
+    token_bucket: {max_tokens: 3, fill_interval: 60s}
+    filter_enabled: {default_value: {numerator: 100}}
+    filter_enforced: {default_value: {numerator: 100}}
+- name: fault
+  typed_config:
+    '@type': type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault
+    abort: {http_status: 503, percentage: {numerator: 5}}
+    headers: [{name: x-fault, present_match: true}]
+- name: health
+  typed_config:
+    '@type': type.googleapis.com/envoy.extensions.filters.http.health_check.v3.HealthCheck
+    pass_through_mode: false
+    headers: [{name: ':path', string_match: {exact: /healthz}}]
+- name: basic
+  typed_config:
+    '@type': type.googleapis.com/envoy.extensions.filters.http.basic_auth.v3.BasicAuth
+    users: {inline_string: 'jack:{SHA}qUqP5cyxm6YcTAhz05Hph5gvu9M='}
+    forward_username_header: x-user
+- name: mutation
+  typed_config:
+    '@type': type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation
+    mutations: {request_mutations: [{append: {header: {key: x-added, value: v}}}, {remove: x-gone}]}
+- name: custom
+  typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.custom_response.v3.CustomResponse}
+- name: demand
+  typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.OnDemand}
+";
+    let mut bootstrap =
+        bootstrap(&json!({"routes": [{"match": {"prefix": "/"}, "route": {"cluster": "a"}}]}));
+    let manager = &mut bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0];
+    let filters = manager["typed_config"]["http_filters"].as_array_mut().unwrap();
+    let own = Node::parse_file_text(FILTERS, "part.yaml").unwrap().to_json();
+    filters.splice(..0, own.as_array().unwrap().iter().cloned());
+    let directory = Directory::new();
+    let file = directory.write("envoy.json", &bootstrap.to_string());
+    let text = |path: &str, headers: &[&str]| {
+        let url = format!("http://a.test{path}");
+        let headers = headers.iter().flat_map(|header| ["-H", header]);
+        let arguments = ["explain", "GET", &url, "-c", &file, "--listener", "case"];
+        let printed = output(&arguments.into_iter().chain(headers).collect::<Vec<_>>());
+        String::from_utf8(printed.stdout).unwrap()
+    };
+    let jack = "authorization: Basic amFjazp0ZXN0";
+    let shown = text("/a", &[jack, "x-gone: 1", "x-fault: 1"]);
+    for line in [
+        "limit as of listener: Access; answers 429 (local_rate_limited) once a bucket of 3 tokens is empty\n",
+        "fault as of listener: Access; answers 503 (fault_filter_abort): 5 of 100 requests\n",
+        "health as of listener: Access, HeaderFilter; lets the request pass\n",
+        "basic as of listener: Access; lets the request pass, and changes x-user\n",
+        "mutation as of listener: Access; lets the request pass, and changes x-added, x-gone\n",
+        "custom as of listener: HeaderFilter; acts on what comes later\n",
+    ] {
+        assert!(shown.contains(line), "{line} is not in\n{shown}");
+    }
+    let unmet = text("/a", &[jack]);
+    assert!(unmet.contains("fault as of listener: Access; lets the request pass\n"), "{unmet}");
+    let refused = text("/a", &[]);
+    assert!(refused.contains("basic as of listener: Access; answers 401 ("), "{refused}");
+    assert!(
+        refused.contains("outcome       the filter \"basic\" answers in the place of the route"),
+        "{refused}"
+    );
+    assert!(text("/healthz", &[]).contains("health as of listener: Access, HeaderFilter; answers 200 ("));
+}
+
 /// By its administration, and by the dump as a file.
 #[test]
 fn a_running_proxy_is_explained() {

@@ -20,7 +20,11 @@ pub(super) fn add(
 ) -> Result<(), Failure> {
     let mut filters = of(hcm, chain);
     let told = filters.as_array_mut().into_iter().flatten();
-    for (filter, said) in told.zip(verdict::of(chain, &known.unsent, stream)?) {
+    let verdicts = match hcm.profile {
+        Profile::Envoy => verdict::of(chain, &known.unsent, stream)?,
+        Profile::Apisix => Vec::new(),
+    };
+    for (filter, said) in told.zip(verdicts) {
         if said["kind"] == "answers" {
             let name = filter["name"].as_str().unwrap_or_default();
             let outcome = format!("the filter \"{name}\" answers in the place of the route");

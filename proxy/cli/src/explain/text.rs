@@ -187,7 +187,17 @@ fn filter(filter: &Value) -> String {
 
 /// What a filter says of the request.
 fn verdict(said: &Value) -> String {
+    let changes: Vec<&str> = items(&said["changes"]).filter_map(Value::as_str).collect();
+    let decides = decision(said);
+    if changes.is_empty() { decides } else { format!("{decides}, and changes {}", changes.join(", ")) }
+}
+
+fn decision(said: &Value) -> String {
     match str(said, "kind") {
+        "depends" => items(&said["may"]).filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
+        "untried" => "is not tried".to_owned(),
+        "looks_on" => "looks on".to_owned(),
+        "later" => "acts on what comes later".to_owned(),
         "answers" => format!("answers {} ({})", said["status"], str(said, "details")),
         "asks" => match &said["service"] {
             service if service["uri"].is_string() => format!("asks {}", str(service, "uri")),

@@ -1,14 +1,17 @@
-//! What filters that judge requests say of one: they are run over it, and the services that they would ask are told in their
-//! place.
+//! What filters say of a request: those that judge requests are run over it, and the services that they would ask are told in
+//! their place; of others whose say depends on chance, time or other requests it is told in words.
 
 use crate::Failure;
 use crate::process::runtime;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use sixfold_core::message::RequestHead;
 use sixfold_core::plugin::{
     Callout, CalloutFuture, CalloutRequest, CalloutStreamFuture, Chain, ChainBuilder, HeadPhase, Outcome,
+    Plugin,
 };
 use sixfold_core::stream::Stream;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::thread::{self, ThreadId};
 use std::time::Duration;
@@ -57,24 +60,68 @@ impl Callout for Unsent {
     }
 }
 
-/// What each filter of the chain that judges says, in their order: nothing of the others, and nothing behind one that answers.
-/// What is asked of services counts as passed. The request is then as it was.
+/// What each filter of Envoy in the chain says, in their order, and nothing behind one that answers. What is asked of services
+/// counts as passed. The request is then as it was.
 pub(super) fn of(chain: &Chain, unsent: &Unsent, stream: &mut Stream) -> Result<Vec<Value>, Failure> {
     let runtime = runtime()?;
-    let before = stream.request.clone();
+    let (before, body) = (stream.request.clone(), stream.request_body.clone());
     let mut said = Vec::new();
     for member in chain.members() {
         let is_over = said.iter().any(|verdict: &Value| verdict["kind"] == "answers");
-        if is_over || !member.plugin.is_judge() {
-            said.push(Value::Null);
-            continue;
-        }
-        let mut alone = ChainBuilder::new();
-        alone.push(member.clone());
-        said.push(runtime.block_on(judge(&alone.build(), unsent, stream)));
+        said.push(match &*member.plugin {
+            _ if is_over => Value::Null,
+            plugin if plugin.is_judge() => {
+                let came = stream.request.clone();
+                let mut alone = ChainBuilder::new();
+                alone.push(member.clone());
+                let mut verdict = runtime.block_on(judge(&alone.build(), unsent, stream));
+                let changes = changes(&came, &stream.request);
+                if !changes.is_empty() && verdict["kind"] != "answers" {
+                    verdict["changes"] = changes.into();
+                }
+                verdict
+            }
+            plugin => untried(plugin, stream),
+        });
     }
-    stream.request = before;
+    (stream.request, stream.request_body) = (before, body);
     Ok(said)
+}
+
+/// What is said of a filter that is not run.
+fn untried(plugin: &Plugin, stream: &Stream) -> Value {
+    match plugin.foretell(stream) {
+        Some(words) if words.is_empty() => json!({"kind": "passes"}),
+        Some(words) => json!({"kind": "depends", "may": words}),
+        None if plugin.is_idle() => Value::Null,
+        // Plugins of APISIX have phases that filters have not.
+        None if plugin.meets_requests() => json!({"kind": "untried"}),
+        None if plugin.phases().all(|phase| phase == "Log") => json!({"kind": "looks_on"}),
+        None => json!({"kind": "later"}),
+    }
+}
+
+/// What of a request a filter has changed, by name: values may be secrets.
+fn changes(before: &RequestHead, after: &RequestHead) -> Vec<String> {
+    let mut changed = Vec::new();
+    let pseudo = [
+        (":method", before.method != after.method),
+        (":path", before.target.full() != after.target.full()),
+        (":authority", before.authority != after.authority),
+        (":scheme", before.scheme != after.scheme),
+    ];
+    changed.extend(pseudo.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()));
+    let lines = |head: &RequestHead| {
+        let mut lines = BTreeMap::<String, Vec<Vec<u8>>>::new();
+        for (name, value) in head.headers.iter() {
+            lines.entry(String::from_utf8_lossy(name).to_ascii_lowercase()).or_default().push(value.to_vec());
+        }
+        lines
+    };
+    let (before, after) = (lines(before), lines(after));
+    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    changed.extend(names.into_iter().filter(|name| before.get(*name) != after.get(*name)).cloned());
+    changed
 }
 
 async fn judge(filter: &Chain, unsent: &Unsent, stream: &mut Stream) -> Value {

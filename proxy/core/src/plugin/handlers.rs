@@ -42,8 +42,20 @@ pub struct Plugin {
     pub(super) has_body_variables: bool,
     /// What it begins when it goes into force.
     pub(super) begins: Vec<Begin>,
-    /// It says whether a request passes, and nothing is left behind when one that nobody has sent asks.
-    pub(super) is_judge: bool,
+    /// What people are told that it would do.
+    pub(super) foresight: Foresight,
+}
+
+/// What a plugin would do with a request that nobody has sent.
+#[derive(Clone, Default)]
+pub(super) enum Foresight {
+    /// It says nothing of that.
+    #[default]
+    None,
+    /// Its phase `access` is run.
+    Run,
+    /// It depends on more than the request, and is told in words.
+    Words(Arc<dyn Fn(&Stream) -> Vec<String> + Send + Sync>),
 }
 
 /// A handler and its phase.
@@ -126,7 +138,22 @@ impl Plugin {
     /// Whether its phase `access` may be run to learn what becomes of a request that nobody has sent
     /// ([`PluginBuilder::judging`]).
     pub fn is_judge(&self) -> bool {
-        self.is_judge
+        matches!(self.foresight, Foresight::Run)
+    }
+
+    /// What may become of the request, where that depends on more than the request ([`PluginBuilder::foretelling`]).
+    pub fn foretell(&self, stream: &Stream) -> Option<Vec<String>> {
+        match &self.foresight {
+            Foresight::Words(words) => Some(words(stream)),
+            Foresight::None | Foresight::Run => None,
+        }
+    }
+
+    /// Whether it sees a request before an endpoint is chosen for that.
+    pub fn meets_requests(&self) -> bool {
+        let meets =
+            |handler: &Handler| matches!(handler, Handler::Head(HeadPhase::Rewrite | HeadPhase::Access, _));
+        self.handlers.iter().any(meets) || !self.parts.is_empty()
     }
 
     /// Whether it has a handler at all.
@@ -218,7 +245,17 @@ impl<T: Send + Sync + 'static> PluginBuilder<T> {
     /// [`Callout`](super::Callout).
     #[must_use]
     pub fn judging(mut self) -> Self {
-        self.plugin.is_judge = true;
+        self.plugin.foresight = Foresight::Run;
+        self
+    }
+
+    /// Says in words what may become of a request that nobody has sent, in place of [`judging`](PluginBuilder::judging):
+    /// chance, time or the requests before it decide. Each is what the plugin does (`answers 429 once …`); nothing means that
+    /// it lets the request pass. It is asked of people's tools, and changes nothing that serves.
+    #[must_use]
+    pub fn foretelling(mut self, words: impl Fn(&T, &Stream) -> Vec<String> + Send + Sync + 'static) -> Self {
+        let target = self.target.clone();
+        self.plugin.foresight = Foresight::Words(Arc::new(move |stream| words(&target, stream)));
         self
     }
 
