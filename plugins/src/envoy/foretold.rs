@@ -72,7 +72,7 @@ const FILTERS: [(&str, &str); 35] = [
     ("rbac.v3.RBAC", "{rules: {}}"),
     (
         "set_filter_state.v3.Config",
-        "{on_request_headers: [{object_key: a, format_string: {text_format_source: {inline_string: b}}}]}",
+        "{on_request_headers: [{object_key: a, factory_key: envoy.string, format_string: {text_format_source: {inline_string: b}}}]}",
     ),
     ("set_metadata.v3.Config", "{metadata: [{metadata_namespace: a, value: {b: c}}]}"),
     (

@@ -322,8 +322,12 @@ fn every_filter_says_what_it_would_do() {
   typed_config:
     '@type': type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation
     mutations: {request_mutations: [{append: {header: {key: x-added, value: v}}}, {remove: x-gone}]}
-- name: custom
-  typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.custom_response.v3.CustomResponse}
+- name: slow
+  typed_config:
+    '@type': type.googleapis.com/envoy.extensions.filters.http.bandwidth_limit.v3.BandwidthLimit
+    stat_prefix: s
+    enable_mode: RESPONSE
+    limit_kbps: 1
 - name: demand
   typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.OnDemand}
 ";
@@ -350,7 +354,8 @@ fn every_filter_says_what_it_would_do() {
         "health as of listener: Access, HeaderFilter; lets the request pass\n",
         "basic as of listener: Access; lets the request pass, and changes x-user\n",
         "mutation as of listener: Access; lets the request pass, and changes x-added, x-gone\n",
-        "custom as of listener: HeaderFilter; acts on what comes later\n",
+        "slow as of listener: HeaderFilter, ResponseBody; acts on what comes later\n",
+        "demand as of listener: does nothing here\n",
     ] {
         assert!(shown.contains(line), "{line} is not in\n{shown}");
     }

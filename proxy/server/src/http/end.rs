@@ -97,10 +97,12 @@ impl<D: Downstream> Exchange<'_, D> {
         None
     }
 
-    /// Whether a plugin has refused the request before it was shown its end. As Envoy's codec tells of that apart from the last
-    /// bytes, such an answer ends a connection of HTTP/1 there also where all of the request has come.
+    /// Whether a plugin has refused the request at once, before it was shown its end. As Envoy's codec tells of that apart from
+    /// the last bytes, such an answer ends a connection of HTTP/1 there also where all of the request has come.
     fn is_refused_midway(&self) -> bool {
-        self.env.hcm.profile == Profile::Envoy && !self.down.is_http2() && self.request_body.is_midway()
+        self.env.hcm.profile == Profile::Envoy
+            && !self.down.is_http2()
+            && self.request_body.is_refused_midway()
     }
 
     /// Answers in the place of the exchange; what follows, if a plugin has another request answer.

@@ -76,6 +76,8 @@ enum Stage {
     /// Nothing has come.
     Before,
     Body,
+    /// It was refused before its end had come.
+    Refused,
     /// The end has come and is in the filters.
     End,
     /// The end has passed them.
@@ -136,9 +138,9 @@ impl FilteredBody {
         self.plugins.is_some() && !matches!(self.stage, Stage::Before | Stage::Over)
     }
 
-    /// Whether filters have seen something of it, and not its end.
-    pub(super) fn is_midway(&self) -> bool {
-        self.plugins.is_some() && self.stage == Stage::Body
+    /// Whether a filter has refused it at once when it was shown something else than the end.
+    pub(super) fn is_refused_midway(&self) -> bool {
+        self.stage == Stage::Refused
     }
 
     /// Whether all of it has passed the filters.
@@ -160,6 +162,19 @@ impl FilteredBody {
         last: bool,
     ) -> Result<Option<Piece<'p>>, Interrupt> {
         self.stage = if last { Stage::End } else { Stage::Body };
+        let shown = self.show(stream, piece, last);
+        if !last && matches!(shown, Err(Interrupt::Refused(_))) {
+            self.stage = Stage::Refused;
+        }
+        shown
+    }
+
+    fn show<'p>(
+        &mut self,
+        stream: &mut Stream,
+        piece: Piece<'p>,
+        last: bool,
+    ) -> Result<Option<Piece<'p>>, Interrupt> {
         let filtered = match self.plugins.as_deref_mut() {
             Some(plugins) if piece.as_slice().len() > SHOWN => {
                 plugins.rest = piece.into_bytes();

@@ -49,9 +49,9 @@ impl RequestBody {
         self.sections().any(FilteredBody::is_waiting)
     }
 
-    /// Whether plugins have seen something of the body, and not its end.
-    pub(super) fn is_midway(&self) -> bool {
-        self.sections().any(FilteredBody::is_midway)
+    /// Whether a plugin has refused the body at once when it was shown something else than the end.
+    pub(super) fn is_refused_midway(&self) -> bool {
+        self.sections().any(FilteredBody::is_refused_midway)
     }
 
     fn sections(&self) -> impl Iterator<Item = &FilteredBody> {
