@@ -3,48 +3,46 @@
 //! A connection holds memory only while it holds bytes: buffers go back to a list of the thread when they
 //! run empty, so that ten thousand idle connections cost no buffers.
 
+mod pieces;
+
 use crate::deadline::Timed;
 use crate::io::Transport;
+pub(crate) use pieces::{LARGE, PIECE};
+use pieces::{Pieces, give_back, take, take_large};
 use std::cell::RefCell;
 use std::io;
 use std::task::{Poll, ready};
-use std::thread::LocalKey;
 use tokio::io::ReadBuf;
 use tokio::task::coop::has_budget_remaining;
 
-/// Bytes of a fresh buffer: what one read takes.
-const PIECE: usize = 16 * 1024;
-/// Buffers a thread keeps for reuse.
-const KEPT: usize = 64;
-/// Data up to this length is copied behind what waits to be written; longer data is written from its place.
-const COPY_LIMIT: usize = 4 * 1024;
+/// Data up to this length is copied behind what waits to be written, until that is [`WORTH_A_WRITE`]; longer data is written
+/// from its place.
+const COPY_LIMIT: usize = 32 * 1024;
+/// What has been put together is written once there is so much of it.
+const WORTH_A_WRITE: usize = LARGE / 2;
+/// Bytes of a head or of a chunk's frame that fit behind what waits.
+const FRAME_ROOM: usize = 512;
+/// Bytes of a large buffer beyond a body that ends: a read that is not filled shows that nothing more is there.
+const BEYOND: usize = 1024;
 
 thread_local! {
     /// Fully initialised: reading zeroes nothing.
-    static READ: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static READ: RefCell<Pieces> = const { RefCell::new(Pieces::new()) };
     /// Empty: writing appends.
-    static WRITE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static WRITE: RefCell<Pieces> = const { RefCell::new(Pieces::new()) };
 }
 
-fn take_piece(list: &'static LocalKey<RefCell<Vec<Vec<u8>>>>) -> Option<Vec<u8>> {
-    list.with(|free| free.borrow_mut().pop())
-}
-
-/// Keeps a piece of the usual size for the next taker; larger ones are freed.
-fn give_back(list: &'static LocalKey<RefCell<Vec<Vec<u8>>>>, piece: Vec<u8>) {
-    if piece.capacity() == PIECE {
-        list.with(|free| {
-            let mut free = free.borrow_mut();
-            if free.len() < KEPT {
-                free.push(piece);
-            }
-        });
+/// Memory to read into, with so much room at least if it is one of the two sizes.
+fn readable(room: usize) -> Vec<u8> {
+    match room > PIECE {
+        true => take_large(&READ).unwrap_or_else(|| vec![0; LARGE]),
+        false => take(&READ).unwrap_or_else(|| vec![0; PIECE]),
     }
 }
 
 /// Lends memory for one read.
 pub(crate) fn lend<R>(read: impl FnOnce(&mut [u8]) -> R) -> R {
-    let mut piece = take_piece(&READ).unwrap_or_else(|| vec![0; PIECE]);
+    let mut piece = readable(PIECE);
     let read = read(&mut piece);
     give_back(&READ, piece);
     read
@@ -63,6 +61,10 @@ pub(crate) struct ReadBuffer {
     waited: bool,
     /// Whom the transport wakes when there is something, as long as nothing has been read since it was told.
     told: Option<Woken>,
+    /// Bytes that may lie here of a body; below [`PIECE`] it is that.
+    most: usize,
+    /// Reading has failed behind what is here.
+    failed: Option<io::Error>,
 }
 
 /// A waker, as far as one is told from another.
@@ -80,6 +82,14 @@ fn told(cx: &Timed<'_>) -> Option<Woken> {
 }
 
 impl ReadBuffer {
+    /// For a connection on which at most `limit` bytes may wait to be written: a piece of a body is a quarter of that at
+    /// most, but [`PIECE`] may always be read, and never more than [`LARGE`].
+    pub(crate) fn below(limit: usize) -> ReadBuffer {
+        let mut buffer = ReadBuffer::default();
+        buffer.most = (limit / 4).min(LARGE);
+        buffer
+    }
+
     /// What was read and not consumed.
     #[inline]
     pub(crate) fn filled(&self) -> &[u8] {
@@ -125,22 +135,80 @@ impl ReadBuffer {
         io: &mut T,
         cx: &mut Timed<'_>,
     ) -> Poll<io::Result<usize>> {
+        self.poll_read(io, cx, PIECE)
+    }
+
+    /// Reads more of a body: what there is, up to a large buffer of it. `left` bytes are missing of it, behind those that
+    /// are here, where that is known.
+    pub(crate) fn poll_fill_body<T: Transport>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Timed<'_>,
+        left: Option<u64>,
+    ) -> Poll<io::Result<usize>> {
+        let here = self.end - self.start;
+        let left = left.map_or(LARGE, |left| usize::try_from(left).unwrap_or(LARGE));
+        let (whole, most) = (here.saturating_add(left), self.most.max(PIECE));
+        let room = |here: usize| most.min(whole.saturating_add(BEYOND)).saturating_sub(here);
+        let mut read = ready!(self.poll_read(io, cx, room(here).max(PIECE)))?;
+        if read == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        // What else is there goes out with it. An end is found again by the next read.
+        while here + read < whole.min(most) && io.is_readable() {
+            match self.poll_read(io, cx, room(here + read)) {
+                Poll::Ready(Ok(n @ 1..)) => read += n,
+                Poll::Ready(Err(error)) => {
+                    self.failed = Some(error);
+                    break;
+                }
+                Poll::Ready(Ok(0)) | Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Ok(read))
+    }
+
+    /// Reads more of a body behind its beginning, if more is there at once; `left` bytes are missing of it. What goes wrong
+    /// with that is told by the next read.
+    pub(crate) fn gather<T: Transport>(&mut self, io: &mut T, cx: &mut Timed<'_>, left: u64) {
+        let has_room = self.end - self.start < self.most;
+        if left > 0
+            && has_room
+            && self.failed.is_none()
+            && io.is_readable()
+            && let Poll::Ready(Err(error)) = self.poll_fill_body(io, cx, Some(left))
+        {
+            self.failed = Some(error);
+        }
+    }
+
+    /// Reads once, at most `room` bytes.
+    fn poll_read<T: Transport>(
+        &mut self,
+        io: &mut T,
+        cx: &mut Timed<'_>,
+        room: usize,
+    ) -> Poll<io::Result<usize>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
+        }
         let waited = std::mem::take(&mut self.waited);
         if !waited && self.is_empty() && !self.may_read(io, cx) {
             self.waited = true;
             self.release();
             return Poll::Pending;
         }
-        self.make_room();
-        if waited && let Some(read) = self.try_fill(io) {
+        self.make_room(room);
+        let end = self.data.len().min(self.end + room);
+        if waited && let Some(read) = self.try_fill(io, end) {
             return Poll::Ready(read);
         }
-        let mut room = ReadBuf::new(&mut self.data[self.end..]);
+        let mut room = ReadBuf::new(&mut self.data[self.end..end]);
         match io.poll_read(cx, &mut room) {
             Poll::Pending => {
                 self.waited = true;
                 self.told = told(cx);
-                self.release();
+                self.shrink();
                 Poll::Pending
             }
             Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
@@ -167,8 +235,8 @@ impl ReadBuffer {
 
     /// Reads at once, as whoever has been woken may; `None` if there is nothing after all.
     #[inline]
-    fn try_fill<T: Transport>(&mut self, io: &mut T) -> Option<io::Result<usize>> {
-        match io.try_read(&mut self.data[self.end..]) {
+    fn try_fill<T: Transport>(&mut self, io: &mut T, end: usize) -> Option<io::Result<usize>> {
+        match io.try_read(&mut self.data[self.end..end]) {
             Ok(n) => {
                 self.told = None;
                 self.end += n;
@@ -179,9 +247,11 @@ impl ReadBuffer {
         }
     }
 
-    fn make_room(&mut self) {
+    fn make_room(&mut self, room: usize) {
         if self.data.is_empty() {
-            self.data = take_piece(&READ).unwrap_or_else(|| vec![0; PIECE]);
+            self.data = readable(room);
+        } else if room > PIECE && self.data.len() < LARGE && self.data.len() - self.end < room {
+            self.move_to(readable(room));
         } else if self.end == self.data.len() {
             if self.start > 0 {
                 self.data.copy_within(self.start..self.end, 0);
@@ -192,6 +262,22 @@ impl ReadBuffer {
                 let larger = (self.data.len() * 2).max(PIECE);
                 self.data.resize(larger, 0);
             }
+        }
+    }
+
+    /// Goes on in other memory, which has room for what is here.
+    fn move_to(&mut self, mut piece: Vec<u8>) {
+        let filled = self.end - self.start;
+        piece[..filled].copy_from_slice(&self.data[self.start..self.end]);
+        give_back(&READ, std::mem::replace(&mut self.data, piece));
+        (self.start, self.end) = (0, filled);
+    }
+
+    /// Gives back what memory is not needed: all of it if nothing is there, a large buffer for little.
+    pub(crate) fn shrink(&mut self) {
+        self.release();
+        if self.data.len() > PIECE && self.end - self.start < PIECE {
+            self.move_to(readable(PIECE));
         }
     }
 
@@ -231,10 +317,42 @@ pub(crate) struct WriteBuffer {
 impl WriteBuffer {
     /// Where encoders append.
     pub(crate) fn tail(&mut self) -> &mut Vec<u8> {
-        if self.data.capacity() == 0 {
-            self.data = take_piece(&WRITE).unwrap_or_else(|| Vec::with_capacity(PIECE));
-        }
+        self.make_room(FRAME_ROOM);
         &mut self.data
+    }
+
+    /// Has memory of the usual size, or a large buffer if that has no room for `more` bytes.
+    fn make_room(&mut self, more: usize) {
+        if self.data.capacity() == 0 {
+            self.data = take(&WRITE).unwrap_or_else(|| Vec::with_capacity(PIECE));
+        }
+        if self.sent > 0 && self.sent >= self.len() {
+            // Else what a slow peer has taken would stay here until it has taken everything.
+            self.data.copy_within(self.sent.., 0);
+            self.data.truncate(self.data.len() - self.sent);
+            self.sent = 0;
+        }
+        if self.data.capacity() == PIECE && self.data.len() + more > PIECE {
+            let mut large = take_large(&WRITE).unwrap_or_else(|| Vec::with_capacity(LARGE));
+            large.extend_from_slice(&self.data[self.sent..]);
+            self.replace(large);
+        }
+    }
+
+    /// Goes on in other memory, which holds what waits.
+    fn replace(&mut self, data: Vec<u8>) {
+        self.sent = 0;
+        let mut former = std::mem::replace(&mut self.data, data);
+        former.clear();
+        give_back(&WRITE, former);
+    }
+
+    /// Gives a large buffer back that holds little: whoever waits for its peer may wait for long.
+    fn shrink(&mut self) {
+        if self.data.capacity() == LARGE && self.len() < LARGE / 4 {
+            let rest = self.data[self.sent..].to_vec();
+            self.replace(rest);
+        }
     }
 
     /// Bytes that wait.
@@ -252,14 +370,15 @@ impl WriteBuffer {
         (self.len() > 0 || self.unflushed).then_some(self.taken)
     }
 
-    /// Writes what waits and then `data`, as much as the transport takes now; the rest of `data` waits.
+    /// Takes `data`: what is long is written at once, behind what waits, as far as the transport takes it now; of shorter
+    /// pieces enough for a write are put together first.
     pub(crate) fn write_through<T: Transport>(
         &mut self,
         io: &mut T,
         cx: &mut Timed<'_>,
         mut data: &[u8],
     ) -> io::Result<()> {
-        if data.len() > COPY_LIMIT {
+        if data.len() > COPY_LIMIT || self.len() + data.len() >= WORTH_A_WRITE {
             self.unflushed = true;
             while self.len() + data.len() > 0 {
                 let written = match self.poll_write_both(io, cx, data) {
@@ -273,7 +392,8 @@ impl WriteBuffer {
             }
         }
         if !data.is_empty() {
-            self.tail().extend_from_slice(data);
+            self.make_room(data.len());
+            self.data.extend_from_slice(data);
         }
         Ok(())
     }
@@ -323,9 +443,14 @@ impl WriteBuffer {
     ) -> Poll<io::Result<()>> {
         while self.len() > 0 {
             self.unflushed = true;
-            match ready!(io.poll_write(cx, &self.data[self.sent..]))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                n => self.advance(n),
+            match io.poll_write(cx, &self.data[self.sent..]) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(n)) => self.advance(n),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    self.shrink();
+                    return Poll::Pending;
+                }
             }
         }
         if self.unflushed {
@@ -354,203 +479,4 @@ impl Drop for WriteBuffer {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::deadline::{Deadline, poll_within, within};
-    use crate::io::Io;
-    use std::future::Future;
-    use std::pin::pin;
-    use std::task::{Context, Waker};
-    use std::time::Duration;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpListener, TcpStream};
-
-    async fn soon<T>(mut poll: impl FnMut(&mut Timed<'_>) -> Poll<T>) -> T {
-        within(&mut Deadline::after(Duration::from_secs(60)), |_, cx| poll(cx)).await.unwrap()
-    }
-
-    #[tokio::test]
-    async fn what_was_read_is_consumed_in_order_and_grows_when_needed() {
-        let (mut near, mut far) = tokio::io::duplex(64 * 1024);
-        let mut buffer = ReadBuffer::default();
-        far.write_all(&[b"ab".as_slice(), &[b'x'; 40_000]].concat()).await.unwrap();
-        let mut total = 0;
-        while total < 40_002 {
-            total += soon(|cx| buffer.poll_fill(&mut near, cx)).await.unwrap();
-        }
-        assert_eq!(&buffer.filled()[..4], b"abxx");
-        buffer.consume(40_002);
-        assert!(buffer.is_empty());
-        drop(far);
-        assert_eq!(soon(|cx| buffer.poll_fill(&mut near, cx)).await.unwrap(), 0);
-    }
-
-    /// A task that has done all that it may do in one go is told to wait by the runtime, not by the transport, which
-    /// then knows nobody to wake.
-    #[tokio::test]
-    async fn a_wait_for_the_runtime_is_none_for_the_transport() {
-        for begins in [false, true] {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let mut far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-            let near = listener.accept().await.unwrap().0;
-            near.set_nodelay(true).unwrap();
-            let mut near = Io::from(near);
-            let mut buffer = ReadBuffer::default();
-            soon(|cx| {
-                while has_budget_remaining() {
-                    assert!(pin!(tokio::task::consume_budget()).poll(cx).is_ready());
-                }
-                assert!(buffer.poll_fill(&mut near, cx).is_pending());
-                Poll::Ready(())
-            })
-            .await;
-            if begins {
-                buffer.begin_wait();
-            }
-            tokio::spawn(async move {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                far.write_all(b"x").await.unwrap();
-                tokio::time::sleep(Duration::from_secs(60)).await;
-            });
-            let came =
-                tokio::time::timeout(Duration::from_secs(5), soon(|cx| buffer.poll_fill(&mut near, cx)));
-            assert_eq!(came.await.expect("it is told of what comes").unwrap(), 1);
-        }
-    }
-
-    /// Counts how often it is asked whether there is anything, and how often it is read.
-    #[derive(Default)]
-    struct Counted {
-        bytes: &'static [u8],
-        asked: usize,
-        read: usize,
-    }
-
-    impl Transport for Counted {
-        fn poll_readable(&mut self, _: &mut Timed<'_>) -> Poll<()> {
-            self.asked += 1;
-            if self.bytes.is_empty() { Poll::Pending } else { Poll::Ready(()) }
-        }
-
-        fn is_readable(&self) -> bool {
-            !self.bytes.is_empty()
-        }
-
-        fn poll_read(&mut self, _: &mut Timed<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-            self.read += 1;
-            if self.bytes.is_empty() {
-                return Poll::Pending;
-            }
-            buf.put_slice(std::mem::take(&mut self.bytes));
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_write_vectored(
-            &mut self,
-            _: &mut Timed<'_>,
-            _: &[io::IoSlice<'_>],
-        ) -> Poll<io::Result<usize>> {
-            Poll::Pending
-        }
-
-        fn poll_flush(&mut self, _: &mut Timed<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_shutdown(&mut self, _: &mut Timed<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    /// The runtime was asked twice for each piece that came: whether there is one, and again by the read.
-    #[tokio::test]
-    async fn who_has_waited_reads_at_once_and_a_fresh_wait_asks_first() {
-        let (mut io, mut buffer) = (Counted::default(), ReadBuffer::default());
-        let poll = |buffer: &mut ReadBuffer, io: &mut Counted| {
-            let cx = &mut Context::from_waker(Waker::noop());
-            let filled = poll_within(&mut Deadline::unset(), cx, |_, cx| buffer.poll_fill(io, cx));
-            filled.map(|filled| filled.unwrap().unwrap())
-        };
-        assert!(poll(&mut buffer, &mut io).is_pending());
-        assert_eq!((io.asked, io.read, buffer.data.len()), (1, 0, 0), "it takes no memory to ask");
-        io.bytes = b"abc";
-        assert_eq!(poll(&mut buffer, &mut io), Poll::Ready(3));
-        assert_eq!((io.asked, io.read), (1, 1));
-        buffer.consume(3);
-        assert!(poll(&mut buffer, &mut io).is_pending() && poll(&mut buffer, &mut io).is_pending());
-        assert_eq!((io.asked, io.read, buffer.data.len()), (2, 2, 0), "woken by something else");
-        buffer.begin_wait();
-        assert!(poll(&mut buffer, &mut io).is_pending());
-        assert_eq!((io.asked, io.read), (2, 2), "it knows whom to wake");
-        buffer.stop_waiting();
-        assert!(poll(&mut buffer, &mut io).is_pending());
-        assert_eq!((io.asked, io.read), (3, 2));
-        buffer.begin_wait();
-        io.bytes = b"def";
-        assert_eq!(poll(&mut buffer, &mut io), Poll::Ready(3));
-        assert_eq!((io.asked, io.read), (4, 3), "something has come since");
-    }
-
-    /// Another task than the one that was told must be told itself.
-    #[tokio::test]
-    async fn who_was_not_told_is_told() {
-        let (mut io, mut buffer) = (Counted::default(), ReadBuffer::default());
-        let mut poll = |waker: &Waker| {
-            buffer.begin_wait();
-            let cx = &mut Context::from_waker(waker);
-            let filled = poll_within(&mut Deadline::unset(), cx, |_, cx| buffer.poll_fill(&mut io, cx));
-            (filled.is_pending(), io.asked)
-        };
-        let other = Waker::from(std::sync::Arc::new(Other));
-        let noop = Waker::noop();
-        assert_eq!(
-            [noop, noop, &other, &other, noop].map(&mut poll),
-            [1, 1, 2, 2, 3].map(|asked| (true, asked))
-        );
-    }
-
-    struct Other;
-
-    impl std::task::Wake for Other {
-        fn wake(self: std::sync::Arc<Self>) {}
-    }
-
-    #[tokio::test]
-    async fn pieces_are_used_again_by_those_who_read_and_those_who_write() {
-        let kept = || (READ.with_borrow(Vec::len), WRITE.with_borrow(Vec::len));
-        let mut out = WriteBuffer::default();
-        out.tail().extend_from_slice(b"head");
-        let (mut near, _far) = tokio::io::duplex(64);
-        soon(|cx| out.poll_flush(&mut near, cx)).await.unwrap();
-        out.release();
-        assert_eq!(kept(), (0, 1));
-        let mut again = WriteBuffer::default();
-        assert!(again.tail().is_empty() && again.data.capacity() == PIECE);
-        assert_eq!(kept(), (0, 0));
-        let mut read = ReadBuffer::default();
-        read.make_room();
-        read.release();
-        assert_eq!(kept(), (1, 0));
-        assert!(READ.with_borrow(|free| free.iter().all(|piece| piece.len() == PIECE)));
-    }
-
-    #[tokio::test]
-    async fn writes_keep_their_order_through_a_narrow_transport() {
-        let (mut near, mut far) = tokio::io::duplex(1000);
-        let reader = tokio::spawn(async move {
-            let mut all = Vec::new();
-            far.read_to_end(&mut all).await.unwrap();
-            all
-        });
-        let mut out = WriteBuffer::default();
-        out.tail().extend_from_slice(b"head");
-        let body = vec![b'y'; 10_000];
-        soon(|cx| Poll::Ready(out.write_through(&mut near, cx, &body))).await.unwrap();
-        soon(|cx| Poll::Ready(out.write_through(&mut near, cx, b"tail"))).await.unwrap();
-        soon(|cx| out.poll_flush(&mut near, cx)).await.unwrap();
-        drop(near);
-        let all = reader.await.unwrap();
-        assert_eq!((&all[..4], &all[all.len() - 4..], all.len()), (&b"head"[..], &b"tail"[..], 10_008));
-    }
-}
+mod tests;

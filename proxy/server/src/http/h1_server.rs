@@ -166,7 +166,7 @@ impl H1Client {
     fn new(io: Io, env: Arc<Env>, sniff: bool) -> H1Client {
         H1Client {
             io,
-            read: ReadBuffer::default(),
+            read: ReadBuffer::below(env.hcm.buffer_limit),
             out: WriteBuffer::default(),
             env,
             parser: HeadParser::new(),

@@ -17,6 +17,9 @@ use sixfold_core::plugin::{Direction, LocalReply};
 use sixfold_core::stream::Stream;
 use std::task::Poll;
 
+/// Bytes after which others have their turn, however many more there are.
+const TURN: u64 = 2 << 20;
+
 /// Both directions of an exchange whose response has begun.
 struct Pump<'p, D> {
     down: &'p mut D,
@@ -150,6 +153,7 @@ impl<D: Downstream> Pump<'_, D> {
     fn poll(&mut self, clock: &mut Clock, cx: &mut Timed<'_>) -> Poll<Result<(), Interrupt>> {
         // One look at the clock for all that comes at once.
         let mut moved = false;
+        let before = self.passed();
         loop {
             let sent = self.send(clock, cx)?;
             match self.receive(clock, cx)? {
@@ -164,7 +168,10 @@ impl<D: Downstream> Pump<'_, D> {
                 Received::Nothing if !sent => {}
                 _ => {
                     moved = true;
-                    continue;
+                    if self.passed() - before < TURN {
+                        continue;
+                    }
+                    cx.waker().wake_by_ref();
                 }
             }
             if moved {
@@ -183,6 +190,11 @@ impl<D: Downstream> Pump<'_, D> {
             clock.watch(self.waits());
             return Poll::Pending;
         }
+    }
+
+    /// Bytes that were passed on so far, both ways.
+    fn passed(&self) -> u64 {
+        self.stream.bytes.upstream_sent + self.stream.bytes.upstream_received
     }
 
     /// Whose turn it is. In a tunnel either side may speak, and an upstream owes nothing before it has all it

@@ -1,7 +1,7 @@
 //! Bytes both ways with bounded buffers: what one side does not take, the other is not asked for.
 
 use super::meter::Meter;
-use crate::buffer::ReadBuffer;
+use crate::buffer::{LARGE, ReadBuffer};
 use crate::deadline::{Limit, Timed, poll_timer, within};
 use crate::drain::Drain;
 use crate::io::{Filtering, Io, Transport};
@@ -202,8 +202,10 @@ impl Side {
     }
 }
 
+/// Bytes of a direction after which others have their turn, however many more there are.
+const TURN: u64 = 2 << 20;
+
 /// One direction.
-#[derive(Default)]
 struct Flow {
     /// Read and not written; it has memory only while there is something in it.
     buffer: ReadBuffer,
@@ -222,6 +224,13 @@ enum Stage {
     Done,
 }
 
+impl Default for Flow {
+    fn default() -> Flow {
+        let (stage, moved) = (Stage::default(), Moved::default());
+        Flow { buffer: ReadBuffer::below(4 * LARGE), stage, unflushed: false, moved }
+    }
+}
+
 /// Which end of a direction failed.
 enum Failure {
     Reader,
@@ -229,11 +238,16 @@ enum Failure {
 }
 
 impl Flow {
-    /// Goes as far as it can; ready when the reader's end has reached the writer.
+    /// Goes as far as it can, and as others may wait for; ready when the reader's end has reached the writer.
     fn poll(&mut self, cx: &mut Timed<'_>, from: &mut Io, to: &mut Io) -> Poll<Result<(), Failure>> {
+        let before = self.moved.read;
         while self.stage == Stage::Passing {
             ready!(self.poll_write(cx, to)).map_err(|_| Failure::Writer)?;
-            match self.buffer.poll_fill(from, cx) {
+            if self.moved.read - before >= TURN {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            match self.buffer.poll_fill_body(from, cx, None) {
                 Poll::Ready(Ok(0)) => self.stage = Stage::Ending,
                 Poll::Ready(Ok(n)) => self.moved.read += n as u64,
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Reader)),

@@ -70,7 +70,7 @@ impl H1Upstream {
             local: io.local_addr(),
             connection,
             io,
-            read: ReadBuffer::default(),
+            read: ReadBuffer::below(watermark),
             out: WriteBuffer::default(),
             opts,
             parser: HeadParser::new(),

@@ -57,6 +57,10 @@ impl BodyReader {
     /// Lets go of the piece given last.
     pub(crate) fn settle(&mut self, buffer: &mut ReadBuffer) {
         buffer.consume(std::mem::take(&mut self.used));
+        if self.ended && !buffer.is_empty() {
+            // What belongs to later messages may wait for long.
+            buffer.shrink();
+        }
     }
 
     /// The next piece.
@@ -73,6 +77,7 @@ impl BodyReader {
             if self.ended {
                 return Poll::Ready(Ok(Next::End));
             }
+            self.gather(buffer, io, cx);
             let filled = buffer.filled();
             let decoded = self.decoder.decode(filled, trailers, opts).map_err(BodyError::Codec)?;
             self.ended = decoded.end;
@@ -86,10 +91,21 @@ impl BodyReader {
             if self.ended {
                 return Poll::Ready(Ok(Next::End));
             }
-            if ready!(buffer.poll_fill(io, cx)).map_err(|_| BodyError::Io)? == 0 {
+            let left = self.decoder.remaining();
+            if ready!(buffer.poll_fill_body(io, cx, left)).map_err(|_| BodyError::Io)? == 0 {
                 self.decoder.finish().map_err(BodyError::Codec)?;
                 self.ended = true;
             }
+        }
+    }
+
+    /// Reads more behind the start of a body that came with its head, if there is more: it goes out by one write.
+    fn gather<T: Transport>(&mut self, buffer: &mut ReadBuffer, io: &mut T, cx: &mut Timed<'_>) {
+        let here = buffer.filled().len() as u64;
+        if let Some(left) = self.decoder.remaining()
+            && here > 0
+        {
+            buffer.gather(io, cx, left.saturating_sub(here));
         }
     }
 }
