@@ -11,8 +11,21 @@ pub(super) enum Protocol {
     Http1,
     Tls13,
     H2c,
+    /// HTTP/2 over TLS 1.3
+    H2,
     /// A unary call: POST with a length-prefixed message, HTTP/2 on both sides, `grpc-status` in trailers
     Grpc,
+}
+
+impl Protocol {
+    pub(super) fn has_tls(self) -> bool {
+        matches!(self, Self::Tls13 | Self::H2)
+    }
+
+    /// Whether streams share a connection.
+    pub(super) fn is_http2(self) -> bool {
+        matches!(self, Self::H2c | Self::H2 | Self::Grpc)
+    }
 }
 
 /// The route table; the n-th of many routes is told by `n`, from 1.
@@ -39,6 +52,8 @@ pub(super) struct Case {
     pub table: Table,
     pub protocol: Protocol,
     pub path: &'static str,
+    /// Bytes that each request sends
+    pub upload: Option<usize>,
     /// Requests a second at which the latency is taken; every peer of the case must be able to serve it.
     pub rate: u32,
     pub peers: &'static [Peer],
@@ -50,7 +65,21 @@ const HTTP: &[Peer] = &[Peer::Sixfold, Peer::Envoy, Peer::Nginx, Peer::Haproxy];
 const SAME_FILE: &[Peer] = &[Peer::Sixfold, Peer::Envoy];
 
 const fn among_many(name: &'static str, title: &'static str, table: Table, path: &'static str) -> Case {
-    Case { name, title, table, protocol: Protocol::Http1, path, rate: 2_000, peers: SAME_FILE }
+    Case { name, title, table, protocol: Protocol::Http1, path, upload: None, rate: 2_000, peers: SAME_FILE }
+}
+
+/// Bytes of the bodies.
+pub(super) const SHORT: usize = 100 << 10;
+pub(super) const LONG: usize = 1 << 20;
+
+const fn download(name: &'static str, title: &'static str, protocol: Protocol, path: &'static str) -> Case {
+    Case { name, title, table: Table::One, protocol, path, upload: None, rate: 1_000, peers: HTTP }
+}
+
+const fn upload(name: &'static str, title: &'static str, protocol: Protocol, bytes: usize) -> Case {
+    let rate = if bytes == SHORT { 1_000 } else { 100 };
+    let path = "/upload";
+    Case { name, title, table: Table::One, protocol, path, upload: Some(bytes), rate, peers: HTTP }
 }
 
 const FIRST: &str = "/svc/1/api";
@@ -65,6 +94,7 @@ pub(super) const CASES: &[Case] = &[
         table: Table::One,
         protocol: Protocol::Http1,
         path: MIDDLE,
+        upload: None,
         rate: 8_000,
         peers: ALL,
     },
@@ -102,6 +132,7 @@ pub(super) const CASES: &[Case] = &[
         table: Table::One,
         protocol: Protocol::Tls13,
         path: MIDDLE,
+        upload: None,
         rate: 6_000,
         peers: HTTP,
     },
@@ -111,6 +142,7 @@ pub(super) const CASES: &[Case] = &[
         table: Table::One,
         protocol: Protocol::H2c,
         path: MIDDLE,
+        upload: None,
         rate: 6_000,
         peers: HTTP,
     },
@@ -120,18 +152,32 @@ pub(super) const CASES: &[Case] = &[
         table: Table::One,
         protocol: Protocol::Grpc,
         path: "/bench.Greeter/Hello",
+        upload: None,
         rate: 4_000,
         peers: HTTP,
     },
+    Case { peers: ALL, ..download("body", "1 route, a body of 100 KiB", Protocol::Http1, "/body") },
     Case {
-        name: "body",
-        title: "1 route, a body of 100 KiB",
-        table: Table::One,
-        protocol: Protocol::Http1,
-        path: "/body",
-        rate: 1_000,
+        rate: 100,
         peers: ALL,
+        ..download("body-1m", "1 route, a body of 1 MiB", Protocol::Http1, "/body-1m")
     },
+    upload("upload", "1 route, 100 KiB are sent", Protocol::Http1, SHORT),
+    upload("upload-1m", "1 route, 1 MiB is sent", Protocol::Http1, LONG),
+    download("body-tls", "1 route, a body of 100 KiB over TLS 1.3", Protocol::Tls13, "/body"),
+    Case {
+        rate: 100,
+        ..download("body-1m-tls", "1 route, a body of 1 MiB over TLS 1.3", Protocol::Tls13, "/body-1m")
+    },
+    upload("upload-tls", "1 route, 100 KiB are sent over TLS 1.3", Protocol::Tls13, SHORT),
+    upload("upload-1m-tls", "1 route, 1 MiB is sent over TLS 1.3", Protocol::Tls13, LONG),
+    download("body-h2", "1 route, a body of 100 KiB by HTTP/2 over TLS 1.3", Protocol::H2, "/body"),
+    Case {
+        rate: 100,
+        ..download("body-1m-h2", "1 route, a body of 1 MiB by HTTP/2 over TLS 1.3", Protocol::H2, "/body-1m")
+    },
+    upload("upload-h2", "1 route, 100 KiB are sent by HTTP/2 over TLS 1.3", Protocol::H2, SHORT),
+    upload("upload-1m-h2", "1 route, 1 MiB is sent by HTTP/2 over TLS 1.3", Protocol::H2, LONG),
 ];
 
 impl Table {

@@ -28,8 +28,8 @@ pub(super) fn bootstrap(case: &Case, port: u16, upstream: &Upstream, dir: &Path)
             {"name": "all", "domains": ["*"], "routes": routes(case.table)}]}});
     let mut chain = json!({"filters": [
         {"name": "envoy.filters.network.http_connection_manager", "typed_config": connection_manager}]});
-    if case.protocol == Protocol::Tls13 {
-        chain["transport_socket"] = tls(upstream);
+    if case.protocol.has_tls() {
+        chain["transport_socket"] = tls(case.protocol, upstream);
     }
     Ok(json!({
         "admin": {"address": address(free_port()?)},
@@ -75,12 +75,13 @@ fn cluster(protocol: Protocol, upstream: &Upstream) -> Value {
     cluster
 }
 
-fn tls(upstream: &Upstream) -> Value {
+fn tls(protocol: Protocol, upstream: &Upstream) -> Value {
+    let alpn = if protocol.is_http2() { "h2" } else { "http/1.1" };
     json!({"name": "envoy.transport_sockets.tls", "typed_config": {
         "@type": format!("{EXTENSIONS}.transport_sockets.tls.v3.DownstreamTlsContext"),
         "common_tls_context": {
             "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
-            "alpn_protocols": ["http/1.1"],
+            "alpn_protocols": [alpn],
             "tls_certificates": [{
                 "certificate_chain": {"filename": upstream.certificate()},
                 "private_key": {"filename": upstream.key()}}]}}})

@@ -30,7 +30,8 @@ pub(super) struct Latency {
     pub p99: f64,
 }
 
-/// As fast as it goes: wrk with 64 connections, or h2load with 8 connections of 32 streams.
+/// As fast as it goes: wrk with 64 connections, or h2load with 8 connections of 32 streams, 8 where bodies are long. What
+/// is sent is sent by h2load.
 ///
 /// # Errors
 /// The generator fails, or a request does.
@@ -41,15 +42,18 @@ pub(super) fn saturate(
     seconds: u32,
 ) -> Result<Throughput> {
     let url = proxy.url(case);
-    match case.protocol {
-        Protocol::Http1 | Protocol::Tls13 => http1(&url, seconds),
-        Protocol::H2c | Protocol::Grpc => {
-            let mut command = pinned(LOAD_CORE);
-            command.args(["h2load", "-t1", "-c8", "-m32", &format!("-D{seconds}")]);
-            grpc_call(&mut command, case, upstream);
-            parse_h2load(&output(command.arg(url))?)
-        }
+    if !case.protocol.is_http2() && case.upload.is_none() {
+        return http1(&url, seconds);
     }
+    let mut command = pinned(LOAD_CORE);
+    command.args(["h2load", "-t1", &format!("-D{seconds}")]);
+    match case.protocol {
+        Protocol::H2c | Protocol::Grpc => command.args(["-c8", "-m32"]),
+        Protocol::H2 => command.args(["-c8", "-m8"]),
+        Protocol::Http1 | Protocol::Tls13 => command.args(["--h1", &format!("-c{CONNECTIONS}")]),
+    };
+    sent(&mut command, case, upstream);
+    parse_h2load(&output(command.arg(url))?)
 }
 
 /// As fast as it goes over HTTP/1, with or without TLS.
@@ -81,9 +85,9 @@ pub(super) fn latency(
             command.arg("--h1");
             CONNECTIONS
         }
-        Protocol::H2c | Protocol::Grpc => 8,
+        Protocol::H2c | Protocol::H2 | Protocol::Grpc => 8,
     };
-    grpc_call(&mut command, case, upstream);
+    sent(&mut command, case, upstream);
     at_rate(&mut command, &[&proxy.url(case)], case.rate, clients, seconds, dir)
 }
 
@@ -109,7 +113,11 @@ pub(super) fn at_rate(
     })
 }
 
-fn grpc_call(command: &mut Command, case: &Case, upstream: &Upstream) {
+/// What each request of a case sends.
+fn sent(command: &mut Command, case: &Case, upstream: &Upstream) {
+    if let Some(bytes) = case.upload {
+        command.arg("-d").arg(upstream.body(bytes));
+    }
     if case.protocol == Protocol::Grpc {
         command.arg("-d").arg(upstream.message());
         command.args(["-H", "content-type: application/grpc", "-H", "te: trailers"]);

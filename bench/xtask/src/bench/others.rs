@@ -27,8 +27,9 @@ pub(super) fn nginx_conf(case: &Case, port: u16, metrics: u16, upstream: &Upstre
         Protocol::Http1 => String::new(),
         Protocol::H2c | Protocol::Grpc => " http2".to_owned(),
         Protocol::Tls13 => " ssl".to_owned(),
+        Protocol::H2 => " ssl http2".to_owned(),
     };
-    let tls = if case.protocol == Protocol::Tls13 {
+    let tls = if case.protocol.has_tls() {
         let (certificate, key) = (upstream.certificate(), upstream.key());
         let (certificate, key) = (certificate.display(), key.display());
         format!("ssl_certificate {certificate}; ssl_certificate_key {key}; ssl_protocols TLSv1.3;")
@@ -40,7 +41,7 @@ pub(super) fn nginx_conf(case: &Case, port: u16, metrics: u16, upstream: &Upstre
     } else {
         (
             upstream.http1,
-            "proxy_pass http://upstream; proxy_http_version 1.1; proxy_set_header Connection \"\";",
+            "proxy_pass http://upstream; proxy_http_version 1.1; proxy_set_header Connection \"\"; client_max_body_size 0;",
         )
     };
     let http = format!(
@@ -55,11 +56,10 @@ pub(super) fn haproxy_conf(case: &Case, port: u16, metrics: u16, upstream: &Upst
     let bind = match case.protocol {
         Protocol::Http1 => String::new(),
         Protocol::H2c | Protocol::Grpc => " proto h2".to_owned(),
-        Protocol::Tls13 => {
-            format!(
-                " ssl crt {} alpn http/1.1 ssl-min-ver TLSv1.3",
-                upstream.certificate_with_key().display()
-            )
+        Protocol::Tls13 | Protocol::H2 => {
+            let alpn = if case.protocol.is_http2() { "h2" } else { "http/1.1" };
+            let certificate = upstream.certificate_with_key();
+            format!(" ssl crt {} alpn {alpn} ssl-min-ver TLSv1.3", certificate.display())
         }
     };
     let server = match case.protocol {

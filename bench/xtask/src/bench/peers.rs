@@ -197,7 +197,7 @@ impl Running {
     }
 
     pub(super) fn url(&self, case: &Case) -> String {
-        let scheme = if case.protocol == Protocol::Tls13 { "https" } else { "http" };
+        let scheme = if case.protocol.has_tls() { "https" } else { "http" };
         format!("{scheme}://127.0.0.1:{}{}", self.port, case.path)
     }
 }

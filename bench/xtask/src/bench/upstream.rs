@@ -1,4 +1,4 @@
-//! The upstreams, on the load's core: an nginx, and for gRPC a small server of our own, since nginx answers a POST before
+//! The upstreams, on the load's core: an nginx, which asks itself in order to read an upload before it answers, and for gRPC a small server of our own, since nginx answers a POST before
 //! it has read it, which some proxies take for a failure.
 
 use std::fs::{self, File};
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::cases::{LONG, SHORT};
 use super::others::nginx_frame;
 use super::peers::{LOAD_CORE, pinned};
 use crate::process::{Background, free_port};
@@ -38,7 +39,8 @@ impl Upstream {
         let dir = dir.join("upstream");
         let files = dir.join("files");
         fs::create_dir_all(&files)?;
-        fs::write(files.join("body"), vec![b'x'; 100 * 1024])?;
+        fs::write(files.join("body"), vec![b'x'; SHORT])?;
+        fs::write(files.join("body-1m"), vec![b'x'; LONG])?;
         fs::write(dir.join("message"), MESSAGE)?;
         self_signed(&dir)?;
         let both = [fs::read(dir.join("cert.pem"))?, fs::read(dir.join("key.pem"))?].concat();
@@ -47,9 +49,14 @@ impl Upstream {
         let (http1, http2, other) = (free_port()?, free_port()?, free_port()?);
         let http = format!(
             "  open_file_cache max=10;\n  root {files};\n\
+             upstream other {{ server 127.0.0.1:{other}; keepalive 64; keepalive_requests 100000000; }}\n\
              server {{ listen 127.0.0.1:{http1} reuseport;\n\
                location / {{ default_type text/plain; return 200 \"{first}\"; }}\n\
-               location = /body {{ sendfile on; }} }}\n\
+               location = /body {{ sendfile on; }}\n\
+               location = /body-1m {{ sendfile on; }}\n\
+               location = /upload {{ client_max_body_size 0; client_body_buffer_size 2m; proxy_pass http://other;\n\
+                 proxy_pass_request_body off; proxy_set_header Content-Length \"\";\n\
+                 proxy_http_version 1.1; proxy_set_header Connection \"\"; }} }}\n\
              server {{ listen 127.0.0.1:{other} reuseport;\n\
                location / {{ default_type text/plain; return 200 \"{answer}\"; }} }}",
             files = files.display(),
@@ -84,6 +91,11 @@ impl Upstream {
     /// Both in one file, as HAProxy wants them.
     pub(super) fn certificate_with_key(&self) -> PathBuf {
         self.dir.join("both.pem")
+    }
+
+    /// A file of so many bytes, [`SHORT`] or [`LONG`].
+    pub(super) fn body(&self, bytes: usize) -> PathBuf {
+        self.dir.join("files").join(if bytes == SHORT { "body" } else { "body-1m" })
     }
 
     /// The body of a gRPC call.

@@ -79,6 +79,7 @@ fn envoy(script: Script, port: u16, upstream: &Upstream, dir: &Path) -> Result<S
         title: "",
         table: Table::Prefix,
         protocol: Protocol::Http1,
+        upload: None,
         path: "",
         rate: 0,
         peers: &[],
