@@ -6,10 +6,11 @@
 
 mod connections;
 mod pages;
+mod turns;
 mod wire;
 
 use bytes::Bytes;
-use connections::{Activity, Place, Places, Serving, Watched};
+use connections::{Activity, Doing, Place, Places, Serving, Watched};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Limited};
@@ -27,6 +28,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
+use turns::Turns;
 use wire::Wire;
 
 /// How long a client may take for the head of a request, and for a form.
@@ -147,13 +149,18 @@ impl Reply {
         Reply { content_type: "application/json", ..Reply::text(status, body) }
     }
 
-    fn into_response(self, pages: &Pages) -> Response<Payload> {
+    async fn into_response(self, makers: &Makers, busy: &Activity) -> Response<Payload> {
         let payload = match self.body {
             Content::Whole(data) => Payload::Whole { data: Some(data), chunked: self.chunked },
-            Content::Written(write) => match pages.write(write) {
-                Ok(pieces) => Payload::Pieces(pieces),
-                Err(error) => return unwritten(&error),
-            },
+            Content::Written(write) => {
+                busy.turns_to(Doing::AwaitsTurn);
+                let turn = makers.pages.turn().await;
+                busy.turns_to(Doing::Works);
+                match makers.pages.write(turn, write) {
+                    Ok(pieces) => Payload::Pieces(pieces),
+                    Err(error) => return unwritten(&error),
+                }
+            }
         };
         let mut response = Response::new(payload);
         *response.status_mut() = self.status;
@@ -271,8 +278,16 @@ impl Surface {
     }
 }
 
+/// Who makes the answers that are not quick.
+#[derive(Clone)]
+struct Makers {
+    commands: Turns,
+    pages: Pages,
+}
+
 async fn accept(listener: TcpListener, answer: Arc<dyn Answer>, tls: Option<Arc<ServerContext>>) {
-    let (mut places, pages) = (Places::default(), Pages::default());
+    let makers = Makers { commands: Turns::new(answer.threads()), pages: Pages::new(THREADS) };
+    let mut places = Places::default();
     loop {
         let Ok((stream, remote)) = listener.accept().await else {
             // Out of file descriptors, say: goes on when some are free again.
@@ -280,20 +295,20 @@ async fn accept(listener: TcpListener, answer: Arc<dyn Answer>, tls: Option<Arc<
             continue;
         };
         if !places.make_room() {
-            // All are busy, each under a deadline. Whoever asks now is told at once to ask again.
+            // All are being worked for. Whoever asks now is told at once to ask again.
             continue;
         }
         let activity = Arc::new(Activity::default());
         let addresses = (remote, stream.local_addr().unwrap_or(remote));
-        let (answer, busy, pages, tls) = (answer.clone(), activity.clone(), pages.clone(), tls.clone());
+        let (answer, busy, makers, tls) = (answer.clone(), activity.clone(), makers.clone(), tls.clone());
         let task = tokio::spawn(async move {
             let service = hyper::service::service_fn(|request: Request<Incoming>| {
-                let (answer, busy, pages) = (answer.clone(), busy.clone(), pages.clone());
+                let (answer, busy, makers) = (answer.clone(), busy.clone(), makers.clone());
                 async move {
                     let serving = Serving::new(busy.clone());
                     let follow = answer.follows().then(|| Followed::new(answer.clone(), addresses, &request));
                     let is_head = request.method() == Method::HEAD;
-                    let response = respond(answer, request, remote, &pages).await;
+                    let response = respond(answer, request, remote, &makers, &busy).await;
                     if is_head && response.body().is_chunked() {
                         busy.say_chunked();
                     }
@@ -312,7 +327,7 @@ async fn accept(listener: TcpListener, answer: Arc<dyn Answer>, tls: Option<Arc<
                 .serve_connection(TokioIo::new(io), service)
                 .await;
         });
-        places.0.push_back(Place { activity, task: task.abort_handle() });
+        places.0.push(Place { activity, task: task.abort_handle() });
     }
 }
 
@@ -320,23 +335,31 @@ async fn respond(
     answer: Arc<dyn Answer>,
     request: Request<Incoming>,
     peer: SocketAddr,
-    pages: &Pages,
+    makers: &Makers,
+    busy: &Activity,
 ) -> Response<Payload> {
     let mut query = Query::new(&request, peer);
     if let Some(limit) = answer.max_body() {
         if let Some(reply) = answer.turned_away(&query) {
-            return reply.into_response(pages);
+            return reply.into_response(makers, busy).await;
         }
-        let Ok(Some(body)) = tokio::time::timeout(BODY_TIMEOUT, read(request, limit)).await else {
-            return Reply::text(StatusCode::BAD_REQUEST, "the body can't be read\n").into_response(pages);
+        let body = tokio::time::timeout(BODY_TIMEOUT, read(request, limit, busy)).await;
+        busy.turns_to(Doing::Works);
+        let Ok(Some(body)) = body else {
+            let reply = Reply::text(StatusCode::BAD_REQUEST, "the body can't be read\n");
+            return reply.into_response(makers, busy).await;
         };
         query.body = body;
     } else if query.is_form() {
         #[allow(clippy::disallowed_methods)] // it is capped
         let form = Limited::new(request.into_body(), MAX_FORM).collect();
+        busy.turns_to(Doing::AwaitsClient);
+        let form = tokio::time::timeout(HEAD_TIMEOUT, form).await;
+        busy.turns_to(Doing::Works);
         // Without what it says a command might be another one.
-        let Ok(Ok(form)) = tokio::time::timeout(HEAD_TIMEOUT, form).await else {
-            return Reply::text(StatusCode::BAD_REQUEST, "the form can't be read\n").into_response(pages);
+        let Ok(Ok(form)) = form else {
+            let reply = Reply::text(StatusCode::BAD_REQUEST, "the form can't be read\n");
+            return reply.into_response(makers, busy).await;
         };
         query.parameters = parameters(&String::from_utf8_lossy(&form.to_bytes()));
     }
@@ -344,21 +367,32 @@ async fn respond(
     #[allow(clippy::disallowed_methods)]
     let reply = match answer.at_once(&query) {
         Some(reply) => reply,
-        None => tokio::task::spawn_blocking(move || answer.answer(&query))
-            .await
-            .unwrap_or_else(|_| Reply::text(StatusCode::INTERNAL_SERVER_ERROR, "the command failed\n")),
+        None => {
+            busy.turns_to(Doing::AwaitsTurn);
+            let turn = makers.commands.turn().await;
+            busy.turns_to(Doing::Works);
+            let work = move || {
+                let _turn = turn;
+                answer.answer(&query)
+            };
+            tokio::task::spawn_blocking(work)
+                .await
+                .unwrap_or_else(|_| Reply::text(StatusCode::INTERNAL_SERVER_ERROR, "the command failed\n"))
+        }
     };
-    reply.into_response(pages)
+    reply.into_response(makers, busy).await
 }
 
 /// A body, or how long it is if that is longer than `limit`; `None` when the client breaks off. One that is not much longer
 /// is read to its end, so that its client hears the answer.
-async fn read(request: Request<Incoming>, limit: usize) -> Option<Result<Bytes, u64>> {
+async fn read(request: Request<Incoming>, limit: usize, busy: &Activity) -> Option<Result<Bytes, u64>> {
     let length =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let (mut body, mut read) = (request.into_body(), Vec::new());
     let mut size: u64 = 0;
-    while let Some(frame) = body.frame().await {
+    loop {
+        busy.turns_to(Doing::AwaitsClient);
+        let Some(frame) = body.frame().await else { break };
         let Some(data) = frame.ok()?.into_data().ok() else { continue };
         size += data.len() as u64;
         if size <= limit as u64 {

@@ -2,7 +2,7 @@
 
 use super::wire::Wire;
 use crate::deadline::{Deadline, Limit, after};
-use std::collections::VecDeque;
+use parking_lot::Mutex;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,19 +13,43 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-/// Connections served at once. Beyond, the oldest that is idle is closed for a new one: a readiness probe must not
-/// wait for clients that keep connections without a use.
+/// Connections served at once. Beyond, the one that waits for longest is closed for a new one: a readiness probe must not
+/// wait for clients that keep connections without a use, that do not send what they have begun, or that take no answer.
 pub(super) const MOST_CONNECTIONS: usize = if cfg!(test) { 16 } else { 512 };
 /// How long a client may take nothing of its answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a connection is doing.
-#[derive(Default)]
 pub(super) struct Activity {
-    serving: AtomicBool,
-    writing: AtomicBool,
+    state: Mutex<State>,
     /// The next head is that of an answer to HEAD whose body would go out in chunks.
     chunked: AtomicBool,
+}
+
+/// What is done for a connection's request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Doing {
+    /// Nothing, for want of a request or of the rest of one.
+    AwaitsClient,
+    /// Nothing, for others come first.
+    AwaitsTurn,
+    /// An answer is made or sent.
+    Works,
+}
+
+struct State {
+    doing: Doing,
+    /// The client does not take what is written.
+    blocked: bool,
+    /// Since when it is as it is.
+    since: Instant,
+}
+
+impl Default for Activity {
+    fn default() -> Activity {
+        let state = State { doing: Doing::AwaitsClient, blocked: false, since: Instant::now() };
+        Activity { state: Mutex::new(state), chunked: AtomicBool::new(false) }
+    }
 }
 
 impl Activity {
@@ -34,8 +58,25 @@ impl Activity {
         self.chunked.store(true, Relaxed);
     }
 
-    fn is_idle(&self) -> bool {
-        !self.serving.load(Relaxed) && !self.writing.load(Relaxed)
+    /// What it does from now on.
+    pub(super) fn turns_to(&self, doing: Doing) {
+        let mut state = self.state.lock();
+        (state.doing, state.since) = (doing, Instant::now());
+    }
+
+    /// Its client does not take what is written, or has taken some of it.
+    fn set_blocked(&self, blocked: bool) {
+        let mut state = self.state.lock();
+        if state.blocked != blocked {
+            (state.blocked, state.since) = (blocked, Instant::now());
+        }
+    }
+
+    /// What it waits for and since when; `None` while it works.
+    fn waits(&self) -> Option<(Doing, Instant)> {
+        let state = self.state.lock();
+        let doing = if state.blocked { Doing::AwaitsClient } else { state.doing };
+        (doing != Doing::Works).then_some((doing, state.since))
     }
 }
 
@@ -44,14 +85,14 @@ pub(super) struct Serving(Arc<Activity>);
 
 impl Serving {
     pub(super) fn new(activity: Arc<Activity>) -> Serving {
-        activity.serving.store(true, Relaxed);
+        activity.turns_to(Doing::Works);
         Serving(activity)
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.0.serving.store(false, Relaxed);
+        self.0.turns_to(Doing::AwaitsClient);
     }
 }
 
@@ -61,12 +102,12 @@ pub(super) struct Place {
     pub(super) task: AbortHandle,
 }
 
-/// All of them, the oldest first.
+/// All of them.
 #[derive(Default)]
-pub(super) struct Places(pub(super) VecDeque<Place>);
+pub(super) struct Places(pub(super) Vec<Place>);
 
 impl Places {
-    /// Makes room for one more; `false` when all are busy.
+    /// Makes room for one more; `false` when all are being worked for.
     pub(super) fn make_room(&mut self) -> bool {
         if self.0.len() < MOST_CONNECTIONS {
             return true;
@@ -75,10 +116,9 @@ impl Places {
         if self.0.len() < MOST_CONNECTIONS {
             return true;
         }
-        let Some(at) = self.0.iter().position(|place| place.activity.is_idle()) else { return false };
-        if let Some(place) = self.0.remove(at) {
-            place.task.abort();
-        }
+        let waits = |(at, place): (usize, &Place)| Some((place.activity.waits()?, at));
+        let Some((_, at)) = self.0.iter().enumerate().filter_map(waits).min() else { return false };
+        self.0.swap_remove(at).task.abort();
         true
     }
 }
@@ -119,7 +159,7 @@ impl Watched {
 
     /// The client's time runs while it takes nothing.
     fn watch<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        self.activity.writing.store(polled.is_pending(), Relaxed);
+        self.activity.set_blocked(polled.is_pending());
         if polled.is_ready() {
             self.write.set(None);
             return polled;
@@ -170,6 +210,7 @@ mod tests {
     use super::MOST_CONNECTIONS;
     use std::io::{ErrorKind, Read, Write};
     use std::net::TcpStream;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     struct Page(usize);
 
@@ -226,15 +267,117 @@ mod tests {
         asks(&mut reader);
         let mut start = [0; 15];
         reader.read_exact(&mut start).unwrap();
-        let idle: Vec<_> = (0..2 * MOST_CONNECTIONS).map(|_| connect(surface.address)).collect();
         let mut total = start.len();
         let mut piece = vec![0; 1 << 20];
+        let mut idle = Vec::new();
         while total < 32 << 20 {
+            if idle.len() < 2 * MOST_CONNECTIONS {
+                idle.push(connect(surface.address));
+            }
             match reader.read(&mut piece).unwrap() {
                 0 => panic!("cut after {total} bytes"),
                 n => total += n,
             }
         }
         drop(idle);
+    }
+
+    /// A page of 12 MiB, and what is sent is echoed by those that want a body.
+    struct Taken(Option<usize>);
+
+    impl Answer for Taken {
+        fn at_once(&self, query: &Query) -> Option<Reply> {
+            let size = if query.path == "/ready" { 2 } else { 12 << 20 };
+            Some(Reply::text(StatusCode::OK, vec![b'x'; size]))
+        }
+
+        fn answer(&self, _: &Query) -> Reply {
+            Reply::text(StatusCode::OK, "")
+        }
+
+        fn max_body(&self) -> Option<usize> {
+            self.0
+        }
+    }
+
+    /// Half forms counted as work for ten seconds: with as many as there are places nobody else was answered.
+    #[test]
+    fn clients_that_stall_make_room_for_a_new_one() {
+        let form = "POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-www-form-urlencoded\r\n\
+                    Content-Length: 10\r\n\r\na";
+        let body = "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\na";
+        let untaken = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        for (what, request, max_body) in
+            [("form", form, None), ("body", body, Some(1 << 20)), ("answer", untaken, None)]
+        {
+            let any = (std::net::Ipv4Addr::LOCALHOST, 0).into();
+            let surface = Surface::start("t", any, Arc::new(Taken(max_body))).unwrap();
+            let mut stalled = Vec::new();
+            for _ in 0..2 * MOST_CONNECTIONS {
+                let mut client = connect(surface.address);
+                client.write_all(request.as_bytes()).unwrap();
+                stalled.push(client);
+                // Until its head has been read, or its answer waits.
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            let start = std::time::Instant::now();
+            for _ in 0..3 {
+                let mut probe = connect(surface.address);
+                asks(&mut probe);
+                let mut answer = [0; 15];
+                probe.read_exact(&mut answer).unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert_eq!(&answer, b"HTTP/1.1 200 OK", "{what}");
+            }
+            assert!(start.elapsed() < Duration::from_secs(1), "{what}: {:?}", start.elapsed());
+        }
+    }
+
+    /// Pages that take a moment, and how many are made at once.
+    #[derive(Default)]
+    struct Slow {
+        now: Arc<AtomicUsize>,
+        most: Arc<AtomicUsize>,
+    }
+
+    impl Answer for Slow {
+        fn at_once(&self, query: &Query) -> Option<Reply> {
+            (query.path == "/ready").then(|| Reply::text(StatusCode::OK, "ok"))
+        }
+
+        fn answer(&self, _: &Query) -> Reply {
+            let (now, most) = (self.now.clone(), self.most.clone());
+            Reply::written(move |out| {
+                most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
+                std::thread::sleep(Duration::from_millis(300));
+                now.fetch_sub(1, SeqCst);
+                out.write_all(b"a page")
+            })
+        }
+    }
+
+    /// Each page that was asked for was made at once, on a thread of its own.
+    #[test]
+    fn pages_take_turns_and_those_that_wait_make_room() {
+        let any = (std::net::Ipv4Addr::LOCALHOST, 0).into();
+        let slow = Slow::default();
+        let most = slow.most.clone();
+        let surface = Surface::start("t", any, Arc::new(slow)).unwrap();
+        let mut readers: Vec<_> = (0..MOST_CONNECTIONS).map(|_| connect(surface.address)).collect();
+        for reader in &mut readers {
+            reader.write_all(b"GET /stats HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        let mut probe = connect(surface.address);
+        asks(&mut probe);
+        let mut answer = [0; 15];
+        probe.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        let whole = |reader: &mut TcpStream| {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).is_ok() && text.contains("a page")
+        };
+        let answered = readers.iter_mut().map(whole).filter(|answered| *answered).count();
+        assert_eq!(answered, MOST_CONNECTIONS - 1, "one made room for the probe");
+        assert_eq!(most.load(SeqCst), THREADS);
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Each has a thread of its own, which waits while its client is behind: on the threads that commands run on, four clients
 //! that read slowly held up every command. Those that wait are bounded in number, and none of them keeps another from being
-//! written: beyond the bound the one that has waited longest is cut off.
+//! written: beyond the bound the one that has waited longest is cut off. Those that are being written take turns, so that
+//! many scrapes at once leave the cores to the workers.
 
+use super::turns::{Turn, Turns};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -40,21 +42,41 @@ pub(super) enum Piece {
     End,
 }
 
-/// The bodies that wait for their clients, the one that has waited longest first; each is told when it is cut off.
-#[derive(Clone, Default)]
-pub(super) struct Pages(Arc<Mutex<VecDeque<Arc<Notify>>>>);
+/// The bodies that are written while they are sent.
+#[derive(Clone)]
+pub(super) struct Pages {
+    /// Those that wait for their clients, the one that has waited longest first; each is told when it is cut off.
+    waiting: Arc<Mutex<VecDeque<Arc<Notify>>>>,
+    turns: Turns,
+}
 
 impl Pages {
+    /// Bodies of which so many are written at the same time; those that wait for their clients do not count.
+    pub(super) fn new(at_once: usize) -> Pages {
+        Pages { waiting: Arc::default(), turns: Turns::new(at_once) }
+    }
+
+    /// Waits until a body may be written.
+    pub(super) async fn turn(&self) -> Turn {
+        self.turns.turn().await
+    }
+
     /// Begins to write a body. It waits while its client is behind, and nobody else does.
     ///
     /// # Errors
     /// There is no thread.
-    pub(super) fn write(&self, write: WriteBody) -> io::Result<mpsc::Receiver<Piece>> {
+    pub(super) fn write(&self, turn: Turn, write: WriteBody) -> io::Result<mpsc::Receiver<Piece>> {
         let (sender, pieces) = mpsc::channel(PIECES);
         let deadline = Instant::now() + PIECES_TIMEOUT;
         let buffer = Vec::with_capacity(PIECE);
-        let mut out =
-            PieceWriter { sender, pages: self.clone(), runtime: Handle::current(), deadline, buffer };
+        let mut out = PieceWriter {
+            sender,
+            pages: self.clone(),
+            turn: Some(turn),
+            runtime: Handle::current(),
+            deadline,
+            buffer,
+        };
         std::thread::Builder::new().name("page".to_owned()).spawn(move || {
             // A client that is gone, or that takes nothing for too long, gets no end.
             let _ = write(&mut out).and_then(|()| out.flush()).and_then(|()| out.send(Piece::End));
@@ -65,7 +87,7 @@ impl Pages {
     /// Has a body wait, in the place of the one that has done so for longest if there are too many.
     fn wait(&self) -> Waiting<'_> {
         let cut = Arc::new(Notify::new());
-        let mut waiting = self.0.lock();
+        let mut waiting = self.waiting.lock();
         if waiting.len() >= MOST_WAITING
             && let Some(longest) = waiting.pop_front()
         {
@@ -84,7 +106,7 @@ struct Waiting<'p> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.pages.0.lock().retain(|other| !Arc::ptr_eq(other, &self.cut));
+        self.pages.waiting.lock().retain(|other| !Arc::ptr_eq(other, &self.cut));
     }
 }
 
@@ -92,18 +114,21 @@ impl Drop for Waiting<'_> {
 struct PieceWriter {
     sender: mpsc::Sender<Piece>,
     pages: Pages,
+    /// To write; another one has it while the client is behind.
+    turn: Option<Turn>,
     runtime: Handle,
     deadline: Instant,
     buffer: Vec<u8>,
 }
 
 impl PieceWriter {
-    fn send(&self, piece: Piece) -> io::Result<()> {
+    fn send(&mut self, piece: Piece) -> io::Result<()> {
         let piece = match self.sender.try_send(piece) {
             Ok(()) => return Ok(()),
             Err(TrySendError::Full(piece)) => piece,
             Err(TrySendError::Closed(_)) => return Err(io::ErrorKind::BrokenPipe.into()),
         };
+        self.turn = None;
         let waiting = self.pages.wait();
         let until = self.deadline.min(Instant::now() + PIECE_TIMEOUT);
         // The timer is made where the runtime is.
@@ -114,7 +139,10 @@ impl PieceWriter {
                 () = tokio::time::sleep_until(until) => Err(io::ErrorKind::TimedOut),
             }
         });
-        sent.map_err(io::Error::from)
+        drop(waiting);
+        sent?;
+        self.turn = Some(self.runtime.block_on(self.pages.turns.turn_again()));
+        Ok(())
     }
 }
 
@@ -143,15 +171,15 @@ mod tests {
 
     #[test]
     fn the_body_that_has_waited_longest_makes_room() {
-        let pages = Pages::default();
+        let pages = Pages::new(1);
         let early = pages.wait();
         drop(pages.wait());
         let waiting: Vec<Waiting<'_>> = (0..MOST_WAITING).map(|_| pages.wait()).collect();
         let is_cut = |body: &Waiting<'_>| body.cut.notified().now_or_never().is_some();
         assert!(is_cut(&early));
         assert!(!waiting.iter().any(is_cut));
-        assert_eq!(pages.0.lock().len(), MOST_WAITING);
+        assert_eq!(pages.waiting.lock().len(), MOST_WAITING);
         drop((early, waiting));
-        assert!(pages.0.lock().is_empty());
+        assert!(pages.waiting.lock().is_empty());
     }
 }
