@@ -37,8 +37,10 @@ impl Stamps {
 /// Looks at files again and again.
 pub(super) struct Looks {
     rounds: Rounds,
-    /// What the file that a secret is in was when it was looked at last.
+    /// What the file that a secret is in was when it was read last.
     pub(super) seen: BTreeMap<SecretKey, Stamp>,
+    /// Why the last of a secret was refused, so that this is said once.
+    pub(super) refused: BTreeMap<SecretKey, String>,
     stamp: fn(&Path) -> io::Result<Stamp>,
 }
 
@@ -50,7 +52,7 @@ impl Looks {
 
     /// The same, by another way to tell what a file is now.
     pub(super) fn by(stamp: fn(&Path) -> io::Result<Stamp>) -> Looks {
-        Looks { rounds: Rounds::default(), seen: BTreeMap::new(), stamp }
+        Looks { rounds: Rounds::default(), seen: BTreeMap::new(), refused: BTreeMap::new(), stamp }
     }
 
     /// What these files are now, but for those that are gone for a moment, since they are being replaced, and those whose

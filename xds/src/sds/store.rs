@@ -52,6 +52,22 @@ struct Entry {
     stats: SecretStats,
 }
 
+/// Why a secret is not taken.
+enum Refusal {
+    /// It, or a file that it names, could not be read. It may be, later.
+    Unread(ConfigError),
+    /// What is wrong with it.
+    Unfit(ConfigError),
+}
+
+impl Refusal {
+    fn into_error(self) -> ConfigError {
+        match self {
+            Refusal::Unread(error) | Refusal::Unfit(error) => error,
+        }
+    }
+}
+
 /// Users for as long as somebody else holds them.
 #[derive(Default)]
 struct Users {
@@ -218,11 +234,25 @@ impl Secrets {
     }
 
     fn check_message(&self, key: &SecretKey, message: Secret) -> Result<Checked> {
+        self.check_read(key, message).map_err(Refusal::into_error)
+    }
+
+    /// [`Secrets::check_message`], which tells what could not be read from what is no good.
+    fn check_read(&self, key: &SecretKey, message: Secret) -> std::result::Result<Checked, Refusal> {
         if *message.name != *key.name {
             let reason = format!("is \"{}\" in the secret \"{}\"", message.name, key.name);
-            return Err(ConfigError::field("name", reason));
+            return Err(Refusal::Unfit(ConfigError::field("name", reason)));
         }
-        let (value, stamps) = files::with_contents(&message)?;
+        let contents = files::with_contents(&message).map_err(Refusal::Unread)?;
+        self.check_contents(key, message, contents).map_err(Refusal::Unfit)
+    }
+
+    fn check_contents(
+        &self,
+        key: &SecretKey,
+        message: Secret,
+        (value, stamps): (Secret, Stamps),
+    ) -> Result<Checked> {
         tls::check_secret(&value)?;
         let value = Arc::new(value);
         let mut state = self.state.lock();
@@ -367,28 +397,30 @@ impl Secrets {
             let Some((path, stamp)) = key.path().and_then(|path| Some((path, *now.get(path)?))) else {
                 continue;
             };
-            if looks.seen.insert(key.clone(), stamp) == Some(stamp) {
+            if looks.seen.get(key) == Some(&stamp) {
                 continue;
             }
             let for_sent = self.sent(key).map(|sent| sent.message);
-            let text = match files::read(path) {
-                Ok(text) => text,
-                Err(error) => {
-                    tracing::error!("{}: {error}", path.display());
-                    continue;
-                }
-            };
-            let message = files::secret(&text, path, &key.name);
-            read.extend(self.check_again(key, for_sent, message));
+            let text = files::read(path).map_err(|error| {
+                Refusal::Unread(ConfigError::new(format!("can't read {}: {error}", path.display())))
+            });
+            let message = text.and_then(|text| files::secret(&text, path, &key.name).map_err(Refusal::Unfit));
+            let checked = message.and_then(|message| self.check_read(key, message));
+            // What could not be read, itself or a file that it names, is read again.
+            if !matches!(checked, Err(Refusal::Unread(_))) {
+                looks.seen.insert(key.clone(), stamp);
+            }
+            read.extend(self.again(key, for_sent, checked, looks));
         }
         looks.seen.retain(|key, _| self.knows(key));
+        looks.refused.retain(|key, _| self.knows(key));
         for key in &all {
             if read.iter().any(|again| again.checked.key == *key) {
                 continue;
             }
             let Some(sent) = self.sent(key).filter(|sent| sent.stamps.have_changed(&now)) else { continue };
-            let message = (*sent.message).clone();
-            read.extend(self.check_again(key, Some(sent.message), Ok(message)));
+            let checked = self.check_read(key, (*sent.message).clone());
+            read.extend(self.again(key, Some(sent.message), checked, looks));
         }
         read
     }
@@ -397,18 +429,26 @@ impl Secrets {
         self.state.lock().entries.get(key)?.sent.clone()
     }
 
-    /// [`Secrets::check_message`] of what was read again; what is refused is told.
-    fn check_again(
+    /// What was read again, to be put in force; what is refused is told, once for the same reason.
+    fn again(
         &self,
         key: &SecretKey,
         for_sent: Option<Arc<Secret>>,
-        message: Result<Secret>,
+        checked: std::result::Result<Checked, Refusal>,
+        looks: &mut Looks,
     ) -> Option<Again> {
-        match message.and_then(|message| self.check_message(key, message)) {
-            Ok(checked) => Some(Again { checked, for_sent }),
-            Err(error) => {
-                self.count(key, |stats| stats.key_rotation_failed().inc());
-                tracing::error!("secret \"{}\" refused, the one before stays: {error}", key.name);
+        match checked {
+            Ok(checked) => {
+                looks.refused.remove(key);
+                Some(Again { checked, for_sent })
+            }
+            Err(refusal) => {
+                let reason = refusal.into_error().to_string();
+                if looks.refused.get(key) != Some(&reason) {
+                    self.count(key, |stats| stats.key_rotation_failed().inc());
+                    tracing::error!("secret \"{}\" refused, the one before stays: {reason}", key.name);
+                    looks.refused.insert(key.clone(), reason);
+                }
                 self.give_up(key);
                 None
             }

@@ -365,6 +365,71 @@ fn a_disk_that_hangs_holds_up_no_other_secret() {
     std::fs::remove_dir_all(&directory).unwrap();
 }
 
+/// What had changed while its disk was slow was never read again, and certificates ran out.
+#[test]
+fn what_a_slow_disk_did_not_give_in_time_is_read_again() {
+    let directory = std::env::temp_dir().join(format!("sixfold-sds-slow-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = |name: &str| directory.join(name).display().to_string();
+    let (context, pki) = (context(), Pki::new());
+    let write = |name: &str, text: &str| {
+        std::fs::write(path("new"), text).unwrap();
+        std::fs::rename(path("new"), path(name)).unwrap();
+    };
+    // Each version has names of its own, as a text that names files may have.
+    let write_leaf = |version: &str| {
+        let (chain, leaf_key) = pki.leaf();
+        let (chain_file, key_file) = (format!("chain{version}.pem"), format!("key{version}.pem"));
+        write(&chain_file, &chain);
+        write(&key_file, &leaf_key);
+        let kind = "\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+        let text = format!(
+            "resources:\n- {{{kind}, name: ROOTCA, validation_context: {{trusted_ca: {{filename: {}}}}}}}\n- {{{kind}, name: default, \
+             tls_certificate: {{certificate_chain: {{filename: {}}}, private_key: {{filename: {}}}}}}}\n",
+            path("root.pem"),
+            path(&chain_file),
+            path(&key_file)
+        );
+        write("secrets.yaml", &text);
+    };
+    write("root.pem", &pki.root);
+    write_leaf("0");
+    let cluster = mesh(&context, &format!("path_config_source: {{path: {}}}", path("secrets.yaml")), SANS);
+    let mut looks = Looks::new();
+    let mut look = || {
+        let before = tls(&cluster).context().unwrap();
+        for again in context.sds.look_at_files(&mut looks) {
+            context.sds.put_again(again).into_iter().for_each(ContextChange::put_in_force);
+        }
+        !Arc::ptr_eq(&before, &tls(&cluster).context().unwrap())
+    };
+    assert!(!look());
+    for (version, slow) in [("1", "secrets.yaml"), ("2", "chain2.pem"), ("3", "key3.pem")] {
+        // As long as it has not answered who has asked before, it is not asked again.
+        let (slow, answers) = (path(slow), Arc::new(AtomicBool::new(false)));
+        write_leaf(version);
+        let answered = answers.clone();
+        let silent = files::promptly(Path::new(&slow), move |_| {
+            while !answered.load(SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        });
+        assert!(silent.is_err());
+        let failed = || context.compile.metrics().sum("sds.default.", "key_rotation_failed");
+        let before = failed();
+        assert!(!look() && !look(), "{slow}");
+        assert_eq!(failed() - before, 1, "{slow}: told once");
+        answers.store(true, SeqCst);
+        let begun = Instant::now();
+        while !look() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{slow} was not read again");
+        }
+        assert!(!look(), "{slow}");
+    }
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
 /// What the control plane does not have, and what is no good, is not waited for; the others still are.
 #[test]
 fn nobody_waits_for_a_secret_that_is_said_not_to_be() {
