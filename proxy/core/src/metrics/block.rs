@@ -192,7 +192,7 @@ impl Block {
     }
 
     /// Whether nothing of it was ever counted or set.
-    fn is_untouched(&self) -> bool {
+    pub(super) fn is_untouched(&self) -> bool {
         self.shards.iter().all(|shard| shard.get().is_none())
             && self.codes.as_ref().is_none_or(Codes::is_untouched)
     }

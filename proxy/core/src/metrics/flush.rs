@@ -83,7 +83,7 @@ impl Latch {
 
     /// All statistics, which count as told then.
     pub fn flush(&mut self) -> Flush {
-        let (at, snapshot) = (SystemTime::now(), self.registry.snapshot());
+        let (at, snapshot) = (SystemTime::now(), self.registry.used());
         let mut next = HashMap::with_capacity(self.told.len());
         let points = points(&snapshot, &self.rules);
         let points = points.map(|(name, labelled, value)| {
@@ -124,9 +124,9 @@ impl Latch {
 
 type Found = (String, Option<(String, LabelSet)>, Value);
 
-/// Statistics that are there and were ever counted or set.
+/// Statistics of a snapshot of those that were ever counted or set.
 fn points<'s>(snapshot: &'s Snapshot, rules: &'s TagRules) -> impl Iterator<Item = Found> + 's {
-    let plain = snapshot.names().filter(|at| snapshot.is_used(*at)).filter_map(|at| {
+    let plain = snapshot.names().filter_map(|at| {
         let mut name = String::new();
         let value = snapshot.read(at, &mut name)?;
         Some((name, None, value))

@@ -139,10 +139,19 @@ impl Registry {
 
     /// Every statistic, in the order of the names.
     pub fn snapshot(&self) -> Snapshot {
+        self.snapshot_of(false)
+    }
+
+    /// Those that were ever counted or set, be it that they are zero again: in a mesh few of very many.
+    pub fn used(&self) -> Snapshot {
+        self.snapshot_of(true)
+    }
+
+    fn snapshot_of(&self, used_only: bool) -> Snapshot {
         let mut blocks = self.live();
         blocks.extend(self.computed());
         let texts = self.0.texts.lock().iter().filter_map(Weak::upgrade).collect();
-        Snapshot::new(blocks, texts, self.labelled())
+        Snapshot::new(blocks, texts, self.labelled(), used_only)
     }
 
     /// Every statistic with a string for its name, which is for few of them or for tests.

@@ -21,19 +21,25 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// With `used_only` those alone that were ever counted or set: the others of a prefix, which may have blocks that were,
+    /// add nothing to them.
     pub(super) fn new(
         mut blocks: Vec<Arc<Block>>,
         mut texts: Vec<Arc<Text>>,
         labelled: Vec<LabelledSample>,
+        used_only: bool,
     ) -> Snapshot {
+        blocks.retain(|block| !used_only || !block.is_untouched());
         blocks.sort_by(|a, b| a.prefix().cmp(b.prefix()));
         texts.sort_by(|a, b| a.name().cmp(b.name()));
         let mut sorted: HashMap<*const StatDef, Vec<u32>> = HashMap::new();
-        let mut order = Vec::with_capacity(blocks.iter().map(|block| block.defs().len()).sum());
+        let most = if used_only { 0 } else { blocks.iter().map(|block| block.defs().len()).sum() };
+        let mut order = Vec::with_capacity(most);
         for (index, block) in blocks.iter().enumerate() {
             let defs = block.defs();
             let by_name = sorted.entry(defs.as_ptr()).or_insert_with(|| by_name(defs));
-            let shown = by_name.iter().filter(|at| block.def(**at).is_some_and(|def| block.shows(def)));
+            let is_wanted = |def: &StatDef| block.shows(def) && (!used_only || block.is_used(def));
+            let shown = by_name.iter().filter(|at| block.def(**at).is_some_and(is_wanted));
             order.extend(shown.map(|def| (index as u32, *def)));
             order.extend(block.code_indices().map(|def| (index as u32, def)));
         }
@@ -75,15 +81,15 @@ impl Snapshot {
         let (Some((one, first)), Some((other, second))) = (self.at(a), self.at(b)) else {
             return Ordering::Equal;
         };
-        if one.prefix() == other.prefix() {
+        if a.0 == b.0 {
             return first.name.cmp(second.name);
         }
-        if one.prefix().starts_with(other.prefix()) || other.prefix().starts_with(one.prefix()) {
-            // Put together only in thought: a cluster's breakers have prefixes inside its own.
-            let whole = one.prefix().bytes().chain(first.name.bytes());
-            return whole.cmp(other.prefix().bytes().chain(second.name.bytes()));
+        // A cluster's breakers have prefixes inside its own.
+        match (one.prefix().strip_prefix(other.prefix()), other.prefix().strip_prefix(one.prefix())) {
+            (Some(inside), _) => joined_cmp(inside, first.name, second.name),
+            (None, Some(inside)) => joined_cmp(inside, second.name, first.name).reverse(),
+            (None, None) => one.prefix().cmp(other.prefix()),
         }
-        one.prefix().cmp(other.prefix())
     }
 
     /// Where each name begins, in order. Blocks of one prefix (an old and a new generation of a resource) have
@@ -165,6 +171,13 @@ pub struct Sample {
     pub value: Value,
 }
 
+/// How a name that is of two parts compares to another one; they are put together only in thought.
+fn joined_cmp(first: &str, rest: &str, other: &str) -> Ordering {
+    let other = other.as_bytes();
+    let (begin, end) = other.split_at(first.len().min(other.len()));
+    first.as_bytes().cmp(begin).then_with(|| rest.as_bytes().cmp(end))
+}
+
 /// Positions of definitions in the order of their names.
 fn by_name(defs: &[StatDef]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..defs.len() as u32).collect();
@@ -216,5 +229,23 @@ mod tests {
         let names: Vec<&str> = seen.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["w.b", "x.a.ant", "x.a.m.b", "x.a.zebra", "x.b.b"]);
         assert_eq!(seen[1].1, Value::Counter(3));
+        // What nobody has counted is left out before anything is sorted.
+        let mut used = Vec::new();
+        registry.used().each(|name, value| used.push((name.to_owned(), *value)));
+        assert_eq!(used, [("x.a.ant".to_owned(), Value::Counter(3))]);
+        assert_eq!(registry.used().order.len(), 2, "of two generations");
+    }
+
+    #[test]
+    fn parts_compare_as_what_they_are_parts_of() {
+        let all = ["", "a", "ab", "b", "ba", "m.", "m.b", "m.ba", "zebra"];
+        for first in all {
+            for rest in all {
+                for other in all {
+                    let whole = format!("{first}{rest}");
+                    assert_eq!(joined_cmp(first, rest, other), whole.as_str().cmp(other), "{whole} {other}");
+                }
+            }
+        }
     }
 }

@@ -133,7 +133,8 @@ fn page(admin: &Admin, query: &Query, format: &str) -> Reply {
     if let Some(flushes) = admin.flushes.get() {
         flushes.send_replace(());
     }
-    let (statistics, tags) = (admin.metrics.snapshot(), admin.tags.clone());
+    let statistics = if used_only { admin.metrics.used() } else { admin.metrics.snapshot() };
+    let tags = admin.tags.clone();
     let page = Reply::written(move |out| {
         Page { statistics: &statistics, selection: &selection, rules: &tags }.write(form, out)
     });
