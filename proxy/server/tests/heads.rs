@@ -8,6 +8,7 @@ use common::*;
 use sixfold_core::access_log::AccessLog;
 use sixfold_core::format::Format;
 use sixfold_core::hcm::{ConnectionTimeouts, HttpStats};
+use sixfold_core::route::ForwardOptions;
 use sixfold_server::drain::{Drain, DrainStrategy};
 use sixfold_server::http::{self, Manager};
 use sixfold_server::io::{Io, Socket};
@@ -276,4 +277,169 @@ async fn half_a_head_over_http2_has_every_limit_of_a_stream() {
     client.pass(2000).await;
     assert!(client.ended);
     assert_eq!(client.line(), "408 - request_header_timeout");
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// A request for `/`, as a header block.
+const BLOCK: [u8; 6] = [0x82, 0x86, 0x84, 0x41, 0x01, b'a'];
+const TRAILERS: [u8; 5] = [0, 1, b'x', 1, b'y'];
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let head = [0, 0, payload.len() as u8, kind, flags, 0, 0, 0, stream];
+    [&head, payload].concat()
+}
+
+fn headers(flags: u8, stream: u8, block: &[u8]) -> Vec<u8> {
+    frame(1, flags, stream, block)
+}
+
+fn continuation(stream: u8) -> Vec<u8> {
+    frame(9, END_HEADERS, stream, b"")
+}
+
+impl Client {
+    /// Whether a frame of this kind was said of the stream, or of the connection.
+    fn heard(&self, kind: u8, stream: u8) -> bool {
+        let (mut rest, mut found) = (&self.said[..], false);
+        while let [a, b, c, of, _, _, _, _, number, ..] = rest {
+            found |= (*of, *number) == (kind, stream);
+            let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
+            rest = rest.get(9 + length..).unwrap_or_default();
+        }
+        found
+    }
+
+    /// As [`Client::pass`], of a client that reads nothing.
+    async fn pause(&mut self, millis: u64) {
+        #[allow(clippy::disallowed_methods)] // it is that a thread is busy which keeps the clock
+        async fn busy() {
+            let waits = || std::thread::sleep(Duration::from_millis(200));
+            tokio::task::spawn_blocking(waits).await.unwrap();
+        }
+        busy().await;
+        tokio::time::advance(Duration::from_millis(millis)).await;
+        busy().await;
+    }
+}
+
+/// A proxy for an upstream that answers with so many bytes.
+async fn proxied(bytes: usize, change: Change, route: impl FnOnce(&mut ForwardOptions)) -> Client {
+    let up = upstream(move |_, _| ok(&"x".repeat(bytes))).await;
+    let mut setup = Setup::new();
+    setup.buffer_limit = 64 << 10;
+    change(&mut setup.timeouts);
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", route);
+    Client::of(setup).await
+}
+
+/// Its time began anew once the head was there.
+#[tokio::test(start_paused = true)]
+async fn a_request_over_http2_has_its_time_from_its_first_byte() {
+    for (change, logged, _) in &LIMITS[..2] {
+        let mut client = proxied(3, *change, |_| {}).await;
+        client.send(&[PREFACE, &headers(0, 1, &BLOCK)].concat()).await;
+        client.pass(1500).await;
+        client.send(&continuation(1)).await;
+        client.pass(400).await;
+        assert!(!client.heard(1, 1), "{logged}");
+        client.pass(200).await;
+        assert!(client.heard(1, 1), "{logged}");
+        assert!(client.line().ends_with(logged), "{}", client.line());
+        // The next stream has its own.
+        client.send(&headers(END_STREAM | END_HEADERS, 3, &BLOCK)).await;
+        client.settle().await;
+        assert!(client.heard(0, 3), "{logged}: {:?}", client.said);
+    }
+}
+
+/// They had the deadline of a head, and ended the connection for all others.
+#[tokio::test(start_paused = true)]
+async fn half_of_the_trailers_is_no_head() {
+    let change: Change = |t| (t.idle, t.stream_idle, t.request_headers) = (None, None, TWO);
+    let mut client = proxied(3, change, |_| {}).await;
+    let begun = [headers(END_HEADERS, 1, &BLOCK), frame(0, 0, 1, b"abc"), headers(END_STREAM, 1, &TRAILERS)];
+    client.send(&[PREFACE, &begun.concat()].concat()).await;
+    client.pass(3000).await;
+    client.send(&continuation(1)).await;
+    client.settle().await;
+    assert!(client.heard(0, 1), "{:?}", client.said);
+    client.send(&headers(END_STREAM | END_HEADERS, 3, &BLOCK)).await;
+    client.settle().await;
+    assert!(client.heard(0, 3), "{:?}", client.said);
+    // Of a stream that is over they keep no connection from being idle.
+    let mut client = Client::new(|t| (t.idle, t.stream_idle) = (TWO, None)).await;
+    client.send(&[PREFACE, &headers(END_HEADERS, 1, &BLOCK)].concat()).await;
+    assert!(client.heard(0, 1), "{:?}", client.said);
+    client.send(&headers(END_STREAM, 1, &TRAILERS)).await;
+    client.pass(1900).await;
+    assert!(!client.heard(7, 0));
+    client.pass(200).await;
+    assert!(client.heard(7, 0), "{:?}", client.said);
+}
+
+/// The connection ended with all its streams, by the time of one.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_pauses_over_http2_has_the_time_of_its_streams() {
+    const SIZE: usize = 8 << 20;
+    let windows = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04\0\0\0\0\0\0\x04\x7f\xff\xff\xff".as_slice(),
+        &frame(8, 0, 0, &[0x7f, 0xff, 0, 0]),
+        &headers(END_STREAM | END_HEADERS, 1, &BLOCK),
+    ]
+    .concat();
+    let change: Change = |t| (t.idle, t.stream_idle) = (None, TWO);
+    for never in [true, false] {
+        let route = |f: &mut ForwardOptions| {
+            f.timeouts.request = None;
+            f.timeouts.idle = never.then_some(Duration::ZERO);
+        };
+        let mut client = proxied(SIZE, change, route).await;
+        client.socket.write_all(&windows).unwrap();
+        client.pause(5000).await;
+        for _ in 0..1000 {
+            client.settle().await;
+            if client.said.len() > SIZE || client.heard(3, 1) {
+                break;
+            }
+        }
+        assert!(!client.ended, "{never}: {}", client.said.len());
+        assert_eq!((client.said.len() > SIZE, client.heard(3, 1)), (never, !never));
+        if !never {
+            assert_eq!(client.line(), "200 SI stream_idle_timeout");
+        }
+        client.send(&headers(END_STREAM | END_HEADERS, 3, &BLOCK)).await;
+        client.settle().await;
+        assert!(client.heard(1, 3), "{never}");
+    }
+    // Where nothing else ends it, we do in the end.
+    let route = |f: &mut ForwardOptions| f.timeouts.request = None;
+    let mut client = proxied(SIZE, |t| (t.idle, t.stream_idle) = (None, None), route).await;
+    client.socket.write_all(&windows).unwrap();
+    client.pause(299_000).await;
+    assert_eq!(client.stats.downstream_cx_destroy().get(), 0);
+    client.pause(2000).await;
+    let stats = &client.stats;
+    let ends = [stats.downstream_cx_destroy_local().get(), stats.downstream_cx_destroy_remote().get()];
+    assert_eq!(ends, [1, 0]);
+    assert_eq!(client.line(), "200 SI stream_idle_timeout");
+}
+
+/// The connection ended with all its streams.
+#[tokio::test(start_paused = true)]
+async fn trailers_of_streams_that_were_reset_are_passed_over() {
+    let mut client = Client::new(|_| {}).await;
+    client.send(PREFACE).await;
+    let streams = (0..60u8).map(|n| 2 * n + 1);
+    for stream in streams.clone() {
+        client.send(&headers(END_HEADERS, stream, &BLOCK)).await;
+        assert!(client.heard(3, stream), "it was answered early: {stream}");
+    }
+    for stream in streams {
+        client.send(&headers(END_STREAM | END_HEADERS, stream, &TRAILERS)).await;
+    }
+    client.send(&headers(END_STREAM | END_HEADERS, 201, &BLOCK)).await;
+    assert!(client.heard(1, 201) && !client.heard(7, 0), "{:?}", client.said);
 }

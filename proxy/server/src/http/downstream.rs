@@ -12,6 +12,8 @@ use std::task::Poll;
 pub(crate) enum DownstreamError {
     /// It closed the connection.
     Closed,
+    /// Its connection was ended since it took nothing of what was written.
+    Stalled,
     /// It reset its stream.
     Reset,
     /// Its stream was reset for what it sent: a body of another length than it had announced.

@@ -37,6 +37,11 @@ impl<D: Downstream> Exchange<'_, D> {
         // What bounded the attempt does not bound the answer.
         self.clock.end_attempt();
         self.waited = true;
+        let interrupt = match interrupt {
+            // As if its stream had waited for it.
+            Interrupt::Downstream(DownstreamError::Stalled) => Interrupt::Expired(self.stalls_by()),
+            interrupt => interrupt,
+        };
         match interrupt {
             Interrupt::Expired(which) if !self.head_sent => {
                 self.note_timeout(which);
@@ -56,7 +61,10 @@ impl<D: Downstream> Exchange<'_, D> {
                 self.reset();
             }
             Interrupt::Downstream(
-                gone @ (DownstreamError::Closed | DownstreamError::Reset | DownstreamError::Protocol),
+                gone @ (DownstreamError::Closed
+                | DownstreamError::Stalled
+                | DownstreamError::Reset
+                | DownstreamError::Protocol),
             ) => {
                 self.env.hcm.stats.downstream_rq_rx_reset().inc();
                 // nginx's status for a client that left.
@@ -114,6 +122,14 @@ impl<D: Downstream> Exchange<'_, D> {
                 self.down.reset();
                 None
             }
+        }
+    }
+
+    /// The deadline of a client that takes nothing.
+    fn stalls_by(&self) -> Expired {
+        match self.env.hcm.profile {
+            Profile::Envoy => Expired::Idle,
+            Profile::Apisix => Expired::ClientWrite,
         }
     }
 

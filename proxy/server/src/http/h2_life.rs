@@ -1,8 +1,9 @@
 //! How long a client's HTTP/2 connection lives: idle time, age, draining, and the cut at the end.
 
 use super::Env;
+use super::downstream::DownstreamError;
 use crate::deadline::{Deadline, TimedOut, after, within};
-use crate::wire::h2_guard::{HeadWatch, LateBlock};
+use crate::wire::h2_guard::HeadWatch;
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use h2::server::{Connection, SendResponse};
@@ -56,9 +57,20 @@ pub(super) struct Wishes {
     leave: Notify,
     resets: Mutex<Vec<(SendStream<Bytes>, Reason)>>,
     connection: AtomicWaker,
+    /// What is known of its client.
+    heads: Arc<HeadWatch>,
 }
 
 impl Wishes {
+    pub(super) fn new(heads: Arc<HeadWatch>) -> Wishes {
+        Wishes { heads, ..Wishes::default() }
+    }
+
+    /// Why a stream can't go on whose connection has ended.
+    pub(super) fn closed(&self) -> DownstreamError {
+        if self.heads.is_stalled() { DownstreamError::Stalled } else { DownstreamError::Closed }
+    }
+
     /// Ends the connection, with the stream that asks and those before it.
     pub(super) fn leave(&self) {
         self.leave.notify_one();
@@ -157,6 +169,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
         }
     }
 
+    /// Whether nothing is served any more and the connection was told to end.
+    pub(super) fn is_closing(&self) -> bool {
+        self.stage == Stage::Closing
+    }
+
     /// What comes next; `None` is the end of the connection.
     pub(super) async fn next(&mut self) -> Option<Result<Next, h2::Error>> {
         let mut limit = Deadline::unset();
@@ -208,9 +225,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
                 // Streams that run are answered; neither another one nor anything else of theirs can come.
                 self.leave();
                 self.enter(Stage::Finishing, None);
-                if let LateBlock::Head(number) = late {
-                    return Poll::Ready(Some(Ok(Next::Late(number))));
-                }
+                return Poll::Ready(Some(Ok(Next::Late(late))));
             } else if !self.wishes.reset_streams(cx) {
                 break;
             }

@@ -11,7 +11,7 @@ use crate::closing;
 use crate::deadline::{Deadline, Timed, TimedOut, bounded, within};
 use crate::io::Io;
 use crate::wire::body::{BodyEvent, Piece};
-use crate::wire::h2_guard::{GIVEN_UP, Guarded, HeadWatch, PeerTimeouts};
+use crate::wire::h2_guard::{FLOOD, GIVEN_UP, Guarded, HeadWatch, PeerTimeouts, STALLED};
 use crate::wire::h2_headers::Refused;
 use crate::wire::h2_send::{FRAME_HEAD, H2Send};
 use crate::wire::{PREFACE, h2_headers};
@@ -35,6 +35,11 @@ const PREFACE_TIME: Duration = Duration::from_secs(60);
 const SMALL_FRAMES: usize = 16;
 /// The most of it, however large the window is.
 const MAX_SMALL_FRAMES: usize = 32 << 20;
+/// How long a stream that we have reset is remembered, and of how many of a connection at least and at most: until then whatever its client
+/// still sends of it is passed over (RFC 9113 section 5.1). Trailers of one that is forgotten end the connection.
+const RESETS_KEPT: Duration = Duration::from_secs(30);
+const MIN_RESETS_KEPT: u32 = 50;
+const MAX_RESETS_KEPT: u32 = 1024;
 
 /// Serves the connection from its first byte.
 pub(super) async fn serve(mut io: Io, connection: Arc<Connection>, env: Arc<Env>) {
@@ -80,28 +85,43 @@ pub(super) async fn serve_from(io: Io, read: Vec<u8>, connection: Arc<Connection
     let stats = env.hcm.stats.clone();
     stats.downstream_cx_http2_total().inc();
     let _active = stats.downstream_cx_http2_active().raise();
-    if let Err(error) = run(io, read, connection, &env).await {
-        match error.get_io().map(std::io::Error::kind) {
-            Some(GIVEN_UP) => stats.downstream_rq_too_many_premature_resets().inc(),
-            Some(_) => {}
-            None => stats.downstream_cx_protocol_error().inc(),
+    // The library does not say who closed the connection: before we do or drain, clients do.
+    let mut remotely = !env.drain.is_draining();
+    match run(io, read, connection, &env).await {
+        Ok(ours) => remotely &= !ours,
+        Err(error) => {
+            let kind = error.get_io().map(std::io::Error::kind);
+            match kind {
+                Some(GIVEN_UP) => stats.downstream_rq_too_many_premature_resets().inc(),
+                Some(_) => {}
+                None => stats.downstream_cx_protocol_error().inc(),
+            }
+            remotely &= !is_ours(&error);
+            tracing::debug!(%error, "HTTP/2 connection ended");
         }
-        tracing::debug!(%error, "HTTP/2 connection ended");
     }
-    // The library does not say who closed the connection: before we drain, clients do.
-    env.ending.remotely.store(!env.drain.is_draining(), Relaxed);
+    env.ending.remotely.store(remotely, Relaxed);
 }
 
-async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: &Arc<Env>) -> Result<(), h2::Error> {
+/// Whether we have ended a connection with it: for what the client sent, or since it took nothing.
+fn is_ours(error: &h2::Error) -> bool {
+    match error.get_io().map(std::io::Error::kind) {
+        Some(kind) => [STALLED, FLOOD, GIVEN_UP].contains(&kind),
+        None => !error.is_remote(),
+    }
+}
+
+/// Serves the connection to its end; whether we have ended it.
+async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: &Arc<Env>) -> Result<bool, h2::Error> {
     let timeouts = &env.hcm.timeouts;
     let (which, head) = timeouts::first_of_head(timeouts);
-    let peer = PeerTimeouts { head: Some(head), write: timeouts.send.or(timeouts.stream_idle) };
+    let peer = PeerTimeouts { head: Some(head), write: timeouts.send };
     let heads = Arc::<HeadWatch>::default();
     let guarded = Guarded::server(io, read, &env.hcm.http2, peer).watched(heads.clone());
     let mut limit = Deadline::after(timeouts.idle.filter(|d| !d.is_zero()).unwrap_or(PREFACE_TIME));
     let handshake = bounded(&mut limit, builder(env).handshake::<_, Bytes>(guarded)).await;
-    let Ok(server) = handshake else { return Ok(()) };
-    let wishes = Arc::<Wishes>::default();
+    let Ok(server) = handshake else { return Ok(true) };
+    let wishes = Arc::new(Wishes::new(heads.clone()));
     let mut life = Life::new(server?, env, wishes.clone(), heads.clone());
     while let Some(next) = life.next().await {
         let (request, respond) = match next? {
@@ -113,10 +133,11 @@ async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: &Arc<Env>)
                 continue;
             }
         };
+        let began = heads.take_begin(respond.stream_id().as_u32());
         let (connection, env, wishes) = (connection.clone(), env.clone(), wishes.clone());
-        h2_streams::serve(Opened { request, respond, connection, env, wishes });
+        h2_streams::serve(Opened { request, respond, began, connection, env, wishes });
     }
-    Ok(())
+    Ok(life.is_closing())
 }
 
 fn builder(env: &Env) -> h2::server::Builder {
@@ -130,6 +151,10 @@ fn builder(env: &Env) -> h2::server::Builder {
         .max_concurrent_streams(options.max_concurrent_streams)
         .max_header_list_size(options.max_header_list)
         .max_send_buffer_size(env.hcm.buffer_limit)
+        .reset_stream_duration(RESETS_KEPT)
+        .max_concurrent_reset_streams(
+            options.max_concurrent_streams.clamp(MIN_RESETS_KEPT, MAX_RESETS_KEPT) as usize
+        )
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(Some(options.max_resets as usize));
     if options.allow_connect {
@@ -140,13 +165,15 @@ fn builder(env: &Env) -> h2::server::Builder {
 
 /// Serves one stream, in a context and with a clock that earlier ones may have used.
 pub(super) async fn serve_stream(opened: Opened, stream: &mut Stream, clock: &mut Clock) {
-    let Opened { request, respond, connection, env, wishes } = opened;
+    let Opened { request, respond, began, connection, env, wishes } = opened;
     env.hcm.stats.downstream_rq_http2_total().inc();
     let secure = connection.tls.is_some();
     stream.connection = connection;
     let now = clock.restart();
-    stream.reset(now.into_std());
-    stream.start_time = time_of_day(now);
+    let start = began.unwrap_or(now);
+    stream.reset(start.into_std());
+    let day = time_of_day(now);
+    stream.start_time = day.checked_sub(now.saturating_duration_since(start)).unwrap_or(day);
     let (mut client, read) = H2Client::new(request, respond, wishes, stream, &env);
     stream.request.scheme = if secure { Scheme::Https } else { Scheme::Http };
     match read {
@@ -218,11 +245,11 @@ impl H2Client {
 }
 
 /// Who ended the stream.
-fn gone(error: &h2::Error) -> DownstreamError {
+fn gone(error: &h2::Error, wishes: &Wishes) -> DownstreamError {
     match (error.is_reset(), error.is_remote()) {
         (true, true) => DownstreamError::Reset,
         (true, false) => DownstreamError::Protocol,
-        (false, _) => DownstreamError::Closed,
+        (false, _) => wishes.closed(),
     }
 }
 
@@ -252,9 +279,11 @@ impl Downstream for H2Client {
                 self.traffic.received += data.len() as u64 + FRAME_HEAD;
                 Poll::Ready(Ok(BodyEvent::Data(Piece::Shared(data))))
             }
-            Some(Err(error)) => Poll::Ready(Err(gone(&error))),
+            Some(Err(error)) => Poll::Ready(Err(gone(&error, &self.wishes))),
             None => {
-                if let Some(map) = ready!(self.recv.poll_trailers(cx)).map_err(|error| gone(&error))? {
+                if let Some(map) =
+                    ready!(self.recv.poll_trailers(cx)).map_err(|error| gone(&error, &self.wishes))?
+                {
                     h2_headers::read_trailers(&map, &self.rules, trailers)
                         .map_err(|_| DownstreamError::Malformed)?;
                 }
@@ -284,7 +313,7 @@ impl Downstream for H2Client {
             // There is no 101 here (RFC 8441 section 5).
             *response.status_mut() = http::StatusCode::OK;
         }
-        let send = self.respond.send_response(response, end).map_err(|_| DownstreamError::Closed)?;
+        let send = self.respond.send_response(response, end).map_err(|_| self.wishes.closed())?;
         self.traffic.head_sent = head.headers.wire_len() as u64;
         self.traffic.sent = self.traffic.head_sent + FRAME_HEAD;
         self.send = Some(H2Send::new(send, end));
@@ -315,7 +344,7 @@ impl Downstream for H2Client {
         match &mut self.send {
             Some(send) if send.len() >= watermark => match send.poll_flush(cx) {
                 Poll::Pending if send.len() < watermark => Poll::Ready(Ok(())),
-                other => other.map_err(|_| DownstreamError::Closed),
+                other => other.map_err(|_| self.wishes.closed()),
             },
             _ => Poll::Ready(Ok(())),
         }
@@ -323,7 +352,7 @@ impl Downstream for H2Client {
 
     fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<Result<(), DownstreamError>> {
         match &mut self.send {
-            Some(send) => send.poll_flush(cx).map_err(|_| DownstreamError::Closed),
+            Some(send) => send.poll_flush(cx).map_err(|_| self.wishes.closed()),
             None => Poll::Ready(Ok(())),
         }
     }
@@ -341,7 +370,7 @@ impl Downstream for H2Client {
         .map(|reset| match reset {
             Ok(Reason::PROTOCOL_ERROR) => DownstreamError::Protocol,
             Ok(_) => DownstreamError::Reset,
-            Err(error) => gone(&error),
+            Err(error) => gone(&error, &self.wishes),
         })
     }
 

@@ -17,6 +17,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+use tokio::time::Instant;
 
 /// Tasks that a thread keeps waiting; beyond, a task ends with its stream.
 const KEPT: usize = 128;
@@ -29,6 +30,8 @@ thread_local! {
 pub(super) struct Opened {
     pub(super) request: http::Request<RecvStream>,
     pub(super) respond: SendResponse<Bytes>,
+    /// When its head began, if that did not come in one read.
+    pub(super) began: Option<Instant>,
     pub(super) connection: Arc<Connection>,
     pub(super) env: Arc<Env>,
     pub(super) wishes: Arc<Wishes>,

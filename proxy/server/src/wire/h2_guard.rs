@@ -18,7 +18,7 @@ use sixfold_core::cluster::Http2Options;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -27,21 +27,31 @@ use tokio::time::Instant;
 /// How a connection ends whose client gives up too many of its streams.
 pub(crate) const GIVEN_UP: io::ErrorKind = io::ErrorKind::QuotaExceeded;
 
+/// How a connection ends whose peer sends what costs it nothing.
+pub(crate) const FLOOD: io::ErrorKind = io::ErrorKind::InvalidData;
+
+/// How a connection ends whose peer takes nothing.
+pub(crate) const STALLED: io::ErrorKind = io::ErrorKind::ConnectionAborted;
+
 /// How long a peer may take nothing of what is to be written, where nothing shorter is configured.
-const STALLED: Duration = Duration::from_secs(300);
+const WRITE_TIME: Duration = Duration::from_secs(300);
 
 /// What a peer may take its time for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct PeerTimeouts {
     /// From the first byte of a header block to its last; `None` is off. The block stands between all streams and their
-    /// frames: the connection's [`HeadWatch`] tells, and without one it ends with [`io::ErrorKind::TimedOut`].
+    /// frames: without a [`HeadWatch`] the connection ends with [`io::ErrorKind::TimedOut`]. With one it tells, and only heads
+    /// of new streams are bounded: trailers are of a stream that has deadlines of its own.
     pub(crate) head: Option<Duration>,
     /// Between two writes that the peer takes something of; 5 min by default. The connection ends with
-    /// [`io::ErrorKind::ConnectionAborted`].
+    /// [`STALLED`], and the [`HeadWatch`] knows.
     pub(crate) write: Option<Duration>,
 }
 
-/// How far the header block is that a peer sends, for those who hold its connection.
+/// Heads that are remembered which did not come in one read.
+const MOST_BEGUN: usize = 16;
+
+/// How far the header block is that a peer sends, and whether it takes nothing, for those who hold its connection.
 #[derive(Debug, Default)]
 pub(crate) struct HeadWatch {
     state: AtomicU8,
@@ -49,33 +59,53 @@ pub(crate) struct HeadWatch {
     stream: AtomicU32,
     /// What is to be said to that.
     answer: Mutex<Vec<u8>>,
-}
-
-/// What has not come in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LateBlock {
-    /// The head of this stream, a new one.
-    Head(u32),
-    /// Trailers, or what is no head of a stream that is served.
-    Other,
+    /// There may be something in the next.
+    has_begun: AtomicBool,
+    /// When heads began that did not come in one read, by the numbers of their streams.
+    begun: Mutex<Vec<(u32, Instant)>>,
+    stalled: AtomicBool,
 }
 
 impl HeadWatch {
     const OPEN: u8 = 1;
-    const LATE_HEAD: u8 = 2;
-    const LATE: u8 = 3;
+    const LATE: u8 = 2;
 
-    /// Whether one has begun and not ended.
+    /// Whether the head of a stream has begun and not ended.
     pub(crate) fn is_open(&self) -> bool {
         self.state.load(Relaxed) != 0
     }
 
-    /// The one that did not come to its end in time. Nothing but its rest can come from the peer any more.
-    pub(crate) fn late(&self) -> Option<LateBlock> {
-        match self.state.load(Relaxed) {
-            Self::LATE_HEAD => Some(LateBlock::Head(self.stream.load(Relaxed))),
-            Self::LATE => Some(LateBlock::Other),
-            _ => None,
+    /// The stream whose head did not come to its end in time. Nothing but its rest can come from the peer any more.
+    pub(crate) fn late(&self) -> Option<u32> {
+        (self.state.load(Relaxed) == Self::LATE).then(|| self.stream.load(Relaxed))
+    }
+
+    /// Whether the connection ended since the peer took nothing.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.load(Relaxed)
+    }
+
+    /// When the head of this stream began, if that was in another read than its end. To be asked for one stream after
+    /// the other.
+    pub(crate) fn take_begin(&self, stream: u32) -> Option<Instant> {
+        if !self.has_begun.load(Relaxed) {
+            return None;
+        }
+        let mut begun = self.begun.lock();
+        let began = begun.iter().find(|(number, _)| *number == stream).map(|(_, began)| *began);
+        // Of those before it nobody will ask.
+        begun.retain(|(number, _)| *number > stream);
+        self.has_begun.store(!begun.is_empty(), Relaxed);
+        began
+    }
+
+    fn begin(&self, stream: u32, now: Instant) {
+        self.set(Self::OPEN);
+        let mut begun = self.begun.lock();
+        // Beyond, nobody has taken the heads that came: this one is as new as their end.
+        if begun.len() < MOST_BEGUN {
+            begun.push((stream, now));
+            self.has_begun.store(true, Relaxed);
         }
     }
 
@@ -100,7 +130,9 @@ pub(crate) struct Guarded<T> {
     outward: Frames,
     ledger: Ledger,
     timeouts: PeerTimeouts,
-    /// When the header block that has begun must be complete.
+    /// The header block that has begun, by how many there were before.
+    block: Option<u64>,
+    /// When it must be complete.
     head: Deadline,
     /// Who is told of the header block.
     watch: Option<Arc<HeadWatch>>,
@@ -137,7 +169,19 @@ impl<T> Guarded<T> {
         timeouts: PeerTimeouts,
     ) -> Guarded<T> {
         let (head, write) = (Deadline::unset(), Deadline::unset());
-        Guarded { io, prefix, inward, outward, ledger, timeouts, head, watch: None, past: Vec::new(), write }
+        Guarded {
+            io,
+            prefix,
+            inward,
+            outward,
+            ledger,
+            timeouts,
+            block: None,
+            head,
+            watch: None,
+            past: Vec::new(),
+            write,
+        }
     }
 
     /// Has somebody told of header blocks that do not come to their end, in place of ending the connection.
@@ -145,45 +189,46 @@ impl<T> Guarded<T> {
         Guarded { watch: Some(watch), ..self }
     }
 
-    fn tell(&self, state: u8) {
-        if let Some(watch) = &self.watch {
-            watch.set(state);
-        }
-    }
-
     /// Looks at what was read.
     fn received(&mut self, bytes: &[u8]) -> io::Result<()> {
         let ledger = &mut self.ledger;
         self.inward.scan(bytes, |frame| ledger.received(frame));
-        match (self.inward.in_header_block(), self.head.is_set(), self.timeouts.head) {
-            (true, false, Some(limit)) => {
-                self.head.set(Some(after(Instant::now(), limit)));
-                self.tell(HeadWatch::OPEN);
-            }
-            (false, true, _) => {
-                self.head.set(None);
-                self.tell(0);
-            }
-            _ => {}
+        let block = self.inward.in_header_block().then(|| self.ledger.blocks());
+        if block != self.block {
+            self.block = block;
+            self.begin_block();
         }
         match self.ledger.flood() {
             None => Ok(()),
             Some(Flood::Streams) => Err(io::Error::new(GIVEN_UP, "too many HTTP/2 streams given up")),
-            Some(Flood::Control) => {
-                Err(io::Error::new(io::ErrorKind::InvalidData, "too many HTTP/2 control frames"))
-            }
+            Some(Flood::Control) => Err(io::Error::new(FLOOD, "too many HTTP/2 control frames")),
+        }
+    }
+
+    /// A header block has begun and not ended, or none is under way any more.
+    fn begin_block(&mut self) {
+        let counts = self.block.is_some() && (self.watch.is_none() || self.ledger.opens());
+        let now = counts.then(Instant::now);
+        self.head.set(now.and_then(|now| Some(after(now, self.timeouts.head?))));
+        match (&self.watch, now) {
+            (Some(watch), Some(now)) => watch.begin(self.ledger.last_stream(), now),
+            (Some(watch), None) => watch.set(0),
+            (None, _) => {}
         }
     }
 
     /// What a write came to: the peer's time runs while it takes nothing.
     fn written<W>(&mut self, result: Result<W, TimedOut>) -> io::Result<W> {
         self.write.set(None);
-        result.map_err(|TimedOut| io::Error::new(io::ErrorKind::ConnectionAborted, "the peer takes nothing"))
+        if let (Err(TimedOut), Some(watch)) = (&result, &self.watch) {
+            watch.stalled.store(true, Relaxed);
+        }
+        result.map_err(|TimedOut| io::Error::new(STALLED, "the peer takes nothing"))
     }
 
     fn begin_write(&mut self) {
         if !self.write.is_set() {
-            let limit = self.timeouts.write.unwrap_or(STALLED);
+            let limit = self.timeouts.write.unwrap_or(WRITE_TIME);
             self.write.set(Some(after(Instant::now(), limit)));
         }
     }
@@ -228,7 +273,7 @@ impl<T: Transport + Unpin> AsyncRead for Guarded<T> {
                 // There is nothing to be read, as the transport has just said.
                 (Err(TimedOut), Some(watch)) => {
                     watch.stream.store(this.ledger.last_stream(), Relaxed);
-                    watch.set(if this.ledger.opens() { HeadWatch::LATE_HEAD } else { HeadWatch::LATE });
+                    watch.set(HeadWatch::LATE);
                     this.head.set(None);
                     this.timeouts.head = None;
                     return Poll::Pending;

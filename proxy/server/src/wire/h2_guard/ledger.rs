@@ -51,7 +51,9 @@ pub(super) struct Ledger {
     /// How many of them there may be: those that are served at once, and as many that wait to be refused.
     max_unanswered: usize,
     last_stream: u32,
-    /// The last header block was of a new stream.
+    /// Header blocks, trailers and all.
+    blocks: u64,
+    /// The last of them was of a new stream.
     opens: bool,
     /// The last stream that is answered, by our GOAWAY: the library ignores what is behind it (RFC 9113 section 6.8).
     last_taken: u32,
@@ -82,6 +84,7 @@ impl Ledger {
             unanswered: Vec::new(),
             max_unanswered: options.max_concurrent_streams.saturating_mul(2) as usize,
             last_stream: 0,
+            blocks: 0,
             opens: false,
             last_taken: u32::MAX,
             life: Tally::default(),
@@ -96,6 +99,7 @@ impl Ledger {
     /// The peer has sent a frame.
     pub(super) fn received(&mut self, frame: Frame) {
         if frame.kind == Frame::HEADERS {
+            self.blocks += 1;
             self.opens = self.server && frame.stream > self.last_stream;
         }
         match frame.kind {
@@ -111,6 +115,11 @@ impl Ledger {
             Frame::WINDOW_UPDATE if self.updates > 0 => self.updates -= 1,
             _ => self.control += 1,
         }
+    }
+
+    /// How many header blocks have begun.
+    pub(super) fn blocks(&self) -> u64 {
+        self.blocks
     }
 
     /// Whether the last header block is the head of a new stream.

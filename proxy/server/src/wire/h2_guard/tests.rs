@@ -210,38 +210,61 @@ async fn half_a_header_block_and_a_peer_that_takes_nothing_end_the_connection() 
 #[tokio::test(start_paused = true)]
 async fn who_holds_the_connection_hears_of_half_a_head_and_may_go_on() {
     let timeouts = PeerTimeouts { head: Some(Duration::from_secs(10)), write: None };
-    let trailers = [head(1), frame(Frame::HEADERS, 0, 1, b"a")].concat();
-    for (sent, expected) in
-        [(frame(Frame::HEADERS, 0, 1, b"a"), LateBlock::Head(1)), (trailers, LateBlock::Other)]
-    {
-        let (near, mut far) = tokio::io::duplex(1000);
-        let watch = Arc::<HeadWatch>::default();
-        let mut guarded =
-            Guarded::server(near, PREFACE.to_vec(), &options(), timeouts).watched(watch.clone());
-        let mut got = Vec::new();
-        far.write_all(&sent).await.unwrap();
-        while got.len() < PREFACE.len() + sent.len() {
-            assert!(!watch.is_open());
-            guarded.read_buf(&mut got).await.unwrap();
-        }
-        assert!(watch.is_open() && watch.late().is_none());
-        let start = Instant::now();
-        let wait = tokio::time::timeout(Duration::from_secs(60), guarded.read_buf(&mut got));
-        assert!(wait.await.is_err());
-        assert_eq!((watch.late(), start.elapsed().as_secs()), (Some(expected), 60));
-        // What is said to it stands between two frames.
-        let ping = frame(PING, 0, 0, &[0; 8]);
-        guarded.write_all(&ping[..10]).await.unwrap();
-        watch.answer(b"answer".to_vec());
-        guarded.flush().await.unwrap();
-        guarded.write_all(&ping[10..]).await.unwrap();
-        guarded.write_all(&ping).await.unwrap();
-        let mut said = vec![0; 2 * ping.len() + 6];
-        far.read_exact(&mut said).await.unwrap();
-        assert_eq!(said, [&ping, b"answer".as_slice(), &ping].concat());
-        // Its rest is read all the same, and nothing is owed again.
-        far.write_all(&frame(Frame::CONTINUATION, 4, 1, b"d")).await.unwrap();
-        assert!(guarded.read_buf(&mut got).await.unwrap() > 0);
-        assert_eq!(watch.late(), Some(expected));
+    let (near, mut far) = tokio::io::duplex(1000);
+    let watch = Arc::<HeadWatch>::default();
+    let mut guarded = Guarded::server(near, PREFACE.to_vec(), &options(), timeouts).watched(watch.clone());
+    let (mut got, sent) = (Vec::new(), frame(Frame::HEADERS, 0, 1, b"a"));
+    far.write_all(&sent).await.unwrap();
+    while got.len() < PREFACE.len() + sent.len() {
+        assert!(!watch.is_open());
+        guarded.read_buf(&mut got).await.unwrap();
     }
+    assert!(watch.is_open() && watch.late().is_none());
+    let start = Instant::now();
+    let wait = tokio::time::timeout(Duration::from_secs(60), guarded.read_buf(&mut got));
+    assert!(wait.await.is_err());
+    assert_eq!((watch.late(), start.elapsed().as_secs()), (Some(1), 60));
+    // What is said to it stands between two frames.
+    let ping = frame(PING, 0, 0, &[0; 8]);
+    guarded.write_all(&ping[..10]).await.unwrap();
+    watch.answer(b"answer".to_vec());
+    guarded.flush().await.unwrap();
+    guarded.write_all(&ping[10..]).await.unwrap();
+    guarded.write_all(&ping).await.unwrap();
+    let mut said = vec![0; 2 * ping.len() + 6];
+    far.read_exact(&mut said).await.unwrap();
+    assert_eq!(said, [&ping, b"answer".as_slice(), &ping].concat());
+    // Its rest is read all the same, and nothing is owed again.
+    far.write_all(&frame(Frame::CONTINUATION, 4, 1, b"d")).await.unwrap();
+    assert!(guarded.read_buf(&mut got).await.unwrap() > 0);
+    assert_eq!(watch.late(), Some(1));
+}
+
+/// They had the deadline of a head, and a block that began where another ended had what was left of its time.
+#[tokio::test(start_paused = true)]
+async fn trailers_are_no_head_and_each_head_has_its_own_time() {
+    let timeouts = PeerTimeouts { head: Some(Duration::from_secs(10)), write: None };
+    let (near, mut far) = tokio::io::duplex(1000);
+    let watch = Arc::<HeadWatch>::default();
+    let mut guarded = Guarded::server(near, PREFACE.to_vec(), &options(), timeouts).watched(watch.clone());
+    let (mut got, start) = (Vec::new(), Instant::now());
+    let seconds = Duration::from_secs;
+    let parts = [
+        ([head(1), frame(Frame::HEADERS, 0, 1, b"a")].concat(), 60),
+        // The trailers end, and the head of another stream begins.
+        ([frame(Frame::CONTINUATION, 4, 1, b"d"), frame(Frame::HEADERS, 0, 3, b"a")].concat(), 6),
+        ([frame(Frame::CONTINUATION, 4, 3, b"d"), frame(Frame::HEADERS, 0, 5, b"a")].concat(), 6),
+        (frame(Frame::CONTINUATION, 4, 5, b"d"), 60),
+    ];
+    let mut open = Vec::new();
+    for (part, until) in parts {
+        far.write_all(&part).await.unwrap();
+        while tokio::time::timeout(seconds(until), guarded.read_buf(&mut got)).await.is_ok() {}
+        open.push(watch.is_open());
+        assert_eq!(watch.late(), None);
+    }
+    assert_eq!(open, [false, true, true, false]);
+    let began = [1, 3, 5, 7].map(|stream| Some((watch.take_begin(stream)? - start).as_secs()));
+    assert_eq!(began, [None, Some(60), Some(66), None]);
+    assert!(!watch.has_begun.load(Relaxed));
 }
