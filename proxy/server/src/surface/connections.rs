@@ -274,10 +274,8 @@ mod tests {
             if idle.len() < 2 * MOST_CONNECTIONS {
                 idle.push(connect(surface.address));
             }
-            match reader.read(&mut piece).unwrap() {
-                0 => panic!("cut after {total} bytes"),
-                n => total += n,
-            }
+            reader.read_exact(&mut piece).unwrap_or_else(|error| panic!("cut after {total} bytes: {error}"));
+            total += piece.len();
         }
         drop(idle);
     }
