@@ -144,6 +144,7 @@ fn listener(
         handshake_timeout: HANDSHAKE_TIMEOUT,
         tls,
         filters: Arc::default(),
+        metadata: Arc::default(),
         filter,
         fingerprint: 0,
     };
@@ -162,6 +163,7 @@ fn listener(
         socket: SocketRights::default(),
         exact_balance: false,
         spared: Default::default(),
+        metadata: Arc::default(),
         // What nginx asks for on Linux.
         backlog: 511,
         tcp_keepalive: None,

@@ -1,5 +1,6 @@
 //! What is known of a downstream connection.
 
+use crate::metadata::Metadata;
 use crate::stream::FilterObject;
 use percent_encoding::AsciiSet;
 use std::any::Any;
@@ -19,6 +20,10 @@ pub struct Connection {
     pub listener: Arc<str>,
     /// Filter chain that serves it.
     pub filter_chain: Arc<str>,
+    /// Metadata of the listener.
+    pub listener_metadata: Arc<Metadata>,
+    /// Metadata of the filter chain.
+    pub chain_metadata: Arc<Metadata>,
     /// Client address: the peer's, or what the PROXY protocol says.
     pub remote: SocketAddr,
     /// Peer of the socket.
@@ -74,6 +79,8 @@ impl Connection {
             start: Instant::now(),
             listener: "".into(),
             filter_chain: "".into(),
+            listener_metadata: Arc::default(),
+            chain_metadata: Arc::default(),
             remote,
             direct_remote: remote,
             local,

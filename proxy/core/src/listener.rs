@@ -20,6 +20,7 @@ pub use rbac::{ConnectionRbac, RbacSettings};
 use crate::access_log::AccessLog;
 use crate::cluster::{Criteria, TcpKeepalive};
 use crate::hcm::HttpConnectionManager;
+use crate::metadata::Metadata;
 use crate::route::{ClusterChoice, HashPolicy};
 use crate::tls::ServerTls;
 use bytes::Bytes;
@@ -58,6 +59,8 @@ pub struct Listener {
     pub exact_balance: bool,
     /// What of the process's load does not concern it.
     pub spared: Spared,
+    /// What logs say of it (`METADATA(LISTENER)`).
+    pub metadata: Arc<Metadata>,
     /// Length of the accept queue.
     pub backlog: u32,
     /// TCP keep-alive of accepted connections.
@@ -198,6 +201,8 @@ pub struct FilterChain {
     pub filters: Arc<[Arc<dyn ConnectionFilter>]>,
     /// What is done: the filter that ends the chain.
     pub filter: NetworkFilter,
+    /// What logs say of it (`METADATA(LISTENER_FILTER_CHAIN)`).
+    pub metadata: Arc<Metadata>,
     /// Fingerprint of the chain's configuration: an equal one keeps its connections.
     pub fingerprint: u64,
 }
@@ -358,6 +363,7 @@ pub(crate) fn fixture(name: &str) -> Listener {
         socket: SocketRights::default(),
         exact_balance: false,
         spared: Spared::default(),
+        metadata: Arc::default(),
         backlog: 0,
         tcp_keepalive: None,
         inbound: false,

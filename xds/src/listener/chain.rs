@@ -15,8 +15,8 @@ use sixfold_xds_api::pb::envoy::config::listener::v3::{
 use super::{ChainPlace, fingerprint, network};
 use crate::context::Context;
 use crate::tls;
-use sixfold_xds_api::refused;
 use sixfold_xds_api::values::{Result, cidrs, enum_value, port, timeout_or};
+use sixfold_xds_api::{metadata, refused};
 
 /// The most a TLS handshake may take without `transport_socket_connect_timeout`.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -32,8 +32,7 @@ pub(super) fn compile(
         filter_chain_match,
         filters,
         use_proxy_proto,
-        // Nothing reads the metadata of a filter chain.
-        metadata: _,
+        metadata,
         transport_socket,
         transport_socket_connect_timeout,
         name,
@@ -53,7 +52,10 @@ pub(super) fn compile(
     let mark = context.extensions.mark();
     let filters = faults.keep(network::filters(context, filters, place).in_key("filters"));
     // Open connections keep the filters they began with: a chain whose filters have changed is another one, and drains.
-    let whole = [encoded, context.extensions.brought_since(mark)].concat();
+    let metadata = metadata::namespaces(metadata);
+    let of_metadata =
+        metadata.iter().fold(String::new(), |all, (name, value)| all + name + &value.to_string());
+    let whole = [encoded, context.extensions.brought_since(mark), of_metadata.into_bytes()].concat();
     let (filters, filter) = faults.kept(filters)?;
     show_by_listener(context, scope, &filter);
     faults.end(FilterChain {
@@ -63,6 +65,7 @@ pub(super) fn compile(
         handshake_timeout: handshake_timeout.unwrap_or_else(|| default_handshake_timeout(&filter)),
         filters,
         filter,
+        metadata: Arc::new(metadata),
         fingerprint: fingerprint(&whole),
     })
 }

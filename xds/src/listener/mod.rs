@@ -37,7 +37,7 @@ use sixfold_xds_api::values::{
     Endpoint, Result, address, bool_or, buffer_limit, enum_value, required, tcp_keepalive, timeout_or,
     u32_in, u32_or,
 };
-use sixfold_xds_api::{any, refuse, refused};
+use sixfold_xds_api::{any, metadata, refuse, refused};
 
 /// Bytes buffered for a connection unless the listener says otherwise.
 const BUFFER_LIMIT: u32 = 1 << 20;
@@ -100,6 +100,7 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
             freebind: bool_or(&value.freebind, false),
         },
         exact_balance,
+        metadata: Arc::new(metadata::namespaces(&value.metadata)),
         spared: Spared { limit: value.ignore_global_conn_limit, load: value.bypass_overload_manager },
         backlog: u32_or(&value.tcp_backlog_size, BACKLOG),
         tcp_keepalive: tcp_keepalive(&value.tcp_keepalive),
@@ -125,7 +126,6 @@ fn refuse_unsupported(value: &ProtoListener) -> Result<()> {
         default_filter_chain: _,
         per_connection_buffer_limit_bytes: _,
         per_connection_buffer_high_watermark_timeout,
-        // Nothing reads the metadata of a listener.
         metadata: _,
         deprecated_v1: _,
         drain_type,

@@ -297,7 +297,8 @@ fn any_metadata(arguments: &str) -> Result<Operator, String> {
         "ROUTE" => MetadataOf::Route,
         "VIRTUAL_HOST" => MetadataOf::VirtualHost,
         "UPSTREAM_HOST" => MetadataOf::Endpoint,
-        "LISTENER" | "LISTENER_FILTER_CHAIN" => MetadataOf::Listener,
+        "LISTENER" => MetadataOf::Listener,
+        "LISTENER_FILTER_CHAIN" => MetadataOf::FilterChain,
         other => return Err(format!("'{other}' is not a kind of metadata")),
     };
     metadata(of, rest)

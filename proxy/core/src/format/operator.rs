@@ -129,6 +129,7 @@ pub(super) enum MetadataOf {
     VirtualHost,
     Endpoint,
     Listener,
+    FilterChain,
 }
 
 /// The time between two moments, in units of so many nanoseconds.
@@ -419,8 +420,8 @@ fn metadata(
         MetadataOf::Route => stream.route.as_ref().map(|r| &r.metadata),
         MetadataOf::VirtualHost => stream.virtual_host.as_ref().map(|v| &v.options.metadata),
         MetadataOf::Endpoint => upstream.member.as_ref().map(|m| &m.metadata),
-        // Listeners carry no metadata.
-        MetadataOf::Listener => None,
+        MetadataOf::Listener => Some(&*stream.connection.listener_metadata),
+        MetadataOf::FilterChain => Some(&*stream.connection.chain_metadata),
     };
     write_value(metadata.and_then(|m| m.get(namespace)).and_then(|v| below(v, path)), out)
 }

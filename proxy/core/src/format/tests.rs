@@ -14,12 +14,20 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+fn metadata(value: &str) -> crate::metadata::Metadata {
+    let mut metadata = crate::metadata::Metadata::default();
+    metadata.insert("ns", json!({"k": value}));
+    metadata
+}
+
 fn connection() -> Connection {
     Connection {
         id: 7,
         start: Instant::now(),
         listener: "ingress".into(),
         filter_chain: "".into(),
+        listener_metadata: Arc::new(metadata("of listener")),
+        chain_metadata: Arc::new(metadata("of chain")),
         remote: "10.0.0.9:4001".parse().unwrap(),
         direct_remote: "10.0.0.1:4000".parse().unwrap(),
         local: "127.0.0.1:80".parse().unwrap(),
@@ -158,6 +166,10 @@ fn envoy_operators() {
             "text [\"x\",2.5,null] -",
         ),
         ("%METADATA(ROUTE)% %DYNAMIC_METADATA(:s)%", "- -"),
+        (
+            "%METADATA(LISTENER:ns:k)% %METADATA(LISTENER_FILTER_CHAIN:ns:k)% %METADATA(LISTENER:other:k)%",
+            "of listener of chain -",
+        ),
         ("%METADATA(DYNAMIC:ns)%", "{\"k\":{\"a\":[\"x\",2.5,null],\"b\":1},\"s\":\"text\"}"),
         (
             "%DYNAMIC_METADATA([\"ns\", \"s\"])% %METADATA(ROUTE:ns:k)% %DYNAMIC_METADATA(ns:s):2%",

@@ -336,6 +336,7 @@ mod tests {
             tls: None,
             handshake_timeout: std::time::Duration::from_secs(60),
             filters: Arc::default(),
+            metadata: Arc::default(),
             filter: NetworkFilter::Direct(Bytes::new()),
             fingerprint: 0,
         })

@@ -71,6 +71,8 @@ pub(super) async fn run(
         start,
         listener: listener.config.name.clone(),
         filter_chain: "".into(),
+        listener_metadata: listener.config.metadata.clone(),
+        chain_metadata: Arc::default(),
         remote: found.remote.unwrap_or(NO_ADDRESS),
         direct_remote: peer.unwrap_or(NO_ADDRESS),
         local: found.local.unwrap_or(NO_ADDRESS),
@@ -154,6 +156,7 @@ async fn serve_chain(
     let _open = Open::new(listener.config.stats.clone(), connection.start);
     let chain = &active.chain;
     connection.filter_chain = chain.name.clone();
+    connection.chain_metadata = chain.metadata.clone();
     let drain = active.drain_of(worker.index);
     let guard = drain.connection();
     let mut io = match &chain.tls {

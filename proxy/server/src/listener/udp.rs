@@ -213,6 +213,8 @@ impl Receiver {
             start,
             listener: listener.config.name.clone(),
             filter_chain: chain.chain.name.clone(),
+            listener_metadata: listener.config.metadata.clone(),
+            chain_metadata: chain.chain.metadata.clone(),
             ..Connection::plain(path.client, path.local)
         };
         let terms =

@@ -74,6 +74,7 @@ impl Fixture {
             socket: SocketRights::default(),
             exact_balance: false,
             spared: Default::default(),
+            metadata: Arc::default(),
             backlog: 16,
             tcp_keepalive: None,
             inbound: false,
@@ -90,6 +91,7 @@ fn direct() -> FilterChain {
         tls: None,
         handshake_timeout: Duration::from_secs(15),
         filters: Arc::default(),
+        metadata: Arc::default(),
         filter: NetworkFilter::Direct("hello".into()),
         fingerprint: 1,
     }

@@ -76,6 +76,7 @@ impl Fixture {
             socket: SocketRights::default(),
             exact_balance: false,
             spared: Default::default(),
+            metadata: Arc::default(),
             backlog: 1024,
             tcp_keepalive: None,
             inbound: false,
@@ -155,6 +156,7 @@ pub(super) fn chain(
         tls: None,
         handshake_timeout: Duration::from_secs(60),
         filters: Arc::default(),
+        metadata: Arc::default(),
         filter,
         fingerprint,
     }

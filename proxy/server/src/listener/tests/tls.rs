@@ -71,6 +71,7 @@ fn with_tls(listener: Listener, tls: &Arc<ServerTls>) -> Listener {
                 tls: Some(tls.clone()),
                 handshake_timeout: Duration::from_millis(500),
                 filters: Arc::default(),
+                metadata: Arc::default(),
                 filter: says("secret"),
                 fingerprint: c.fingerprint,
             })
