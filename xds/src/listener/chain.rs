@@ -1,5 +1,6 @@
 //! Filter chains and their conditions.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
