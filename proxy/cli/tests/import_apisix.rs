@@ -69,6 +69,9 @@ fn resources_are_taken_but_for_what_needs_lua() {
     assert_eq!(found(&report, "route \"house\": plugins.our-own-plugin").0, "manual");
     assert_eq!(found(&report, "file: house").0, "approximate");
     assert_eq!(found(&report, "consumer \"jack\"").0, "exact");
+    // A stream without its guard would let everybody in.
+    assert_eq!(found(&report, "stream route \"guarded\": plugins.our-own-guard").0, "manual");
+    assert!(!std::fs::read_to_string(format!("{into}/apisix.yaml")).unwrap().contains("stream_routes"));
     let host: &[&str] = &["Host: any"];
     serve(
         &into,

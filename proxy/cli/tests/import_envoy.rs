@@ -151,3 +151,53 @@ fn what_is_not_taken_over_is_reported_and_guards_stay_closed() {
     let stream = &node["stream_routes"][0];
     assert_eq!(stream["server_port"], 5432, "{resources}");
 }
+
+/// A listener of these chains, each with one route to a cluster.
+fn chained(chains: &[(&str, &str, &str)]) -> String {
+    let types = "type.googleapis.com/envoy.extensions.filters";
+    let chain = |(matches, filters, routes): &(&str, &str, &str)| {
+        format!(
+            "    - filter_chain_match: {matches}\n      filters:\n{filters}      - name: hcm\n        typed_config:\n          \
+             \"@type\": {types}.network.http_connection_manager.v3.HttpConnectionManager\n          stat_prefix: x\n          \
+             http_filters: [{{name: router, typed_config: {{\"@type\": {types}.http.router.v3.Router}}}}]\n          \
+             route_config: {{name: r, virtual_hosts: [{{name: v, domains: [\"*\"], routes: [{routes}]}}]}}\n"
+        )
+    };
+    let chains: String = chains.iter().map(chain).collect();
+    format!(
+        "static_resources:\n  clusters: [{{name: one, type: STATIC, load_assignment: {{cluster_name: one, endpoints: [{{lb_endpoints: \
+         [{{endpoint: {{address: {{socket_address: {{address: 10.0.0.1, port_value: 80}}}}}}}}]}}]}}}}]\n  \
+         listeners:\n  - name: web\n    address: {{socket_address: {{address: 0.0.0.0, port_value: 8080}}}}\n    filter_chains:\n{chains}"
+    )
+}
+
+#[test]
+fn chains_are_told_apart_and_whom_one_keeps_out_is_not_let_in() {
+    let guard = "      - {name: guard, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, stat_prefix: g}}\n";
+    let to = |name: &str| format!("{{name: {name}, match: {{prefix: /}}, route: {{cluster: one}}}}");
+    let denies = "{name: denies, match: {prefix: /admin, dynamic_metadata: [{filter: f, path: [{key: k}], value: {present_match: true}}]}, direct_response: {status: 403}}";
+    let odd = "{name: odd, match: {prefix: /odd, cookies: [{name: c}]}, route: {cluster: one}}";
+    let text = chained(&[
+        ("{}", "", &format!("{denies}, {odd}, {}", to("rest"))),
+        ("{server_names: [a.test, \"*.b.test\"]}", "", &to("named")),
+        ("{source_prefix_ranges: [{address_prefix: 10.0.0.0, prefix_len: 8}]}", "", &to("near")),
+        ("{source_type: EXTERNAL}", "", &to("untold")),
+        ("{server_names: [c.test]}", guard, &to("guarded")),
+    ]);
+    let directory = Directory::new();
+    let (code, report, into) = import(&directory, &text);
+    assert_eq!(code, 1, "{report:#}");
+    let resources = std::fs::read_to_string(format!("{into}/apisix.yaml")).unwrap();
+    let node = sixfold_core::document::Node::parse_file_text(&resources, "apisix.yaml").unwrap().to_json();
+    let routes = node["routes"].as_array().unwrap();
+    let named = |name: &str| routes.iter().find(|route| route["name"] == name);
+    assert_eq!(named("named").unwrap()["vars"][0][2], "^(?:a\\.test|.+\\.b\\.test)$", "{resources}");
+    assert_eq!(named("near").unwrap()["vars"][0][1], "ipmatch", "{resources}");
+    assert!(
+        named("rest").unwrap()["priority"].as_u64() < named("near").unwrap()["priority"].as_u64(),
+        "{resources}"
+    );
+    assert_eq!(named("guarded").unwrap()["plugins"]["mocking"]["response_status"], 403, "{resources}");
+    assert_eq!(named("denies").unwrap()["plugins"]["mocking"]["response_status"], 403, "{resources}");
+    assert!(named("untold").is_none() && named("odd").is_none(), "{resources}");
+}

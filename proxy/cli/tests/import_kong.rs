@@ -135,11 +135,13 @@ fn what_is_not_taken_over_is_reported_and_guards_stay_closed() {
     let resources = std::fs::read_to_string(format!("{into}/apisix.yaml")).unwrap();
     let node = sixfold_core::document::Node::parse_file_text(&resources, "apisix.yaml").unwrap().to_json();
     let routes = node["routes"].as_array().unwrap();
-    for closed in ["signed", "scripted", "chained"] {
+    for closed in ["signed", "scripted", "chained", "both"] {
         let route = routes.iter().find(|route| route["name"] == closed).unwrap();
         assert_eq!(route["plugins"]["mocking"]["response_status"], 403, "{route:#}");
         assert!(route.get("service_id").is_none(), "{route:#}");
     }
+    let held = node["consumers"].as_array().unwrap().iter().find(|one| one["username"] == "held").unwrap();
+    assert_eq!(held["plugins"]["mocking"]["response_status"], 403, "{held:#}");
     // A variable of decK and one of a vault are variables of the environment.
     assert!(resources.contains("secret: \"$env://DECK_JWT\""), "{resources}");
     assert!(resources.contains("host: \"${{DECK_NO_SUCH_HOST}}\""), "{resources}");

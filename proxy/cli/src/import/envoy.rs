@@ -1,6 +1,7 @@
 //! An Envoy bootstrap as an APISIX gateway: static listeners with their routes, clusters and the filters that have a
 //! counterpart. Whatever comes from a control plane is not there to be taken over.
 
+mod chain;
 mod cluster;
 mod filters;
 mod headers;

@@ -203,6 +203,11 @@ fn is_of_variable(reason: &str) -> bool {
 
 /// Takes a plugin out: one that may keep somebody out leaves a door that is closed.
 fn leave_plugin_out(item: &mut super::Item, name: &str, place: Place, reason: &str) {
+    if item.section == "stream_routes" {
+        // Nothing answers 403 there: without the route there is no connection.
+        item.value.clear();
+        return item.part.manual(&format!("plugins.{name}"), place, format!("left out: {reason}"));
+    }
     let is_known = reason.contains("unknown plugin");
     if let Some(Value::Object(plugins)) = item.value.get_mut("plugins") {
         plugins.remove(name);

@@ -94,7 +94,7 @@ impl Import {
                     continue;
                 }
                 "Cors" | "CorsPolicy" | "HTTPFault" | "LocalRateLimit" | "Plugins" => {}
-                "RBAC" if addresses(&config).is_some() => {}
+                "RBAC" => {}
                 kind => match LEFT_OUT.iter().find(|(known, _)| *known == kind) {
                     Some((_, "")) => part.unsupported("", one.place, "there is no counterpart"),
                     Some((_, instead)) => part.manual("", one.place, format!("write {instead}")),
@@ -125,6 +125,10 @@ fn kind_of(config: &Node, name: &str) -> String {
             "envoy.cors" | "envoy.filters.http.cors" => "Cors".to_owned(),
             other => other.to_owned(),
         },
+        // A library of somebody's own.
+        "Config" if text_of(config, "@type").is_some_and(|kind| kind.contains(".golang.")) => {
+            "Golang".to_owned()
+        }
         kind => kind.to_owned(),
     }
 }
@@ -132,7 +136,7 @@ fn kind_of(config: &Node, name: &str) -> String {
 impl Filters {
     /// What comes of the filters for a route, of whose levels the narrowest counts.
     pub(super) fn of(&self, route: &Node, above: &Above<'_>, part: &mut Part) -> Filtered {
-        let mut filtered = Filtered::default();
+        let mut filtered = Filtered { closed: above.manager.closed, ..Filtered::default() };
         for filter in &self.0 {
             let own = [route, above.host, above.table].into_iter().find_map(|level| {
                 let by_name = field(level, "typed_per_filter_config")?;
@@ -187,12 +191,18 @@ impl Filter {
                 part.exact(&self.name);
             }
             "RBAC" => {
-                let config = own.and_then(|own| field(own, "rbac")).unwrap_or(&self.config);
-                match addresses(config) {
+                // A route's own without rules is none.
+                let config = own.map_or(Some(&self.config), |own| field(own, "rbac"));
+                match config.map_or(Some(None), addresses) {
                     Some(plugin) => {
-                        plugins.extend(plugin.map(|plugin| ("ip-restriction".to_owned(), plugin)))
+                        plugins.extend(plugin.map(|plugin| ("ip-restriction".to_owned(), plugin)));
                     }
-                    None => filtered.closed = true,
+                    None => {
+                        let place = config.map_or(route.place, |config| config.place);
+                        let note = "lets in nobody: write ip-restriction, or routes with `vars`";
+                        part.manual(&self.name, place, note);
+                        filtered.closed = true;
+                    }
                 }
             }
             kind => filtered.closed |= !LEFT_OUT.iter().any(|(known, _)| *known == kind),

@@ -1,5 +1,6 @@
 //! Listeners: what is listened on, certificates, and the connection managers with their routes.
 
+use super::chain::{self, chains};
 use super::virtual_host::Hosts;
 use super::{Import, socket_address, type_of};
 use crate::import::document::{field, fields, items_of, text_of, texts_of, truth_of, whole_of};
@@ -14,6 +15,8 @@ pub(super) struct Manager {
     /// What tells its requests from those of others.
     pub(super) vars: Vec<Value>,
     pub(super) websocket: bool,
+    /// Whether a filter of its connections may keep them out, for which there is nothing here.
+    pub(super) closed: bool,
 }
 
 impl Import {
@@ -59,16 +62,24 @@ impl Import {
         };
         let mut found = Vec::new();
         let (mut is_tls, mut is_plain, mut is_http) = (false, false, false);
-        for chain in chains(node) {
+        let all = chains(node);
+        for chain in &all {
+            let Some(mut vars) = chain::conditions(chain, all.len() == 1, &mut part) else { continue };
+            if by_port {
+                vars.push(json!(["server_port", "==", port.to_string()]));
+            }
+            let closed = chain::is_guarded(chain, &mut part);
             let secure = self.certificates(chain, &mut part);
             for manager in managers(chain) {
                 is_http = true;
                 is_tls |= secure;
                 is_plain |= !secure;
-                let hosts = self.manager(manager, port, by_port);
+                let hosts = self.manager(manager, &vars, closed);
                 found.extend(hosts);
             }
-            self.tcp(chain, port, secure, &mut part);
+            if !closed {
+                self.tcp(chain, port, secure, &mut part);
+            }
         }
         let listen = json!({"ip": address, "port": port});
         match (is_http, is_tls, is_plain) {
@@ -155,7 +166,7 @@ impl Import {
     }
 
     /// A connection manager with its routes.
-    fn manager(&mut self, node: &Node, port: u16, by_port: bool) -> Vec<Hosts> {
+    fn manager(&mut self, node: &Node, vars: &[Value], closed: bool) -> Vec<Hosts> {
         let prefix = text_of(node, "stat_prefix").unwrap_or_default();
         let mut part = self.part(format!("connection manager \"{prefix}\""), node);
         for entry in fields(node) {
@@ -163,8 +174,7 @@ impl Import {
         }
         let upgrades = items_of(node, "upgrade_configs");
         let websocket = upgrades.iter().any(|one| super::word_of(one, "upgrade_type") == "WEBSOCKET");
-        let vars = if by_port { vec![json!(["server_port", "==", port.to_string()])] } else { Vec::new() };
-        let manager = Manager { vars, websocket };
+        let manager = Manager { vars: vars.to_vec(), websocket, closed };
         let filters = self.filters(node);
         self.out.take(part);
         match field(node, "route_config") {
@@ -217,18 +227,10 @@ impl Import {
                     self.stream_routes.push(Value::Object(route));
                     part.approximate("tcp_proxy", filter.place, "on all addresses of the machine");
                 }
-                "HttpConnectionManager" => {}
-                other => {
-                    let note = "there is no counterpart among streams: see docs/reference/streams.md";
-                    part.unsupported(&format!("filter {other}"), filter.place, note);
-                }
+                _ => {}
             }
         }
     }
-}
-
-fn chains(listener: &Node) -> Vec<&Node> {
-    items_of(listener, "filter_chains").iter().chain(field(listener, "default_filter_chain")).collect()
 }
 
 fn managers(chain: &Node) -> impl Iterator<Item = &Node> {

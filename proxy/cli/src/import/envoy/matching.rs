@@ -8,13 +8,18 @@ use crate::import::report::Part;
 use serde_json::{Value, json};
 use sixfold_core::document::Node;
 
-/// The paths of a route and its other conditions; `None` for one that can't be told here.
-pub(super) type Matched = Option<(Vec<Path>, Vec<Value>)>;
+/// Which requests a route takes, as far as that can be told here.
+pub(super) struct Matched {
+    pub(super) paths: Vec<Path>,
+    pub(super) vars: Vec<Value>,
+    /// Whether there is no other condition.
+    pub(super) is_whole: bool,
+}
 
 impl Import {
     pub(super) fn matched(&self, node: &Node, part: &mut Part) -> Matched {
         let mut paths = vec![Path::Prefix("/".to_owned())];
-        let mut vars = Vec::new();
+        let (mut vars, mut is_whole) = (Vec::new(), true);
         let any_case = !truth_of(node, "case_sensitive", true);
         for entry in fields(node) {
             let place = entry.key_place;
@@ -38,12 +43,18 @@ impl Import {
                 "case_sensitive" => {}
                 "headers" => {
                     for header in items_of(node, "headers") {
-                        vars.extend(header_condition(header, part)?);
+                        match header_condition(header, part) {
+                            Some(conditions) => vars.extend(conditions),
+                            None => is_whole = false,
+                        }
                     }
                 }
                 "query_parameters" => {
                     for parameter in items_of(node, "query_parameters") {
-                        vars.push(query_condition(parameter, part)?);
+                        match query_condition(parameter, part) {
+                            Some(condition) => vars.push(condition),
+                            None => is_whole = false,
+                        }
                     }
                 }
                 "grpc" => vars.push(json!(["http_content_type", "~~", "^application/grpc(?:$|\\+)"])),
@@ -54,7 +65,8 @@ impl Import {
                 "tls_context" | "dynamic_metadata" | "filter_state" | "cookies" => {
                     let name = format!("match.{}", entry.key);
                     part.manual(&name, place, "the route is left out: write `vars`");
-                    return None;
+                    is_whole = false;
+                    continue;
                 }
                 "connect_matcher" => {
                     part.unsupported(
@@ -62,7 +74,8 @@ impl Import {
                         place,
                         "the route is left out: there is no CONNECT",
                     );
-                    return None;
+                    is_whole = false;
+                    continue;
                 }
                 "path_match_policy" => {
                     part.manual(
@@ -70,11 +83,13 @@ impl Import {
                         place,
                         "the route is left out: write `uri` with a pattern",
                     );
-                    return None;
+                    is_whole = false;
+                    continue;
                 }
                 key => {
                     part.unknown(&format!("match.{key}"), place);
-                    return None;
+                    is_whole = false;
+                    continue;
                 }
             }
             part.exact(&format!("match.{}", entry.key));
@@ -82,7 +97,7 @@ impl Import {
         if any_case {
             paths = paths.into_iter().map(|path| Path::AnyCase(Box::new(path))).collect();
         }
-        Some((paths, vars))
+        Matched { paths, vars, is_whole }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::cluster::Use;
 use super::filters::with_headers;
-use super::matching::redirect_code;
+use super::matching::{Matched, redirect_code};
 use super::virtual_host::Above;
 use super::{Import, duration, duration_of};
 use crate::import::document::{field, fields, items_of, seconds, text_of, truth_of, whole_of};
@@ -32,14 +32,17 @@ impl Import {
             .map_or_else(|| format!("route of virtual host \"{host}\""), |name| format!("route \"{name}\""));
         let mut part = self.part(shown, node);
         let matches = field(node, "match");
-        let matched = matches.and_then(|matches| self.matched(matches, &mut part));
-        let Some((paths, conditions)) = matched else {
-            if matches.is_none() {
-                part.manual("match", node.place, "the route is left out: it takes nothing");
-            }
+        let Some(matches) = matches else {
+            part.manual("match", node.place, "the route is left out: it takes nothing");
             self.out.take(part);
             return None;
         };
+        let Matched { paths, vars: conditions, is_whole } = self.matched(matches, &mut part);
+        // Whom a route turns away a later one would let in.
+        if !is_whole && !turns_away(node) {
+            self.out.take(part);
+            return None;
+        }
         let filtered = above.filters.of(node, above, &mut part);
         let mut gathered = Gathered { plugins: filtered.plugins, ..Gathered::default() };
         let request = above.changes(node, "request", &mut part);
@@ -258,6 +261,13 @@ impl Import {
         }
         first
     }
+}
+
+/// Whether a route answers with an error.
+fn turns_away(node: &Node) -> bool {
+    field(node, "direct_response")
+        .and_then(|answer| whole_of(answer, "status"))
+        .is_some_and(|status| status >= 400)
 }
 
 /// The first hash policy: `hash_on` and `key`.

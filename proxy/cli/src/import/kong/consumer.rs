@@ -53,7 +53,8 @@ impl Import {
             let scoped = self.entities.plugins.iter().filter(|plugin| plugin.scope.consumer == Some(at));
             let scoped: Vec<_> =
                 scoped.filter(|plugin| plugin.scope.is_of_consumer_alone()).cloned().collect();
-            let made = self.made(&scoped.iter().collect::<Vec<_>>(), true);
+            let mut made = self.made(&scoped.iter().collect::<Vec<_>>(), true);
+            made.close();
             if !made.plugins.is_empty() {
                 consumer.insert("plugins".to_owned(), Value::Object(made.plugins));
             }
@@ -179,7 +180,8 @@ impl Import {
             let scoped = self.entities.plugins.iter().filter(|plugin| plugin.scope.group == Some(at));
             let scoped: Vec<_> =
                 scoped.filter(|plugin| plugin.scope.is_of_consumer_alone()).cloned().collect();
-            let made = self.made(&scoped.iter().collect::<Vec<_>>(), true);
+            let mut made = self.made(&scoped.iter().collect::<Vec<_>>(), true);
+            made.close();
             self.out.take(part);
             found.push(json!({"id": named(&name(node), "-_.", 56), "plugins": made.plugins}));
         }

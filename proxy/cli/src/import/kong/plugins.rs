@@ -8,6 +8,7 @@ mod transform;
 use super::Import;
 use super::entities::Plugin;
 use crate::import::document::{fields, truth_of};
+use crate::import::pieces::mock;
 use crate::import::report::Part;
 use serde_json::{Map, Value};
 use sixfold_core::document::{Node, Value as Written};
@@ -79,6 +80,15 @@ pub(super) struct Made {
     pub(super) closed: bool,
     /// Plugins of a service, or of all requests.
     pub(super) wide: BTreeSet<String>,
+}
+
+impl Made {
+    /// Has requests answered by 403 if something that may keep them out is missing.
+    pub(super) fn close(&mut self) {
+        if self.closed {
+            self.plugins = Map::from_iter([("mocking".to_owned(), mock(403, ""))]);
+        }
+    }
 }
 
 /// A plugin that is taken over.
@@ -159,17 +169,32 @@ impl Import {
             } else if !truth_of(&plugin.node, "enabled", true) {
                 part.exact("is off");
             } else if !scope.is_of_everybody() && !scope.is_of_consumer_alone() {
-                part.manual(
-                    "",
-                    plugin.node.place,
-                    "for a consumer and a route at once: write `_meta.filter`",
-                );
+                let note = match keeps_out(&plugin.name) {
+                    true => {
+                        "lets in nobody there, for it is for a consumer and a route at once: write `_meta.filter`"
+                    }
+                    false => "for a consumer and a route at once: write `_meta.filter`",
+                };
+                part.manual("", plugin.node.place, note);
             } else {
                 continue;
             }
             self.out.take(part);
         }
     }
+}
+
+/// Whether somebody may be kept out by a plugin, who is let in without it.
+pub(super) fn keeps_out(name: &str) -> bool {
+    const LETS_IN: &[&str] = &[
+        "rate-limiting",
+        "cors",
+        "request-transformer",
+        "request-transformer-advanced",
+        "response-transformer",
+    ];
+    let is_left_out = LEFT_OUT.iter().any(|(known, _)| *known == name);
+    !LETS_IN.contains(&name) && !OBSERVERS.contains(&name) && !is_left_out
 }
 
 /// The fields of a plugin beside its configuration.

@@ -2,7 +2,7 @@
 
 use super::Import;
 use super::entities::{Plugin, Route, Scope, name};
-use super::plugins::{AUTHENTICATE, Made, OBSERVERS};
+use super::plugins::{AUTHENTICATE, Made, OBSERVERS, keeps_out};
 use super::service::Service;
 use crate::import::document::{field, fields, items, text, text_of, texts_of, truth_of, whole_of};
 use crate::import::ordered::{self, Entry, Path};
@@ -99,6 +99,12 @@ impl Import {
         let own_service = route.service.and_then(|of| self.entities.services.get(of));
         let is_chained = |node: &Node| field(node, "filter_chains").is_some();
         made.closed |= self.entities.chained || is_chained(node) || own_service.is_some_and(is_chained);
+        made.closed |= self.entities.plugins.iter().any(|plugin| {
+            let Scope { service, route: of, .. } = plugin.scope;
+            let is_ours = of == Some(at) || of.is_none() && service.is_some() && service == route.service;
+            let is_on = truth_of(&plugin.node, "enabled", true);
+            is_ours && is_on && !plugin.scope.is_of_everybody() && keeps_out(&plugin.name)
+        });
         let ranked = self.entries(node, route.service, service, &made, &mut part);
         self.out.take(part);
         ranked
