@@ -33,18 +33,23 @@ thread_local! {
 }
 
 /// Memory to read into, with so much room at least if it is one of the two sizes.
-fn readable(room: usize) -> Vec<u8> {
+pub(crate) fn readable(room: usize) -> Vec<u8> {
     match room > PIECE {
         true => take_large(&READ).unwrap_or_else(|| vec![0; LARGE]),
         false => take(&READ).unwrap_or_else(|| vec![0; PIECE]),
     }
 }
 
+/// Takes back what [`readable`] gave.
+pub(crate) fn give_readable(piece: Vec<u8>) {
+    give_back(&READ, piece);
+}
+
 /// Lends memory for one read.
 pub(crate) fn lend<R>(read: impl FnOnce(&mut [u8]) -> R) -> R {
     let mut piece = readable(PIECE);
     let read = read(&mut piece);
-    give_back(&READ, piece);
+    give_readable(piece);
     read
 }
 
@@ -321,6 +326,12 @@ impl WriteBuffer {
         &mut self.data
     }
 
+    /// Takes `data` behind what waits.
+    pub(crate) fn put(&mut self, data: &[u8]) {
+        self.make_room(data.len());
+        self.data.extend_from_slice(data);
+    }
+
     /// Has memory of the usual size, or a large buffer if that has no room for `more` bytes.
     fn make_room(&mut self, more: usize) {
         if self.data.capacity() == 0 {
@@ -392,8 +403,7 @@ impl WriteBuffer {
             }
         }
         if !data.is_empty() {
-            self.make_room(data.len());
-            self.data.extend_from_slice(data);
+            self.put(data);
         }
         Ok(())
     }

@@ -1,22 +1,25 @@
 //! Connections as bytes: TCP or a unix socket, plain or under TLS.
 
 mod filtering;
+mod socket;
 
 pub(crate) use filtering::Filtering;
+pub use socket::Socket;
 
-use crate::buffer;
-use crate::deadline::{Deadline, Timed, bounded};
+use crate::buffer::{self, LARGE};
+use crate::deadline::Timed;
 use filtering::Next;
 use sixfold_core::cluster::ClusterStats;
 use sixfold_core::hcm::HttpStats;
 use sixfold_core::plugin::CalloutWire;
+use socket::Stream;
 use socket2::SockRef;
 use std::io::{self, IoSlice, Read};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// Bytes that a socket with room for any of them nearly always takes as a whole.
@@ -248,12 +251,18 @@ impl Io {
     }
 
     /// The server's end of a TLS connection.
-    pub fn tls_server(stream: tokio_rustls::server::TlsStream<Socket>) -> Io {
+    pub fn tls_server(mut stream: tokio_rustls::server::TlsStream<Socket>) -> Io {
+        let (socket, session) = stream.get_mut();
+        socket.read_ahead();
+        session.set_buffer_limit(Some(LARGE));
         Io::of(Kind::Server(Box::new(stream)))
     }
 
     /// The client's end of a TLS connection.
-    pub fn tls_client(stream: tokio_rustls::client::TlsStream<Socket>) -> Io {
+    pub fn tls_client(mut stream: tokio_rustls::client::TlsStream<Socket>) -> Io {
+        let (socket, session) = stream.get_mut();
+        socket.read_ahead();
+        session.set_buffer_limit(Some(LARGE));
         Io::of(Kind::Client(Box::new(stream)))
     }
 
@@ -263,6 +272,18 @@ impl Io {
             Kind::Plain(socket) => Box::new(socket),
             Kind::Server(stream) => stream,
             Kind::Client(stream) => stream,
+        }
+    }
+
+    /// The TCP connection, if its bytes are passed on as they are and nothing of them lies here.
+    pub(crate) fn as_bare_tcp(&self) -> Option<&TcpStream> {
+        match &self.kind {
+            Kind::Plain(Socket { stream: Stream::Tcp(tcp), front: None })
+                if !self.is_filtered() && self.meter.is_none() =>
+            {
+                Some(tcp)
+            }
+            _ => None,
         }
     }
 
@@ -442,196 +463,13 @@ impl Transport for tokio::io::DuplexStream {
     }
 }
 
-/// A socket with the bytes that were read from it ahead of time.
-pub struct Socket {
-    stream: Stream,
-    /// Bytes read ahead, most often none.
-    front: Option<Box<Front>>,
-}
-
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-struct Front {
-    bytes: Vec<u8>,
-    at: usize,
-}
-
-impl Socket {
-    /// A TCP connection.
-    pub fn tcp(stream: TcpStream) -> Socket {
-        Socket { stream: Stream::Tcp(stream), front: None }
-    }
-
-    /// A connection over a unix socket.
-    pub fn unix(stream: UnixStream) -> Socket {
-        Socket { stream: Stream::Unix(stream), front: None }
-    }
-
-    /// Puts bytes in front of what is still to be read.
-    pub fn unread(&mut self, bytes: Vec<u8>) {
-        let rest = self.front.take().map(|f| f.bytes.get(f.at..).unwrap_or_default().to_vec());
-        let bytes = match rest {
-            Some(rest) if !rest.is_empty() => [bytes, rest].concat(),
-            _ => bytes,
-        };
-        self.front = (!bytes.is_empty()).then(|| Box::new(Front { bytes, at: 0 }));
-    }
-
-    /// Reads once behind `bytes`, before the deadline; 0 is the end.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::TimedOut`] is the deadline.
-    pub(crate) async fn read_more(
-        &mut self,
-        bytes: &mut Vec<u8>,
-        deadline: &mut Deadline,
-    ) -> io::Result<usize> {
-        // Enough for a ClientHello in one read.
-        bytes.reserve(2048);
-        bounded(deadline, self.read_buf(bytes)).await?
-    }
-
-    /// The first byte that a read will see; `None` when the peer has closed. What is read is kept.
-    pub(crate) async fn first_byte(&mut self, deadline: &mut Deadline) -> io::Result<Option<u8>> {
-        if self.front.is_none() {
-            let mut bytes = Vec::new();
-            self.read_more(&mut bytes, deadline).await?;
-            self.unread(bytes);
-        }
-        Ok(self.front.as_ref().and_then(|f| f.bytes.get(f.at)).copied())
-    }
-
-    /// Closes a connection that nobody serves. The system resets one that has bytes unread, and so are those that
-    /// were read ahead of whoever was to serve it: Envoy only peeks at them.
-    pub(crate) fn refuse(self) {
-        if let (Some(_), Some(tcp)) = (&self.front, self.as_tcp()) {
-            // Fails only on a connection that is gone already.
-            let _ = SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO));
-        }
-    }
-
-    /// The TCP stream, unless it is a unix socket.
-    pub fn as_tcp(&self) -> Option<&TcpStream> {
-        match &self.stream {
-            Stream::Tcp(tcp) => Some(tcp),
-            Stream::Unix(_) => None,
-        }
-    }
-
-    /// Our address; `None` for a unix socket.
-    pub fn local_addr(&self) -> Option<SocketAddr> {
-        self.as_tcp()?.local_addr().ok().map(unmapped)
-    }
-
-    /// The peer's address; `None` for a unix socket.
-    pub fn peer_addr(&self) -> Option<SocketAddr> {
-        self.as_tcp()?.peer_addr().ok().map(unmapped)
-    }
-
-    /// The TCP stream out of the runtime, with the bytes that were read ahead; `None` for a unix socket.
-    pub(crate) fn into_std(self) -> Option<io::Result<(std::net::TcpStream, Vec<u8>)>> {
-        let rest = self.front.map(|f| f.bytes.get(f.at..).unwrap_or_default().to_vec());
-        match self.stream {
-            Stream::Tcp(tcp) => Some(tcp.into_std().map(|tcp| (tcp, rest.unwrap_or_default()))),
-            Stream::Unix(_) => None,
-        }
-    }
-
-    fn idle_state(&mut self) -> IdleState {
-        let mut byte = [0u8; 1];
-        let read = match &self.stream {
-            _ if self.front.is_some() => return IdleState::HasData,
-            Stream::Tcp(s) => s.try_read(&mut byte),
-            Stream::Unix(s) => s.try_read(&mut byte),
-        };
-        match read {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => IdleState::Alive,
-            Ok(n) if n > 0 => IdleState::HasData,
-            _ => IdleState::Closed,
-        }
-    }
-
-    /// Gives bytes read ahead to `buf`; tells whether there were any.
-    fn take_front(&mut self, buf: &mut ReadBuf<'_>) -> bool {
-        let Some(front) = &mut self.front else { return false };
-        let rest = front.bytes.get(front.at..).unwrap_or_default();
-        let n = rest.len().min(buf.remaining());
-        buf.put_slice(rest.get(..n).unwrap_or_default());
-        front.at += n;
-        if front.at == front.bytes.len() {
-            self.front = None;
-        }
-        n > 0
-    }
-}
-
-/// Passes a poll on to the stream.
-macro_rules! stream {
-    ($self:expr, $s:ident => $e:expr) => {
-        match &mut $self.get_mut().stream {
-            Stream::Tcp($s) => $e,
-            Stream::Unix($s) => $e,
-        }
-    };
-}
-
-impl AsyncRead for Socket {
-    #[inline]
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.front.is_some() && self.take_front(buf) {
-            return Poll::Ready(Ok(()));
-        }
-        stream!(self, s => Pin::new(s).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Socket {
-    #[inline]
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        stream!(self, s => Pin::new(s).poll_write(cx, buf))
-    }
-
-    #[inline]
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        stream!(self, s => Pin::new(s).poll_write_vectored(cx, bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        stream!(self, s => Pin::new(s).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        stream!(self, s => Pin::new(s).poll_shutdown(cx))
-    }
-}
-
 /// All that a connection says until its end.
 #[cfg(test)]
 pub(crate) async fn text(io: &mut Io) -> String {
     let mut read = crate::buffer::ReadBuffer::default();
-    let mut deadline = Deadline::after(std::time::Duration::from_secs(60));
+    let mut deadline = crate::deadline::Deadline::after(std::time::Duration::from_secs(60));
     while let Ok(Ok(1..)) = crate::deadline::within(&mut deadline, |_, cx| read.poll_fill(io, cx)).await {}
     String::from_utf8_lossy(read.filled()).into_owned()
-}
-
-/// A client of IPv4 that a socket of both families has accepted has an address of IPv4.
-fn unmapped(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 #[cfg(test)]
@@ -681,6 +519,34 @@ mod tests {
         assert_eq!(io.idle_state(), IdleState::HasData);
         assert_eq!(text(&mut io).await, "hello world");
         assert_eq!(io.peer_addr(), Some(client.local_addr().unwrap()));
+    }
+
+    /// TLS asks for 4 KiB at a time, of records of 16 KiB.
+    #[tokio::test]
+    async fn reads_below_tls_take_all_there_is() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut socket = Socket::tcp(listener.accept().await.unwrap().0);
+        socket.unread(b"hello".to_vec());
+        socket.read_ahead();
+        client.write_all(&[b'x'; 9_995]).await.unwrap();
+        drop(client);
+        let (mut all, mut reads) = (Vec::new(), 0);
+        loop {
+            let mut room = [0; 4096];
+            let n = tokio::io::AsyncReadExt::read(&mut socket, &mut room).await.unwrap();
+            if n == 0 {
+                break;
+            }
+            reads += 1;
+            all.extend_from_slice(&room[..n]);
+            if reads == 2 {
+                let ahead = socket.front.as_ref().unwrap();
+                assert_eq!((n, ahead.rest().len()), (4096, 9_995 - 4096), "one read has brought the rest");
+            }
+        }
+        assert_eq!((&all[..6], all.len()), (&b"hellox"[..], 10_000));
+        assert!(socket.front.as_ref().unwrap().is_bare(), "it holds no memory");
     }
 
     #[test]

@@ -190,3 +190,71 @@ async fn writes_keep_their_order_through_a_narrow_transport() {
     let all = reader.await.unwrap();
     assert_eq!((&all[..4], &all[all.len() - 4..], all.len()), (&b"head"[..], &b"tail"[..], 10_008));
 }
+
+/// What is there goes into one piece, as far as the body goes, and nothing that is not of the body is read for long.
+#[tokio::test]
+async fn a_body_is_read_as_a_whole_behind_what_came_with_its_head() {
+    let (mut near, mut far) = tokio::io::duplex(LARGE);
+    let mut buffer = ReadBuffer::below(1 << 20);
+    far.write_all(&[b'x'; 100_000]).await.unwrap();
+    assert_eq!(soon(|cx| buffer.poll_fill(&mut near, cx)).await.unwrap(), PIECE, "a head has no more room");
+    buffer.consume(200);
+    let left = (100_000 - PIECE) as u64;
+    soon(|cx| Poll::Ready(buffer.gather(&mut near, cx, left))).await;
+    assert_eq!(buffer.filled().len(), 99_800);
+    buffer.consume(99_800);
+    assert!(buffer.data.len() == LARGE);
+    soon(|cx| Poll::Ready(assert!(buffer.poll_fill_body(&mut near, cx, None).is_pending()))).await;
+    assert_eq!(buffer.data.len(), 0, "who waits holds no memory");
+    drop(far);
+    assert_eq!(soon(|cx| buffer.poll_fill_body(&mut near, cx, None)).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_low_limit_is_kept_by_what_is_read() {
+    let (mut near, mut far) = tokio::io::duplex(LARGE);
+    far.write_all(&[b'x'; 200_000]).await.unwrap();
+    for (limit, most) in [(0, PIECE), (32 << 10, PIECE), (128 << 10, 32 << 10)] {
+        let mut buffer = ReadBuffer::below(limit);
+        let read = soon(|cx| buffer.poll_fill_body(&mut near, cx, None)).await.unwrap();
+        assert_eq!(read, most, "{limit}");
+    }
+}
+
+#[tokio::test]
+async fn a_few_bytes_keep_no_large_buffer() {
+    let (mut near, mut far) = tokio::io::duplex(LARGE);
+    let mut buffer = ReadBuffer::below(1 << 20);
+    far.write_all(&[b'x'; 50_000]).await.unwrap();
+    soon(|cx| buffer.poll_fill_body(&mut near, cx, None)).await.unwrap();
+    buffer.consume(49_990);
+    soon(|cx| Poll::Ready(assert!(buffer.poll_fill_body(&mut near, cx, None).is_pending()))).await;
+    assert_eq!((buffer.filled(), buffer.data.len()), (&b"xxxxxxxxxx"[..], PIECE));
+
+    let (mut near, _far) = tokio::io::duplex(60_000);
+    let mut out = WriteBuffer::default();
+    (0..5).for_each(|_| out.put(&[b'y'; 15_000]));
+    assert_eq!(out.data.capacity(), LARGE);
+    soon(|cx| Poll::Ready(assert!(out.poll_flush(&mut near, cx).is_pending()))).await;
+    assert_eq!((out.len(), out.data.capacity()), (15_000, 15_000));
+}
+
+/// What a slow peer has taken stayed in memory until it had taken everything, which may be a body of any length.
+#[tokio::test]
+async fn what_was_taken_is_forgotten_while_more_comes() {
+    let (mut near, mut far) = tokio::io::duplex(10_000);
+    let mut out = WriteBuffer::default();
+    let mut taken = vec![0; 10_000];
+    for turn in 0..100 {
+        let piece = [turn; 10_000];
+        soon(|cx| Poll::Ready(out.write_through(&mut near, cx, &piece))).await.unwrap();
+        if turn >= 3 {
+            // A task may do only so much in one go.
+            tokio::task::yield_now().await;
+            let _ = soon(|cx| Poll::Ready(out.poll_flush(&mut near, cx))).await;
+            far.read_exact(&mut taken).await.unwrap();
+            assert_eq!(taken, [turn - 3; 10_000]);
+        }
+    }
+    assert!(out.len() <= 40_000 && out.data.capacity() <= LARGE, "{}", out.data.capacity());
+}

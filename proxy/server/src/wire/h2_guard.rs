@@ -11,6 +11,7 @@ mod ledger;
 use crate::deadline::{Deadline, TimedOut, after, poll_within};
 use crate::io::Transport;
 use crate::wire::PREFACE;
+use crate::wire::batched::Batched;
 use frames::Frames;
 use ledger::{Flood, Ledger};
 use parking_lot::Mutex;
@@ -123,7 +124,7 @@ impl HeadWatch {
 
 /// A transport whose frames are counted, and whose peer is not waited for without end.
 pub(crate) struct Guarded<T> {
-    io: T,
+    io: Batched<T>,
     /// Bytes that were read before.
     prefix: Vec<u8>,
     inward: Frames,
@@ -169,19 +170,8 @@ impl<T> Guarded<T> {
         timeouts: PeerTimeouts,
     ) -> Guarded<T> {
         let (head, write) = (Deadline::unset(), Deadline::unset());
-        Guarded {
-            io,
-            prefix,
-            inward,
-            outward,
-            ledger,
-            timeouts,
-            block: None,
-            head,
-            watch: None,
-            past: Vec::new(),
-            write,
-        }
+        let io = Batched::new(io);
+        Guarded { io, prefix, inward, outward, ledger, timeouts, head, watch: None, past: Vec::new(), write }
     }
 
     /// Has somebody told of header blocks that do not come to their end, in place of ending the connection.

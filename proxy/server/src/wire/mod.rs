@@ -1,6 +1,7 @@
 //! What both sides of a proxied request speak: bodies, heads and flow control as the codecs have them, whether the peer
 //! is a client ([`crate::http`]) or an upstream ([`crate::upstream`]).
 
+mod batched;
 pub(crate) mod body;
 pub(crate) mod h1_body;
 pub(crate) mod h2_guard;
