@@ -89,6 +89,7 @@ impl StreamTemplate {
             attempts: ConnectAttempts::OfCluster,
             hash: hash.into_iter().collect(),
             metadata_match: Default::default(),
+            buffer_limit: 1 << 20,
             access_logs: Vec::new(),
         };
         let condition = self.condition.clone();

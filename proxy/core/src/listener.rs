@@ -310,6 +310,9 @@ pub struct TcpProxy {
     pub hash: Vec<HashPolicy>,
     /// Subset of the cluster.
     pub metadata_match: Criteria,
+    /// Bytes of either side that may wait, 1 MiB by default (`per_connection_buffer_limit_bytes`). A read takes a quarter of
+    /// it at most, but 16 KiB may always be read.
+    pub buffer_limit: usize,
     /// Access logs.
     pub access_logs: Vec<AccessLog>,
 }

@@ -6,6 +6,7 @@
 mod meter;
 mod pump;
 mod session;
+mod splice;
 mod terms;
 
 use crate::drain::Drain;
@@ -67,7 +68,8 @@ impl Session {
         let every = client.filtering().and_then(Filtering::report_interval);
         let watch = Watch::new(self.idle_timeout(), deadline, drain, forced.as_mut());
         let mut watch = watch.reporting(every);
-        let mut pump = Pump::new(client, connected.io).ending_with_upstream(terms.routed.is_some());
+        let mut pump = Pump::new(client, connected.io, terms.proxy.buffer_limit)
+            .ending_with_upstream(terms.routed.is_some());
         let mut meter = Meter::new(tcp, stats, terms.upstream_stats());
         let mut end = loop {
             match pump.run(&mut watch, &mut meter, &mut self.stream.bytes).await {

@@ -458,6 +458,7 @@ async fn a_tcp_connection() {
             attempts: ConnectAttempts::Fixed(1),
             hash: Vec::new(),
             metadata_match: Default::default(),
+            buffer_limit: 1 << 20,
             access_logs: vec![AccessLog { filter: None, format, sink: lines.clone() }],
         });
         let (_, worker) = setup.build();

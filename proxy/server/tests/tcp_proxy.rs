@@ -66,6 +66,7 @@ impl Bench {
             attempts: ConnectAttempts::Fixed(1),
             hash: Vec::new(),
             metadata_match: Default::default(),
+            buffer_limit: 1 << 20,
             access_logs: vec![AccessLog {
                 filter: None,
                 format: Arc::new(Format::envoy(FORMAT).unwrap()),

@@ -92,7 +92,7 @@ fn one(context: &Context, value: &Filter, place: ChainPlace) -> Result<Part> {
                 .map(|manager| Part::Last(NetworkFilter::Http(Arc::new(manager))))
         }
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => any::unpack(config)
-            .and_then(|proxy| tcp_proxy(context, &proxy))
+            .and_then(|proxy| tcp_proxy(context, &proxy, place.buffer_limit))
             .map(|proxy| Part::Last(NetworkFilter::Tcp(Arc::new(proxy)))),
         "envoy.extensions.filters.network.direct_response.v3.Config" => any::unpack(config)
             .and_then(|DirectResponse { response }| {
@@ -164,7 +164,7 @@ fn connection_limit(context: &Context, value: &ProtoLimit) -> Result<ConnectionL
     Ok(ConnectionLimit::new(context.compile.metrics(), prefix, max, delay))
 }
 
-fn tcp_proxy(context: &Context, value: &ProtoTcp) -> Result<TcpProxy> {
+fn tcp_proxy(context: &Context, value: &ProtoTcp, buffer_limit: usize) -> Result<TcpProxy> {
     let ProtoTcp {
         stat_prefix,
         on_demand,
@@ -233,6 +233,7 @@ fn tcp_proxy(context: &Context, value: &ProtoTcp) -> Result<TcpProxy> {
         )?),
         hash: hash.collect::<Result<_>>()?,
         metadata_match: metadata::criteria(metadata_match),
+        buffer_limit,
         access_logs: access_log::logs(context, access_log, "access_log")?,
     })
 }

@@ -191,6 +191,7 @@ fn tcp_proxies() {
     let listener = tcp("cluster: up, idle_timeout: 0s, hash_policy: [{source_ip: {}}]").unwrap();
     let NetworkFilter::Tcp(proxy) = &listener.chains[0].filter else { panic!("TCP") };
     assert_eq!((proxy.idle_timeout, proxy.attempts, proxy.hash.len()), (None, ConnectAttempts::Fixed(1), 1));
+    assert_eq!(proxy.buffer_limit, 1 << 20);
     assert!(tcp("weighted_clusters: {clusters: [{name: a, weight: 1}]}").is_ok());
     assert_eq!(
         tcp("cluster: up, tunneling_config: {hostname: x}").unwrap_err().field.unwrap(),

@@ -1,7 +1,8 @@
 //! Bytes both ways with bounded buffers: what one side does not take, the other is not asked for.
 
 use super::meter::Meter;
-use crate::buffer::{LARGE, ReadBuffer};
+use super::splice::{Filled, Pipe, WORTH_IT};
+use crate::buffer::{LARGE, PIECE, ReadBuffer};
 use crate::deadline::{Limit, Timed, poll_timer, within};
 use crate::drain::Drain;
 use crate::io::{Filtering, Io, Transport};
@@ -80,13 +81,13 @@ pub(super) struct Pump {
 }
 
 impl Pump {
-    /// Nothing has moved yet.
-    pub(super) fn new(client: Io, upstream: Io) -> Pump {
+    /// Nothing has moved yet. `limit` is how many bytes may wait, of either side.
+    pub(super) fn new(client: Io, upstream: Io, limit: usize) -> Pump {
         Pump {
             client,
             upstream,
-            up: Flow::default(),
-            down: Flow::default(),
+            up: Flow::below(limit),
+            down: Flow::below(limit),
             down_first: false,
             last: Side::Client,
             ends_with_upstream: false,
@@ -156,7 +157,7 @@ impl Pump {
                 Poll::Pending => ended = false,
             }
         }
-        if self.ends_with_upstream && self.down.stage == Stage::Done && self.up.buffer.is_empty() {
+        if self.ends_with_upstream && self.down.stage == Stage::Done && !self.up.holds_bytes() {
             return Poll::Ready(End::Closed(Side::Upstream));
         }
         if ended { Poll::Ready(End::Closed(self.last)) } else { Poll::Pending }
@@ -165,8 +166,8 @@ impl Pump {
     /// Whether something that `side` said was not passed on yet.
     pub(super) fn holds_bytes_of(&self, side: Side) -> bool {
         match side {
-            Side::Client => !self.up.buffer.is_empty() || self.up.unflushed,
-            Side::Upstream => !self.down.buffer.is_empty() || self.down.unflushed,
+            Side::Client => self.up.holds_bytes() || self.up.unflushed,
+            Side::Upstream => self.down.holds_bytes() || self.down.unflushed,
         }
     }
 
@@ -209,6 +210,12 @@ const TURN: u64 = 2 << 20;
 struct Flow {
     /// Read and not written; it has memory only while there is something in it.
     buffer: ReadBuffer,
+    /// The same, of what goes from socket to socket.
+    pipe: Option<Pipe>,
+    /// So much came by the last read that the next bytes should go by a pipe.
+    much: bool,
+    /// Bytes that a pipe may hold.
+    limit: usize,
     stage: Stage,
     /// Something was written that may still sit in the writer (TLS records).
     unflushed: bool,
@@ -224,13 +231,6 @@ enum Stage {
     Done,
 }
 
-impl Default for Flow {
-    fn default() -> Flow {
-        let (stage, moved) = (Stage::default(), Moved::default());
-        Flow { buffer: ReadBuffer::below(4 * LARGE), stage, unflushed: false, moved }
-    }
-}
-
 /// Which end of a direction failed.
 enum Failure {
     Reader,
@@ -238,6 +238,22 @@ enum Failure {
 }
 
 impl Flow {
+    fn below(limit: usize) -> Flow {
+        Flow {
+            buffer: ReadBuffer::below(limit),
+            pipe: None,
+            much: false,
+            limit: (limit / 4).clamp(PIECE, LARGE),
+            stage: Stage::default(),
+            unflushed: false,
+            moved: Moved::default(),
+        }
+    }
+
+    fn holds_bytes(&self) -> bool {
+        !self.buffer.is_empty() || self.pipe.is_some()
+    }
+
     /// Goes as far as it can, and as others may wait for; ready when the reader's end has reached the writer.
     fn poll(&mut self, cx: &mut Timed<'_>, from: &mut Io, to: &mut Io) -> Poll<Result<(), Failure>> {
         let before = self.moved.read;
@@ -247,9 +263,16 @@ impl Flow {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            match self.buffer.poll_fill_body(from, cx, None) {
+            let read = match self.poll_pipe(cx, from, to) {
+                Some(read) => read,
+                None => self.buffer.poll_fill_body(from, cx, None),
+            };
+            match read {
                 Poll::Ready(Ok(0)) => self.stage = Stage::Ending,
-                Poll::Ready(Ok(n)) => self.moved.read += n as u64,
+                Poll::Ready(Ok(n)) => {
+                    self.moved.read += n as u64;
+                    self.much = n >= WORTH_IT;
+                }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Reader)),
                 Poll::Pending => {
                     ready!(self.poll_flush(cx, to)).map_err(|_| Failure::Writer)?;
@@ -258,6 +281,30 @@ impl Flow {
             }
         }
         self.poll_end(cx, to).map_err(|_| Failure::Writer)
+    }
+
+    /// Reads into a pipe, if much comes and one can be had.
+    fn poll_pipe(&mut self, cx: &mut Timed<'_>, from: &Io, to: &Io) -> Option<Poll<io::Result<usize>>> {
+        if !self.much {
+            return None;
+        }
+        let (from, _) = (from.as_bare_tcp()?, to.as_bare_tcp()?);
+        let mut pipe = Pipe::take()?;
+        // The buffer waits no more.
+        self.buffer.stop_waiting();
+        self.buffer.release();
+        let read = match pipe.poll_fill(from, self.limit, cx) {
+            Poll::Ready(Ok(Filled::Bytes(n))) => {
+                self.pipe = Some(pipe);
+                return Some(Poll::Ready(Ok(n)));
+            }
+            Poll::Ready(Ok(Filled::Unable)) => None,
+            Poll::Ready(Ok(Filled::End)) => Some(Poll::Ready(Ok(0))),
+            Poll::Ready(Err(error)) => Some(Poll::Ready(Err(error))),
+            Poll::Pending => Some(Poll::Pending),
+        };
+        pipe.give_back();
+        read
     }
 
     /// Writes what is there and then the end.
@@ -273,6 +320,15 @@ impl Flow {
     }
 
     fn poll_write(&mut self, cx: &mut Timed<'_>, to: &mut Io) -> Poll<io::Result<()>> {
+        while let (Some(pipe), Some(to)) = (&mut self.pipe, to.as_bare_tcp()) {
+            let n = ready!(pipe.poll_drain(to, cx))?;
+            self.moved.written += n as u64;
+            if pipe.held() == 0
+                && let Some(pipe) = self.pipe.take()
+            {
+                pipe.give_back();
+            }
+        }
         while !self.buffer.is_empty() {
             let n = ready!(to.poll_write(cx, self.buffer.filled()))?;
             if n == 0 {

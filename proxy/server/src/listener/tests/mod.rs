@@ -111,6 +111,7 @@ impl Fixture {
             attempts: ConnectAttempts::Fixed(1),
             hash: Vec::new(),
             metadata_match: Default::default(),
+            buffer_limit: 1 << 20,
             access_logs: logs,
         }
     }
