@@ -195,6 +195,38 @@ async fn bytes_pass_both_ways_and_are_counted() {
     assert_eq!((host.active_connections.load(SeqCst), host.active_requests.load(SeqCst)), (0, 0));
 }
 
+/// So much at once that it goes by the kernel alone, in both directions, with a few bytes now and then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn much_passes_both_ways_unchanged() {
+    let (up, _) = echo("").await;
+    for limit in [1 << 20, 1 << 10] {
+        let mut bench = Bench::new();
+        bench.proxy.buffer_limit = limit;
+        bench.cluster("a", &[up], |_| {});
+        let proxy = bench.serve().await;
+        let sent: Vec<u8> = (0..8_000_003u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let client = proxy.connect().await;
+        let (mut read, mut write) = client.into_split();
+        let writing = tokio::spawn({
+            let sent = sent.clone();
+            async move {
+                for (index, piece) in sent.chunks(1_000_000).enumerate() {
+                    write.write_all(piece).await.unwrap();
+                    if index % 3 == 0 {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                }
+                write.shutdown().await.unwrap();
+            }
+        });
+        let mut got = Vec::new();
+        tokio::time::timeout(Duration::from_secs(60), read.read_to_end(&mut got)).await.unwrap().unwrap();
+        writing.await.unwrap();
+        assert!(got == sent, "{} bytes of {} came", got.len(), sent.len());
+        assert_eq!(proxy.log(1).await, "0 - a 1 8000003 8000003 -\n");
+    }
+}
+
 #[tokio::test]
 async fn failures_close_the_client_without_a_word() {
     let mut bench = Bench::new();

@@ -63,6 +63,7 @@ impl<T: Transport> Transport for Batched<T> {
     fn poll_write_vectored(&mut self, cx: &mut Timed<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let len: usize = bufs.iter().map(|buf| buf.len()).sum();
         if len <= LONG && self.out.len() == 0 {
+            self.long = false;
             return self.io.poll_write_vectored(cx, bufs);
         }
         while self.out.len() >= WORTH_A_WRITE {
