@@ -15,7 +15,6 @@ pub(crate) mod json;
 pub(crate) mod jwt;
 pub(crate) mod limits;
 pub(crate) mod logger;
-pub(crate) mod offload;
 pub(crate) mod pattern;
 pub(crate) mod peers;
 pub(crate) mod per_thread;

@@ -12,7 +12,6 @@ pub use metrics::Metrics;
 
 use crate::apisix::message_reply;
 use crate::shared::batches;
-use crate::shared::offload::{self, Lane};
 use disabled::DisabledLabels;
 use http::Method;
 use metrics::Observation;
@@ -20,6 +19,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use sixfold_core::error::ConfigError;
 use sixfold_core::headers::Known;
+use sixfold_core::offload::{self, Lane};
 use sixfold_core::plugin::{
     ApisixFactory, BuildContext, Built, Endpoint, LocalReply, Metadata, Plugin, PublicApi, SharedState, Slot,
     Step,

@@ -2,7 +2,6 @@
 
 use crate::shared::encoding::{Encoding, Undecoded};
 use crate::shared::header_changes::{HeaderChanges, Side};
-use crate::shared::offload::{self, Lane, SHORT};
 use crate::shared::pattern::{Pattern, Replacement};
 use base64::Engine;
 use bytes::Bytes;
@@ -11,6 +10,7 @@ use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::expr::Expr;
 use sixfold_core::headers::Known;
+use sixfold_core::offload::{self, Lane, SHORT};
 use sixfold_core::plugin::{
     ApisixFactory, BodyPiece, BodyStep, BuildContext, Built, LocalReply, Plugin, Slot, Step,
 };

@@ -8,7 +8,6 @@ mod tests;
 
 use crate::envoy;
 use crate::shared::coding::{Coding, EncodeLibrary, Encoder, no_transform};
-use crate::shared::offload::{self, Lane};
 use accept::{Accepted, Candidate, Decision};
 use bytes::Bytes;
 use direction::{Direction, DirectionStats};
@@ -18,6 +17,7 @@ use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::Method;
 use sixfold_core::metrics::scope;
+use sixfold_core::offload::{self, Lane};
 use sixfold_core::plugin::{
     BodyPiece, BodyStep, BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step,
 };

@@ -6,13 +6,13 @@ mod tests;
 
 use crate::envoy;
 use crate::shared::coding::{Coding, DecodeLibrary, Decoder, Undecodable, no_transform};
-use crate::shared::offload::{self, Lane};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::headers::{HeaderName, Headers, Known};
 use sixfold_core::message::Method;
 use sixfold_core::metrics::scope;
+use sixfold_core::offload::{self, Lane};
 use sixfold_core::plugin::{BodyPiece, BodyStep, BuildContext, Built, FilterFactory, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::decompressor::v3::Decompressor as Config;

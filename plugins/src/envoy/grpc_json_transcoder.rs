@@ -17,11 +17,11 @@ mod tests;
 mod well_known;
 
 use crate::envoy;
-use crate::shared::offload::{self, Lane};
 use config::{Config, Rule, TranscoderStats};
 use elements::Elements;
 use encode::Weave;
 use response::Answer;
+use sixfold_core::offload::{self, Lane};
 use sixfold_core::plugin::{BodyStep, BuildContext, Built, FilterFactory, LocalReply, Plugin};
 use sixfold_xds_api::pb::envoy::extensions::filters::http::grpc_json_transcoder::v3::GrpcJsonTranscoder;
 use std::sync::Arc;

@@ -1,15 +1,26 @@
 //! The time in which a thread looks at one request whose head does not change, as when its route is looked for: what is
 //! costly to make of the request is made once for all conditions that ask.
 
+use crate::format::BodyVariable;
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 
 thread_local! {
     static IS_OPEN: Cell<bool> = const { Cell::new(false) };
     static IS_KEPT: Cell<bool> = const { Cell::new(false) };
-    /// Bytes of the request's body that somebody wants, and that were not read.
-    static WANTED_BODY: Cell<Option<usize>> = const { Cell::new(None) };
+    /// What somebody wants of the request's body.
+    static WANTS: Cell<Option<Box<Wants>>> = const { Cell::new(None) };
     /// What forgets that which was made in this time.
     static FORGET: RefCell<Vec<fn()>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What is to be known of the request's body, and was not when somebody asked.
+#[derive(Debug, Clone, Default)]
+pub struct Wants {
+    /// So many bytes of it would do; nothing was read.
+    pub body: Option<usize>,
+    /// They are to be looked for beside the worker ([`crate::format::find_in_body`]).
+    pub values: Vec<Arc<BodyVariable>>,
 }
 
 /// Such a time. It ends when it is dropped; one within another changes nothing.
@@ -46,12 +57,33 @@ pub(crate) fn is_open() -> bool {
 
 /// Says that what was looked at depends on the request's body, of which nothing was read: as much of it as would do.
 pub(crate) fn want_body(bytes: usize) {
-    WANTED_BODY.set(Some(WANTED_BODY.get().map_or(bytes, |wanted| wanted.max(bytes))));
+    let mut wants = WANTS.take().unwrap_or_default();
+    wants.body = wants.body.max(Some(bytes));
+    WANTS.set(Some(wants));
+}
+
+/// Says that what was looked at depends on such a value.
+pub(crate) fn want_value(variable: &Arc<BodyVariable>) {
+    // Nobody takes notice at other times.
+    if is_open() {
+        let mut wants = WANTS.take().unwrap_or_default();
+        if !wants.values.iter().any(|wanted| wanted.is(variable)) {
+            wants.values.push(variable.clone());
+        }
+        WANTS.set(Some(wants));
+    }
 }
 
 /// What somebody has wanted since this was asked last.
+#[inline]
+pub(crate) fn take_wants() -> Option<Box<Wants>> {
+    WANTS.take()
+}
+
+/// The bytes of it.
+#[cfg(test)]
 pub(crate) fn take_wanted_body() -> Option<usize> {
-    WANTED_BODY.take()
+    take_wants()?.body
 }
 
 #[cfg(test)]

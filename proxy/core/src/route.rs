@@ -1,7 +1,7 @@
 //! Compiled routes and what they do with a request.
 
 use crate::cluster::{ClusterCell, ClusterConfig, Criteria};
-use crate::format::Format;
+use crate::format::{BodyVariable, Format};
 use crate::header_ops::HeaderOps;
 use crate::matcher::{HeaderMatcher, HeaderTarget};
 use crate::metadata::Metadata;
@@ -443,6 +443,14 @@ impl HashInput {
     /// Whether it is in the request's body.
     pub fn is_of_body(&self) -> bool {
         matches!(self, HashInput::Key(format) if format.is_of_body())
+    }
+
+    /// What of it is in the request's body.
+    pub fn body_variables(&self) -> Vec<Arc<BodyVariable>> {
+        match self {
+            HashInput::Key(format) => format.body_variables(),
+            _ => Vec::new(),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ pub use vars::Vars;
 use crate::cluster::{Cluster, ClusterCell, Member, TriedHost};
 use crate::connection::{Connection, UpstreamConnection};
 use crate::flags::ResponseFlags;
+use crate::format::BodyValues;
 use crate::headers::Headers;
 use crate::message::{RequestHead, ResponseHead};
 use crate::plugin::{Consumer, PluginStates, Slot};
@@ -40,6 +41,8 @@ pub struct Stream {
     pub original_target: Vec<u8>,
     /// The whole request body, if a plugin of the chain asked for it.
     pub request_body: Option<Bytes>,
+    /// What variables have found in it, where it is long; boxed, for of few requests it is anything.
+    pub body_values: Option<Box<BodyValues>>,
     /// What was read of the request body for a plugin that is content with its beginning, and has not gone on yet: boxed,
     /// for of few requests it is anything.
     pub read_ahead: Option<Box<Bytes>>,
@@ -275,6 +278,7 @@ impl Stream {
             request_trailers: Headers::new(),
             original_target: Vec::new(),
             request_body: None,
+            body_values: None,
             read_ahead: None,
             response: ResponseHead::default(),
             response_trailers: Headers::new(),
@@ -317,6 +321,7 @@ impl Stream {
             request_trailers,
             original_target,
             request_body,
+            body_values,
             read_ahead,
             response,
             response_trailers,
@@ -352,6 +357,7 @@ impl Stream {
         request_trailers.clear();
         crate::message::clear_text(original_target);
         *request_body = None;
+        *body_values = None;
         *read_ahead = None;
         response.clear();
         response_trailers.clear();
@@ -601,6 +607,7 @@ mod tests {
             request_trailers,
             original_target,
             request_body,
+            body_values,
             read_ahead,
             response,
             response_trailers,
@@ -651,7 +658,7 @@ mod tests {
         [
             format!("{} {random} {start_time:?} {timing:?} {request:?} {request_trailers:?}", connection.id),
             format!(
-                "{original_target:?} {request_body:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal}"
+                "{original_target:?} {request_body:?} {body_values:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
             format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {offer:?} {version:?} {destination} {wanted:?} {server:?}"),
             format!("{details:?} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {answered_plainly} {ends_with_head} {head_held} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
@@ -674,6 +681,7 @@ mod tests {
         used.request_trailers.push(b"t", b"1");
         used.original_target = b"/o".to_vec();
         used.request_body = Some(Bytes::from_static(b"body"));
+        used.body_values = Some(Box::default());
         used.read_ahead = Some(Box::new(Bytes::from_static(b"bo")));
         used.response.status = 503;
         used.response.headers.push(b"r", b"1");

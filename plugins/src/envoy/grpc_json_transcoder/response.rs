@@ -3,7 +3,6 @@
 use super::config::{Framing, Method};
 use super::print::{self, Status};
 use super::{AT_ONCE, Call, FAILED, FRAME_HEAD, Fault, Transcoder, beside, http_body};
-use crate::shared::offload::Lane;
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -13,6 +12,7 @@ use prost::Message;
 use sixfold_core::grpc_status;
 use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::is_grpc_content_type;
+use sixfold_core::offload::Lane;
 use sixfold_core::plugin::{BodyPiece, BodyStep, Hold, LocalReply, Overflow, Slot, Step};
 use sixfold_core::stream::Stream;
 

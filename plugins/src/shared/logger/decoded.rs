@@ -1,10 +1,10 @@
 //! Bodies of responses whose encoding is undone for their entry, beside the worker.
 
 use crate::shared::encoding::Encoding;
-use crate::shared::offload::{self, Lane};
 use bytes::Bytes;
 use sixfold_core::format::quote;
 use sixfold_core::headers::Known;
+use sixfold_core::offload::{self, Lane};
 use sixfold_core::stream::Stream;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::Value;
 use sixfold_core::expr::Expr;
-use sixfold_core::format::noticing_bodies;
+use sixfold_core::format::{BodyVariable, noticing_bodies};
 use sixfold_core::plugin::Guard;
 
 /// What `_meta` says.
@@ -18,7 +18,7 @@ pub(crate) struct Meta {
     /// Runs the plugin only for requests that it holds for.
     filter: Option<Arc<Expr>>,
     /// Whether that has variables of the request's body.
-    pub(crate) has_body_variables: bool,
+    pub(crate) body_variables: Vec<Arc<BodyVariable>>,
     /// Instead of the body of the plugin's refusals.
     error_response: Option<Bytes>,
 }
@@ -37,13 +37,13 @@ impl Meta {
         if meta.get("pre_function").is_some() {
             return Err(MetaFault::Lua);
         }
-        let (filter, has_body_variables) = noticing_bodies(|| meta.get("filter").map(Expr::new).transpose());
+        let (filter, body_variables) = noticing_bodies(|| meta.get("filter").map(Expr::new).transpose());
         let filter = filter.map_err(|e| MetaFault::Filter(e.to_string()))?;
         Ok(Meta {
             disable: meta.get("disable").and_then(Value::as_bool).unwrap_or(false),
             priority: meta.get("priority").and_then(Value::as_f64).map(|priority| priority as i64),
             filter: filter.map(Arc::new),
-            has_body_variables,
+            body_variables,
             error_response: meta.get("error_response").map(|body| match body {
                 Value::String(text) => Bytes::from(text.clone()),
                 other => Bytes::from(format!("{other}\n")),

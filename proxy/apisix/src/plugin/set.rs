@@ -66,8 +66,9 @@ impl PluginSet {
                 let built = match plugin.meta.disable {
                     true => Plugin::default(),
                     false => {
-                        let (built, of_body) = noticing_bodies(|| factory.build(&plugin.config, &context));
-                        let of_body = of_body || plugin.meta.has_body_variables;
+                        let (built, mut of_body) =
+                            noticing_bodies(|| factory.build(&plugin.config, &context));
+                        of_body.extend(plugin.meta.body_variables.iter().cloned());
                         let refused = |error: ConfigError| {
                             error.reworded(|reason: &str| On::Requests.words(name, reason)).in_key(name)
                         };

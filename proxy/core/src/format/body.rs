@@ -1,28 +1,27 @@
 //! Fields of request bodies: `post_arg_x` and `post_arg.x`.
 
 use super::variable::Shown;
+use super::walk::{Wanted, walk};
 use crate::headers::Known;
 use crate::lookup;
 use crate::matcher::decode;
 use crate::stream::Stream;
-use serde::Deserializer;
-use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::fmt;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// A field of a body: a dotted path, or a JSONPath when it has brackets, stars or `..`.
 #[derive(Debug)]
 pub(super) struct BodyPath {
-    steps: Box<[Step]>,
+    pub(super) steps: Box<[Step]>,
     /// Whether the result is a list of everything that was found.
     many: bool,
 }
 
 #[derive(Debug)]
-enum Step {
+pub(super) enum Step {
     Key(Box<str>),
     Index(usize),
     /// Every member or item.
@@ -81,33 +80,14 @@ impl BodyPath {
         true
     }
 
-    /// The field as text: a string as it is, anything else as JSON.
-    pub(super) fn get(&self, stream: &Stream) -> Option<Vec<u8>> {
-        self.with_found(stream, |found| self.text(found))
-    }
-
-    /// Has `look` look at the field as the body has it.
-    pub(super) fn look<T>(&self, stream: &Stream, look: impl FnOnce(Shown<'_>) -> T) -> T {
-        self.with_found(stream, |found| {
-            look(match found {
-                [] => Shown::Text(None),
-                all if self.many => Shown::List(all),
-                [Value::Null, ..] => Shown::Text(None),
-                [Value::String(text), ..] => Shown::Text(Some(text.as_bytes())),
-                [other, ..] => Shown::Json(other),
-            })
-        })
-    }
-
-    /// Has `look` look at what the path leads to, all of it.
-    fn with_found<T>(&self, stream: &Stream, look: impl FnOnce(&[&Value]) -> T) -> T {
-        with_document(stream, |document| match document {
-            None => look(&[]),
-            Some(Document::Tree(tree)) => look(&self.follow(tree)),
-            Some(Document::Large) => {
-                let found = Source::of(stream).and_then(|source| source.find(&self.steps));
-                look(found.as_ref().as_slice())
-            }
+    /// Has `look` look at what was found.
+    pub(super) fn show<T>(&self, found: &[&Value], look: impl FnOnce(Shown<'_>) -> T) -> T {
+        look(match found {
+            [] => Shown::Text(None),
+            all if self.many => Shown::List(all),
+            [Value::Null, ..] => Shown::Text(None),
+            [Value::String(text), ..] => Shown::Text(Some(text.as_bytes())),
+            [other, ..] => Shown::Json(other),
         })
     }
 
@@ -119,7 +99,8 @@ impl BodyPath {
         found
     }
 
-    fn text(&self, found: &[&Value]) -> Option<Vec<u8>> {
+    /// What was found as text: a string as it is, anything else as JSON.
+    pub(super) fn text(&self, found: &[&Value]) -> Option<Vec<u8>> {
         if self.many {
             return (!found.is_empty()).then(|| serde_json::to_vec(found).ok()).flatten();
         }
@@ -158,7 +139,7 @@ fn children(value: &Value) -> Vec<&Value> {
     }
 }
 
-fn content_type(stream: &Stream) -> &str {
+pub(super) fn content_type(stream: &Stream) -> &str {
     stream.request.headers.get_str(Known::CONTENT_TYPE).unwrap_or_default()
 }
 
@@ -211,13 +192,33 @@ fn announced(stream: &Stream) -> Option<usize> {
     stream.request.headers.get_str(Known::CONTENT_LENGTH)?.parse().ok()
 }
 
-/// A field of an urlencoded form, decoded.
-pub(super) fn form_field<'a>(stream: &'a Stream, name: &str) -> Option<Cow<'a, [u8]>> {
-    if !content_type(stream).starts_with("application/x-www-form-urlencoded") {
-        return None;
+/// Whether a body of that type is an urlencoded form to `post_arg_x`.
+pub(super) fn is_form(content_type: &str) -> bool {
+    content_type.starts_with("application/x-www-form-urlencoded")
+}
+
+/// The first field of each of these names in an urlencoded form, decoded.
+pub(super) fn form_fields(body: &[u8], names: &[&str]) -> Vec<Option<Vec<u8>>> {
+    let mut wanted: HashMap<&[u8], Vec<usize>> = HashMap::new();
+    for (at, name) in names.iter().enumerate() {
+        wanted.entry(name.as_bytes()).or_default().push(at);
     }
-    // APISIX knows no other limit here than that of bodies.
-    let body = read(stream, BodyLimits::current().fields)?;
+    let mut found = vec![None; names.len()];
+    for (key, value) in fields(body) {
+        if wanted.is_empty() {
+            break;
+        }
+        for at in wanted.remove(&*key).unwrap_or_default() {
+            if let Some(place) = found.get_mut(at) {
+                *place = Some(value.to_vec());
+            }
+        }
+    }
+    found
+}
+
+/// A field of an urlencoded form, decoded.
+pub(super) fn form_field<'a>(body: &'a [u8], name: &str) -> Option<Cow<'a, [u8]>> {
     fields(body).find(|(key, _)| **key == *name.as_bytes()).map(|(_, value)| value)
 }
 
@@ -245,22 +246,35 @@ thread_local! {
     static DOCUMENT: RefCell<Option<Option<Document>>> = const { RefCell::new(None) };
 }
 
-/// Has `look` look at the body as a document. Many routes may ask for fields of it: it is read once for all of them.
-fn with_document<T>(stream: &Stream, look: impl FnOnce(Option<&Document>) -> T) -> T {
-    let document = || Source::of(stream)?.document();
+/// Has `look` look at what a path leads to in the request's body. Many routes may ask for fields of it: it is read once for all
+/// of them.
+pub(super) fn with_found<T>(
+    source: Option<Source<'_>>,
+    path: &BodyPath,
+    look: impl FnOnce(&[&Value]) -> T,
+) -> T {
+    let document = || source.as_ref().and_then(Source::document);
+    let found = |document: &Option<Document>| match document {
+        None => look(&[]),
+        Some(Document::Tree(tree)) => look(&path.follow(tree)),
+        Some(Document::Large) => {
+            let found = source.as_ref().and_then(|source| source.find(&[path]).pop().flatten());
+            look(found.as_ref().as_slice())
+        }
+    };
     if !lookup::is_open() {
-        return look(document().as_ref());
+        return found(&document());
     }
     DOCUMENT.with_borrow_mut(|kept| {
         if kept.is_none() {
             lookup::forget_at_end(|| drop(DOCUMENT.take()));
         }
-        look(kept.get_or_insert_with(document).as_ref())
+        found(kept.get_or_insert_with(document))
     })
 }
 
 /// A body that is a document by its content-type.
-enum Source<'a> {
+pub(super) enum Source<'a> {
     Json(&'a [u8]),
     Form(&'a [u8]),
     /// With the boundary of its parts.
@@ -268,22 +282,30 @@ enum Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn of(stream: &'a Stream) -> Option<Source<'a>> {
-        let kind = content_type(stream);
+    pub(super) fn new(kind: &'a str, body: &'a [u8]) -> Option<Source<'a>> {
         // By what the type holds anywhere, as APISIX looks for it.
-        let is = |name| kind.contains(name);
-        if !(is("application/json") || is("application/x-www-form-urlencoded") || is("multipart/form-data")) {
-            return None;
-        }
-        let body = read(stream, BodyLimits::current().fields)?;
-        if is("application/json") {
+        if kind.contains("application/json") {
             return Some(Source::Json(body));
         }
-        if is("application/x-www-form-urlencoded") {
+        if kind.contains("application/x-www-form-urlencoded") {
             return Some(Source::Form(body));
+        }
+        if !kind.contains("multipart/form-data") {
+            return None;
         }
         let boundary = kind.split(';').find_map(|p| p.trim().strip_prefix("boundary="))?;
         Some(Source::Parts(body, boundary.trim_matches('"')))
+    }
+
+    /// What each of these paths leads to.
+    pub(super) fn find_all(&self, paths: &[&BodyPath]) -> Vec<Vec<Value>> {
+        match self.document() {
+            None => vec![Vec::new(); paths.len()],
+            Some(Document::Large) => {
+                self.find(paths).into_iter().map(|found| found.into_iter().collect()).collect()
+            }
+            Some(Document::Tree(tree)) => paths.iter().map(|path| copied(&path.follow(&tree))).collect(),
+        }
     }
 
     /// Whether it has more values than are held.
@@ -311,29 +333,47 @@ impl<'a> Source<'a> {
         }))
     }
 
-    /// The text or number that a path leads to.
-    fn find(&self, path: &[Step]) -> Option<Value> {
-        let name = || match path {
-            [Step::Key(name)] => Some(&**name),
-            _ => None,
-        };
+    /// The text or number that each of these paths leads to, by one look at the body.
+    fn find(&self, paths: &[&BodyPath]) -> Vec<Option<Value>> {
+        let mut found = vec![None; paths.len()];
+        let tree = Wanted::of(paths);
         match self {
             Source::Json(body) => {
-                let mut json = serde_json::Deserializer::from_slice(body);
-                let found = Find(path).deserialize(&mut json).ok()?;
-                json.end().ok()?;
-                found
+                if walk(body, &tree, &mut found).is_err() {
+                    found.fill(None);
+                }
             }
             Source::Form(body) => {
-                let name = name()?.as_bytes();
-                fields(body).find(|(key, _)| **key == *name).map(|(_, value)| Value::String(text(&value)))
+                fields(body).for_each(|(key, value)| tree.named(&text(&key), &mut found, || text(&value)));
             }
             Source::Parts(body, boundary) => {
-                let name = name()?;
-                let found = parts(body, boundary).find(|(of, _)| of == name);
-                found.map(|(_, value)| Value::String(text(value)))
+                parts(body, boundary).for_each(|(name, value)| tree.named(&name, &mut found, || text(value)));
             }
         }
+        found
+    }
+}
+
+/// Values for whoever asks later. No more of them than are held of a document: every piece of one may be among them, and those
+/// above it.
+fn copied(found: &[&Value]) -> Vec<Value> {
+    fn count(value: &Value, room: &mut usize) -> Option<()> {
+        *room = room.checked_sub(1)?;
+        children(value).into_iter().try_for_each(|below| count(below, room))
+    }
+    let mut room = MOST_VALUES;
+    match found.iter().try_for_each(|value| count(value, &mut room)) {
+        Some(()) => found.iter().map(|value| (*value).clone()).collect(),
+        None => Vec::new(),
+    }
+}
+
+/// The text that a JSON object has for a key.
+pub(super) fn text_of_key(json: &[u8], key: &str) -> Option<String> {
+    let path = BodyPath { steps: Box::new([Step::Key(key.into())]), many: false };
+    match Source::Json(json).find(&[&path]).pop()?? {
+        Value::String(text) => Some(text),
+        _ => None,
     }
 }
 
@@ -355,112 +395,6 @@ fn has_more_values(json: &[u8], most: usize) -> bool {
         }
     }
     false
-}
-
-/// Follows a path through JSON, and keeps what it leads to if that is a text, a number or a boolean. Of keys that come
-/// twice the last one counts, as everywhere.
-struct Find<'p>(&'p [Step]);
-
-impl<'de> DeserializeSeed<'de> for Find<'_> {
-    type Value = Option<Value>;
-
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Option<Value>, D::Error> {
-        json.deserialize_any(self)
-    }
-}
-
-impl Find<'_> {
-    fn end(&self, value: impl Into<Value>) -> Option<Value> {
-        self.0.is_empty().then(|| value.into())
-    }
-}
-
-impl<'de> Visitor<'de> for Find<'_> {
-    type Value = Option<Value>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-
-    fn visit_unit<E>(self) -> Result<Option<Value>, E> {
-        Ok(self.end(Value::Null))
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Option<Value>, E> {
-        Ok(self.end(value))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Option<Value>, E> {
-        Ok(self.end(value))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Option<Value>, E> {
-        Ok(self.end(value))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Option<Value>, E> {
-        Ok(self.end(value))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Option<Value>, E> {
-        Ok(self.0.is_empty().then(|| value.into()))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Option<Value>, A::Error> {
-        let Some((Step::Index(at), rest)) = self.0.split_first() else {
-            while items.next_element::<IgnoredAny>()?.is_some() {}
-            return Ok(None);
-        };
-        let (mut index, mut found) = (0, None);
-        loop {
-            let more = match index == *at {
-                true => items.next_element_seed(Find(rest))?.map(|value| found = value),
-                false => items.next_element::<IgnoredAny>()?.map(drop),
-            };
-            if more.is_none() {
-                return Ok(found);
-            }
-            index += 1;
-        }
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Option<Value>, A::Error> {
-        let (key, rest) = match self.0.split_first() {
-            Some((Step::Key(key), rest)) => (Some(&**key), rest),
-            _ => (None, self.0),
-        };
-        let mut found = None;
-        while let Some(is_meant) = members.next_key_seed(IsKey(key))? {
-            match is_meant {
-                true => found = members.next_value_seed(Find(rest))?,
-                false => drop(members.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(found)
-    }
-}
-
-/// Whether a key is that one.
-struct IsKey<'k>(Option<&'k str>);
-
-impl<'de> DeserializeSeed<'de> for IsKey<'_> {
-    type Value = bool;
-
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<bool, D::Error> {
-        json.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for IsKey<'_> {
-    type Value = bool;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_str<E>(self, key: &str) -> Result<bool, E> {
-        Ok(self.0 == Some(key))
-    }
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -517,15 +451,34 @@ mod tests {
         for path in ["a.b", "a.l[0]", "a.l[1].c", "a.l[7]", "a.n", "a.t", "a2", "d", "a.b.c", "nope", "a2.x"]
         {
             let path = BodyPath::parse(path);
-            let found = Source::Json(json.as_bytes()).find(&path.steps);
+            let found = Source::Json(json.as_bytes()).find(&[&path]).remove(0);
             assert_eq!(path.text(found.as_ref().as_slice()), path.text(&path.follow(&tree)), "{path:?}");
         }
+        // All of them at once as each by itself.
+        let paths = ["a.b", "d", "a.l[1].c", "nope", "d", "a.b.c"].map(BodyPath::parse);
+        let each = paths.each_ref().map(|path| Source::Json(json.as_bytes()).find(&[path]).remove(0));
+        assert_eq!(Source::Json(json.as_bytes()).find(&paths.each_ref()), each);
         // Only these are kept.
         for path in ["a", "a.l", "o", "a.l[*]", "..b"] {
-            assert_eq!(Source::Json(json.as_bytes()).find(&BodyPath::parse(path).steps), None, "{path}");
+            assert_eq!(Source::Json(json.as_bytes()).find(&[&BodyPath::parse(path)]), [None], "{path}");
         }
         for bad in [r#"{"a":1}}"#, r#"{"a":1"#, "{\"a\":1,}"] {
-            assert_eq!(Source::Json(bad.as_bytes()).find(&BodyPath::parse("a").steps), None, "{bad}");
+            assert_eq!(Source::Json(bad.as_bytes()).find(&[&BodyPath::parse("a")]), [None], "{bad}");
         }
+    }
+
+    #[test]
+    fn all_paths_are_found_in_forms_and_what_is_copied_is_bounded() {
+        let paths = ["a", "b", "a", "c", "a.b"].map(BodyPath::parse);
+        let form = Source::Form(b"b=1&a=2&a=3&x");
+        let text = |text: &str| Some(Value::from(text));
+        assert_eq!(form.find(&paths.each_ref()), [text("2"), text("1"), text("2"), None, None]);
+        let tree = Source::Json(br#"{"a":[[1,2],[3]],"b":"x"}"#);
+        let paths = ["..*", "b", "a"].map(BodyPath::parse);
+        let found: Vec<usize> = tree.find_all(&paths.each_ref()).iter().map(Vec::len).collect();
+        assert_eq!(found, [7, 1, 1]);
+        // Each of some levels is found, with all that is below it.
+        let many = format!("{{\"a\":[[[[{}1]]]]}}", "1,".repeat(100_000));
+        assert_eq!(Source::Json(many.as_bytes()).find_all(&[&paths[0]]), [Vec::<Value>::new()]);
     }
 }

@@ -1,10 +1,9 @@
 //! `graphql_operation`, `graphql_name`, `graphql_root_fields`: as much of GraphQL as they need.
 
 use super::body::{self, BodyLimits};
-use crate::headers::Known;
 use crate::matcher::{decode, parameter};
 use crate::stream::Stream;
-use http::Method;
+use std::borrow::Cow;
 
 /// What of a query is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +28,9 @@ impl Part {
     }
 }
 
-/// The part of the request's query: of the argument `query` of a GET, or of the body of a POST.
-pub(super) fn get(stream: &Stream, part: Part) -> Option<Vec<u8>> {
-    let text = query(stream)?;
-    let operation = Operation::parse(&text)?;
+/// The part of a query.
+pub(super) fn part(query: &str, part: Part) -> Option<Vec<u8>> {
+    let operation = Operation::parse(query)?;
     Some(match part {
         Part::Operation => operation.kind.into(),
         Part::Name => operation.name.into(),
@@ -41,24 +39,19 @@ pub(super) fn get(stream: &Stream, part: Part) -> Option<Vec<u8>> {
     })
 }
 
-fn query(stream: &Stream) -> Option<String> {
-    if stream.request.method == Method::GET {
-        let argument = parameter(stream.request.target.query()?, b"query")?;
-        let text = decode(argument);
-        return String::from_utf8(text.into_owned())
-            .ok()
-            .filter(|t| t.len() <= BodyLimits::current().graphql);
+/// The query of a GET, in the argument of that name.
+pub(super) fn of_argument(stream: &Stream) -> Option<String> {
+    let argument = parameter(stream.request.target.query()?, b"query")?;
+    let text = String::from_utf8(decode(argument).into_owned()).ok()?;
+    Some(text).filter(|text| text.len() <= BodyLimits::current().graphql)
+}
+
+/// The query of a POST, by the type of its body.
+pub(super) fn of_body<'a>(content_type: &str, body: &'a [u8]) -> Option<Cow<'a, str>> {
+    match content_type {
+        "application/json" => body::text_of_key(body, "query").map(Cow::Owned),
+        _ => std::str::from_utf8(body).ok().map(Cow::Borrowed),
     }
-    if stream.request.method != Method::POST {
-        return None;
-    }
-    let body = body::read(stream, BodyLimits::current().graphql)?;
-    let kind = stream.request.headers.get_str(Known::CONTENT_TYPE).unwrap_or_default();
-    if kind == "application/json" {
-        let document: serde_json::Value = serde_json::from_slice(body).ok()?;
-        return document.get("query")?.as_str().map(str::to_owned);
-    }
-    String::from_utf8(body.to_vec()).ok()
 }
 
 /// The first operation of a document.

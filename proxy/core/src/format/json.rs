@@ -140,14 +140,14 @@ impl Node {
         }
     }
 
-    /// Whether a part of it is one of those.
-    pub(super) fn any(&self, is: &impl Fn(&Part) -> bool) -> bool {
+    /// Has `look` look at each part of it.
+    pub(super) fn each(&self, look: &mut dyn FnMut(&Part)) {
         match self {
-            Node::Fixed(_) => false,
-            Node::Value(part) => is(part),
-            Node::Text(parts, _) => parts.iter().any(is),
-            Node::Object(members, _) => members.iter().any(|(_, node)| node.any(is)),
-            Node::Array(items, _) => items.iter().any(|node| node.any(is)),
+            Node::Fixed(_) => {}
+            Node::Value(part) => look(part),
+            Node::Text(parts, _) => parts.iter().for_each(look),
+            Node::Object(members, _) => members.iter().for_each(|(_, node)| node.each(look)),
+            Node::Array(items, _) => items.iter().for_each(|node| node.each(look)),
         }
     }
 

@@ -11,6 +11,7 @@ mod envoy;
 mod escape;
 mod fixed;
 mod graphql;
+mod in_body;
 mod joined;
 mod json;
 mod network;
@@ -23,10 +24,12 @@ mod tests;
 mod text;
 mod time;
 mod variable;
+mod walk;
 
 pub use body::BodyLimits;
 pub use escape::Escape;
 pub use fixed::{request_bytes, response_bytes};
+pub use in_body::{BodyValues, BodyVariable, find as find_in_body};
 pub use json::{Dialect, JsonOptions, quote};
 pub use operator::grpc_status;
 pub(crate) use operator::has_request;
@@ -41,6 +44,7 @@ use crate::lookup::Lookup;
 use crate::stream::Stream;
 use json::Node;
 use operator::Operator;
+use std::sync::Arc;
 use text::Text;
 
 /// Envoy's access log line when the configuration gives no format (usage.rst, "Default format string").
@@ -190,13 +194,24 @@ impl Format {
             _ => (0, &parts[..]),
         };
         let plain = !before.iter().any(text);
-        let of_body = parts.iter().any(Part::is_of_body);
+        let mut variables = Vec::new();
+        parts.iter().for_each(|part| part.body_variables(&mut variables));
+        let of_body = !variables.is_empty();
         Format { tail, plain, parts: parts.into(), omit_empty: false, of_body }
     }
 
     /// Whether a variable of it is in the request's body.
     pub fn is_of_body(&self) -> bool {
         self.of_body
+    }
+
+    /// Its variables that are in the request's body.
+    pub fn body_variables(&self) -> Vec<Arc<BodyVariable>> {
+        let mut all = Vec::new();
+        if self.of_body {
+            self.parts.iter().for_each(|part| part.body_variables(&mut all));
+        }
+        all
     }
 
     /// Makes a missing value nothing in logs and bodies too (`omit_empty_values`).
@@ -330,11 +345,11 @@ impl Part {
         Part::Operator { before: Text::default(), operator, max }
     }
 
-    fn is_of_body(&self) -> bool {
+    fn body_variables(&self, all: &mut Vec<Arc<BodyVariable>>) {
         match self {
-            Part::Variable { variable, .. } => variable.is_of_body(),
-            Part::Json(node) => node.any(&Part::is_of_body),
-            Part::Text(_) | Part::Operator { .. } => false,
+            Part::Variable { variable, .. } => all.extend(variable.of_body().cloned()),
+            Part::Json(node) => node.each(&mut |part| part.body_variables(all)),
+            Part::Text(_) | Part::Operator { .. } => {}
         }
     }
 

@@ -1,7 +1,7 @@
 //! APISIX's variables (`ctx.var`, apisix/core/ctx.lua), nginx's among them.
 
-use super::body::{self, BodyPath};
-use super::graphql;
+use super::body::BodyPath;
+use super::in_body::BodyVariable;
 use super::joined;
 use super::nginx;
 use super::read::{Read, ip, join};
@@ -10,7 +10,8 @@ use crate::matcher;
 use crate::stream::{ResponseSource, Stream};
 use serde_json::Value;
 use std::borrow::Cow;
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::sync::Arc;
 
 /// A prepared variable.
 #[derive(Debug)]
@@ -43,10 +44,8 @@ enum Kind {
     Argument(Box<str>),
     /// `arg_x` of nginx's logs.
     SentArgument(Box<str>),
-    /// `post_arg_x`
-    FormField(Box<str>),
-    /// `post_arg.x`
-    BodyField(BodyPath),
+    /// What is in the request's body.
+    Body(Arc<BodyVariable>),
     /// `uri_param_x`
     PathParameter(Box<str>),
     /// `http_x`
@@ -59,8 +58,6 @@ enum Kind {
     ForwardedFor,
     /// `sent_trailer_x`
     ResponseTrailer(Field),
-    /// `graphql_x`
-    Graphql(graphql::Part),
     /// `1`: a group of a match, where there is one.
     Capture(usize),
     /// What a plugin may set, and what it is before.
@@ -129,17 +126,18 @@ fn joined_lines(name: &HeaderName, headers: &Headers) -> Vec<u8> {
 }
 
 thread_local! {
-    /// Whether a variable of the request's body was prepared.
-    static OF_BODY: Cell<bool> = const { Cell::new(false) };
+    /// Variables of the request's body that were prepared.
+    static OF_BODY: RefCell<Vec<Arc<BodyVariable>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What `make` makes, and whether it has prepared a variable whose value is in the request's body: whoever asks for that
+/// What `make` makes, and the variables that it has prepared whose values are in the request's body: whoever asks for them
 /// before the body has been read gets none.
-pub fn noticing_bodies<T>(make: impl FnOnce() -> T) -> (T, bool) {
-    let before = OF_BODY.replace(false);
+pub fn noticing_bodies<T>(make: impl FnOnce() -> T) -> (T, Vec<Arc<BodyVariable>>) {
+    let before = OF_BODY.take();
     let made = make();
-    let noticed = OF_BODY.get();
-    OF_BODY.set(before || noticed);
+    // Each counts for those around this as well.
+    let noticed = OF_BODY.replace(before);
+    OF_BODY.with_borrow_mut(|all| all.extend(noticed.iter().cloned()));
     (made, noticed)
 }
 
@@ -149,8 +147,8 @@ impl Variable {
     pub fn parse(name: &str) -> Variable {
         let name = if name == "document_uri" { "uri" } else { name };
         let variable = Variable { name: name.into(), kind: Kind::parse(name) };
-        if variable.is_of_body() {
-            OF_BODY.set(true);
+        if let Kind::Body(of_body) = &variable.kind {
+            OF_BODY.with_borrow_mut(|all| all.push(of_body.clone()));
         }
         variable
     }
@@ -181,9 +179,12 @@ impl Variable {
         matches!(&*self.name, "status" | "request_length" | "bytes_sent")
     }
 
-    /// Whether its value is in the request's body.
-    pub(super) fn is_of_body(&self) -> bool {
-        matches!(self.kind, Kind::FormField(_) | Kind::BodyField(_) | Kind::Graphql(_))
+    /// What it is if its value is in the request's body.
+    pub(super) fn of_body(&self) -> Option<&Arc<BodyVariable>> {
+        match &self.kind {
+            Kind::Body(of_body) => Some(of_body),
+            _ => None,
+        }
     }
 
     /// The number of the match group that it means.
@@ -209,8 +210,7 @@ impl Variable {
             }
             Kind::Argument(name) => matcher::argument(nginx::sent_query(stream)?, name.as_bytes()),
             Kind::SentArgument(name) => sent_argument(stream, name.as_bytes()).map(Cow::Borrowed),
-            Kind::FormField(name) => body::form_field(stream, name),
-            Kind::BodyField(path) => path.get(stream).map(Cow::Owned),
+            Kind::Body(of_body) => of_body.get(stream),
             Kind::PathParameter(name) => stream
                 .captures
                 .iter()
@@ -230,7 +230,6 @@ impl Variable {
             }
             Kind::ForwardedFor => client_forwarded_for(stream),
             Kind::ResponseTrailer(field) => field.get(&stream.response_trailers),
-            Kind::Graphql(part) => graphql::get(stream, *part).map(Cow::Owned),
             Kind::Declared(value) => Some(Cow::Borrowed(value.as_bytes())),
             Kind::Capture(_) | Kind::Assigned => None,
         }
@@ -256,9 +255,7 @@ impl Variable {
                 Some(query) => matcher::with_argument(query, name.as_bytes(), look),
                 None => look(None),
             },
-            Kind::Graphql(part) => {
-                joined::with(joined::Key::Graphql(*part), || graphql::get(stream, *part), look)
-            }
+            Kind::Body(of_body) => of_body.look_at_text(stream, look),
             _ => look(self.get(stream).as_deref()),
         }
     }
@@ -266,7 +263,7 @@ impl Variable {
     /// [`Variable::look`] that shows a field of the body as JSON where it is no text.
     pub(crate) fn look_typed<T>(&self, stream: &Stream, look: impl FnOnce(Shown<'_>) -> T) -> T {
         match &self.kind {
-            Kind::BodyField(path) if self.assigned(stream).is_none() => path.look(stream, look),
+            Kind::Body(of_body) if self.assigned(stream).is_none() => of_body.look(stream, look),
             _ => self.look(stream, |text| look(Shown::Text(text))),
         }
     }
@@ -303,18 +300,18 @@ impl Kind {
         if let Some(value) = nginx::declared(name) {
             return Kind::Declared(value);
         }
+        if let Some(of_body) = BodyVariable::parse(name) {
+            return Kind::Body(Arc::new(of_body));
+        }
         type Prefix = (&'static str, fn(&str) -> Kind);
         const PREFIXES: &[Prefix] = &[
             ("cookie_", |n| Kind::Cookie(n.into())),
             ("arg_", |n| Kind::Argument(n.into())),
-            ("post_arg_", |n| Kind::FormField(n.into())),
-            ("post_arg.", |n| Kind::BodyField(BodyPath::parse(n))),
             ("uri_param_", |n| Kind::PathParameter(n.into())),
             ("http_", |n| Kind::RequestHeader(Field::new(n))),
             ("sent_http_", |n| Kind::ResponseHeader(Field::new(n))),
             ("upstream_http_", |n| Kind::UpstreamHeader(Field::new(n))),
             ("sent_trailer_", |n| Kind::ResponseTrailer(Field::new(n))),
-            ("graphql_", |n| graphql::Part::parse(n).map_or(Kind::Assigned, Kind::Graphql)),
         ];
         let found = PREFIXES.iter().find_map(|(prefix, make)| Some(make(name.strip_prefix(prefix)?)));
         found.or_else(|| name.parse().ok().map(Kind::Capture)).unwrap_or(Kind::Assigned)

@@ -4,6 +4,7 @@ use super::begin::Begins;
 use super::handlers::{Handler, OnBody, OnHead, OnLog, OnTrailers};
 use super::owned::OwnedHeaders;
 use super::{Direction, HeadPhase, Plugin, Position, Slot};
+use crate::format::BodyVariable;
 use crate::stream::Stream;
 use std::sync::{Arc, LazyLock};
 
@@ -40,7 +41,7 @@ pub struct Chain {
     /// Whether a plugin looks at the bodies or trailers of all requests, and not of calls of gRPC alone.
     looks_at_all: [bool; 2],
     /// Whether a plugin asks for variables of the request's body.
-    has_body_variables: bool,
+    body_variables: Arc<[Arc<BodyVariable>]>,
     log: Box<[Placed<dyn OnLog>]>,
     members: Box<[Member]>,
     owners: Box<[Owner]>,
@@ -126,7 +127,11 @@ impl ChainBuilder {
                 _ => None,
             }),
             owners: self.members.iter().filter_map(Owner::of).collect(),
-            has_body_variables: self.members.iter().any(|member| member.plugin.has_body_variables),
+            body_variables: self
+                .members
+                .iter()
+                .flat_map(|member| member.plugin.body_variables.clone())
+                .collect(),
             begins: Begins::of_members(&self.members),
             members: self.members.into(),
             reverse_response: reverse,
@@ -192,10 +197,10 @@ impl Chain {
         !self.head(phase).is_empty()
     }
 
-    /// Whether any plugin asks for variables of the request's body, which is to be read before.
+    /// The variables of the request's body that plugins ask for, which is to be read before.
     #[inline]
-    pub fn has_body_variables(&self) -> bool {
-        self.has_body_variables
+    pub fn body_variables(&self) -> &Arc<[Arc<BodyVariable>]> {
+        &self.body_variables
     }
 
     /// Whether any plugin has a handler of bodies or trailers of that direction.

@@ -5,6 +5,7 @@ use super::body::{BodyPiece, BodyStep};
 use super::owned::OwnedHeaders;
 use super::part::Part;
 use super::{Direction, HeadPhase, Slot, Step, TrailersStep};
+use crate::format::BodyVariable;
 use crate::stream::Stream;
 use std::sync::Arc;
 
@@ -39,7 +40,7 @@ pub struct Plugin {
     /// Bodies of calls of gRPC alone are of interest.
     pub(super) of_calls: bool,
     /// What it is configured with has variables of the request's body.
-    pub(super) has_body_variables: bool,
+    pub(super) body_variables: Vec<Arc<BodyVariable>>,
     /// What it begins when it goes into force.
     pub(super) begins: Vec<Begin>,
     /// What people are told that it would do.
@@ -113,8 +114,8 @@ impl Plugin {
 
     /// Has the request's body read before its chain runs: what it is configured with has variables of that.
     #[must_use]
-    pub fn with_body_variables(mut self, has: bool) -> Plugin {
-        self.has_body_variables |= has;
+    pub fn with_body_variables(mut self, variables: Vec<Arc<BodyVariable>>) -> Plugin {
+        self.body_variables.extend(variables);
         self
     }
 

@@ -32,7 +32,7 @@ impl Part {
         // What the plugin needs is there from its first turn on.
         let first = rewrite.as_mut().unwrap_or(&mut rest);
         first.owned = plugin.owned.clone();
-        first.has_body_variables = plugin.has_body_variables;
+        first.body_variables.clone_from(&plugin.body_variables);
         first.begins = plugin.begins.clone();
         Part { name: name.into(), index, priority, rewrite: rewrite.map(Arc::new), rest: Arc::new(rest) }
     }

@@ -22,7 +22,7 @@ pub use template::{Template, parse_rewrite};
 use crate::error::ConfigError;
 use crate::header_ops::HeaderOps;
 use crate::headers::HeaderName;
-use crate::lookup::{self, Lookup};
+use crate::lookup::{self, Lookup, Wants};
 use crate::matching::{Subject, Tree};
 use crate::metadata::Metadata;
 use crate::plugin::{Begins, Chain};
@@ -190,7 +190,7 @@ pub struct Found {
     /// known.
     pub cut_short: bool,
     /// That conditions depend on the request's body, which was not read: with so many bytes of it there may be another route.
-    pub wants_body: Option<usize>,
+    pub wants: Option<Box<Wants>>,
 }
 
 impl VirtualHost {
@@ -312,26 +312,26 @@ impl RouteTable {
         work::grant(MAX_SCANNED);
         let once = Lookup::begin();
         // Of whoever has looked before.
-        lookup::take_wanted_body();
+        lookup::take_wants();
         let mut found = match &self.hosts {
             Hosts::Domains(domains) => {
                 domains.find(&stream.request.authority, self.options.ignore_port).map(|host| Found {
                     virtual_host: host.host.clone(),
                     route: host.find(&path, stream, &mut captures).cloned(),
                     cut_short: false,
-                    wants_body: None,
+                    wants: None,
                 })
             }
             Hosts::Apisix(hosts) => Some(Found {
                 virtual_host: hosts.virtual_host().clone(),
                 route: hosts.find(&path, stream, &mut captures).cloned(),
                 cut_short: false,
-                wants_body: None,
+                wants: None,
             }),
         };
         if let Some(found) = &mut found {
             found.cut_short = found.route.is_none() && work::is_spent();
-            found.wants_body = lookup::take_wanted_body();
+            found.wants = lookup::take_wants();
         }
         work::grant(usize::MAX);
         drop(once);

@@ -20,15 +20,13 @@ use crate::upstream::UpstreamError;
 use bytes::Bytes;
 use sixfold_core::cluster::OutcomeKind;
 use sixfold_core::flags::Flag;
-use sixfold_core::format::BodyLimits;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::internal_redirect::Followed;
+use sixfold_core::lookup::Wants;
 use sixfold_core::metrics::GaugeGuard;
 use sixfold_core::overload::{Act, Timer};
-use sixfold_core::plugin::{
-    Chain, HeadPhase, LocalReply, Outcome, Overflow, Passed, ReadBody, RequestPhases,
-};
+use sixfold_core::plugin::{Chain, HeadPhase, LocalReply, Outcome, Passed, RequestPhases};
 use sixfold_core::redirect;
 use sixfold_core::route::{Action, Forward};
 use sixfold_core::router::{RouteTable, TableOptions};
@@ -105,8 +103,8 @@ pub(super) struct Exchange<'a, D: Downstream> {
     pub(super) complete: bool,
     /// Why the stream has no route, where it has none.
     unrouted: Unrouted,
-    /// Bytes of the request's body that its route depends on, and that were not read.
-    wanted_body: Option<usize>,
+    /// What of the request's body its route depends on, and was not known.
+    pub(super) wanted: Option<Box<Wants>>,
     /// The redirects that were followed up to this request: what follows one does not come from the client.
     pub(super) followed: Option<Box<Followed>>,
     /// The place of the request's body among those that the process holds.
@@ -186,7 +184,7 @@ impl<'a, D: Downstream> Exchange<'a, D> {
             waited: false,
             complete: false,
             unrouted: Unrouted::NotFound,
-            wanted_body: None,
+            wanted: None,
             followed: None,
             held: None,
             _active: stats.downstream_rq_active().raise(),
@@ -205,11 +203,10 @@ impl<D: Downstream> Exchange<'_, D> {
             None => self.enter(table.as_deref()),
             refusal => refusal,
         };
-        if let Some(limit) = self.wanted_body.take_if(|_| refusal.is_none()) {
+        if let Some(wants) = self.wanted.take_if(|_| refusal.is_none()) {
             keep(&mut table);
             // Few requests have a route that depends on their body: the others' futures need no room for it.
-            Box::pin(self.read_for_variables(limit)).await?;
-            self.find_route(table.as_deref());
+            Box::pin(self.find_route_by_body(wants, table.as_deref())).await?;
         }
         let refusal = refusal.or_else(|| self.refuse_upgrade());
         if let Some(reply) = refusal {
@@ -225,19 +222,6 @@ impl<D: Downstream> Exchange<'_, D> {
         self.answer(table).await
     }
 
-    /// Reads as much of the request's body as variables may look at, unless that was done for somebody. That of a call of
-    /// gRPC may never end.
-    pub(super) async fn read_for_variables(&mut self, limit: usize) -> Result<(), Interrupt> {
-        let stream = &self.stream;
-        if stream.request_body.is_some() || stream.read_ahead.is_some() || stream.request.is_grpc() {
-            return Ok(());
-        }
-        let announced = self.announced_length();
-        self.read_ahead(ReadBody { limit, on_overflow: Overflow::Pass }, None).await?;
-        self.frame_request(announced);
-        Ok(())
-    }
-
     /// Under load no more is done for a request than to answer it: no filter sees it, either.
     fn refuse_under_load(&mut self) -> Option<LocalReply> {
         self.env.overload.as_ref().filter(|overload| overload.acts(Act::StopAcceptingRequests))?;
@@ -248,9 +232,10 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Runs the request phases and does what the route says.
     async fn answer(&mut self, mut table: Table) -> Result<(), Interrupt> {
-        if self.chain.has_body_variables() {
+        if !self.chain.body_variables().is_empty() {
             keep(&mut table);
-            Box::pin(self.read_for_variables(BodyLimits::most())).await?;
+            let variables = self.chain.body_variables().clone();
+            Box::pin(self.read_variables(&variables)).await?;
         }
         if self.has_request_phases() {
             let announced = self.announced_length();
@@ -329,14 +314,14 @@ impl<D: Downstream> Exchange<'_, D> {
     }
 
     /// Chooses virtual host, route and chain.
-    fn find_route(&mut self, table: Option<&RouteTable>) {
+    pub(super) fn find_route(&mut self, table: Option<&RouteTable>) {
         self.stream.virtual_host = None;
         self.stream.route = None;
         self.unrouted = Unrouted::NotFound;
         self.chain = Cow::Borrowed(&self.env.hcm.chain);
         let found = table.and_then(|table| table.find(self.stream));
         let Some(found) = found else { return };
-        self.wanted_body = found.wants_body;
+        self.wanted = found.wants;
         if redirect::is_for_tls(&found.virtual_host, self.stream) {
             self.unrouted = Unrouted::ForTls;
             return;
@@ -453,10 +438,17 @@ impl<D: Downstream> Exchange<'_, D> {
             match passed {
                 Passed::Done => return Ok(None),
                 Passed::Respond(reply) => return Ok(Some(reply)),
-                Passed::ClearRoute => self.find_route(table.as_deref()),
-                Passed::Identified if self.chain.has_body_variables() => {
+                Passed::ClearRoute => {
+                    self.find_route(table.as_deref());
+                    if let Some(wants) = self.wanted.take_if(|wanted| !wanted.values.is_empty()) {
+                        keep(&mut table);
+                        Box::pin(self.find_route_by_body(wants, table.as_deref())).await?;
+                    }
+                }
+                Passed::Identified if !self.chain.body_variables().is_empty() => {
                     keep(&mut table);
-                    Box::pin(self.read_for_variables(BodyLimits::most())).await?;
+                    let variables = self.chain.body_variables().clone();
+                    Box::pin(self.read_variables(&variables)).await?;
                 }
                 Passed::Identified => {}
                 Passed::ReadBody(wanted) => {

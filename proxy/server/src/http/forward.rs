@@ -15,7 +15,6 @@ use super::timeouts::RequestTimeouts;
 use crate::upstream::{choose_cluster, destination};
 use sixfold_core::cluster::{Choice, Cluster, InFlight, OutcomeKind};
 use sixfold_core::flags::Flag;
-use sixfold_core::format::BodyLimits;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
 use sixfold_core::message::Version;
@@ -62,7 +61,12 @@ impl<D: Downstream> Exchange<'_, D> {
         // Before the upstream's request is made, which has no such header.
         self.answer_expect();
         if forward.hash.iter().any(|policy| policy.input.is_of_body()) {
-            Box::pin(self.read_for_variables(BodyLimits::most())).await?;
+            Box::pin(async {
+                let of_body: Vec<_> =
+                    forward.hash.iter().flat_map(|policy| policy.input.body_variables()).collect();
+                self.read_variables(&of_body).await
+            })
+            .await?;
         }
         let mut plan = match self.plan(route, forward) {
             Ok(plan) => plan,

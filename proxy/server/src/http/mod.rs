@@ -5,6 +5,7 @@
 mod admit;
 mod after_attempt;
 mod attempt;
+mod body_variables;
 mod charge;
 mod clock;
 mod downstream;

@@ -1,6 +1,7 @@
 //! Variables of nginx and APISIX.
 
 use super::*;
+use crate::format::{find_in_body, noticing_bodies};
 
 #[test]
 fn apisix_variables() {
@@ -151,25 +152,35 @@ fn variables_of_bodies_and_graphql() {
 }
 
 /// A document of 64 MiB would take more than a gigabyte.
-#[test]
-fn large_bodies_are_not_held_as_documents() {
+#[tokio::test]
+async fn large_bodies_are_not_held_as_documents() {
     let mut s = stream();
+    let search = async |s: &mut Stream, names: &[&str]| {
+        let made = || names.iter().map(|name| Variable::parse(name)).collect::<Vec<_>>();
+        let (_, of_body) = noticing_bodies(made);
+        s.body_values = None;
+        find_in_body(&of_body, s).await;
+    };
     let get = |path: &str, s: &Stream| Variable::parse(path).get(s).map(|v| v.len());
     s.request.headers.set("content-type", b"application/json");
     let large = format!("{{\"zeros\":[{}0],\"model\":\"large\"}}", "0,".repeat(300 << 10));
     s.request_body = Some(Bytes::from(large));
+    search(&mut s, &["post_arg.model", "post_arg.nope", "post_arg.zeros", "post_arg.zeros[*]"]).await;
     assert_eq!(value("$post_arg.model $post_arg.nope", &s), "large ");
     assert_eq!((get("post_arg.zeros", &s), get("post_arg.zeros[*]", &s)), (None, None));
     s.request.headers.set("content-type", b"application/x-www-form-urlencoded");
     s.request_body = Some(Bytes::from(format!("{}model=large", "a=1&".repeat(300 << 10))));
+    search(&mut s, &["post_arg.model", "post_arg.a"]).await;
     assert_eq!(value("$post_arg.model $post_arg.a", &s), "large 1");
     s.request.headers.set("content-type", b"multipart/form-data; boundary=B");
     let part = |name: &str| format!("--B\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\nv\r\n");
     s.request_body = Some(Bytes::from(format!("{}{}--B--", part("a").repeat(270 << 10), part("model"))));
+    search(&mut s, &["post_arg.model"]).await;
     assert_eq!(value("$post_arg.model", &s), "v");
     // One that is long and of few values is held.
     s.request.headers.set("content-type", b"application/json");
     s.request_body = Some(Bytes::from(format!("{{\"a\":[\"{}\"]}}", ",".repeat(300 << 10))));
+    search(&mut s, &["post_arg.a"]).await;
     assert_eq!(get("post_arg.a", &s), Some((300 << 10) + 4));
 }
 
@@ -231,9 +242,59 @@ fn the_page_of_variables_names_them_all() {
         let of_many = name.ends_with("NAME") || name.ends_with(".PATH");
         // Plugins that authenticate say who the consumer is, and whoever passes bytes on how a stream has ended.
         let told = name.starts_with("consumer_") || ["document_uri", "stream_session_reason"].contains(name);
-        let is_read = find(name).is_some() || declared(name).is_some() || Variable::parse(name).is_of_body();
+        let is_read =
+            find(name).is_some() || declared(name).is_some() || Variable::parse(name).of_body().is_some();
         of_many || told || is_read
     };
     let unknown: Vec<_> = named.iter().filter(|name| !is_known(name)).collect();
     assert!(unknown.is_empty(), "nobody knows {unknown:?}");
+}
+
+/// Long ones were searched by the worker.
+#[tokio::test]
+async fn long_bodies_are_searched_beside_the_worker_for_what_was_wanted() {
+    let filler = "y".repeat(100 << 10);
+    let json = format!(r#"{{"f":"{filler}","a":{{"b":[1,{{"c":"x"}}]}},"n":7}}"#);
+    let form = format!("f={filler}&a=1&a=2&b=%20");
+    let graphql = format!("query last {{ {filler} }}");
+    let names = [
+        "post_arg.a.b[*]",
+        "post_arg.n",
+        "post_arg.a",
+        "post_arg.none",
+        "post_arg_a",
+        "post_arg_b",
+        "graphql_name",
+    ];
+    for (kind, body, values) in [
+        ("application/json", &json, [r#"[1,{"c":"x"}]"#, "7", r#"{"b":[1,{"c":"x"}]}"#, "-", "-", "-", "-"]),
+        ("application/x-www-form-urlencoded", &form, ["-", "-", "1", "-", "1", " ", "-"]),
+        ("text/plain", &graphql, ["-", "-", "-", "-", "-", "-", "last"]),
+    ] {
+        let mut s = stream();
+        s.request.headers.set("content-type", kind.as_bytes());
+        s.request.method = http::Method::POST;
+        s.request_body = Some(body.clone().into());
+        let (variables, of_body) = noticing_bodies(|| names.map(Variable::parse));
+        assert_eq!(of_body.len(), names.len());
+        let get = |s: &crate::stream::Stream| {
+            variables.each_ref().map(|variable| match variable.get(s) {
+                Some(value) => String::from_utf8_lossy(&value).into_owned(),
+                None => "-".to_owned(),
+            })
+        };
+        assert_eq!(get(&s), ["-"; 7], "nothing is searched here");
+        // Whoever looks for a route is told what to search for.
+        let wanted = {
+            let _lookup = crate::lookup::Lookup::begin();
+            crate::lookup::take_wants();
+            get(&s);
+            crate::lookup::take_wants().unwrap().values
+        };
+        find_in_body(&wanted, &mut s).await;
+        assert_eq!(get(&s), values, "{kind}");
+        let _lookup = crate::lookup::Lookup::begin();
+        get(&s);
+        assert!(crate::lookup::take_wants().is_none(), "all is known");
+    }
 }

@@ -12,13 +12,13 @@ use tokio::sync::{mpsc, oneshot};
 const QUEUE: usize = 64;
 
 /// Bytes of a body that count as short: a few milliseconds of searching.
-pub(crate) const SHORT: usize = 1 << 20;
+pub const SHORT: usize = 1 << 20;
 
 type Work = Box<dyn FnOnce() + Send>;
 
 /// Whose turn the work takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lane {
+pub enum Lane {
     /// Up to [`SHORT`] bytes.
     Short,
     /// More.
@@ -27,17 +27,14 @@ pub(crate) enum Lane {
 
 impl Lane {
     /// That of a body of so many bytes.
-    pub(crate) fn of(length: usize) -> Lane {
+    pub fn of(length: usize) -> Lane {
         if length <= SHORT { Lane::Short } else { Lane::Long }
     }
 }
 
 /// What `work` comes to; `None` if there is no thread for it, or it panicked. Who drops the future before the
 /// work has begun takes it back.
-pub(crate) async fn run<T: Send + 'static>(
-    lane: Lane,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Option<T> {
+pub async fn run<T: Send + 'static>(lane: Lane, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (answer, answered) = oneshot::channel();
     let work: Work = Box::new(move || {
         if !answer.is_closed() {
@@ -67,7 +64,7 @@ fn start(name: &str) -> Option<mpsc::Sender<Work>> {
         }
     };
     let started = std::thread::Builder::new().name(name.to_owned()).spawn(go_on);
-    started.inspect_err(|error| tracing::error!(%error, "no thread for bodies")).ok().map(|_| sender)
+    started.ok().map(|_| sender)
 }
 
 #[cfg(test)]
