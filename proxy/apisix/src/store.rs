@@ -11,6 +11,7 @@ mod etcd;
 mod file;
 mod kept;
 mod last_good;
+mod lent;
 mod listing;
 mod memory;
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub use self::embedded::EmbeddedStore;
 pub use self::etcd::{EtcdOptions, EtcdStore, client_tls as etcd_client_tls};
 pub use self::file::FileStore;
 pub use self::kept::{Action, Committed, Kept, Write};
+pub use self::lent::Lent;
 pub use self::listing::{Listing, Resources};
 pub use self::memory::MemoryStore;
 pub use self::text::TextStore;
@@ -193,6 +195,12 @@ pub trait Store: Send + Sync {
     /// Whether there is a configuration yet, be it an empty one.
     fn is_loaded(&self) -> bool {
         true
+    }
+
+    /// Closes the files that one process alone may have open, so that another one takes the place of this one. What is written
+    /// meanwhile waits.
+    fn lend(&self) -> Lent {
+        Lent::nothing()
     }
 
     /// Whether changes come one by one, so that it is worth to wait a moment for more of them.

@@ -105,7 +105,23 @@ pub(crate) struct RunOptions {
     #[arg(short, long)]
     pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
+    pub(crate) upgrade: UpgradeOptions,
+    #[command(flatten)]
     pub(crate) log: LogOptions,
+}
+
+/// How a new process takes the place of a running one (SIGUSR2).
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UpgradeOptions {
+    /// File for the id of the process that serves
+    #[arg(long)]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Seconds that a new process has after SIGUSR2 until it is ready to take over
+    #[arg(long, default_value_t = 60)]
+    pub(crate) upgrade_timeout_s: u64,
+    /// The process that has started this one gives it its sockets over standard input
+    #[arg(long, hide = true)]
+    pub(crate) take_over: bool,
 }
 
 /// Options of `sixfold quickstart`.
@@ -396,6 +412,8 @@ pub(crate) struct EnvoyOptions {
     /// Extensions that configuration may not use; has no effect, as it must be told
     #[arg(long, hide = true)]
     pub(crate) disable_extensions: Option<String>,
+    #[command(flatten)]
+    pub(crate) upgrade: UpgradeOptions,
     #[command(flatten)]
     pub(crate) accepted: AcceptedOptions,
 }

@@ -4,7 +4,10 @@ use crate::Failure;
 use crate::ads::Following;
 use crate::arguments::{EnvoyOptions, LogForm, Mode, Strategy};
 use crate::control::{Administration, Configuration};
+use crate::logging::Log;
 use crate::process::{ENVOY_PATIENCE, Process, ProcessOptions, Reloads, tell};
+use crate::signals::{Event, Events};
+use crate::upgrade::{Predecessor, Upgrade, Uses};
 use crate::{logging, signals};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -33,6 +36,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -69,8 +73,19 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         return Ok(());
     }
     let (sender, events) = signals::listen()?;
+    let predecessor = Predecessor::meet(&options.upgrade)?;
+    let served = serve(options, log, &predecessor, (&events, &sender));
+    served.inspect_err(|failure| predecessor.refuse(failure))
+}
+
+fn serve(
+    options: EnvoyOptions,
+    log: Log,
+    predecessor: &Predecessor,
+    (events, sender): (&Events, &SyncSender<Event>),
+) -> Result<(), Failure> {
     descriptors::raise_limit();
-    let process = Process::start(process_options(&options, log.metrics))?;
+    let process = Process::start(process_options(&options, log.metrics, predecessor))?;
     let compile = CompileContext { local_address: Some(local_address()), ..process.compile.clone() };
     let process_context = ProcessContext::new(compile);
     process_context.tracker.set_drain_time(process.server.shared().options.drain_time);
@@ -98,7 +113,9 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         admin.map_or((None, Vec::new()), |admin| (Some(admin.address), admin.access_logs));
     let tags = Arc::new(tags);
     let admin = Arc::new(administration(&options, &process, access_logs, tags.clone(), node, control));
-    let _surface = address.map(|address| serve_administration(&options, &admin, &address)).transpose()?;
+    let administered =
+        address.map(|address| serve_administration(&options, &admin, &address, predecessor)).transpose()?;
+    process.upgrade.keep(administered, Uses::Nothing);
     tell_services(sinks, &process, &tags, &admin);
     let (following, initialized) =
         crate::ads::start(followed, process.server.clone(), process.metrics.clone())?;
@@ -107,14 +124,15 @@ pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
         initialized.wait();
         Ok(())
     };
-    let live = process.go_live(diff, ENVOY_PATIENCE, rest, (&events, &sender))?;
+    let live = process.go_live(diff, ENVOY_PATIENCE, rest, (events, sender))?;
     if !live || options.mode == Mode::InitOnly {
         return Ok(());
     }
     let server = process.server.clone();
     let mut in_force = InForce { options, process_context, server, names, shown, following, at_start };
     let reloads = Reloads::start(move || tell(in_force.reload()))?;
-    process.serve(&events, &sender, || reloads.ask())
+    process.announce(predecessor.clone(), || true)?;
+    process.serve(events, sender, || reloads.ask())
 }
 
 /// What there is of the bootstrap that was read last.
@@ -156,7 +174,11 @@ impl InForce {
     }
 }
 
-fn process_options(options: &EnvoyOptions, metrics: metrics::Registry) -> ProcessOptions {
+fn process_options(
+    options: &EnvoyOptions,
+    metrics: metrics::Registry,
+    predecessor: &Predecessor,
+) -> ProcessOptions {
     let default = Options::default();
     let drain_time = Duration::from_secs(options.drain_time_s);
     ProcessOptions {
@@ -168,12 +190,14 @@ fn process_options(options: &EnvoyOptions, metrics: metrics::Registry) -> Proces
                 Strategy::Gradual => DrainStrategy::Gradual,
                 Strategy::Immediate => DrainStrategy::Immediate,
             },
+            inheritance: predecessor.inheritance().clone(),
             ..default
         },
         flush_interval: Duration::from_millis(options.file_flush_interval_msec),
         resolver: ResolverConfig::default(),
         callout: CalloutConfig::default(),
         drain_limit: drain_time,
+        upgrade: Upgrade::new(Some(&options.upgrade)),
     }
 }
 
@@ -262,14 +286,16 @@ fn serve_administration(
     options: &EnvoyOptions,
     admin: &Arc<Admin>,
     address: &BindAddress,
+    predecessor: &Predecessor,
 ) -> Result<Surface, Failure> {
     let Some(address) = address.ip() else {
         return Err(Failure::new("admin: address: only IP addresses are supported"));
     };
     let opened = admin.access_logs.iter().try_for_each(|log| log.sink.open());
     opened.map_err(|reason| Failure::new(format!("admin: access_log: {reason}")))?;
-    let surface =
-        admin.start(address).map_err(|e| Failure::new(format!("admin: address: {address}: {e}")))?;
+    let surface = admin
+        .start(address, predecessor.inheritance())
+        .map_err(|e| Failure::new(format!("admin: address: {address}: {e}")))?;
     if let Some(path) = &options.admin_address_path {
         std::fs::write(path, surface.address.to_string())
             .map_err(|e| Failure::new(format!("{}: {e}", path.display())))?;

@@ -2,10 +2,11 @@
 
 use crate::Failure;
 use crate::admin::{self, Sources};
-use crate::arguments::RunOptions;
+use crate::arguments::{RunOptions, UpgradeOptions};
 use crate::logging::{self, Log};
 use crate::process::{APISIX_PATIENCE, Process, ProcessOptions};
-use crate::signals;
+use crate::signals::{self, Event, Events};
+use crate::upgrade::{Predecessor, Upgrade, Uses};
 use sixfold_apisix::config::{Config, EnvVars, ListenAddress, config_path};
 use sixfold_apisix::{Feed, Loaded, Reloads, SourceContext, Update};
 use sixfold_core::error::{ConfigError, tell_most};
@@ -15,6 +16,7 @@ use sixfold_server::callout::CalloutConfig;
 use sixfold_server::descriptors;
 use sixfold_server::dns::ResolverConfig;
 use sixfold_server::drain::DrainStrategy;
+use sixfold_server::inheritance::Inheritance;
 use sixfold_server::sockets;
 use sixfold_server::status::{MetricsServer, Readiness, StatusServer};
 use sixfold_server::surface::{Answer, Surface};
@@ -22,6 +24,7 @@ use sixfold_server::worker::Options;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 /// When access logs are written at the latest.
@@ -37,12 +40,32 @@ pub(crate) fn run(options: &RunOptions) -> Result<(), Failure> {
     })?;
     // As in APISIX, a file that is named is that file, whatever the profile.
     let chosen = || config_path(Path::new("conf"), &EnvVars::Process);
-    serve(&options.config.clone().unwrap_or_else(chosen), log, |_| {})
+    serve(&options.config.clone().unwrap_or_else(chosen), log, Some(&options.upgrade), |_| {})
 }
 
-/// Serves the configuration at `path`; `on_start` is called once it takes traffic.
-pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> Result<(), Failure> {
+/// Serves the configuration at `path`; `on_start` is called once it takes traffic. Without options of upgrades no other
+/// process takes this one's place.
+pub(crate) fn serve(
+    path: &Path,
+    log: Log,
+    upgrade: Option<&UpgradeOptions>,
+    on_start: impl FnOnce(&Process),
+) -> Result<(), Failure> {
     let (sender, events) = signals::listen()?;
+    let predecessor = upgrade.map_or_else(|| Ok(Predecessor::nobody()), Predecessor::meet)?;
+    let served = serve_after(&predecessor, path, log, Upgrade::new(upgrade), on_start, (&events, &sender));
+    served.inspect_err(|failure| predecessor.refuse(failure))
+}
+
+fn serve_after(
+    predecessor: &Predecessor,
+    path: &Path,
+    log: Log,
+    upgrade: Upgrade,
+    on_start: impl FnOnce(&Process),
+    (events, sender): (&Events, &SyncSender<Event>),
+) -> Result<(), Failure> {
+    let inheritance = predecessor.inheritance();
     descriptors::raise_limit();
     // How many workers there are must be known before anything is compiled.
     let mut config = sixfold_apisix::load_config(path, &EnvVars::Process)?;
@@ -50,27 +73,29 @@ pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> R
     tell_most(&config.reports, |report| tracing::warn!("{report}"), more);
     config.body_limits.put_in_force();
     make_log_folder(&config)?;
-    leave_out_taken(&mut config)?;
-    let process = Process::start(process_options(&config, log.metrics))?;
+    leave_out_taken(&mut config, inheritance)?;
+    let process = Process::start(process_options(&config, log.metrics, (inheritance.clone(), upgrade)))?;
     let context = SourceContext::new(process.compile.clone(), EnvVars::Process);
     let readiness = Readiness::default();
-    let _status = status(&config, &readiness, &process)?;
-    let _metrics = metrics(&config, &process)?;
+    process.upgrade.keep(status(&config, &readiness, &process, inheritance)?, Uses::Nothing);
+    process.upgrade.keep(metrics(&config, &process, inheritance)?, Uses::Nothing);
     admin::say_where(&config, path, &context);
+    let was_loaded = predecessor.take_store()?;
     let Loaded { mut source, update, standalone } = sixfold_apisix::load(config.clone(), path, context)?;
     update.log();
     let build = &process.compile.build;
     let (consumers, metadata) = (build.consumers.clone(), build.metadata.clone());
     let store = source.store().clone();
+    process.upgrade.set_store(store.clone());
     let clusters = process.compile.clusters.clone();
     let reloads = Arc::new(Reloads::new(config.clone(), reading(path)));
     source.follow(reloads.clone());
     let sources =
         Sources { config: &config, path, reloads, store, standalone, consumers, clusters, metadata };
-    let _control = control(&sources)?;
-    let _admin = admin_api(&sources)?;
+    process.upgrade.keep(control(&sources, inheritance)?, Uses::Store);
+    process.upgrade.keep(admin_api(&sources, inheritance)?, Uses::Store);
     let Update { diff, .. } = update;
-    if !process.go_live(diff, APISIX_PATIENCE, || Ok(()), (&events, &sender))? {
+    if !process.go_live(diff, APISIX_PATIENCE, || Ok(()), (events, sender))? {
         return Ok(());
     }
     // Nothing may have been put to the standalone API yet, or an etcd is waited for.
@@ -78,6 +103,7 @@ pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> R
         readiness.set(Ok(()));
     }
     let (server, store) = (process.server.clone(), source.store().clone());
+    let loaded = store.clone();
     let feed = Feed::start(source, move |diff| {
         let ready = store.is_loaded();
         for error in server.apply_blocking(diff).err().into_iter().flatten() {
@@ -88,7 +114,8 @@ pub(crate) fn serve(path: &Path, log: Log, on_start: impl FnOnce(&Process)) -> R
         }
     })?;
     on_start(&process);
-    process.serve(&events, &sender, || feed.look())
+    process.announce(predecessor.clone(), move || !was_loaded || loaded.is_loaded())?;
+    process.serve(events, sender, || feed.look())
 }
 
 /// Reads config.yaml again.
@@ -117,11 +144,13 @@ fn make_log_folder(config: &Config) -> Result<(), Failure> {
 
 /// Takes the listeners for TLS away when their port is the default and is taken: another gateway runs here, and
 /// nobody has asked for TLS. Any other address that can't be listened on is an error of its key.
-fn leave_out_taken(config: &mut Config) -> Result<(), Failure> {
-    let opened = |listen: &ListenAddress| {
-        // Closed at once, and opened again with the options of the listener when that goes into force.
-        sockets::bind(&BindAddress::Ip(listen.address), 1, 1).map(drop)
+fn leave_out_taken(config: &mut Config, inheritance: &Inheritance) -> Result<(), Failure> {
+    // Closed at once, and opened again with the options of the listener when that goes into force.
+    let bind = |address: &BindAddress| match inheritance.has(address) {
+        true => Ok(()),
+        false => sockets::bind(address, 1, 1).map(drop),
     };
+    let opened = |listen: &ListenAddress| bind(&BindAddress::Ip(listen.address));
     let (mut faults, mut tls) = (Vec::new(), true);
     let tls_is_default = !config.is_written("apisix.ssl");
     for listen in config.http_listeners.iter().chain(&config.https_listeners) {
@@ -136,7 +165,7 @@ fn leave_out_taken(config: &mut Config) -> Result<(), Failure> {
     for listen in config.stream_proxy.tcp.iter().chain(&config.stream_proxy.udp) {
         let Some(address) = listen.address.ip() else { continue };
         let bound = if listen.is_udp() { BindAddress::Udp(address) } else { BindAddress::Ip(address) };
-        if let Err(error) = sockets::bind(&bound, 1, 1) {
+        if let Err(error) = bind(&bound) {
             faults.push(config.fault(&listen.key(), format!("can't listen on {bound}: {error}")));
         }
     }
@@ -145,7 +174,11 @@ fn leave_out_taken(config: &mut Config) -> Result<(), Failure> {
     if faults.is_empty() { Ok(()) } else { Err(faults.into()) }
 }
 
-fn process_options(config: &Config, metrics: Registry) -> ProcessOptions {
+fn process_options(
+    config: &Config,
+    metrics: Registry,
+    (inheritance, upgrade): (Inheritance, Upgrade),
+) -> ProcessOptions {
     let default = Options::default();
     ProcessOptions {
         metrics,
@@ -153,12 +186,14 @@ fn process_options(config: &Config, metrics: Registry) -> ProcessOptions {
             concurrency: config.worker_processes.unwrap_or(default.concurrency).max(1),
             drain_time: config.worker_shutdown_timeout,
             drain_strategy: DrainStrategy::Immediate,
+            inheritance,
             ..default
         },
         flush_interval: FLUSH_INTERVAL,
         resolver: resolver(config),
         callout: callout(config),
         drain_limit: config.worker_shutdown_timeout,
+        upgrade,
     }
 }
 
@@ -181,14 +216,23 @@ pub(crate) fn callout(config: &Config) -> CalloutConfig {
     CalloutConfig { trusted: config.ssl.trusted_file().map(Path::to_owned) }
 }
 
-fn status(config: &Config, readiness: &Readiness, process: &Process) -> Result<Option<Surface>, Failure> {
+fn status(
+    config: &Config,
+    readiness: &Readiness,
+    process: &Process,
+    inheritance: &Inheritance,
+) -> Result<Option<Surface>, Failure> {
     let Some(address) = config.status else { return Ok(None) };
     let server = StatusServer { readiness: readiness.clone(), lifecycle: process.lifecycle.clone() };
-    surface(config, "status", "apisix.status", address, Arc::new(server))
+    surface(config, "status", "apisix.status", (address, inheritance), Arc::new(server))
 }
 
 /// Serves the page of metrics unless `plugin_attr.prometheus.enable_export_server` is off.
-fn metrics(config: &Config, process: &Process) -> Result<Option<Surface>, Failure> {
+fn metrics(
+    config: &Config,
+    process: &Process,
+    inheritance: &Inheritance,
+) -> Result<Option<Surface>, Failure> {
     let Some(page) = &config.metrics else { return Ok(None) };
     let attributes = config.plugin_attr.get("prometheus").cloned().unwrap_or_default();
     let metrics =
@@ -201,23 +245,24 @@ fn metrics(config: &Config, process: &Process) -> Result<Option<Surface>, Failur
     let server =
         MetricsServer { path: page.path.clone(), exporter: Arc::new(move |out| metrics.render(out)) };
     let key = "plugin_attr.prometheus.export_addr";
-    surface(config, "metrics", key, page.address, Arc::new(server))
+    surface(config, "metrics", key, (page.address, inheritance), Arc::new(server))
 }
 
 /// Serves the control API unless `apisix.enable_control` is off.
-fn control(sources: &Sources<'_>) -> Result<Option<Surface>, Failure> {
+fn control(sources: &Sources<'_>, inheritance: &Inheritance) -> Result<Option<Surface>, Failure> {
     let Some(address) = sources.config.control else { return Ok(None) };
-    surface(sources.config, "control", "apisix.control", address, Arc::new(sources.control()))
+    let server = Arc::new(sources.control());
+    surface(sources.config, "control", "apisix.control", (address, inheritance), server)
 }
 
 /// Serves the Admin API, if this process is one that does.
-fn admin_api(sources: &Sources<'_>) -> Result<Option<Surface>, Failure> {
+fn admin_api(sources: &Sources<'_>, inheritance: &Inheritance) -> Result<Option<Surface>, Failure> {
     let config = sources.config;
     let Some(settings) = &config.admin else { return Ok(None) };
     let (server, tls) = (Arc::new(sources.admin(settings)?), admin::tls(config, settings)?);
     let key = "deployment.admin.admin_listen";
     started(config, "admin", key, settings.address, |address| {
-        Surface::start_with("admin", address, server, tls)
+        Surface::start_with("admin", address, server, tls, inheritance)
     })
 }
 
@@ -227,10 +272,11 @@ fn surface(
     config: &Config,
     name: &str,
     key: &str,
-    address: SocketAddr,
+    (address, inheritance): (SocketAddr, &Inheritance),
     answer: Arc<dyn Answer>,
 ) -> Result<Option<Surface>, Failure> {
-    started(config, name, key, address, |address| Surface::start(name, address, answer))
+    let start = |address| Surface::start_with(name, address, answer, None, inheritance);
+    started(config, name, key, address, start)
 }
 
 fn started(

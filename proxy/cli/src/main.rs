@@ -22,6 +22,7 @@ mod resources;
 mod signals;
 mod status;
 mod top;
+mod upgrade;
 mod validate;
 
 use arguments::{Command, XdsCommand};

@@ -3,6 +3,7 @@
 use crate::Failure;
 use crate::logging;
 use crate::signals::{Event, Events};
+use crate::upgrade::{Predecessor, Upgrade};
 use parking_lot::Mutex;
 use sixfold_apisix::config::EnvVars;
 use sixfold_core::compile::CompileContext;
@@ -43,6 +44,8 @@ pub(crate) struct ProcessOptions {
     pub(crate) callout: CalloutConfig,
     /// How long connections have to end after SIGTERM.
     pub(crate) drain_limit: Duration,
+    /// What another process may take over.
+    pub(crate) upgrade: Upgrade,
 }
 
 /// A process that serves.
@@ -55,7 +58,18 @@ pub(crate) struct Process {
     /// What configuration is compiled with.
     pub(crate) compile: CompileContext,
     pub(crate) started: Instant,
+    pub(crate) upgrade: Upgrade,
     drain_limit: Duration,
+}
+
+/// How far the end of a process has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    No,
+    /// Another process has taken over; nobody has asked for more.
+    HandedOver,
+    /// It was told to.
+    Told,
 }
 
 /// Every plugin of this binary.
@@ -67,7 +81,8 @@ impl Process {
     /// Starts workers; nothing listens yet.
     pub(crate) fn start(options: ProcessOptions) -> Result<Process, Failure> {
         let started = Instant::now();
-        let ProcessOptions { metrics, options, flush_interval, resolver, callout, drain_limit } = options;
+        let ProcessOptions { metrics, options, flush_interval, resolver, callout, drain_limit, upgrade } =
+            options;
         let dns = DnsCache::start(resolver).map_err(|e| Failure::new(e.to_string()))?;
         let callout: Arc<dyn Callout> = Arc::new(Callouts::new(dns.clone(), callout));
         let (model, build) = (Arc::<Model>::default(), BuildContext::new(callout.clone(), metrics.clone()));
@@ -82,7 +97,7 @@ impl Process {
         };
         let logs = LogFiles::new(flush_interval, &metrics);
         let compile = CompileContext::new(&model, plugins(), build, Arc::new(logs.clone()));
-        Ok(Process { server, logs, exports, lifecycle, metrics, compile, started, drain_limit })
+        Ok(Process { server, logs, exports, lifecycle, metrics, compile, started, upgrade, drain_limit })
     }
 
     /// Applies the first configuration, whose listeners open once its clusters are warm or `patience` has
@@ -127,6 +142,26 @@ impl Process {
         Ok(true)
     }
 
+    /// Says that the process serves. One that takes another's place does so once `is_loaded`, and when the other lets go; it is
+    /// waited for on a thread of its own.
+    pub(crate) fn announce(
+        &self,
+        predecessor: Predecessor,
+        is_loaded: impl Fn() -> bool + Send + 'static,
+    ) -> Result<(), Failure> {
+        if !predecessor.is_somebody() {
+            self.upgrade.announce();
+            return Ok(());
+        }
+        let upgrade = self.upgrade.clone();
+        std::thread::Builder::new().name("upgrade".to_owned()).spawn(move || {
+            predecessor.take_over(is_loaded);
+            upgrade.announce();
+            tracing::info!("this process has taken over");
+        })?;
+        Ok(())
+    }
+
     /// Serves until it is told to end. `reload` has the configuration read again.
     pub(crate) fn serve(
         self,
@@ -134,18 +169,32 @@ impl Process {
         sender: &SyncSender<Event>,
         mut reload: impl FnMut(),
     ) -> Result<(), Failure> {
-        let mut ending = false;
+        let (mut ending, mut reload_later) = (Ending::No, false);
         while let Some(event) = events.next() {
             match event {
                 // Who asks twice does not want to wait.
-                Event::Terminate | Event::Interrupt if ending => break,
+                Event::Terminate | Event::Interrupt if ending == Ending::Told => break,
+                Event::Terminate | Event::Interrupt if ending == Ending::HandedOver => ending = Ending::Told,
                 Event::Terminate | Event::Interrupt => {
-                    ending = true;
+                    ending = Ending::Told;
+                    self.upgrade.cancel();
                     let limit = if event == Event::Interrupt { QUICK } else { self.drain_limit };
                     self.end(limit, sender.clone())?;
                 }
-                Event::Reload if !ending => reload(),
-                Event::Reload => {}
+                Event::Upgrade if ending == Ending::No => self.upgrade.start(&self.server, sender)?,
+                Event::HandedOver if ending == Ending::No => {
+                    ending = Ending::HandedOver;
+                    self.upgrade.retire_surfaces();
+                    self.end(self.drain_limit, sender.clone())?;
+                }
+                // The store may be lent.
+                Event::Reload if self.upgrade.is_under_way() => reload_later = true,
+                Event::Reload if ending == Ending::No => reload(),
+                Event::NotHandedOver if ending == Ending::No && reload_later => {
+                    reload_later = false;
+                    reload();
+                }
+                Event::Upgrade | Event::HandedOver | Event::NotHandedOver | Event::Reload => {}
                 Event::ReopenLogs => {
                     self.logs.reopen();
                     logging::reopen();
@@ -156,6 +205,7 @@ impl Process {
         }
         self.exports.shutdown();
         self.logs.shutdown();
+        self.upgrade.withdraw();
         Ok(())
     }
 
@@ -163,10 +213,10 @@ impl Process {
     fn end(&self, limit: Duration, events: SyncSender<Event>) -> Result<(), Failure> {
         tracing::info!(connections = self.server.connections(), ?limit, "ending");
         self.lifecycle.set(State::Draining);
-        let server = self.server.clone();
+        let (server, handed_over) = (self.server.clone(), self.upgrade.handed_over().unwrap_or_default());
         std::thread::Builder::new().name("shutdown".to_owned()).spawn(move || {
             if let Ok(runtime) = runtime() {
-                runtime.block_on(server.shutdown(limit));
+                runtime.block_on(server.shutdown_beside(limit, handed_over));
             }
             // Nobody listens any more after a second signal.
             let _ = events.send(Event::Ended);

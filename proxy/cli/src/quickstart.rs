@@ -140,7 +140,7 @@ pub(crate) fn run(options: &QuickstartOptions) -> Result<(), Failure> {
     let examples: Vec<&Example> = EXAMPLES.iter().filter(|example| example.is_served(&plugins)).collect();
     let key = places.write(&examples, &nodes.each_ref().map(|node| node.address))?;
     let invitation = places.invitation(&key, &examples);
-    let served = gateway::serve(&places.directory.join("config.yaml"), log, move |_| {
+    let served = gateway::serve(&places.directory.join("config.yaml"), log, None, move |_| {
         // Who started it can do without.
         let _ = write!(std::io::stdout(), "{invitation}");
     });

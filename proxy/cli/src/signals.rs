@@ -1,7 +1,7 @@
 //! What asks the process to do something: signals, and the administration interface.
 
 use crate::{Failure, logging};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -19,6 +19,12 @@ pub(crate) enum Event {
     Reload,
     /// SIGUSR1: open access logs anew.
     ReopenLogs,
+    /// SIGUSR2: have a new process take this one's place.
+    Upgrade,
+    /// It has taken over.
+    HandedOver,
+    /// It has not, and never will.
+    NotHandedOver,
     /// The first configuration has been applied, or can't be.
     Applied,
     /// The server has ended.
@@ -50,7 +56,7 @@ pub(crate) fn listen() -> Result<(SyncSender<Event>, Events), Failure> {
     let (sender, queue) = sync_channel(WAITING);
     let heard = Arc::new(AtomicBool::new(false));
     let heeded = heard.clone();
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2])?;
     let events = sender.clone();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
@@ -58,6 +64,7 @@ pub(crate) fn listen() -> Result<(SyncSender<Event>, Events), Failure> {
                 SIGTERM => Event::Terminate,
                 SIGINT => Event::Interrupt,
                 SIGHUP => Event::Reload,
+                SIGUSR2 => Event::Upgrade,
                 _ => Event::ReopenLogs,
             };
             if matches!(event, Event::Terminate | Event::Interrupt) && !heeded.load(Relaxed) {

@@ -15,6 +15,7 @@ mod tests;
 
 pub use statistics::Statistics;
 
+use crate::inheritance::Inheritance;
 use crate::server::WarmingNames;
 use crate::surface::{Answer, Answered, Query, Reply, Surface, WriteBody};
 use http::uri::PathAndQuery;
@@ -249,12 +250,12 @@ pub struct ServerInfo {
 }
 
 impl Admin {
-    /// Serves the interface on `address`.
+    /// Serves the interface on `address`, whose socket another process may have.
     ///
     /// # Errors
     /// When the address can't be bound or the thread not be started.
-    pub fn start(self: &Arc<Admin>, address: SocketAddr) -> io::Result<Surface> {
-        Surface::start("admin", address, self.clone())
+    pub fn start(self: &Arc<Admin>, address: SocketAddr, inheritance: &Inheritance) -> io::Result<Surface> {
+        Surface::start_with("admin", address, self.clone(), None, inheritance)
     }
 
     /// Brings statistics up to date that are looked up when somebody wants to know them.

@@ -19,6 +19,7 @@ pub mod export;
 pub mod h1;
 mod health;
 pub mod http;
+pub mod inheritance;
 pub mod io;
 pub mod listener;
 pub mod log_file;

@@ -10,11 +10,13 @@ use self::control::{Change, Control, ControlThread};
 use crate::admin::{Lifecycle, State};
 use crate::dns::DnsCache;
 use crate::drain::DrainStrategy;
+use crate::inheritance::Handed;
 use crate::listener::BoundAddresses;
 use crate::listener::manager::Manager;
 use crate::overload;
 use crate::worker::{Options, Peer, Shared, Worker};
 use parking_lot::Mutex;
+use sixfold_core::listener::BindAddress;
 use sixfold_core::metrics::{self, Registry};
 use sixfold_core::model::{ApplyError, Diff, Model};
 use sixfold_core::overload::Overload;
@@ -248,15 +250,32 @@ impl Server {
         self.certificates().into_iter().filter_map(ends).min()
     }
 
+    /// The sockets of every listener, for a process that is to take the place of this one. Waits for the control thread; not
+    /// for a thread of a runtime.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn sockets(&self) -> io::Result<Vec<Handed>> {
+        let (done, answer) = oneshot::channel();
+        let asked = self.0.control.blocking_send(Control::Sockets(done));
+        // A server that has ended has none.
+        asked.ok().and_then(|()| answer.blocking_recv().ok()).unwrap_or_else(|| Ok(Vec::new()))
+    }
+
     /// Ends the server: closes all sockets, waits until connections have ended or `deadline` has passed,
     /// then ends all threads. A thread that does not come back from what it does within another second is left
     /// to the end of the process.
     pub async fn shutdown(&self, deadline: Duration) {
+        self.shutdown_beside(deadline, Vec::new()).await;
+    }
+
+    /// The same beside a process that has the sockets of these addresses: what waits in their queues is left to it.
+    pub async fn shutdown_beside(&self, deadline: Duration, handed_over: Vec<BindAddress>) {
         self.0.lifecycle.set(State::Draining);
         let limit = Instant::now() + deadline.saturating_add(LAST_TURN);
         let (done, answer) = oneshot::channel();
         let closed = async {
-            self.ask(Control::Shutdown(deadline, done)).await;
+            self.ask(Control::Shutdown(deadline, handed_over, done)).await;
             let _ = answer.await;
         };
         // The control thread waits for every worker, of which one may be held up.

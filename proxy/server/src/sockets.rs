@@ -3,19 +3,20 @@
 //! Every worker has its own socket of an address (`SO_REUSEPORT`), so that the kernel spreads connections.
 //! The first one is bound without the option: else a second process would share the port in silence.
 
+use crate::inheritance::Inheritance;
 use sixfold_core::connection::Source;
 use sixfold_core::listener::{BindAddress, SocketRights};
 use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 /// The sockets of one address, one for each worker.
 #[derive(Debug)]
 pub struct Bound {
-    /// Sockets in the order of the workers, non-blocking.
+    /// Sockets in the order of the workers, non-blocking: at least one for each, more if they were taken over.
     pub sockets: Vec<ListenSocket>,
     /// The address with the port that was given for port 0.
     pub address: BindAddress,
@@ -41,6 +42,30 @@ pub struct Reserved {
     first: Option<Socket>,
     /// Those of the other workers, which can't be bound before the first listens.
     others: Vec<Socket>,
+    /// Those of another process that goes, which listen.
+    inherited: Vec<Socket>,
+    workers: usize,
+    rights: SocketRights,
+}
+
+impl ListenSocket {
+    fn of(socket: Socket, address: &BindAddress) -> ListenSocket {
+        match address {
+            BindAddress::Ip(_) | BindAddress::DualStack(_) => ListenSocket::Tcp(socket.into()),
+            BindAddress::Unix(_) => ListenSocket::Unix(socket.into()),
+            BindAddress::Udp(_) => ListenSocket::Udp(socket.into()),
+        }
+    }
+}
+
+impl AsFd for ListenSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            ListenSocket::Tcp(socket) => socket.as_fd(),
+            ListenSocket::Unix(socket) => socket.as_fd(),
+            ListenSocket::Udp(socket) => socket.as_fd(),
+        }
+    }
 }
 
 /// Opens an address for `workers` workers.
@@ -49,6 +74,24 @@ pub struct Reserved {
 /// The operating system's, such as an address that is in use.
 pub fn bind(address: &BindAddress, workers: usize, backlog: u32) -> io::Result<Bound> {
     reserve(address, workers, false, SocketRights::default())?.listen(backlog)
+}
+
+/// [`reserve`], unless there are sockets of this address to be taken over.
+///
+/// # Errors
+/// As of [`reserve`].
+pub fn inherit_or_reserve(
+    inheritance: &Inheritance,
+    address: &BindAddress,
+    workers: usize,
+    taken_over: bool,
+    rights: SocketRights,
+) -> io::Result<Reserved> {
+    let inherited = inheritance.sockets(address)?;
+    if inherited.is_empty() {
+        return reserve(address, workers, taken_over, rights);
+    }
+    Ok(Reserved { address: address.clone(), first: None, others: Vec::new(), inherited, workers, rights })
 }
 
 /// Takes an address for `workers` workers. With `taken_over` sockets of this process still listen on it, which
@@ -85,7 +128,7 @@ fn reserve_tcp(
     let ip = first.local_addr()?.as_socket().unwrap_or(ip);
     let others = (1..workers).map(|_| tcp_socket(ip, dual, rights)).collect::<io::Result<_>>()?;
     let address = if dual { BindAddress::DualStack(ip) } else { BindAddress::Ip(ip) };
-    Ok(Reserved { address, first: Some(first), others })
+    Ok(Reserved { address, first: Some(first), others, inherited: Vec::new(), workers, rights })
 }
 
 impl Reserved {
@@ -95,6 +138,9 @@ impl Reserved {
     /// The operating system's: another process has been quicker.
     pub fn listen(mut self, backlog: u32) -> io::Result<Bound> {
         let backlog = i32::try_from(backlog.max(1)).unwrap_or(i32::MAX);
+        if !self.inherited.is_empty() {
+            return self.listen_on_inherited(backlog);
+        }
         let (address, others) = (self.address.clone(), std::mem::take(&mut self.others));
         let Some(first) = &self.first else { return Err(io::ErrorKind::NotConnected.into()) };
         // Only a listening socket keeps others off: SO_REUSEADDR lets several merely bind. Of UDP none have it.
@@ -124,11 +170,33 @@ impl Reserved {
                 sockets.extend(others.into_iter().map(|socket| ListenSocket::Unix(socket.into())));
             }
         }
-        sockets.extend(self.first.take().map(|first| match address {
-            BindAddress::Ip(_) | BindAddress::DualStack(_) => ListenSocket::Tcp(first.into()),
-            BindAddress::Unix(_) => ListenSocket::Unix(first.into()),
-            BindAddress::Udp(_) => ListenSocket::Udp(first.into()),
-        }));
+        sockets.extend(self.first.take().map(|first| ListenSocket::of(first, &address)));
+        Ok(Bound { sockets, address })
+    }
+
+    /// Every one of them is kept, be they more than there are workers: connections may wait in each.
+    fn listen_on_inherited(mut self, backlog: i32) -> io::Result<Bound> {
+        let (address, mut sockets) = (self.address.clone(), std::mem::take(&mut self.inherited));
+        for _ in sockets.len()..self.workers {
+            let (ip, socket) = match (&address, sockets.first()) {
+                (BindAddress::Ip(ip), _) => (*ip, tcp_socket(*ip, false, self.rights)?),
+                (BindAddress::DualStack(ip), _) => (*ip, tcp_socket(*ip, true, self.rights)?),
+                (BindAddress::Udp(ip), _) => (*ip, udp_socket(*ip)?),
+                (BindAddress::Unix(_), Some(first)) => {
+                    sockets.push(first.try_clone()?);
+                    continue;
+                }
+                (BindAddress::Unix(_), None) => continue,
+            };
+            socket.set_reuse_port(true)?;
+            socket.bind(&ip.into())?;
+            sockets.push(socket);
+        }
+        if !matches!(address, BindAddress::Udp(_)) {
+            // Of those that listen it changes the length of the queue.
+            sockets.iter().try_for_each(|socket| socket.listen(backlog))?;
+        }
+        let sockets = sockets.into_iter().map(|socket| ListenSocket::of(socket, &address)).collect();
         Ok(Bound { sockets, address })
     }
 }
@@ -167,7 +235,8 @@ fn reserve_udp(ip: SocketAddr, workers: usize, taken_over: bool) -> io::Result<R
     first.bind(&ip.into())?;
     let ip = first.local_addr()?.as_socket().unwrap_or(ip);
     let others = (1..workers).map(|_| udp_socket(ip)).collect::<io::Result<_>>()?;
-    Ok(Reserved { address: BindAddress::Udp(ip), first: Some(first), others })
+    let (address, rights) = (BindAddress::Udp(ip), SocketRights::default());
+    Ok(Reserved { address, first: Some(first), others, inherited: Vec::new(), workers, rights })
 }
 
 fn udp_socket(address: SocketAddr) -> io::Result<Socket> {
@@ -189,8 +258,14 @@ fn reserve_unix(path: &Path, workers: usize) -> io::Result<Reserved> {
     }
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    let mut reserved =
-        Reserved { address: BindAddress::Unix(path.into()), first: Some(socket), others: Vec::new() };
+    let mut reserved = Reserved {
+        address: BindAddress::Unix(path.into()),
+        first: Some(socket),
+        others: Vec::new(),
+        inherited: Vec::new(),
+        workers,
+        rights: SocketRights::default(),
+    };
     for _ in 1..workers {
         reserved.others.extend(reserved.first.as_ref().map(Socket::try_clone).transpose()?);
     }

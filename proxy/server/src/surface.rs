@@ -5,6 +5,7 @@
 //! is sent has a thread to itself (`pages`).
 
 mod connections;
+mod listening;
 mod pages;
 mod turns;
 mod wire;
@@ -16,6 +17,8 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
+pub use listening::Surface;
+use listening::{Counter, Mode};
 pub use pages::WriteBody;
 use pages::{Pages, Piece};
 use sixfold_core::tls::ServerContext;
@@ -26,9 +29,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
-use turns::Turns;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
 use wire::Wire;
 
 /// How long a client may take for the head of a request, and for a form.
@@ -228,68 +230,22 @@ pub trait Answer: Send + Sync + 'static {
     fn answered(&self, _: &Answered) {}
 }
 
-/// A running server; it stops when this is dropped.
-#[derive(Debug)]
-pub struct Surface {
-    /// Where it listens.
-    pub address: SocketAddr,
-    _stop: oneshot::Sender<()>,
-}
-
-impl Surface {
-    /// Starts a server on a thread called `name`. Port 0 takes a free one.
-    ///
-    /// # Errors
-    /// When the address can't be bound or the thread not be started.
-    pub fn start(name: &str, address: SocketAddr, answer: Arc<dyn Answer>) -> io::Result<Surface> {
-        Surface::start_with(name, address, answer, None)
-    }
-
-    /// [`Surface::start`] with TLS, if there is a context for it.
-    ///
-    /// # Errors
-    /// As of [`Surface::start`].
-    pub fn start_with(
-        name: &str,
-        address: SocketAddr,
-        answer: Arc<dyn Answer>,
-        tls: Option<Arc<ServerContext>>,
-    ) -> io::Result<Surface> {
-        let listener = std::net::TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(answer.threads())
-            .thread_keep_alive(Duration::from_secs(1))
-            .build()?;
-        let (stop, stopped) = oneshot::channel();
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            runtime.block_on(async move {
-                let Ok(listener) = TcpListener::from_std(listener) else { return };
-                tokio::select! {
-                    () = accept(listener, answer, tls) => {}
-                    _ = stopped => {}
-                }
-            });
-            runtime.shutdown_background();
-        })?;
-        Ok(Surface { address, _stop: stop })
-    }
-}
-
-/// Who makes the answers that are not quick.
-#[derive(Clone)]
-struct Makers {
-    commands: Turns,
-    pages: Pages,
-}
-
-async fn accept(listener: TcpListener, answer: Arc<dyn Answer>, tls: Option<Arc<ServerContext>>) {
-    let makers = Makers { commands: Turns::new(answer.threads()), pages: Pages::new(THREADS) };
-    let mut places = Places::default();
+/// Accepts until it is told to give the listener up.
+async fn accept(
+    listener: TcpListener,
+    answer: Arc<dyn Answer>,
+    tls: Option<Arc<ServerContext>>,
+    (mode, open): (watch::Receiver<Mode>, Counter),
+) {
+    let (mut places, pages) = (Places::default(), Pages::default());
+    let mut retired = mode.clone();
     loop {
-        let Ok((stream, remote)) = listener.accept().await else {
+        let accepted = tokio::select! {
+            biased;
+            () = until(&mut retired, |mode| mode == Mode::Retired) => return,
+            accepted = accept_in(&listener, mode.clone()) => accepted,
+        };
+        let Ok((stream, remote)) = accepted else {
             // Out of file descriptors, say: goes on when some are free again.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
@@ -300,8 +256,10 @@ async fn accept(listener: TcpListener, answer: Arc<dyn Answer>, tls: Option<Arc<
         }
         let activity = Arc::new(Activity::default());
         let addresses = (remote, stream.local_addr().unwrap_or(remote));
-        let (answer, busy, makers, tls) = (answer.clone(), activity.clone(), makers.clone(), tls.clone());
+        let (answer, busy, pages, tls) = (answer.clone(), activity.clone(), pages.clone(), tls.clone());
+        let (mut mode, counted) = (mode.clone(), open.one_more());
         let task = tokio::spawn(async move {
+            let _counted = counted;
             let service = hyper::service::service_fn(|request: Request<Incoming>| {
                 let (answer, busy, makers) = (answer.clone(), busy.clone(), makers.clone());
                 async move {
@@ -320,14 +278,45 @@ async fn accept(listener: TcpListener, answer: Arc<dyn Answer>, tls: Option<Arc<
             let handshake = Wire::accept(stream, tls.as_deref());
             let Ok(Ok(wire)) = tokio::time::timeout(HEAD_TIMEOUT, handshake).await else { return };
             let io = Watched::new(wire, busy.clone());
+            let mut connection = std::pin::pin!(
+                hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_TIMEOUT)
+                    .serve_connection(TokioIo::new(io), service)
+            );
             // A client that breaks off or talks nonsense concerns nobody else.
-            let _ = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(io), service)
-                .await;
+            tokio::select! {
+                _ = connection.as_mut() => {}
+                () = until(&mut mode, |mode| mode != Mode::Accepting) => {
+                    // One that is idle ends, another one with its answer.
+                    connection.as_mut().graceful_shutdown();
+                    let _ = connection.await;
+                }
+            }
         });
         places.0.push(Place { activity, task: task.abort_handle() });
+    }
+}
+
+/// Waits for a mode; for ever once nobody can change it any more, which ends the server.
+async fn until(mode: &mut watch::Receiver<Mode>, is: impl Fn(Mode) -> bool) {
+    if mode.wait_for(|mode| is(*mode)).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// Accepts a connection once that may be.
+async fn accept_in(
+    listener: &TcpListener,
+    mut mode: watch::Receiver<Mode>,
+) -> io::Result<(TcpStream, SocketAddr)> {
+    loop {
+        until(&mut mode, |mode| mode == Mode::Accepting).await;
+        tokio::select! {
+            biased;
+            () = until(&mut mode, |mode| mode != Mode::Accepting) => {}
+            accepted = listener.accept() => return accepted,
+        }
     }
 }
 

@@ -4,8 +4,9 @@ use crate::budget::default_budget;
 use crate::descriptors;
 use crate::dns::DnsCache;
 use crate::drain::{Drain, DrainStrategy};
+use crate::inheritance::Inheritance;
 use crate::listener::filters::FilterStats;
-use crate::listener::{Adopted, BoundAddresses, ListenerTable, Slot};
+use crate::listener::{Adopted, BoundAddresses, Closing, ListenerTable, Slot};
 use crate::sockets::ListenSocket;
 use crate::upstream::Pools;
 use arc_swap::ArcSwap;
@@ -86,6 +87,8 @@ pub struct Options {
     pub body_budget: usize,
     /// Sessions of UDP on all workers, each of which has a descriptor: half of those that the process may have.
     pub udp_sessions: usize,
+    /// Sockets of another process whose place this one takes; none by default.
+    pub inheritance: Inheritance,
 }
 
 impl Default for Options {
@@ -96,6 +99,7 @@ impl Default for Options {
             drain_strategy: DrainStrategy::Gradual,
             body_budget: default_budget(),
             udp_sessions: descriptors::limit() / 2,
+            inheritance: Inheritance::default(),
         }
     }
 }
@@ -110,8 +114,9 @@ pub(crate) struct Peer {
 pub(crate) enum Command {
     /// Accept connections on a socket; `live` is told once it does.
     Listen { id: u64, socket: ListenSocket, slot: Arc<Slot>, live: oneshot::Sender<io::Result<()>> },
-    /// Let nothing new in on a socket, serve what waits in its queue, close it.
-    Close { id: u64, closed: oneshot::Sender<()> },
+    /// Let nothing new in on the sockets of an address, serve what waits in their queues, close them. What was `handed_over`
+    /// is another process's, also what waits there.
+    Close { id: u64, handed_over: bool, closed: oneshot::Sender<()> },
     /// Serve a connection that another worker accepted.
     Adopt(Adopted),
     /// Tell that no request is being looked at: all that is done without a wait of its own is done.
@@ -170,7 +175,7 @@ impl Worker {
 
     /// Does what it is told until it is told to stop. Connections are tasks of the runtime that drives this.
     pub(crate) async fn run(self: Arc<Worker>, mut commands: mpsc::Receiver<Command>) {
-        let mut sockets: HashMap<u64, oneshot::Sender<oneshot::Sender<()>>> = HashMap::new();
+        let mut sockets: HashMap<u64, Vec<oneshot::Sender<Closing>>> = HashMap::new();
         self.pools.enter(self.index);
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -189,15 +194,14 @@ impl Worker {
                     let opened = crate::listener::accept(socket, slot, self.clone(), closing);
                     let opened = opened.map(|accepting| {
                         tokio::spawn(accepting);
-                        sockets.insert(id, close);
+                        sockets.entry(id).or_default().push(close);
                     });
                     // Nobody waits any more when the server ends meanwhile.
                     let _ = live.send(opened);
                 }
-                Command::Close { id, closed } => {
-                    if let Some(close) = sockets.remove(&id) {
-                        let _ = close.send(closed);
-                    }
+                Command::Close { id, handed_over, closed } => {
+                    let closing = sockets.remove(&id).unwrap_or_default();
+                    close(closing, handed_over, closed);
                 }
                 Command::Adopt(adopted) => adopted.serve(&self),
                 Command::Settle(settled) => {
@@ -208,6 +212,25 @@ impl Worker {
             }
         }
     }
+}
+
+/// Has acceptors close their sockets; `closed` is told once all have.
+fn close(acceptors: Vec<oneshot::Sender<Closing>>, handed_over: bool, closed: oneshot::Sender<()>) {
+    let mut waiting = Vec::with_capacity(acceptors.len());
+    for acceptor in acceptors {
+        let (done, told) = oneshot::channel();
+        if acceptor.send(Closing { handed_over, done }).is_ok() {
+            waiting.push(told);
+        }
+    }
+    tokio::spawn(async move {
+        for told in waiting {
+            // One that has ended has closed it.
+            let _ = told.await;
+        }
+        // The control thread may have given up waiting.
+        let _ = closed.send(());
+    });
 }
 
 impl std::fmt::Debug for Worker {

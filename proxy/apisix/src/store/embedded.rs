@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -22,7 +23,8 @@ use redb::backends::FileBackend;
 use redb::{Database, ReadTransaction, ReadableDatabase, StorageBackend, TableDefinition};
 use sixfold_core::error::ConfigError;
 
-use self::writer::{Job, Task, Writer};
+use self::writer::{Ask, Job, Task, Writer};
+use super::lent::Lent;
 use super::{Change, Committed, Document, Kept, Key, Notify, Sink, Store, StoreError, Watch, Write};
 use crate::resource::{Id, Kind};
 
@@ -42,6 +44,10 @@ const FORMAT: u64 = 1;
 const CACHE_BYTES: usize = 2 << 20;
 /// Jobs that wait for the writer. Whoever comes then waits for room.
 const QUEUE: usize = 1024;
+/// How long a process that has the file has to close it: one may be ending, or about to hand over.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How often it is tried meanwhile.
+const TRY: Duration = Duration::from_millis(10);
 /// Before each value: its created and modified revisions, and when it is over, or 0.
 const HEADER: usize = 24;
 
@@ -49,7 +55,7 @@ const HEADER: usize = 24;
 pub struct EmbeddedStore {
     shared: Arc<Shared>,
     /// `None` while it is dropped.
-    jobs: Option<SyncSender<Job>>,
+    jobs: Option<SyncSender<Ask>>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -101,7 +107,15 @@ impl EmbeddedStore {
         path: &Path,
         over: impl Fn(FileBackend) -> B + Send + Sync + 'static,
     ) -> Result<EmbeddedStore, String> {
-        let open: Open = Box::new(move |path| database(path, &over).map_err(|refused| refused.reason));
+        let open: Open = Box::new(move |path| {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                match database(path, &over) {
+                    Err(refused) if refused.is_busy && Instant::now() < deadline => std::thread::sleep(TRY),
+                    opened => return opened.map_err(|refused| refused.reason),
+                }
+            }
+        });
         let shared = Arc::new(Shared {
             database: RwLock::new(Some(open(path)?)),
             open,
@@ -119,7 +133,7 @@ impl EmbeddedStore {
         let ended = || StoreError::Unavailable("the store is closed".to_owned());
         // The writer never waits for whoever takes an answer.
         let (answer, answered) = sync_channel(1);
-        self.jobs.as_ref().ok_or_else(ended)?.send(Job(task(answer))).map_err(|_| ended())?;
+        self.jobs.as_ref().ok_or_else(ended)?.send(Ask::Do(Job(task(answer)))).map_err(|_| ended())?;
         answered.recv().map_err(|_| ended())?
     }
 }
@@ -338,6 +352,16 @@ impl Store for EmbeddedStore {
 
     fn next_id(&self) -> Result<u64, StoreError> {
         self.ask(Task::NextId)
+    }
+
+    fn lend(&self) -> Lent {
+        let Some(jobs) = self.jobs.clone() else { return Lent::nothing() };
+        let (closed, is_closed) = sync_channel(1);
+        if jobs.send(Ask::Lend(closed)).is_err() || is_closed.recv().is_err() {
+            return Lent::nothing();
+        }
+        // A writer that has ended has nothing open.
+        Lent::new(move |outcome| drop(jobs.send(Ask::Back(outcome))))
     }
 }
 

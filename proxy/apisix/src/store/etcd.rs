@@ -30,6 +30,7 @@ use self::messages::{
 };
 use self::mirror::{Mirror, Pending, Snapshot, kept, unsigned};
 use super::last_good::{Batch, Found, LastGood};
+use super::lent::Lent;
 use super::{Action, Change, Committed, Document, Kept, Key, Notify, Sink, Store, StoreError, Watch, Write};
 use crate::config::{EnabledPlugins, EtcdConfig};
 use crate::resource::Kind;
@@ -442,6 +443,11 @@ impl Store for EtcdStore {
 
     fn is_loaded(&self) -> bool {
         self.shared.mirror.lock().is_loaded
+    }
+
+    /// What was read last is kept by one process alone.
+    fn lend(&self) -> Lent {
+        self.shared.last_good.as_ref().map_or_else(Lent::nothing, LastGood::lend)
     }
 }
 

@@ -15,6 +15,7 @@ use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 
 use super::embedded::{NUMBERS, Record, Unopened, VALUES, database, key_of, name, unavailable};
+use super::lent::{Lent, Outcome};
 use super::{Kept, Key, StoreError};
 use crate::config::EnabledPlugins;
 
@@ -63,6 +64,10 @@ struct State {
     gone: usize,
     /// What waits is the last.
     ends: bool,
+    /// Another process is to have the file: what waits now is written, and then it is closed.
+    is_lent: bool,
+    /// It is closed for that.
+    is_closed: bool,
     /// The file is closed.
     has_ended: bool,
 }
@@ -191,6 +196,23 @@ impl LastGood {
         self.0.changed.notify_all();
     }
 
+    /// Has what waits written and the file closed until it is given back. A disk that hangs is not waited for.
+    pub(super) fn lend(&self) -> Lent {
+        let deadline = Instant::now() + LAST_WRITE;
+        let mut state = self.0.state.lock();
+        state.is_lent = true;
+        self.0.changed.notify_all();
+        while !state.is_closed && !self.0.changed.wait_until(&mut state, deadline).timed_out() {}
+        let queue = self.0.clone();
+        Lent::new(move |outcome| {
+            if matches!(outcome, Outcome::Back) {
+                let mut state = queue.state.lock();
+                (state.is_lent, state.is_closed) = (false, false);
+                queue.changed.notify_all();
+            }
+        })
+    }
+
     /// Has what waits written and the file closed, and nothing after that. A disk that hangs is not waited for.
     pub(super) fn close(&self) {
         let deadline = Instant::now() + LAST_WRITE;
@@ -208,18 +230,35 @@ impl Drop for LastGood {
 }
 
 impl Queue {
-    /// What is to be written; `None` at the end.
-    fn next(&self) -> Option<Batch> {
+    /// What is to be done next.
+    fn next(&self) -> Next {
         let mut state = self.state.lock();
         loop {
+            if state.is_closed {
+                // The file is another process's, or will be again.
+                if state.ends {
+                    return Next::End;
+                }
+                self.changed.wait(&mut state);
+                continue;
+            }
             let waiting = state.waiting.take();
             state.gone = 0;
             match waiting {
-                None if state.ends => return None,
+                Some(batch) => return Next::Write(batch),
+                None if state.ends => return Next::End,
+                None if state.is_lent => return Next::Close,
                 None => self.changed.wait(&mut state),
-                waiting => return waiting,
             }
         }
+    }
+
+    /// Says that the file is closed.
+    fn closed(&self) {
+        let mut state = self.state.lock();
+        // It may have been given back in the meantime.
+        state.is_closed = state.is_lent;
+        self.changed.notify_all();
     }
 
     /// Has what could not be written wait, under what has come meanwhile.
@@ -282,6 +321,14 @@ fn read(database: &Database) -> Result<Option<Found>, StoreError> {
     Ok(Some(Found { values, plugins, revision, cluster }))
 }
 
+/// What the thread does next.
+enum Next {
+    Write(Batch),
+    /// The file is lent.
+    Close,
+    End,
+}
+
 struct Writer {
     path: PathBuf,
     open: Open,
@@ -293,7 +340,16 @@ impl Writer {
     fn run(mut self, queue: &Queue) {
         // It is said once of each time that nothing can be written.
         let (mut told, mut is_last) = (false, false);
-        while let Some(batch) = queue.next() {
+        loop {
+            let batch = match queue.next() {
+                Next::Write(batch) => batch,
+                Next::Close => {
+                    self.database = None;
+                    queue.closed();
+                    continue;
+                }
+                Next::End => return,
+            };
             let Err(reason) = self.write(&batch) else {
                 told = false;
                 queue.pause(PAUSE);

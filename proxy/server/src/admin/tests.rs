@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
+use crate::inheritance::Inheritance;
 use parking_lot::Mutex;
 use sixfold_core::cluster::{Address, HostConfig};
 use sixfold_core::listener::ListenerStats;
@@ -108,7 +109,7 @@ fn server() -> Server {
         access_logs: Vec::new(),
         flushes: OnceLock::new(),
     });
-    let surface = admin.start("127.0.0.1:0".parse().unwrap()).unwrap();
+    let surface = admin.start("127.0.0.1:0".parse().unwrap(), &Inheritance::default()).unwrap();
     Server { surface, calls, lifecycle, cluster, of_listeners }
 }
 

@@ -20,13 +20,21 @@ const LAST_HANDSHAKES: Duration = Duration::from_millis(200);
 /// Pauses while descriptors or memory are short.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
+/// That an acceptor is to close its socket.
+pub(crate) struct Closing {
+    /// The socket is another process's now, and so is what waits in its queue.
+    pub(crate) handed_over: bool,
+    /// Told when it is closed.
+    pub(crate) done: oneshot::Sender<()>,
+}
+
 /// Makes a socket ready on the worker's runtime; the future accepts until it is told to close, and tells when
 /// the socket is closed.
 pub(crate) fn accept(
     socket: ListenSocket,
     slot: Arc<Slot>,
     worker: Arc<Worker>,
-    closing: oneshot::Receiver<oneshot::Sender<()>>,
+    closing: oneshot::Receiver<Closing>,
 ) -> io::Result<impl Future<Output = ()> + Send> {
     let socket = match socket {
         ListenSocket::Tcp(tcp) => Listening::Tcp(TcpListener::from_std(tcp)?),
@@ -65,22 +73,29 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    async fn run(mut self, mut closing: oneshot::Receiver<oneshot::Sender<()>>) {
+    async fn run(mut self, mut closing: oneshot::Receiver<Closing>) {
         let mut accepts = self.worker.shared.accepts.subscribe();
+        let inheritance = self.worker.shared.options.inheritance.clone();
+        let mut opened = pin!(inheritance.opened());
+        let mut is_open = false;
         let closed = loop {
-            let accepting = *accepts.borrow_and_update() || self.slot.0.load().config.spared.load;
+            let accepting =
+                is_open && (*accepts.borrow_and_update() || self.slot.0.load().config.spared.load);
             tokio::select! {
                 biased;
                 closed = &mut closing => break closed.ok(),
+                () = &mut opened, if !is_open => is_open = true,
                 Ok(()) = accepts.changed() => {}
                 accepted = self.socket.accept(), if accepting => self.take(accepted).await,
             }
         };
-        self.empty_queue().await;
+        if !closed.as_ref().is_some_and(|closing| closing.handed_over) {
+            self.empty_queue().await;
+        }
         drop(self);
-        if let Some(closed) = closed {
+        if let Some(Closing { done, .. }) = closed {
             // The control thread may have given up waiting.
-            let _ = closed.send(());
+            let _ = done.send(());
         }
     }
 

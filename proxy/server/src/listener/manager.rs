@@ -2,12 +2,14 @@
 
 use super::{ActiveListener, ListenerTable, Slot};
 use crate::drain::DrainStrategy;
+use crate::inheritance::Handed;
 use crate::sockets::{self, Reserved};
 use crate::worker::{Command, Shared};
 use arc_swap::ArcSwap;
 use sixfold_core::listener::{BindAddress, Listener};
 use sixfold_core::model::Listeners;
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -60,6 +62,8 @@ struct OpenSocket {
     id: u64,
     slot: Arc<Slot>,
     bound: BindAddress,
+    /// The same sockets once more, for a process that takes the place of this one.
+    held: Vec<OwnedFd>,
 }
 
 impl Manager {
@@ -160,7 +164,10 @@ impl Manager {
                 // Its file is in the way until then.
                 continue;
             }
-            let reserved = sockets::reserve(address, workers, given_up, config.socket).map_err(failed)?;
+            let inheritance = &self.shared.options.inheritance;
+            let reserved =
+                sockets::inherit_or_reserve(inheritance, address, workers, given_up, config.socket)
+                    .map_err(failed)?;
             addresses.insert(address.clone(), reserved);
         }
         Ok(Prepared { config: config.clone(), addresses })
@@ -209,21 +216,29 @@ impl Manager {
         active: &Arc<ActiveListener>,
     ) -> std::io::Result<OpenSocket> {
         let peers = self.shared.peers.get().map(Vec::as_slice).unwrap_or_default();
-        let reserved =
-            ready.map_or_else(|| sockets::reserve(address, peers.len(), false, active.config.socket), Ok)?;
-        let bound = reserved.listen(active.config.backlog)?;
+        let (inheritance, rights) = (&self.shared.options.inheritance, active.config.socket);
+        let reserve = || sockets::inherit_or_reserve(inheritance, address, peers.len(), false, rights);
+        let bound = ready.map_or_else(reserve, Ok)?.listen(active.config.backlog)?;
+        inheritance.adopt(&bound.address);
+        let held = bound.sockets.iter().map(|socket| socket.as_fd().try_clone_to_owned());
+        let mut held: Vec<_> = held.collect::<std::io::Result<_>>()?;
+        if matches!(bound.address, BindAddress::Unix(_)) {
+            // The workers share one.
+            held.truncate(1);
+        }
         let id = self.next_id;
         self.next_id += 1;
         let slot = Arc::new(Slot(ArcSwap::from(active.clone())));
         let mut waiting = Vec::new();
-        for (peer, socket) in peers.iter().zip(bound.sockets) {
+        // Of sockets that were taken over there may be more than workers.
+        for (peer, socket) in peers.iter().cycle().zip(bound.sockets) {
             let (live, acknowledged) = oneshot::channel();
             let command = Command::Listen { id, socket, slot: slot.clone(), live };
             if peer.commands.send(command).await.is_ok() {
                 waiting.push(acknowledged);
             }
         }
-        let socket = OpenSocket { id, slot, bound: bound.address };
+        let socket = OpenSocket { id, slot, bound: bound.address, held };
         for acknowledged in waiting {
             let outcome = acknowledged.await.unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()));
             if let Err(error) = outcome {
@@ -232,6 +247,25 @@ impl Manager {
             }
         }
         Ok(socket)
+    }
+
+    /// Every socket that listens, once more.
+    pub(crate) fn sockets(&self) -> std::io::Result<Vec<Handed>> {
+        let sockets = self.listeners.values().flat_map(|managed| managed.sockets.values());
+        let again = |socket: &OpenSocket| {
+            let held = socket.held.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>()?;
+            Ok((socket.bound.clone(), held))
+        };
+        sockets.map(again).collect()
+    }
+
+    /// Stops to accept on sockets that another process has. Their queues stay as they are.
+    pub(crate) async fn give_up(&mut self, addresses: &[BindAddress]) {
+        let mut given = Vec::new();
+        for managed in self.listeners.values_mut() {
+            given.extend(managed.sockets.extract_if(|_, socket| addresses.contains(&socket.bound)));
+        }
+        self.close_as(given.into_iter().map(|(_, socket)| socket), true).await;
     }
 
     /// Drains listeners, all or those with inbound traffic; with `close` their sockets are closed too.
@@ -264,16 +298,20 @@ impl Manager {
     }
 
     async fn close(&self, sockets: impl Iterator<Item = OpenSocket>) {
+        self.close_as(sockets, false).await;
+    }
+
+    async fn close_as(&self, sockets: impl Iterator<Item = OpenSocket>, handed_over: bool) {
         let peers = self.shared.peers.get().map(Vec::as_slice).unwrap_or_default();
         let mut waiting = Vec::new();
         for socket in sockets {
             for peer in peers {
                 let (closed, done) = oneshot::channel();
-                if peer.commands.send(Command::Close { id: socket.id, closed }).await.is_ok() {
+                if peer.commands.send(Command::Close { id: socket.id, handed_over, closed }).await.is_ok() {
                     waiting.push(done);
                 }
             }
-            if let BindAddress::Unix(path) = &socket.bound {
+            if let (BindAddress::Unix(path), false) = (&socket.bound, handed_over) {
                 // Nobody shall connect to it any more; connections that wait are still served.
                 let _ = std::fs::remove_file(path);
             }

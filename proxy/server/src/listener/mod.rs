@@ -11,7 +11,7 @@ pub(crate) mod manager;
 mod tests;
 mod udp;
 
-pub(crate) use accept::{Adopted, accept};
+pub(crate) use accept::{Adopted, Closing, accept};
 pub use manager::BoundAddresses;
 
 use crate::drain::{Drain, DrainStrategy};

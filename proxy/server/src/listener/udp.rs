@@ -4,7 +4,7 @@
 //! its own; those that follow go to its inbox. What all sessions may hold is bounded. Where there is no place for another
 //! session one of this socket's that is little used leaves; beyond the other bounds datagrams are dropped, and counted.
 
-use super::accept::{Counted, place};
+use super::accept::{Closing, Counted, place};
 use super::connection::Open;
 use super::{ActiveListener, Slot};
 use crate::datagrams::{Datagrams, Path};
@@ -38,7 +38,7 @@ pub(super) fn receive(
     socket: std::net::UdpSocket,
     slot: Arc<Slot>,
     worker: Arc<Worker>,
-    closing: oneshot::Receiver<oneshot::Sender<()>>,
+    closing: oneshot::Receiver<Closing>,
 ) -> io::Result<impl Future<Output = ()> + Send> {
     let socket = Arc::new(Datagrams::new(socket)?);
     let (ended, ends) = mpsc::channel(ENDS);
@@ -105,15 +105,19 @@ impl Drop for Ending {
 }
 
 impl Receiver {
-    async fn run(mut self, mut closing: oneshot::Receiver<oneshot::Sender<()>>) {
+    async fn run(mut self, mut closing: oneshot::Receiver<Closing>) {
         let mut buffer = vec![0; LONGEST];
         let mut taken = 0;
+        let inheritance = self.worker.shared.options.inheritance.clone();
+        let mut opened = std::pin::pin!(inheritance.opened());
+        let mut is_open = false;
         let closed = loop {
             tokio::select! {
                 biased;
                 closed = &mut closing => break closed.ok(),
+                () = &mut opened, if !is_open => is_open = true,
                 Some((path, number)) = self.ends.recv() => self.forget(path, number),
-                received = self.socket.receive(&mut buffer) => match received {
+                received = self.socket.receive(&mut buffer), if is_open => match received {
                     Ok((length, path)) => self.deliver(buffer.get(..length).unwrap_or_default(), path),
                     Err(error) => {
                         tracing::debug!(%error, "can't receive a datagram");
@@ -126,9 +130,9 @@ impl Receiver {
                 tokio::task::yield_now().await;
             }
         };
-        if let Some(closed) = closed {
+        if let Some(Closing { done, .. }) = closed {
             // The control thread may have given up waiting.
-            let _ = closed.send(());
+            let _ = done.send(());
         }
     }
 

@@ -6,11 +6,12 @@ use crate::admin::{Lifecycle, State};
 use crate::dns::Discoverer;
 use crate::drain::DrainStrategy;
 use crate::health::HealthChecker;
+use crate::inheritance::Handed;
 use crate::listener::manager::Manager;
 use crate::memory;
 use crate::worker::Command;
 use sixfold_core::cluster::Cluster;
-use sixfold_core::listener::Listener;
+use sixfold_core::listener::{BindAddress, Listener};
 use sixfold_core::model::{ApplyError, Diff, Model};
 use sixfold_core::tls::ContextChange;
 use std::collections::{BTreeSet, VecDeque};
@@ -34,7 +35,10 @@ pub(super) enum Control {
     Warming(oneshot::Sender<WarmingNames>),
     /// Answers once no listener waits.
     Warm(oneshot::Sender<()>),
-    Shutdown(Duration, oneshot::Sender<()>),
+    /// Answers every socket that listens.
+    Sockets(oneshot::Sender<std::io::Result<Vec<Handed>>>),
+    /// Addresses whose sockets another process has.
+    Shutdown(Duration, Vec<BindAddress>, oneshot::Sender<()>),
 }
 
 /// A change to be applied.
@@ -109,12 +113,13 @@ impl ControlThread {
                     // Who asked may have gone.
                     Some(Control::Warming(answer)) => drop(answer.send(self.warming.names())),
                     Some(Control::Warm(done)) => self.until_warm.push(done),
-                    Some(Control::Shutdown(deadline, done)) => {
-                        self.shutdown(deadline).await;
+                    Some(Control::Sockets(answer)) => drop(answer.send(self.manager.sockets())),
+                    Some(Control::Shutdown(deadline, handed_over, done)) => {
+                        self.shutdown(deadline, &handed_over).await;
                         let _ = done.send(());
                         return;
                     }
-                    None => return self.shutdown(Duration::ZERO).await,
+                    None => return self.shutdown(Duration::ZERO, &[]).await,
                 },
                 warm = self.warming.warm() => self.warmed(warm).await,
                 () = at(until) => self.release().await,
@@ -327,7 +332,8 @@ impl ControlThread {
         }
     }
 
-    async fn shutdown(&mut self, deadline: Duration) {
+    async fn shutdown(&mut self, deadline: Duration, handed_over: &[BindAddress]) {
+        self.manager.give_up(handed_over).await;
         let shared = self.manager.shared().clone();
         shared.drain.start(DrainStrategy::Immediate, Some(deadline));
         self.manager.drain(false, true, DrainStrategy::Immediate, Some(deadline)).await;

@@ -60,6 +60,7 @@ impl AsyncWrite for Wire {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::*;
+    use crate::inheritance::Inheritance;
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -128,7 +129,8 @@ mod tests {
                 ..ServerSettings::default()
             });
             let any = "127.0.0.1:0".parse().unwrap();
-            Surface::start_with("echo", any, Arc::new(Echo), Some(context.unwrap())).unwrap()
+            Surface::start_with("echo", any, Arc::new(Echo), Some(context.unwrap()), &Inheritance::default())
+                .unwrap()
         };
         let root = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
         let config = |with_certificate: bool| {

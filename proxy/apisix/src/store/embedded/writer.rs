@@ -7,15 +7,25 @@ use std::time::Duration;
 use redb::{ReadableTable, Table};
 
 use super::{
-    ENDS, FORMAT, FORMAT_KEY, NUMBERS, REVISION_KEY, Record, Shared, VALUES, key_of, name, unavailable,
+    ENDS, FORMAT, FORMAT_KEY, NUMBERS, QUEUE, REVISION_KEY, Record, Shared, VALUES, key_of, name, unavailable,
 };
 use crate::store::kept::{end_of, now};
+use crate::store::lent::Outcome;
 use crate::store::{Action, Committed, Key, StoreError, Write};
 
 /// Jobs of one transaction at most, so that the first of them does not wait for ever.
 const BATCH: usize = 256;
 /// When values that are over are looked for at the latest: the clock of the machine may be set.
 const LOOK: Duration = Duration::from_secs(60);
+
+/// What the writer is asked.
+pub(super) enum Ask {
+    Do(Job),
+    /// To close the file; told when it is.
+    Lend(SyncSender<()>),
+    /// What has become of a file that was lent.
+    Back(Outcome),
+}
 
 /// What somebody waits for.
 pub(super) struct Job(pub(super) Task);
@@ -27,7 +37,7 @@ pub(super) enum Task {
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
-    queue: Receiver<Job>,
+    queue: Receiver<Ask>,
     /// Of the last transaction.
     revision: u64,
     /// When the first value is over.
@@ -47,7 +57,7 @@ struct Tables<'t, 'c> {
 
 impl Writer {
     /// Makes the tables that are not there yet, and looks at where the file is.
-    pub(super) fn new(shared: Arc<Shared>, queue: Receiver<Job>) -> Result<Writer, StoreError> {
+    pub(super) fn new(shared: Arc<Shared>, queue: Receiver<Ask>) -> Result<Writer, StoreError> {
         let transaction = shared.with(|database| database.begin_write().map_err(unavailable))?;
         {
             let mut numbers = transaction.open_table(NUMBERS).map_err(unavailable)?;
@@ -69,14 +79,77 @@ impl Writer {
     pub(super) fn run(mut self) {
         loop {
             let until = self.first_end.map(|end| Duration::from_millis(end.saturating_sub(now())));
-            let jobs = match self.queue.recv_timeout(until.unwrap_or(LOOK).min(LOOK)) {
-                Ok(job) => std::iter::once(job).chain(self.queue.try_iter()).take(BATCH).collect(),
-                Err(RecvTimeoutError::Timeout) if self.is_due() || !self.shared.is_open() => Vec::new(),
+            let (jobs, lend) = match self.queue.recv_timeout(until.unwrap_or(LOOK).min(LOOK)) {
+                Ok(ask) => self.gather(ask),
+                Err(RecvTimeoutError::Timeout) if self.is_due() || !self.shared.is_open() => {
+                    (Vec::new(), None)
+                }
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            self.write(jobs);
+            if lend.is_none() || !jobs.is_empty() {
+                self.write(jobs);
+            }
+            if lend.is_some_and(|closed| !self.lend(&closed)) {
+                return;
+            }
         }
+    }
+
+    /// The jobs of one transaction, and who wants the file after it.
+    fn gather(&self, first: Ask) -> (Vec<Job>, Option<SyncSender<()>>) {
+        let (mut jobs, mut next) = (Vec::new(), Some(first));
+        while let Some(ask) = next {
+            match ask {
+                Ask::Do(job) => jobs.push(job),
+                Ask::Lend(closed) => return (jobs, Some(closed)),
+                // It is not lent.
+                Ask::Back(_) => {}
+            }
+            next = if jobs.len() < BATCH { self.queue.try_recv().ok() } else { None };
+        }
+        (jobs, None)
+    }
+
+    /// Closes the file until it is given back; answers whether it is. Jobs wait for that, or are refused.
+    fn lend(&mut self, closed: &SyncSender<()>) -> bool {
+        // The other process takes out what is over meanwhile, and does nothing else to values before it has them for good.
+        let may_end = self.ending().unwrap_or_default();
+        *self.shared.database.write() = None;
+        // Who asked may have gone, and says so by giving it back.
+        let _ = closed.send(());
+        let refusal = || StoreError::Unavailable("another process has taken this one's place".to_owned());
+        let mut held = Vec::new();
+        loop {
+            match self.queue.recv() {
+                Ok(Ask::Do(job)) if held.len() < QUEUE => held.push(job),
+                Ok(Ask::Do(job)) => job.refuse(refusal()),
+                // One has it already, and whoever asks hears no answer.
+                Ok(Ask::Lend(_)) => {}
+                Ok(Ask::Back(Outcome::Back)) => break,
+                Ok(Ask::Back(Outcome::Given)) | Err(_) => {
+                    held.into_iter().for_each(|job| job.refuse(refusal()));
+                    return false;
+                }
+            }
+        }
+        self.reopen();
+        self.shared.tell(may_end);
+        if !held.is_empty() {
+            self.write(held);
+        }
+        true
+    }
+
+    /// Keys whose values have an end.
+    fn ending(&self) -> Result<Vec<Key>, StoreError> {
+        let transaction = self.shared.read()?;
+        let ends = transaction.open_table(ENDS).map_err(unavailable)?;
+        let mut keys = Vec::new();
+        for entry in ends.iter().map_err(unavailable)? {
+            keys.extend(key_of(entry.map_err(unavailable)?.0.value().1));
+        }
+        Ok(keys)
     }
 
     fn is_due(&self) -> bool {
