@@ -43,6 +43,13 @@ logrotate --force --state /tmp/rotated /etc/logrotate.d/sixfold; tell rotate $?
 tell rotated "$(grep -q 'GET /a ' /var/log/sixfold/access.log.1; echo $?)"
 for _ in $(seq 100); do ask http://127.0.0.1:9080/a > /dev/null; grep -q 'GET /a ' /var/log/sixfold/access.log && break; sleep 0.1; done
 tell reopened "$(grep -q 'GET /a ' /var/log/sixfold/access.log; echo $?)"
+main() { systemctl show -p MainPID --value sixfold; }
+before=$(main)
+systemctl kill --kill-whom=main --signal=USR2 sixfold
+for _ in $(seq 100); do [ "$(main)" != "$before" ] && break; sleep 0.1; done
+tell upgraded "$([ "$(main)" != "$before" ] && systemctl is-active sixfold) $(until_is http://127.0.0.1:9080/a 'under systemd')"
+for _ in $(seq 100); do [ -d "/proc/$before" ] || break; sleep 0.1; done
+tell replaced "$([ -d "/proc/$before" ] || systemctl is-active sixfold)"
 sed -i 's/node_listen: .*/node_listen: [9080, 80]/' /etc/sixfold/config.yaml
 systemctl restart sixfold; tell restart $?
 tell port_80 "$(until_is http://127.0.0.1/a 'under systemd')"
@@ -70,6 +77,8 @@ EXPECTED = {
     "rotate": "0",
     "rotated": "0",
     "reopened": "0",
+    "upgraded": "active under systemd",
+    "replaced": "active",
     "restart": "0",
     "port_80": "under systemd",
     "bad_reload": "1",

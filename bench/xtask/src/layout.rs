@@ -130,7 +130,9 @@ pub const FILE_SYSTEM: &[&str] = &[
     "proxy/server/src/dns/files.rs",
     "proxy/server/src/listener/accept.rs",
     "proxy/server/src/listener/manager.rs",
+    "proxy/server/src/log_file/archive.rs",
     "proxy/server/src/log_file/output.rs",
+    "proxy/server/src/log_file/rotation.rs",
     "proxy/server/src/memory.rs",
     "proxy/server/src/sockets.rs",
 ];

@@ -117,6 +117,8 @@ pub struct Config {
     pub plugins: EnabledPlugins,
     /// Where the page of metrics is served; `None` when `plugin_attr.prometheus.enable_export_server` is off.
     pub metrics: Option<MetricsPage>,
+    /// How access logs are rotated, where `plugins` lists `log-rotate`.
+    pub log_rotate: Option<LogRotate>,
     /// `plugin_attr`: settings of plugins for the whole process.
     pub plugin_attr: BTreeMap<String, Value>,
     /// `apisix.data_encryption`: what is kept encrypted.
@@ -206,6 +208,19 @@ pub struct MetricsPage {
     pub address: SocketAddr,
     /// `export_uri`, `/apisix/prometheus/metrics` by default.
     pub path: String,
+}
+
+/// Rotation of access logs (`plugin_attr.log-rotate`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogRotate {
+    /// `interval` in seconds, an hour by default; at its multiples.
+    pub interval: Duration,
+    /// `max_kept`: old files of a log, 168 by default.
+    pub max_kept: usize,
+    /// `max_size` in bytes, beyond which a file is rotated before its time; -1, the default, is any number.
+    pub max_size: Option<u64>,
+    /// `enable_compression`, off by default.
+    pub enable_compression: bool,
 }
 
 /// APISIX's routers.

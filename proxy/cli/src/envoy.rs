@@ -198,6 +198,7 @@ fn process_options(
         callout: CalloutConfig::default(),
         drain_limit: drain_time,
         upgrade: Upgrade::new(Some(&options.upgrade)),
+        rotation: None,
     }
 }
 

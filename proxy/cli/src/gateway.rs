@@ -7,7 +7,7 @@ use crate::logging::{self, Log};
 use crate::process::{APISIX_PATIENCE, Process, ProcessOptions};
 use crate::signals::{self, Event, Events};
 use crate::upgrade::{Predecessor, Upgrade, Uses};
-use sixfold_apisix::config::{Config, EnvVars, ListenAddress, config_path};
+use sixfold_apisix::config::{Config, EnvVars, ListenAddress, LogRotate, config_path};
 use sixfold_apisix::{Feed, Loaded, Reloads, SourceContext, Update};
 use sixfold_core::error::{ConfigError, tell_most};
 use sixfold_core::listener::BindAddress;
@@ -17,6 +17,7 @@ use sixfold_server::descriptors;
 use sixfold_server::dns::ResolverConfig;
 use sixfold_server::drain::DrainStrategy;
 use sixfold_server::inheritance::Inheritance;
+use sixfold_server::log_file::Rotation;
 use sixfold_server::sockets;
 use sixfold_server::status::{MetricsServer, Readiness, StatusServer};
 use sixfold_server::surface::{Answer, Surface};
@@ -194,7 +195,14 @@ fn process_options(
         callout: callout(config),
         drain_limit: config.worker_shutdown_timeout,
         upgrade,
+        rotation: config.log_rotate.as_ref().map(rotation),
     }
+}
+
+/// How access logs are rotated.
+fn rotation(settings: &LogRotate) -> Rotation {
+    let LogRotate { interval, max_kept, max_size, enable_compression } = *settings;
+    Rotation { interval, max_kept, max_size, enable_compression }
 }
 
 /// How names are looked up.

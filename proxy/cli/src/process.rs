@@ -15,7 +15,7 @@ use sixfold_server::admin::{Lifecycle, State};
 use sixfold_server::callout::{CalloutConfig, Callouts};
 use sixfold_server::dns::{DnsCache, ResolverConfig};
 use sixfold_server::export::Exports;
-use sixfold_server::log_file::LogFiles;
+use sixfold_server::log_file::{LogFiles, Rotation};
 use sixfold_server::server::Server;
 use sixfold_server::worker::Options;
 use std::sync::Arc;
@@ -46,6 +46,8 @@ pub(crate) struct ProcessOptions {
     pub(crate) drain_limit: Duration,
     /// What another process may take over.
     pub(crate) upgrade: Upgrade,
+    /// How access logs are rotated, if that is done here.
+    pub(crate) rotation: Option<Rotation>,
 }
 
 /// A process that serves.
@@ -81,8 +83,16 @@ impl Process {
     /// Starts workers; nothing listens yet.
     pub(crate) fn start(options: ProcessOptions) -> Result<Process, Failure> {
         let started = Instant::now();
-        let ProcessOptions { metrics, options, flush_interval, resolver, callout, drain_limit, upgrade } =
-            options;
+        let ProcessOptions {
+            metrics,
+            options,
+            flush_interval,
+            resolver,
+            callout,
+            drain_limit,
+            upgrade,
+            rotation,
+        } = options;
         let dns = DnsCache::start(resolver).map_err(|e| Failure::new(e.to_string()))?;
         let callout: Arc<dyn Callout> = Arc::new(Callouts::new(dns.clone(), callout));
         let (model, build) = (Arc::<Model>::default(), BuildContext::new(callout.clone(), metrics.clone()));
@@ -95,7 +105,7 @@ impl Process {
             background: exports.clone(),
             ..build
         };
-        let logs = LogFiles::new(flush_interval, &metrics);
+        let logs = LogFiles::rotating(flush_interval, &metrics, rotation);
         let compile = CompileContext::new(&model, plugins(), build, Arc::new(logs.clone()));
         Ok(Process { server, logs, exports, lifecycle, metrics, compile, started, upgrade, drain_limit })
     }

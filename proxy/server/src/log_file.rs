@@ -4,13 +4,16 @@
 //! stalls, buffers grow to a limit and lines beyond it are dropped and counted; a worker never waits, and no
 //! other file does. One that does not even open the file in time is told of as one that can't.
 
+mod archive;
 mod disk;
 mod late;
 mod output;
+mod rotation;
 #[cfg(test)]
 mod tests;
 
 pub use output::{Chore, FileStats, Flush, Output};
+pub use rotation::Rotation;
 
 use disk::{Asked, Disk, MOST_EXPECTED, Mounted, PATIENCE};
 use late::LateFile;
@@ -46,7 +49,12 @@ impl LogFiles {
     /// No logs yet. `interval` is the time after which lines are written at the latest, 10 s in Envoy
     /// (`--file-flush-interval-msec`).
     pub fn new(interval: Duration, registry: &Registry) -> LogFiles {
-        LogFiles::on(Arc::new(Mounted), interval, registry)
+        LogFiles::rotating(interval, registry, None)
+    }
+
+    /// The same with access logs that are rotated here. What plugins write is not.
+    pub fn rotating(interval: Duration, registry: &Registry, rotation: Option<Rotation>) -> LogFiles {
+        LogFiles::on(Arc::new(Mounted { rotation }), interval, registry)
     }
 
     fn on(disk: Arc<dyn Disk>, interval: Duration, registry: &Registry) -> LogFiles {

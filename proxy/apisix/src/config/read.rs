@@ -237,6 +237,7 @@ impl Reader<'_> {
                 http: self.texts(&root.key("plugins")).map(PluginNames::from_iter),
                 streams: self.texts(&root.key("stream_plugins")).map(PluginNames::from_iter),
             },
+            log_rotate: self.log_rotate(&root),
             metrics: self.prometheus(&root.key("plugin_attr").key("prometheus")),
             plugin_attr: self.plugin_attr(&root.key("plugin_attr")),
             data_encryption: self.data_encryption(&apisix.key("data_encryption")),

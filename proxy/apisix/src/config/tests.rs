@@ -517,13 +517,42 @@ fn attributes_of_plugins_are_held_to_their_types_and_names() {
     for (attributes, said) in [
         ("prometeus: {}", "plugin_attr.prometeus: unknown field; did you mean \"prometheus\"?"),
         ("prometheus: {export_adr: {}}", "export_adr: unknown field; did you mean \"export_addr\"?"),
-        ("log-rotate: {interval: 1}", "plugin_attr.log-rotate: has no effect: "),
+        ("server-info: {report_ttl: 1}", "plugin_attr.server-info: has no effect: "),
     ] {
         let reports = parse(&format!("plugin_attr: {{{attributes}}}")).reports;
         assert_eq!(reports.len(), 1, "{reports:?}");
         assert!(reports[0].to_string().contains(said), "{}", reports[0]);
     }
     assert_eq!(parse("plugin_attr: {prometheus: {enable_export_server: false}}").metrics, None);
+}
+
+#[test]
+fn logs_are_rotated_where_the_plugin_is_listed() {
+    let rotate = |text: &str| {
+        let config = parse(text);
+        assert_eq!(config.reports, []);
+        config.log_rotate
+    };
+    assert_eq!(rotate("plugin_attr: {log-rotate: {interval: 10}}"), None);
+    let listed = rotate("plugins: [log-rotate]").unwrap();
+    assert_eq!((listed.interval, listed.max_kept), (Duration::from_secs(3600), 168));
+    assert_eq!((listed.max_size, listed.enable_compression), (None, false));
+    let told = "interval: 10, max_kept: 3, max_size: 1000, enable_compression: true";
+    let listed =
+        rotate(&format!("plugins: [cors, log-rotate]\nplugin_attr: {{log-rotate: {{{told}}}}}")).unwrap();
+    assert_eq!((listed.interval, listed.max_kept), (Duration::from_secs(10), 3));
+    assert_eq!((listed.max_size, listed.enable_compression), (Some(1000), true));
+    for (attribute, field) in [
+        ("interval: 0", "interval"),
+        ("interval: 1h", "interval"),
+        ("max_kept: -1", "max_kept"),
+        ("max_size: 1m", "max_size"),
+        ("enable_compression: gzip", "enable_compression"),
+    ] {
+        let error = only_error(&format!("plugin_attr:\n  log-rotate:\n    {attribute}\n"));
+        assert!(error.starts_with("config.yaml:4:"), "{error}");
+        assert!(error.contains(&format!(": plugin_attr.log-rotate.{field}: ")), "{error}");
+    }
 }
 
 /// The system said that an address is in use, and neither whose it is nor where that stands.

@@ -466,6 +466,27 @@ mod tests {
         assert!(LastGood::open(&folder.file(), "/apisix").unwrap().1.is_none());
     }
 
+    #[test]
+    fn a_lent_file_is_written_by_one_alone_and_again_when_it_is_back() {
+        let folder = Folder::new("lent");
+        let (file, _) = LastGood::open(&folder.file(), "/apisix").unwrap();
+        file.keep(batch(5, &[("a", true)]));
+        let lent = file.lend();
+        let (other, found) = LastGood::open(&folder.file(), "/apisix").unwrap();
+        assert_eq!(ids(found), ["a"]);
+        file.keep(batch(6, &[("b", true)]));
+        drop(other);
+        drop(lent);
+        drop(file);
+        let (file, found) = LastGood::open(&folder.file(), "/apisix").unwrap();
+        assert_eq!(ids(found), ["a", "b"]);
+        // What is given away is not written any more.
+        file.lend().give();
+        file.keep(batch(7, &[("c", true)]));
+        drop(file);
+        assert_eq!(ids(LastGood::open(&folder.file(), "/apisix").unwrap().1), ["a", "b"]);
+    }
+
     /// That there is nothing is something, too.
     #[test]
     fn an_empty_configuration_is_kept() {

@@ -43,3 +43,113 @@ impl std::fmt::Debug for Lent {
         f.write_str(if self.0.is_some() { "a store that is lent" } else { "nothing lent" })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use crate::resource::Kind;
+    use crate::store::{Action, Change, EmbeddedStore, Key, Sink, Store, StoreExt, Write};
+    use std::path::PathBuf;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            Folder(std::env::temp_dir().join(format!("sixfold-lent-{name}-{}", std::process::id())))
+        }
+
+        fn open(&self) -> Arc<EmbeddedStore> {
+            Arc::new(EmbeddedStore::open(&self.0.join("resources.redb")).unwrap())
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[derive(Default)]
+    struct Taken(Vec<String>);
+
+    impl Sink for Taken {
+        fn plugins(&mut self, _: Option<crate::config::EnabledPlugins>) {}
+
+        fn change(&mut self, change: Change) {
+            self.0.push(format!("{}{}", if change.value.is_some() { '+' } else { '-' }, change.key.id));
+        }
+
+        fn start_over(&mut self) {
+            self.0.clear();
+        }
+    }
+
+    fn key(id: &str) -> Key {
+        Key::new(Kind::Route, id)
+    }
+
+    fn taken(store: &EmbeddedStore) -> Vec<String> {
+        let mut taken = Taken::default();
+        store.changes(&mut taken).unwrap();
+        taken.0
+    }
+
+    #[test]
+    fn writes_wait_for_a_file_that_comes_back() {
+        let folder = Folder::new("back");
+        let store = folder.open();
+        store.put(&key("a"), "{}".into()).unwrap();
+        let lent = store.lend();
+        let other = folder.open();
+        assert!(other.get(&key("a")).unwrap().is_some());
+        let writing = store.clone();
+        let writer = std::thread::spawn(move || writing.put(&key("b"), "{}".into()));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!writer.is_finished() && store.get(&key("a")).is_err());
+        drop(other);
+        drop(lent);
+        writer.join().unwrap().unwrap();
+        assert!(store.get(&key("a")).unwrap().is_some() && store.get(&key("b")).unwrap().is_some());
+        assert_eq!(taken(&store), ["+a", "+b"]);
+    }
+
+    #[test]
+    fn writes_that_wait_for_a_file_that_is_given_away_are_refused() {
+        let folder = Folder::new("given");
+        let store = folder.open();
+        let lent = store.lend();
+        let writing = store.clone();
+        let writer = std::thread::spawn(move || writing.put(&key("a"), "{}".into()));
+        std::thread::sleep(Duration::from_millis(20));
+        let other = folder.open();
+        lent.give();
+        let refused = writer.join().unwrap().unwrap_err().to_string();
+        // One that comes late finds nobody who writes.
+        assert!(refused.contains("another process") || refused.contains("closed"), "{refused}");
+        assert!(store.put(&key("a"), "{}".into()).is_err());
+        other.put(&key("c"), "{}".into()).unwrap();
+    }
+
+    /// The process that had it takes out what is over, and this one would have gone on with it for ever.
+    #[test]
+    fn what_is_over_meanwhile_is_told_of() {
+        let folder = Folder::new("over");
+        let store = folder.open();
+        let action = Action::Put("{}".into(), Some(Duration::from_millis(100)));
+        store.commit(vec![Write { key: key("short"), action, expected: None }]).unwrap();
+        assert_eq!(taken(&store), ["+short"]);
+        let lent = store.lend();
+        let other = folder.open();
+        let start = std::time::Instant::now();
+        while other.get(&key("short")).unwrap().is_some() {
+            assert!(start.elapsed() < Duration::from_secs(20), "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(other);
+        drop(lent);
+        store.put(&key("last"), "{}".into()).unwrap();
+        assert_eq!(taken(&store), ["+last", "-short"]);
+    }
+}

@@ -1,7 +1,7 @@
 //! What a disk is asked before a log goes into force, each on a thread of its own: whoever asks, the control thread
 //! say, waits for a bounded time.
 
-use super::{FileStats, Flush, Output};
+use super::{FileStats, Flush, Output, Rotation};
 use parking_lot::{Condvar, Mutex};
 use sixfold_core::access_log::LogTarget;
 use std::sync::Arc;
@@ -30,7 +30,9 @@ pub(super) trait Disk: Send + Sync {
 }
 
 /// Those of this machine.
-pub(super) struct Mounted;
+pub(super) struct Mounted {
+    pub(super) rotation: Option<Rotation>,
+}
 
 impl Disk for Mounted {
     fn check(&self, target: &LogTarget) -> Result<(), String> {
@@ -38,7 +40,8 @@ impl Disk for Mounted {
     }
 
     fn open(&self, target: &LogTarget, flush: Flush, stats: Arc<FileStats>) -> Result<Output, String> {
-        Output::start("access-log", target, flush, stats, None).map_err(|error| target.unopened(&error))
+        Output::rotating("access-log", target, flush, stats, self.rotation)
+            .map_err(|error| target.unopened(&error))
     }
 }
 

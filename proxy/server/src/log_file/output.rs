@@ -3,6 +3,8 @@
 //! Whoever has a line copies it into its own buffer and goes on. What can stall (a disk, a pipe that nobody
 //! reads, a FIFO without a reader) stalls the output's thread alone: not the worker, and not another output.
 
+use super::rotation::{Rotation, Rotator};
+use jiff::Timestamp;
 use parking_lot::{Condvar, Mutex};
 use sixfold_core::access_log::{LogSink, LogTarget};
 use sixfold_core::metrics;
@@ -103,10 +105,38 @@ impl Output {
         Self::with_file(name, target, file, flush, stats, chore)
     }
 
+    /// [`Output::start`] of a log that is rotated.
+    ///
+    /// # Errors
+    /// As of [`Output::start`].
+    pub(super) fn rotating(
+        name: &str,
+        target: &LogTarget,
+        flush: Flush,
+        stats: Arc<FileStats>,
+        rotation: Option<Rotation>,
+    ) -> io::Result<Output> {
+        let file = if is_fifo(target) { None } else { Some(open(target)?) };
+        let mut rotator = rotation.and_then(|rotation| Rotator::new(rotation, target, Timestamp::now()));
+        rotator.iter_mut().for_each(Rotator::opened);
+        Self::begin(name, target, (file, rotator), flush, stats, None)
+    }
+
     pub(super) fn with_file(
         name: &str,
         target: &LogTarget,
         file: Option<Box<dyn Write + Send>>,
+        flush: Flush,
+        stats: Arc<FileStats>,
+        chore: Option<Chore>,
+    ) -> io::Result<Output> {
+        Self::begin(name, target, (file, None), flush, stats, chore)
+    }
+
+    fn begin(
+        name: &str,
+        target: &LogTarget,
+        (file, rotator): (Option<Box<dyn Write + Send>>, Option<Rotator>),
         flush: Flush,
         stats: Arc<FileStats>,
         chore: Option<Chore>,
@@ -126,7 +156,7 @@ impl Output {
             writer: OnceLock::new(),
             stats,
         });
-        let writer = Writer { shared: shared.clone(), file, spare: Vec::new(), chore };
+        let writer = Writer { shared: shared.clone(), file, spare: Vec::new(), chore, rotator };
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || writer.run())?;
         // Nobody else sets it.
         let _ = shared.writer.set(thread.thread().clone());
@@ -211,6 +241,7 @@ struct Writer {
     /// An empty buffer, exchanged for a worker's full one.
     spare: Vec<u8>,
     chore: Option<Chore>,
+    rotator: Option<Rotator>,
 }
 
 impl Writer {
@@ -245,17 +276,36 @@ impl Writer {
         if self.file.is_none() && (self.shared.flush != Flush::Soon || self.shared.has_lines()) {
             self.file = self.opened("open");
         }
+        if self.rotator.as_ref().is_some_and(Rotator::has_moved) {
+            self.reopen();
+        }
         for index in 0..self.shared.buffers.len() {
             self.write_buffer(index);
         }
         self.tell_of_dropped();
-        if self.shared.reopen.swap(false, Relaxed) && self.file.is_some() {
-            self.file = self.opened("reopen").or(self.file.take());
+        if self.shared.reopen.swap(false, Relaxed) {
+            self.reopen();
+        }
+        match self.rotator.as_mut().map(|rotator| rotator.rotate(Timestamp::now())) {
+            Some(Ok(true)) => self.reopen(),
+            Some(Err(error)) => self.complain("rotate", &error),
+            Some(Ok(false)) | None => {}
         }
         let mut rounds = self.shared.rounds.lock();
         rounds.done = rounds.begun;
         drop(rounds);
         self.shared.round_done.notify_all();
+    }
+
+    /// Goes on with what the path is now; with the old file if that can't be opened.
+    fn reopen(&mut self) {
+        if self.file.is_none() {
+            return;
+        }
+        if let Some(file) = self.opened("reopen") {
+            self.file = Some(file);
+            self.rotator.iter_mut().for_each(Rotator::opened);
+        }
     }
 
     fn write_buffer(&mut self, index: usize) {

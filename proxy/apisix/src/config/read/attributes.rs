@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use sixfold_core::document::Value;
 
 use super::{Field, Reader};
-use crate::config::MetricsPage;
+use crate::config::{LogRotate, MetricsPage};
 
 impl Reader<'_> {
     /// The attributes of each plugin, defaults among them.
@@ -43,6 +44,36 @@ impl Reader<'_> {
         });
         let address: SocketAddr = address?;
         self.flag(&field.key("enable_export_server")).then_some(MetricsPage { address, path: path? })
+    }
+
+    /// Reads how access logs are rotated; answers it where the plugin is listed.
+    pub(super) fn log_rotate(&mut self, root: &Field<'_>) -> Option<LogRotate> {
+        let field = root.key("plugin_attr").key("log-rotate");
+        let interval =
+            self.optional(&field.key("interval"), "a number of seconds above 0", |value| match value {
+                Value::Number(number) => number.as_u64().filter(|seconds| *seconds > 0),
+                _ => None,
+            });
+        let max_kept = self.optional(&field.key("max_kept"), "a number of files", |value| match value {
+            Value::Number(number) => number.as_u64().and_then(|files| usize::try_from(files).ok()),
+            _ => None,
+        });
+        // As in APISIX, nothing that is not above 0 is a size.
+        let max_size = self.optional(&field.key("max_size"), "a number of bytes", |value| match value {
+            Value::Number(number) => number.as_i64(),
+            _ => None,
+        });
+        let enable_compression = self.flag(&field.key("enable_compression"));
+        let plugins = root.key("plugins").items();
+        let listed = |item: &Field<'_>| {
+            item.node.is_some_and(|node| matches!(&node.value, Value::String(name) if name == "log-rotate"))
+        };
+        plugins.iter().any(listed).then_some(LogRotate {
+            interval: Duration::from_secs(interval?),
+            max_kept: max_kept?,
+            max_size: max_size.and_then(|size| u64::try_from(size).ok()).filter(|size| *size > 0),
+            enable_compression,
+        })
     }
 
     fn metric(&mut self, field: &Field<'_>) {

@@ -52,7 +52,7 @@ impl Fixture {
             concurrency: 4,
             drain_time: Duration::from_millis(300),
             drain_strategy: DrainStrategy::Immediate,
-            ..*options
+            ..options.clone()
         };
         let server =
             Server::start(options, registry.clone(), model, Arc::new(Nowhere), Lifecycle::default()).unwrap();
