@@ -55,6 +55,8 @@ pub(crate) enum Uses {
 
 /// How far it is.
 enum Phase {
+    /// It does not serve yet.
+    Early,
     /// Nobody has asked.
     Idle,
     /// A new process is about to be started.
@@ -75,7 +77,7 @@ impl Upgrade {
             pid_file: options.and_then(|options| options.pid_file.clone()),
             surfaces: Mutex::default(),
             store: OnceLock::new(),
-            phase: Mutex::new(Phase::Idle),
+            phase: Mutex::new(Phase::Early),
         }))
     }
 
@@ -91,6 +93,12 @@ impl Upgrade {
 
     /// Says that the process serves: to who started it, and in its file.
     pub(crate) fn announce(&self) {
+        {
+            let mut phase = self.0.phase.lock();
+            if matches!(*phase, Phase::Early) {
+                *phase = Phase::Idle;
+            }
+        }
         if let Some(file) = &self.0.pid_file
             && let Err(error) = write_pid(file)
         {
@@ -116,7 +124,9 @@ impl Upgrade {
         {
             let mut phase = self.0.phase.lock();
             if !matches!(*phase, Phase::Idle) {
-                tracing::warn!("a new process has been started already: nothing is done");
+                tracing::warn!(
+                    "a new process has been started already, or this one does not serve yet: nothing is done"
+                );
                 return Ok(());
             }
             *phase = Phase::Begun;

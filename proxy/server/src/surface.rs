@@ -39,6 +39,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take for a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a connection without a request has for one, when its server is to take no more.
+const LAST_REQUEST: Duration = Duration::from_millis(300);
+
 /// Bytes of a body beyond what is wanted that are read for nothing, at most.
 const MAX_PASSED: u64 = 16 << 20;
 
@@ -257,16 +260,20 @@ async fn accept(
         let activity = Arc::new(Activity::default());
         let addresses = (remote, stream.local_addr().unwrap_or(remote));
         let (answer, busy, pages, tls) = (answer.clone(), activity.clone(), pages.clone(), tls.clone());
-        let (mut mode, counted) = (mode.clone(), open.one_more());
+        let (mut mode, mode_of_answers, counted) = (mode.clone(), mode.clone(), open.one_more());
         let task = tokio::spawn(async move {
             let _counted = counted;
             let service = hyper::service::service_fn(|request: Request<Incoming>| {
-                let (answer, busy, makers) = (answer.clone(), busy.clone(), makers.clone());
+                let (answer, busy, pages) = (answer.clone(), busy.clone(), pages.clone());
+                let mode = mode_of_answers.clone();
                 async move {
                     let serving = Serving::new(busy.clone());
                     let follow = answer.follows().then(|| Followed::new(answer.clone(), addresses, &request));
                     let is_head = request.method() == Method::HEAD;
-                    let response = respond(answer, request, remote, &makers, &busy).await;
+                    let mut response = respond(answer, request, remote, &pages).await;
+                    if *mode.borrow() != Mode::Accepting {
+                        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    }
                     if is_head && response.body().is_chunked() {
                         busy.say_chunked();
                     }
@@ -288,9 +295,11 @@ async fn accept(
             tokio::select! {
                 _ = connection.as_mut() => {}
                 () = until(&mut mode, |mode| mode != Mode::Accepting) => {
-                    // One that is idle ends, another one with its answer.
-                    connection.as_mut().graceful_shutdown();
-                    let _ = connection.await;
+                    // A request that is on its way is answered, and the connection ends with that.
+                    if tokio::time::timeout(LAST_REQUEST, connection.as_mut()).await.is_err() {
+                        connection.as_mut().graceful_shutdown();
+                        let _ = connection.await;
+                    }
                 }
             }
         });

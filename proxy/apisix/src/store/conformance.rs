@@ -48,11 +48,11 @@ fn the_embedded_store_outlives_its_process() {
     let file = File::new("outlives");
     let store = EmbeddedStore::open(&file.0).unwrap();
     store.put(&key("a"), r#"{"x":1}"#.into()).unwrap();
+    let busy = EmbeddedStore::open(&file.0).err().unwrap();
+    assert!(busy.ends_with("another process has it open"), "{busy}");
     let for_a_while = Action::Put("{}".into(), Some(Duration::from_millis(50)));
     store.commit(vec![Write { action: for_a_while, ..put(&key("short"), "{}") }]).unwrap();
     let (kept, id) = (store.get(&key("a")), store.next_id().unwrap());
-    let busy = EmbeddedStore::open(&file.0).err().unwrap();
-    assert!(busy.ends_with("another process has it open"), "{busy}");
     drop(store);
     let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&file.0), mode(file.0.parent().unwrap())), (0o600, 0o700));

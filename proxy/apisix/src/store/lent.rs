@@ -101,6 +101,7 @@ mod tests {
         let folder = Folder::new("back");
         let store = folder.open();
         store.put(&key("a"), "{}".into()).unwrap();
+        taken(&store);
         let lent = store.lend();
         let other = folder.open();
         assert!(other.get(&key("a")).unwrap().is_some());
@@ -112,7 +113,7 @@ mod tests {
         drop(lent);
         writer.join().unwrap().unwrap();
         assert!(store.get(&key("a")).unwrap().is_some() && store.get(&key("b")).unwrap().is_some());
-        assert_eq!(taken(&store), ["+a", "+b"]);
+        assert_eq!(taken(&store), ["+b"]);
     }
 
     #[test]
@@ -139,7 +140,7 @@ mod tests {
         let store = folder.open();
         let action = Action::Put("{}".into(), Some(Duration::from_millis(100)));
         store.commit(vec![Write { key: key("short"), action, expected: None }]).unwrap();
-        assert_eq!(taken(&store), ["+short"]);
+        taken(&store);
         let lent = store.lend();
         let other = folder.open();
         let start = std::time::Instant::now();

@@ -14,7 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between the time and the name of the log.
 const BETWEEN: &str = "__";
@@ -49,7 +49,7 @@ pub(super) struct Rotator {
     /// Device and number of the file that is open.
     open: Option<(u64, u64)>,
     /// To the thread that compresses, once there is one.
-    archive: Option<SyncSender<PathBuf>>,
+    archive: Option<SyncSender<(PathBuf, Instant)>>,
     zone: TimeZone,
 }
 
@@ -130,16 +130,17 @@ impl Rotator {
                 Err(error) => tracing::warn!(%error, "old logs are not compressed"),
             }
         }
-        let sent = self.archive.as_ref().is_some_and(|archive| archive.try_send(old).is_ok());
+        let sent =
+            self.archive.as_ref().is_some_and(|archive| archive.try_send((old, Instant::now())).is_ok());
         if !sent {
             prune(&self.path, self.rotation.max_kept);
         }
     }
 }
 
-fn compress_all(queue: &Receiver<PathBuf>, path: &Path, most: usize) {
-    while let Ok(old) = queue.recv() {
-        thread::sleep(LAST_LINES);
+fn compress_all(queue: &Receiver<(PathBuf, Instant)>, path: &Path, most: usize) {
+    while let Ok((old, since)) = queue.recv() {
+        thread::sleep(LAST_LINES.saturating_sub(since.elapsed()));
         if let Err(error) = archive::compress(&old) {
             tracing::warn!(log = %old.display(), %error, "an old log is not compressed");
         }

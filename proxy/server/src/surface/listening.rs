@@ -217,6 +217,25 @@ mod tests {
         until(&mut waiting, b"quick");
     }
 
+    /// A connection that had been accepted was closed before its first request was read.
+    #[test]
+    fn a_request_that_is_on_its_way_when_a_pause_begins_is_answered() {
+        let any = (std::net::Ipv4Addr::LOCALHOST, 0).into();
+        let surface = Surface::start("t", any, Arc::new(Slow)).unwrap();
+        let mut early = TcpStream::connect(surface.address).unwrap();
+        early.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        while surface.open.0.load(Relaxed) == 0 {
+            std::thread::sleep(LOOK);
+        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| surface.pause(Duration::from_secs(10)));
+            std::thread::sleep(Duration::from_millis(50));
+            write!(early, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+            let answer = String::from_utf8(until(&mut early, b"quick")).unwrap();
+            assert!(answer.contains("connection: close"), "{answer}");
+        });
+    }
+
     #[test]
     fn another_one_goes_on_with_the_queue_of_one_that_retires() {
         let any = (std::net::Ipv4Addr::LOCALHOST, 0).into();
