@@ -19,7 +19,7 @@ pub use self::credential::duplicate_key;
 pub(crate) use self::credential::{CredentialConfig, NO_AUTH, OfConsumer};
 pub(crate) use self::meta::Meta;
 use self::meta::MetaFault;
-pub(crate) use self::names::{defaults, in_order};
+pub(crate) use self::names::{OF_PROCESS, defaults, in_order};
 pub(crate) use self::set::{ChainCache, GlobalPlugins, PluginSet, merge, without_group};
 pub(crate) use self::streams::StreamPlugins;
 use crate::config::{Config, EnabledPlugins, EnvVars};

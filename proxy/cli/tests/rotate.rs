@@ -70,6 +70,9 @@ fn a_log_of_a_size_is_rotated_and_no_line_is_lost() {
     assert_eq!(running.process.wait(), 0);
     // The one of the start may have been asked more than once.
     assert!(running.lines() >= 151, "{}", running.lines());
+    // It is not a plugin of routes, and said to be missing all the same.
+    let log = running.process.errors();
+    assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
 }
 
 /// `2026-11-30_15-00-00__access.log`

@@ -144,6 +144,9 @@ const OFF: &[&str] = &[
     "ocsp-stapling",
 ];
 
+/// What the process does by itself where config.yaml lists it; no resource may use it.
+pub(crate) const OF_PROCESS: &[&str] = &["log-rotate"];
+
 /// APISIX's plugins that are enabled, by a list of config.yaml or without one, whether they are part of this gateway or not.
 /// Those that run first stand in front.
 pub(crate) fn in_order(enabled: Option<&PluginNames>) -> Vec<&'static str> {

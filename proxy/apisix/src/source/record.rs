@@ -13,7 +13,9 @@ use sixfold_core::plugin::Prepared;
 use super::SourceContext;
 use crate::config::{Config, EnabledPlugins};
 use crate::item::{Body, Parsed, Reference, fault};
-use crate::plugin::{Agreement, Catalog, CredentialConfig, PluginConfig, PluginSet, StreamPlugins};
+use crate::plugin::{
+    Agreement, Catalog, CredentialConfig, OF_PROCESS, PluginConfig, PluginSet, StreamPlugins,
+};
 use crate::resource::{Id, Kind, Labels, Service, Ssl, SslType, Upstream};
 use crate::route::{Linkage, Manner, Template};
 use crate::schema::{self, Violation};
@@ -388,7 +390,8 @@ impl Builder<'_> {
     pub(super) fn catalog(&self, listed: Option<&EnabledPlugins>) -> Arc<Catalog> {
         let enabled = listed.unwrap_or(&self.config.plugins);
         let registry = &self.context.compile.plugins;
-        let is_missing = |name: &&String| registry.apisix(name).is_none();
+        let is_missing =
+            |name: &&String| !OF_PROCESS.contains(&name.as_str()) && registry.apisix(name).is_none();
         for name in enabled.http.iter().flatten().filter(is_missing) {
             tracing::warn!(plugin = name, "enabled, but not part of this gateway");
         }
