@@ -50,6 +50,8 @@ for _ in $(seq 100); do [ "$(main)" != "$before" ] && break; sleep 0.1; done
 tell upgraded "$([ "$(main)" != "$before" ] && systemctl is-active sixfold) $(until_is http://127.0.0.1:9080/a 'under systemd')"
 for _ in $(seq 100); do [ -d "/proc/$before" ] || break; sleep 0.1; done
 tell replaced "$([ -d "/proc/$before" ] || systemctl is-active sixfold)"
+before=$(main)
+DEBIAN_FRONTEND=noninteractive dpkg --install /package.deb > /dev/null 2>&1; tell installed "$? $([ "$(main)" != "$before" ] && ask http://127.0.0.1:9080/a)"
 sed -i 's/node_listen: .*/node_listen: [9080, 80]/' /etc/sixfold/config.yaml
 systemctl restart sixfold; tell restart $?
 tell port_80 "$(until_is http://127.0.0.1/a 'under systemd')"
@@ -79,6 +81,7 @@ EXPECTED = {
     "reopened": "0",
     "upgraded": "active under systemd",
     "replaced": "active",
+    "installed": "0 under systemd",
     "restart": "0",
     "port_80": "under systemd",
     "bad_reload": "1",
