@@ -17,12 +17,21 @@ struct Cli {
     command: Command,
 }
 
+/// What a process that serves is told by signals, for its help and its manual page.
+const SIGNALS: &str = "Signals:
+  SIGTERM  end when the connections have, or after the drain time; twice: at once
+  SIGINT   the same within half a second
+  SIGHUP   read the configuration again
+  SIGUSR1  open logs anew, after a rotation
+  SIGUSR2  start the binary anew, which takes over the listening sockets once it is ready; if it fails, go on";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Serve as an APISIX gateway: config.yaml, and apisix.yaml beside it
+    #[command(after_long_help = SIGNALS)]
     Run(RunOptions),
     /// Serve as Envoy: a bootstrap file and Envoy's options
-    #[command(version, display_name = "sixfold")]
+    #[command(version, display_name = "sixfold", after_long_help = SIGNALS)]
     Envoy(Box<EnvoyOptions>),
     /// Check a configuration file without serving; what is wrong is printed as file:line:column
     Validate(ValidateOptions),

@@ -114,6 +114,7 @@ fn every_command_has_a_manual_page() {
     {
         let page = std::fs::read_to_string(directory.path(&format!("{name}.1"))).expect(name);
         assert!(page.contains(".TH ") && page.contains(".SH NAME"), "{name}: {page}");
+        assert_eq!(page.contains("SIGUSR2"), ["sixfold-run", "sixfold-envoy"].contains(&name), "{name}");
     }
     let page = String::from_utf8(output(&["man", "xds", "serve"]).stdout).unwrap();
     assert!(page.contains("sixfold\\-xds\\-serve") && page.contains("faults"), "{page}");
