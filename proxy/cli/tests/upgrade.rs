@@ -344,3 +344,25 @@ fn a_bootstrap_is_taken_over_as_well_and_systemd_is_told() {
     running.until("end of the first", |_| !Running::is_alive(first));
     assert_eq!(get(port, "/a").unwrap().status, 200);
 }
+
+#[test]
+fn who_is_told_to_end_before_the_new_one_is_ready_ends_both() {
+    let (directory, ports, upstream) = (Directory::new(), Ports::free(), upstream());
+    let (config, resources) = gateway(ports, 1, upstream);
+    let file = directory.write("config.yaml", &config);
+    directory.write("apisix.yaml", &resources);
+    let mut running = Running::start(directory, &["run", "-c", &file], &[]);
+    running.install_script("echo $$ > child; exec sleep 60", 0o755);
+    running.signal("USR2");
+    let child = |running: &Running| {
+        std::fs::read_to_string(running.directory.path("child")).ok()?.trim().parse::<u32>().ok()
+    };
+    running.until("new process", |running| child(running).is_some());
+    let (first, new) = (running.ids[0], child(&running).unwrap());
+    // Asked once more, it starts no second one.
+    running.signal("USR2");
+    running.until("word of it", |running| running.log().contains("nothing is done"));
+    running.signal("TERM");
+    running.until("end", |_| !Running::is_alive(first) && !Running::is_alive(new));
+    assert!(!running.log().contains("this one goes on"), "{}", running.log());
+}
