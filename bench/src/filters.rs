@@ -160,7 +160,7 @@ fn chain<M: Message + Default + Name>(config: Value, context: &BuildContext) -> 
     let message: M = message_from_node(&Node::from_json(config)).map_err(|error| anyhow!("{error}"))?;
     let registry = sixfold_plugins::registry();
     let factory = registry.filter(&M::full_name()).ok_or_else(|| anyhow!("no filter {}", M::full_name()))?;
-    let given = FilterConfig { config: &message.encode_to_vec(), overrides: &[] };
+    let given = FilterConfig { config: &message.encode_to_vec(), ..FilterConfig::default() };
     let plugin = factory.build(&given, context).map_err(|error| anyhow!("{error}"))?;
     let mut builder = ChainBuilder::new().reverse_response();
     builder.add("filter", plugin);

@@ -447,7 +447,7 @@ pub(crate) fn built_in(
     context: &BuildContext,
 ) -> Result<Plugin, String> {
     let overrides: Vec<&[u8]> = overrides.iter().map(Vec::as_slice).collect();
-    let given = FilterConfig { config, overrides: &overrides };
+    let given = FilterConfig { config, overrides: &overrides, superseded: false };
     factory.build(&given, context).map_err(|error| error.to_string())
 }
 

@@ -29,6 +29,7 @@ use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, not_empty};
 
 use said::{Said, check_policy};
+pub(crate) use said::{kind_of_settings, reads};
 use settings::{Settings, add_settings, cache_key, number, typed_cors};
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
@@ -242,7 +243,8 @@ impl HttpFilters {
     fn build_chain(&self, levels: &[Level<'_>], resource: &str) -> Result<Arc<Chain>> {
         let build = BuildContext { resource: resource.into(), ..self.build.clone() };
         let mut faults = self.check_level(levels, &build);
-        let settings: Vec<_> = self.filters.iter().map(|filter| filter.settings(levels)).collect();
+        let settings: Vec<_> =
+            self.filters.iter().map(|filter| filter.settings(levels, &self.plugins)).collect();
         let key = cache_key(&settings);
         let known = self.chains.lock().get(&key);
         if let Some(chain) = known {
@@ -262,7 +264,7 @@ impl HttpFilters {
                         faults.take(self.fault(filter, levels, error, &build));
                     }
                     // The chain goes with the fault, whoever tells it; it must not let through what the filter would not.
-                    Arc::new(ecds::missing().build(&Given { config: &[], overrides: &[] }, &build)?)
+                    Arc::new(ecds::missing().build(&Given::default(), &build)?)
                 }
             };
             let position = Position::of_filter(u16::try_from(index).unwrap_or(u16::MAX));
@@ -289,7 +291,7 @@ impl HttpFilters {
             let error = error.in_key("typed_config").in_index(filter.index).in_key("http_filters");
             return Err(named(&filter.name, error));
         };
-        let was_good = || filter.plugin(&filter.settings(wider), build).is_ok();
+        let was_good = || filter.plugin(&filter.settings(wider, &self.plugins), build).is_ok();
         if let Some(config) = newest.overrides.get(&filter.name) {
             // What can't be read was told before.
             let Ok(said) = Said::new(config) else { return Ok(()) };
@@ -382,14 +384,15 @@ impl Filter {
             build.resource = format!("{}{}", self.name, settings.owner).into();
         }
         let overrides: Vec<&[u8]> = settings.configs.iter().map(Vec::as_slice).collect();
-        let plugin =
-            Arc::new(self.factory.build(&Given { config: &self.config, overrides: &overrides }, &build)?);
+        let given = Given { config: &self.config, overrides: &overrides, superseded: settings.superseded };
+        let plugin = Arc::new(self.factory.build(&given, &build)?);
         self.plugins.lock().insert(key, &plugin);
         Ok(plugin)
     }
 
-    /// What of the levels is for this filter. What can't be read is told of its level.
-    fn settings(&self, levels: &[Level<'_>]) -> Settings {
+    /// What of the levels is for this filter. Settings of another's type put wider ones out of force, as in Envoy, but for filters
+    /// that read all levels. What can't be read is told of its level.
+    fn settings(&self, levels: &[Level<'_>], plugins: &Registry) -> Settings {
         let mut settings = Settings::default();
         let mut names = String::new();
         for (index, level) in levels.iter().enumerate() {
@@ -402,7 +405,15 @@ impl Filter {
             if self.is_missing() {
                 continue;
             }
-            let Ok(Some(config)) = said.taken_by(&self.factory) else { continue };
+            let config = match said.taken_by(&self.factory) {
+                Ok(Some(config)) => config,
+                Ok(None) if said.is_something(plugins) => {
+                    settings.supersede(&self.factory);
+                    continue;
+                }
+                _ => continue,
+            };
+            settings.superseded = false;
             settings.configs.push(config);
             if self.factory.told_apart {
                 settings.owner.clone_from(&names);

@@ -126,17 +126,24 @@ fn json_filter() -> FilterFactory {
     filter.json().told_apart()
 }
 
-/// A filter of policies, of which one with a wrong age is none; all levels count.
+/// A filter of policies, of which one with a wrong age is none; all levels count. It has one handler of `log` for every policy,
+/// and one of `header_filter` where they are superseded.
 fn cors_filter() -> FilterFactory {
     FilterFactory::new(Cors::full_name(), CorsPolicy::full_name(), |given, _| {
+        let mut plugin = Plugin::of(()).access(pass);
         for level in given.overrides {
             let CorsPolicy { max_age, .. } = wire::decode(level)?;
             if max_age == "wrong" {
                 return Err(ConfigError::field("max_age", "is wrong"));
             }
+            plugin = plugin.log(|(), _, _| {});
         }
-        Ok(Plugin::of(()).access(pass).build())
+        if given.superseded {
+            plugin = plugin.header_filter(|(), _, _| {});
+        }
+        Ok(plugin.build())
     })
+    .reads_all_levels()
 }
 
 /// A filter without handlers.

@@ -21,7 +21,7 @@ sixfold_core::stat_block! {
 }
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build).stateless()
+    envoy::filter(build).stateless().reads_all_levels()
 }
 
 /// A field that a level leaves out is that of the next wider level.

@@ -26,7 +26,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build)
+    envoy::filter(build).reads_all_levels()
 }
 
 sixfold_core::stat_block! {

@@ -12,12 +12,12 @@ use crate::envoy::{self, authz::CHECK, cluster_of, mutations, service};
 use answer::{Answer, Verdict};
 use check::Shape;
 use config::Body;
-use prost::Message;
+use prost::{Message, Name};
 use sixfold_core::cluster::{AuthzCounts, Cluster};
 use sixfold_core::flags::Flag;
 use sixfold_core::matcher::MetadataMatcher;
 use sixfold_core::plugin::{
-    BuildContext, Built, FilterFactory, LocalReply, Overflow, Plugin, ReadBody, Slot, Step,
+    BuildContext, Built, FilterConfig, FilterFactory, LocalReply, Overflow, Plugin, ReadBody, Slot, Step,
 };
 use sixfold_core::runtime::Fraction;
 use sixfold_core::stream::{FilterObject, Stream};
@@ -45,16 +45,15 @@ sixfold_core::stat_block! {
 pub(crate) fn factory() -> FilterFactory {
     let stand_in =
         ProtoAuthz { services: Some(Services::GrpcService(service::stand_in())), ..ProtoAuthz::default() };
-    let filter =
-        envoy::filter(|own: ProtoAuthz, overrides: Vec<ExtAuthzPerRoute>, context: &BuildContext| {
-            build(&own, &overrides, context)
-        });
-    filter.standing_in(stand_in.encode_to_vec())
+    let filter = FilterFactory::new(ProtoAuthz::full_name(), ExtAuthzPerRoute::full_name(), build);
+    filter.standing_in(stand_in.encode_to_vec()).reads_all_levels()
 }
 
-fn build(own: &ProtoAuthz, overrides: &[ExtAuthzPerRoute], context: &BuildContext) -> Built {
-    let filter = config::compile(own, overrides, context)?;
-    let Some(filter) = filter else { return Ok(Plugin::default()) };
+fn build(given: &FilterConfig<'_>, context: &BuildContext) -> Built {
+    let levels = given.overrides.iter().map(|bytes| envoy::decode(bytes)).collect::<Result<Vec<_>, _>>()?;
+    let of_route = config::of_route(&levels, given.superseded)?;
+    let Some(of_route) = of_route else { return Ok(Plugin::default()) };
+    let filter = config::compile(&envoy::decode(given.config)?, of_route, context)?;
     Ok(Plugin::of(filter).access(ExtAuthz::access).judging().header_filter(ExtAuthz::header_filter).build())
 }
 

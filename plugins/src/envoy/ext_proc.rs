@@ -60,7 +60,7 @@ pub(crate) fn factory() -> FilterFactory {
         envoy::filter(|own: ExternalProcessor, overrides: Vec<ExtProcPerRoute>, context: &BuildContext| {
             build(&own, &overrides, context)
         });
-    filter.standing_in(stand_in.encode_to_vec())
+    filter.standing_in(stand_in.encode_to_vec()).reads_all_levels()
 }
 
 fn build(own: &ExternalProcessor, overrides: &[ExtProcPerRoute], context: &BuildContext) -> Built {

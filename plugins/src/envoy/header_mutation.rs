@@ -23,7 +23,7 @@ use sixfold_xds_api::values::{one_of, required};
 use sixfold_xds_api::{header_ops, matcher};
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build).stateless()
+    envoy::filter(build).stateless().reads_all_levels()
 }
 
 /// The filter's own changes come first, then those of every level; the most specific level is the first of them, unless

@@ -18,15 +18,19 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::set_filter_state::v3:
 use std::sync::Arc;
 
 pub(crate) fn factory() -> FilterFactory {
-    envoy::filter(build).stateless()
+    envoy::filter(build).stateless().reads_all_levels()
 }
 
-/// The most specific level counts alone, as in Envoy.
+/// What every level says is left, the least specific first; whether the route is chosen again is the filter's own to say.
 fn build(config: Config, levels: Vec<Config>, _: &BuildContext) -> Built {
-    let Config { on_request_headers, clear_route_cache } = levels.into_iter().next_back().unwrap_or(config);
-    let values =
-        on_request_headers.iter().enumerate().map(|(index, value)| Object::new(value).in_index(index));
-    let objects = values.collect::<Result<_, _>>().in_key("on_request_headers")?;
+    let clear_route_cache = config.clear_route_cache;
+    let mut objects = Vec::new();
+    for Config { on_request_headers, clear_route_cache: _ } in std::iter::once(config).chain(levels) {
+        for (index, value) in on_request_headers.iter().enumerate() {
+            objects.push(Object::new(value).in_index(index).in_key("on_request_headers")?);
+        }
+    }
+    let objects = objects.into_boxed_slice();
     Ok(Plugin::of(SetFilterState { objects, clear_route_cache })
         .access(SetFilterState::access)
         .judging()

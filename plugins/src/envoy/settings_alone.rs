@@ -99,6 +99,20 @@ fn checked(factory: &FilterFactory, kind: &str, settings: &str) -> Result<(), Co
     factory.check_settings(&json::encode_node(kind, &node).unwrap(), &context)
 }
 
+/// Filters of Envoy 1.40 that ask for all levels (`getAllPerFilterConfig`), and ours that lays levels over each other. Of every
+/// other the most specific level counts alone, also where that is of another type.
+#[test]
+fn filters_that_read_all_levels_are_known() {
+    let registry = crate::registry();
+    let factories = registry.filter_types().filter_map(|kind| registry.filter(kind));
+    let all = factories.filter(|factory| factory.reads_all_levels && !factory.json);
+    let short = |kind: &str| kind.rsplit('.').nth(2).unwrap().to_owned();
+    assert_eq!(
+        all.map(|factory| short(&factory.config_type)).collect::<Vec<_>>(),
+        ["cors", "custom_response", "ext_authz", "ext_proc", "header_mutation", "set_filter_state"]
+    );
+}
+
 /// Envoy looks at them by their type. They were looked at by nobody until a listener came that had the filter, which was
 /// then without any routes.
 #[test]

@@ -29,7 +29,7 @@ fn plugins_filter(registry: &Registry, environment: EnvVars) -> FilterFactory {
     let build = move |given: &FilterConfig<'_>, context: &BuildContext| {
         build(&catalog, &environment, given, context).in_key("value")
     };
-    FilterFactory::new(name(), name(), build).json().told_apart()
+    FilterFactory::new(name(), name(), build).json().told_apart().reads_all_levels()
 }
 
 /// The plugins of one route, by name.

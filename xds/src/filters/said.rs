@@ -41,7 +41,7 @@ pub(super) struct Said<'a> {
     pub(super) disabled: bool,
     /// Its settings; Envoy looks at none of a filter that is off. They are owned where they were wrapped in a `FilterConfig`.
     config: Option<Cow<'a, Any>>,
-    /// Whether they are passed over where the filter takes none of their type.
+    /// Whether they are passed over where no filter takes any of their type.
     is_optional: bool,
 }
 
@@ -65,11 +65,18 @@ impl<'a> Said<'a> {
         any::type_name(self.config.as_deref()?).ok()
     }
 
-    /// The settings as this filter reads them, encoded; `None` are those of another type, which Envoy's filters pass over
-    /// (`resolveMostSpecificPerFilterConfig`).
+    /// The settings as this filter reads them, encoded; `None` where there are none, or of another type.
     pub(super) fn taken_by(&self, factory: &FilterFactory) -> Result<Option<Vec<u8>>> {
         let Some(config) = &self.config else { return Ok(None) };
         self.at(taken(factory, config))
+    }
+
+    /// Whether these are settings of some filter. Envoy makes nothing of optional ones that no filter takes: it is as if nothing
+    /// was said.
+    pub(super) fn is_something(&self, plugins: &Registry) -> bool {
+        let takes = |factory: &Arc<FilterFactory>| factory.override_type.is_some();
+        let is_taken = |kind: &str| plugins.filter_of_routes(kind).is_some_and(takes);
+        self.kind().is_some_and(|kind| is_taken(&kind) || OF_OTHERS.contains(&&*kind))
     }
 
     /// Looks at the settings by themselves: they must be such as some filter takes, as Envoy finds filters by the types of
@@ -88,7 +95,7 @@ impl<'a> Said<'a> {
         };
         match self.taken_by(factory)? {
             Some(settings) => self.at(factory.check_settings(&settings, &apart(build))),
-            None if self.is_optional => Ok(()),
+            None if self.is_optional && factory.override_type.is_none() => Ok(()),
             None => self.at(Err(ConfigError::new(match &factory.override_type {
                 Some(wanted) => {
                     let own = &factory.config_type;
@@ -116,6 +123,16 @@ fn taken(factory: &FilterFactory, config: &Any) -> Result<Option<Vec<u8>>> {
         Some(_) if found == factory.config_type && config.value.is_empty() => Ok(Some(Vec::new())),
         _ => Ok(None),
     }
+}
+
+/// The type of settings, where they are not merely whether a filter runs.
+pub(crate) fn kind_of_settings(config: &Any) -> Option<String> {
+    Said::new(config).ok()?.kind()
+}
+
+/// Whether a filter reads these settings.
+pub(crate) fn reads(factory: &FilterFactory, config: &Any) -> bool {
+    Said::new(config).is_ok_and(|said| matches!(said.taken_by(factory), Ok(Some(_))))
 }
 
 /// Looks at an encoded policy of `cors` by itself, be there a filter that reads it or not.

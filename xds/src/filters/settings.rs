@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use prost::Message;
+use sixfold_core::plugin::FilterFactory;
 use sixfold_xds_api::pb::envoy::config::route::v3::CorsPolicy;
 use sixfold_xds_api::pb::envoy::config::route::v3::cors_policy::EnabledSpecifier;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy as TypedCors;
@@ -11,6 +12,8 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy 
 #[derive(Default)]
 pub(super) struct Settings {
     pub(super) configs: Vec<Vec<u8>>,
+    /// Whether a level more specific than theirs says something of another filter's type.
+    pub(super) superseded: bool,
     /// The most specific level that says so.
     pub(super) disabled: Option<bool>,
     /// Whose settings they are, if that makes a difference: names down to the most specific level that has some.
@@ -48,6 +51,17 @@ pub(super) fn typed_cors(value: &CorsPolicy) -> Vec<u8> {
     policy.encode_to_vec()
 }
 
+impl Settings {
+    /// Takes what the most specific level yet says, of another filter's type: this one has none of a level, unless it reads all.
+    pub(super) fn supersede(&mut self, factory: &FilterFactory) {
+        if factory.reads_all_levels {
+            self.superseded = !self.configs.is_empty();
+        } else {
+            *self = Settings { disabled: self.disabled, ..Settings::default() };
+        }
+    }
+}
+
 /// Two lists of settings with one key are equal.
 pub(super) fn cache_key(settings: &[Settings]) -> Vec<u8> {
     let mut key = Vec::new();
@@ -68,6 +82,7 @@ pub(super) fn add_settings(settings: &Settings, key: &mut Vec<u8>) {
     key.extend((settings.owner.len() as u64).to_le_bytes());
     key.extend(settings.owner.as_bytes());
     key.extend(settings.nameless.to_le_bytes());
+    key.push(settings.superseded.into());
     key.extend((settings.configs.len() as u64).to_le_bytes());
     for config in &settings.configs {
         key.extend((config.len() as u64).to_le_bytes());

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod forwarding;
+mod levels;
 
 use std::time::{Duration, Instant};
 

@@ -30,7 +30,7 @@ pub(super) struct Body {
 
 /// What the levels of a route say together.
 #[derive(Default)]
-struct OfRoute {
+pub(super) struct OfRoute {
     extensions: HashMap<String, String>,
     body: BodyOfRoute,
     service: Option<ServiceOverride>,
@@ -45,12 +45,8 @@ enum BodyOfRoute {
     Other(Body),
 }
 
-/// The filter of a route; `None` where the most specific level turns it off.
-pub(super) fn compile(
-    value: &ProtoAuthz,
-    overrides: &[ExtAuthzPerRoute],
-    context: &BuildContext,
-) -> Result<Option<ExtAuthz>> {
+/// The filter of a route.
+pub(super) fn compile(value: &ProtoAuthz, of_route: OfRoute, context: &BuildContext) -> Result<ExtAuthz> {
     destructure!(ProtoAuthz {
         transport_api_version,
         failure_mode_allow,
@@ -84,7 +80,6 @@ pub(super) fn compile(
         emit_client_span: _,
         services
     } refusing { enforce_response_header_limits, shadow_mode } = value);
-    let Some(of_route) = of_route(overrides)? else { return Ok(None) };
     let body = with_request_body.as_ref().map(body).transpose().in_key("with_request_body")?;
     let own = one_of::<ProtoAuthz, _>(services, "services")?;
     // The filter's own service must be one even where the route has another.
@@ -134,7 +129,7 @@ pub(super) fn compile(
         },
         latency: *emit_filter_state_stats,
     });
-    Ok(Some(ExtAuthz {
+    Ok(ExtAuthz {
         service,
         shape,
         body: match of_route.body {
@@ -174,11 +169,13 @@ pub(super) fn compile(
             &context.metrics,
             &metrics::scope(&[&context.scope, "ext_authz", stat_prefix]),
         ),
-    }))
+    })
 }
 
-/// The levels together: extensions of all, the rest of the most specific; `None` where that turns the filter off.
-fn of_route(overrides: &[ExtAuthzPerRoute]) -> Result<Option<OfRoute>> {
+/// The levels together: extensions of all, the rest of the most specific; `None` where that turns the filter off. Where a still
+/// more specific level says something of another filter's type, of the last one the service counts, and not what it says of
+/// bodies or whether it is off: Envoy looks for these two at the most specific level of all, for the others at all of its type.
+pub(super) fn of_route(overrides: &[ExtAuthzPerRoute], superseded: bool) -> Result<Option<OfRoute>> {
     let mut together = OfRoute::default();
     let mut disabled = false;
     for ExtAuthzPerRoute { r#override } in overrides {
@@ -192,6 +189,9 @@ fn of_route(overrides: &[ExtAuthzPerRoute]) -> Result<Option<OfRoute>> {
                 check_settings(settings, &mut together).in_key("check_settings")?;
             }
         }
+    }
+    if superseded {
+        (disabled, together.body) = (false, BodyOfRoute::Unsaid);
     }
     Ok((!disabled).then_some(together))
 }

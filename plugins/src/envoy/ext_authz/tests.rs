@@ -355,6 +355,36 @@ async fn routes_turn_it_off_and_add_what_the_service_is_told() {
     assert!(service.calls.lock().is_empty());
 }
 
+/// Where the most specific level is of another filter's type, the filter is on and reads bodies as itself says; extensions and
+/// the service of wider levels count.
+#[tokio::test]
+async fn settings_of_another_type_turn_it_on_again() {
+    let ok = response(0, HttpResponse::OkResponse(OkHttpResponse::default()));
+    let service = GrpcService::new(move |_| Reply::Message(ok.clone()));
+    let context = service.context();
+    let own = asking_grpc().encode_to_vec();
+    let build = |levels: &[ExtAuthzPerRoute]| {
+        let levels: Vec<Vec<u8>> = levels.iter().map(Message::encode_to_vec).collect();
+        let levels: Vec<&[u8]> = levels.iter().map(Vec::as_slice).collect();
+        let given = FilterConfig { config: &own, overrides: &levels, superseded: true };
+        Alone::new(factory().build(&given, &context).unwrap())
+    };
+    let level = |value| ExtAuthzPerRoute { r#override: Some(value) };
+    let body = BufferSettings { max_request_bytes: 9, ..BufferSettings::default() };
+    let settings = CheckSettings {
+        context_extensions: [("of".to_owned(), "table".to_owned())].into(),
+        with_request_body: Some(body),
+        ..CheckSettings::default()
+    };
+    let off = [level(Override::CheckSettings(settings)), level(Override::Disabled(true))];
+    for levels in [&off[..], &off[..1]] {
+        assert!(finish(build(levels).access(&mut routed("/", &[]))).await.is_none());
+        let call = service.calls.lock().pop().unwrap();
+        let told = CheckRequest::decode(&*call.messages[0]).unwrap().attributes.unwrap().context_extensions;
+        assert_eq!(told["of"], "table");
+    }
+}
+
 #[tokio::test]
 async fn a_changed_request_gets_its_route_again() {
     let ok = OkHttpResponse { headers: vec![option("x-to", "b")], ..OkHttpResponse::default() };

@@ -28,7 +28,7 @@ fn config(pass_through: bool) -> Config {
 
 fn filter(config: &Config, context: &BuildContext) -> Result<Alone, ConfigError> {
     let encoded = config.encode_to_vec();
-    factory().build(&FilterConfig { config: &encoded, overrides: &[] }, context).map(Alone::new)
+    factory().build(&FilterConfig { config: &encoded, ..FilterConfig::default() }, context).map(Alone::new)
 }
 
 fn context() -> BuildContext {

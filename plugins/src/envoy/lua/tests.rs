@@ -41,7 +41,8 @@ fn build_in(own: &ProtoLua, overrides: &[LuaPerRoute], shared: &Arc<SharedState>
     let overrides: Vec<Vec<u8>> = overrides.iter().map(Message::encode_to_vec).collect();
     let overrides: Vec<&[u8]> = overrides.iter().map(Vec::as_slice).collect();
     let config = own.encode_to_vec();
-    let given = sixfold_core::plugin::FilterConfig { config: &config, overrides: &overrides };
+    let given =
+        sixfold_core::plugin::FilterConfig { config: &config, overrides: &overrides, superseded: false };
     let plugin = factory().build(&given, &context).map_err(|error| error.to_string())?;
     let mut builder = ChainBuilder::new().reverse_response();
     builder.add("lua", plugin);

@@ -31,7 +31,11 @@ fn filter(config: &ProtoRbac, overrides: &[RbacPerRoute], context: &BuildContext
     let (config, overrides) =
         (config.encode_to_vec(), overrides.iter().map(Message::encode_to_vec).collect::<Vec<_>>());
     let overrides: Vec<&[u8]> = overrides.iter().map(Vec::as_slice).collect();
-    Alone::new(factory().build(&FilterConfig { config: &config, overrides: &overrides }, context).unwrap())
+    Alone::new(
+        factory()
+            .build(&FilterConfig { config: &config, overrides: &overrides, superseded: false }, context)
+            .unwrap(),
+    )
 }
 
 /// What is answered to a request for a path, and what the rules say of it beside.

@@ -59,6 +59,21 @@ async fn texts_are_left_and_those_that_are_hashable_are_hashed() {
     );
 }
 
+/// What the filter itself says was left to no request of a route that has settings.
+#[tokio::test]
+async fn every_level_leaves_its_own() {
+    let config =
+        |values, clear_route_cache| Config { on_request_headers: values, clear_route_cache }.encode_to_vec();
+    let of = |key, text| value(key, "envoy.string", text);
+    let own = config(vec![of("a", "own"), of("b", "own"), of("c", "own")], false);
+    let levels = [config(vec![of("b", "host"), of("c", "host")], true), config(vec![of("c", "route")], true)];
+    let filter = testing::filter(&factory(), &own, &levels).unwrap();
+    let mut stream = stream("/", &[]);
+    filter.access(&mut stream).await;
+    let left = ["a", "b", "c"].map(|key| stream.filter_object(key).unwrap().value.to_vec());
+    assert_eq!(left, [&b"own"[..], b"host", b"route"]);
+}
+
 #[test]
 fn an_unknown_factory_is_refused() {
     let built = |value| {

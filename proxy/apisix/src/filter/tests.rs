@@ -18,7 +18,7 @@ fn filter(levels: &[Value]) -> Result<Vec<String>, String> {
     let context =
         BuildContext { scope: "http.in.".into(), resource: "limits/shop".into(), ..testing::build_context() };
     let factory = registry.filter(PLUGINS_FILTER).unwrap();
-    let plugin = factory.build(&FilterConfig { config, overrides: &overrides }, &context);
+    let plugin = factory.build(&FilterConfig { config, overrides: &overrides, superseded: false }, &context);
     let mut builder = ChainBuilder::new().reverse_response();
     let told = |error: ConfigError| {
         let all: Vec<String> = error.into_all().iter().map(ToString::to_string).collect();

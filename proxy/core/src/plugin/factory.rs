@@ -297,11 +297,15 @@ impl ApisixFactory {
 }
 
 /// The bytes of a configuration and of the overrides for one route, the least specific first.
+#[derive(Clone, Copy, Default)]
 pub struct FilterConfig<'a> {
     /// Of the connection manager's list.
     pub config: &'a [u8],
     /// Of route table, virtual host, route, weighted cluster.
     pub overrides: &'a [&'a [u8]],
+    /// Whether a level more specific than the last of them says something of another filter's type. Only told to a filter
+    /// that [reads all levels](FilterFactory::reads_all_levels).
+    pub superseded: bool,
 }
 
 type BuildFilter = Box<dyn Fn(&FilterConfig<'_>, &BuildContext) -> Built + Send + Sync>;
@@ -319,6 +323,9 @@ pub struct FilterFactory {
     pub json: bool,
     /// Whether each virtual host and route with settings has an instance of its own, however equal they are.
     pub told_apart: bool,
+    /// Whether it reads every level with settings of its type. Of any other the most specific level that says something under
+    /// its name counts alone: settings of another filter's type there leave it with none.
+    pub reads_all_levels: bool,
     /// The configuration of its own with which settings of routes are looked at by themselves.
     stand_in: Vec<u8>,
     build: BuildFilter,
@@ -338,6 +345,7 @@ impl FilterFactory {
             stateless: false,
             json: false,
             told_apart: false,
+            reads_all_levels: false,
             stand_in: Vec::new(),
             build: Box::new(build),
         }
@@ -368,6 +376,14 @@ impl FilterFactory {
         self
     }
 
+    /// Says that it looks at all levels that have settings of its type, as those of Envoy's filters do that ask for all
+    /// (`getAllPerFilterConfig`) and not for the most specific (`resolveMostSpecificPerFilterConfig`).
+    #[must_use]
+    pub fn reads_all_levels(mut self) -> FilterFactory {
+        self.reads_all_levels = true;
+        self
+    }
+
     /// Gives the encoded configuration of its own with which settings of routes are looked at by themselves, of a filter that
     /// can't be built with an empty one.
     #[must_use]
@@ -382,7 +398,8 @@ impl FilterFactory {
     /// # Errors
     /// What is wrong with the settings themselves.
     pub fn check_settings(&self, settings: &[u8], context: &BuildContext) -> Result<(), ConfigError> {
-        self.build(&FilterConfig { config: &self.stand_in, overrides: &[settings] }, context).map(drop)
+        let given = FilterConfig { config: &self.stand_in, overrides: &[settings], superseded: false };
+        self.build(&given, context).map(drop)
     }
 
     /// An instance for one route.
