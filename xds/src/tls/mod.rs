@@ -354,8 +354,15 @@ fn of_client(common: &CommonTlsContext, auto_sni_san_validation: bool) -> Result
 
 /// Names of protocols. Envoy takes them apart at commas once more (common/tls/context_impl.cc, `parseAlpnProtocols`).
 fn alpn(values: &[String]) -> Result<Vec<String>> {
-    if values.iter().all(String::is_empty) {
+    // One that is empty is none; two are two empty names.
+    if values.len() < 2 && values.iter().all(String::is_empty) {
         return Ok(Vec::new());
+    }
+    // As Envoy has them before it takes them apart; TLS has no room for more.
+    let together = values.iter().map(|value| value.len() + 1).sum::<usize>().saturating_sub(1);
+    if together >= usize::from(u16::MAX) {
+        let reason = format!("all names must have less than 65535 bytes together, not {together}");
+        return Err(ConfigError::field("alpn_protocols", reason));
     }
     let mut names = Vec::new();
     for (index, value) in values.iter().enumerate() {

@@ -140,6 +140,11 @@ fn names_of_protocols_must_be_such_as_tls_can_tell() {
     );
     assert_eq!(of("h2, ''"), Err("alpn: an empty name can't be offered to a server".to_owned()));
     assert_eq!(of("''"), Ok(()), "it is as none");
+    assert_eq!(of("'', ''"), Err("alpn: an empty name can't be offered to a server".to_owned()));
+    let name = "a".repeat(255);
+    assert_eq!(alpn(&vec![name.clone(); 255]).unwrap().len(), 255);
+    let reason = "alpn_protocols: all names must have less than 65535 bytes together, not 65535";
+    assert_eq!(alpn(&vec![name; 256]).unwrap_err().to_string(), reason);
     assert_eq!(alpn(&["h2,http/1.1".to_owned(), String::new()]).unwrap(), ["h2", "http/1.1", ""]);
     assert!(server_with(&format!("alpn_protocols: [{longer}]")).is_err());
     assert!(server_with("alpn_protocols: [h2, '']").is_ok(), "Envoy takes it of servers");
