@@ -23,6 +23,7 @@ pub mod fuzz;
 mod hcm;
 pub mod listener;
 mod otlp;
+mod places;
 mod protocol;
 pub mod rds;
 mod retry;

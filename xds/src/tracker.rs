@@ -47,12 +47,16 @@ pub enum Event<'a> {
         /// Why.
         reason: &'a str,
     },
+    /// What was wrong with it last is past: all were told of anew, and it was not.
+    Forgiven,
     /// There is no such resource any more.
     Gone,
     /// Endpoints were taken for a cluster that count only for a time.
     Expiring,
     /// That time is over.
     Stale,
+    /// The control plane says that there are no endpoints for a cluster.
+    Unassigned,
 }
 
 /// A version of a resource.
@@ -126,6 +130,16 @@ impl Tracker {
         if key.kind != Kind::Endpoints {
             self.0.lock().note(key.clone(), event);
         }
+    }
+
+    /// Forgets what was wrong with the resources of a kind but for those that are told of anew.
+    pub fn forgive(&self, kind: Kind, is_told: impl Fn(&str) -> bool) {
+        let mut state = self.0.lock();
+        let is_past = |(key, tracked): &(&Key, &Tracked)| {
+            key.kind == kind && tracked.refused.is_some() && !is_told(&key.name)
+        };
+        let past: Vec<Key> = state.entries.iter().filter(is_past).map(|(key, _)| key.clone()).collect();
+        past.into_iter().for_each(|key| state.note(key, Event::Forgiven));
     }
 
     /// Notes what the control plane calls all of a type together.
@@ -276,9 +290,10 @@ impl State {
                 let value = room(value).then(|| value.into());
                 tracked.refused = Some(Refusal { value, version: version.into(), at, reason: reason.into() });
             }
+            Event::Forgiven => tracked.refused = None,
             Event::Gone => *tracked = Tracked::default(),
             // They are counted, not shown.
-            Event::Expiring | Event::Stale => {}
+            Event::Expiring | Event::Stale | Event::Unassigned => {}
         }
     }
 }
@@ -336,6 +351,22 @@ mod tests {
             (tracker.version(Kind::Listener).as_str(), tracker.version(Kind::Cluster).as_str()),
             ("7", "")
         );
+    }
+
+    #[test]
+    fn faults_of_what_is_not_told_of_anew_are_past() {
+        let (tracker, value) = (Tracker::default(), Arc::<[u8]>::from(*b"one"));
+        let refused = Event::Refused { value: b"x", version: "2", reason: "bad" };
+        for name in ["a", "b", "c"] {
+            note(&tracker, name, refused);
+        }
+        note(&tracker, "c", Event::Accepted { value: &value, version: "1" });
+        note(&tracker, "c", Event::InForce);
+        note(&tracker, "c", refused);
+        tracker.forgive(Kind::Listener, |_| false);
+        tracker.forgive(Kind::Cluster, |name| name == "a");
+        assert_eq!((tracked(&tracker, "b"), versions(&tracker, "a")), (None, some(["", "", "2"])));
+        assert_eq!(versions(&tracker, "c"), some(["1", "", ""]));
     }
 
     #[test]

@@ -126,6 +126,15 @@ impl ConfigError {
         })
     }
 
+    /// Sets the place of each fault that has none, by the path of its field; an empty one is the whole.
+    #[must_use]
+    pub fn placed(self, place: impl Fn(&str) -> Place) -> Self {
+        self.each(|fault| {
+            let at = || place(fault.field.as_deref().unwrap_or_default());
+            fault.place = fault.place.or_else(|| Some(at()));
+        })
+    }
+
     /// Sets the resource unless a deeper one is known already.
     #[must_use]
     pub fn in_resource(self, resource: impl Into<String>) -> Self {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sixfold_core::error::ConfigError;
 
+use super::file::Origin;
 use super::kind::Kind;
 use super::update::{Content, Resource, Update};
 
@@ -47,6 +48,14 @@ impl Item {
         match self {
             Item::Is(Resource { content: Content::Value(value), .. }) => Some(value),
             _ => None,
+        }
+    }
+
+    /// Where it stands, if it comes from a document.
+    pub(super) fn origin(&self) -> Option<&Origin> {
+        match self {
+            Item::Is(resource) => resource.origin.as_ref(),
+            Item::Gone => None,
         }
     }
 }
@@ -151,6 +160,7 @@ mod tests {
             version: String::new(),
             content: Content::Value(value.as_bytes().to_vec()),
             ttl: None,
+            origin: None,
         }
     }
 

@@ -353,13 +353,12 @@ impl<C: Compile> Machine<C> {
                     // No cluster makes it a better one.
                     peer.refused = None;
                 }
-                refused(channel, &error.in_file(path.display().to_string()).to_string());
+                let (error, wanted) =
+                    (error.in_file(path.display().to_string()), peer.wanted(*kind, channel.source()));
+                refused(channel, &error.to_string());
                 self.stats.of(*kind).into_iter().for_each(Subscription::refused);
                 self.first.remove(kind);
-                for key in peer.wanted(*kind, channel.source()) {
-                    self.stats.of_key(&key).for_each(Subscription::refused);
-                    self.world.missing(&key);
-                }
+                self.refuse_all(*kind, wanted, &error);
             }
         }
     }

@@ -25,7 +25,7 @@ mod world;
 
 pub use backoff::BackoffConfig;
 pub use client::{Apply, Batches, Statics, Target, follow};
-pub(crate) use file::routes as routes_of_file;
+pub(crate) use file::{placed, routes as routes_of_file};
 pub use key::{Channel, Key};
 pub use kind::Kind;
 pub use machine::{AdsConfig, Failure, Machine, Step, Wildcard};

@@ -248,8 +248,13 @@ impl Compile for Resources {
                 stats().into_iter().for_each(|stats| stats.assignment_timeout_received().inc())
             }
             Event::Stale => stats().into_iter().for_each(|stats| stats.assignment_stale().inc()),
+            Event::Unassigned => stats().into_iter().for_each(|stats| stats.update_empty().inc()),
             event => self.context.tracker.note(key, event),
         }
+    }
+
+    fn forgive(&self, kind: Kind, is_told: &dyn Fn(&str) -> bool) {
+        self.context.tracker.forgive(kind, is_told);
     }
 
     fn note_version(&self, kind: Kind, version: &str) {

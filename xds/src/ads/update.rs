@@ -11,6 +11,7 @@ use sixfold_xds_api::pb::envoy::service::discovery::v3::{
 use sixfold_xds_api::pb::google::protobuf::{Any, Duration as ProtoDuration};
 use sixfold_xds_api::{any, wire};
 
+use super::file::Origin;
 use super::kind::Kind;
 
 /// A message of a control plane.
@@ -54,6 +55,8 @@ pub(super) struct Resource {
     pub(super) content: Content,
     /// After so long without news it is gone; `None` is never.
     pub(super) ttl: Option<Duration>,
+    /// Where it stands, if it comes from a document.
+    pub(super) origin: Option<Origin>,
 }
 
 /// What there is of a resource.
@@ -131,6 +134,7 @@ pub(super) fn plain(kind: Kind, value: Any, version: &str) -> Resource {
                 version: String::new(),
                 content: fault(format!("is not a valid envoy.service.discovery.v3.Resource: {error}")),
                 ttl: None,
+                origin: None,
             },
         };
     }
@@ -142,7 +146,7 @@ pub(super) fn plain(kind: Kind, value: Any, version: &str) -> Resource {
         }
         content => content,
     };
-    Resource { name, version: version.to_owned(), content, ttl: None }
+    Resource { name, version: version.to_owned(), content, ttl: None, origin: None }
 }
 
 fn wrapped(kind: Kind, resource: ProtoResource) -> Resource {
@@ -152,7 +156,7 @@ fn wrapped(kind: Kind, resource: ProtoResource) -> Resource {
         None if ttl.is_some() => Content::Heartbeat,
         None => fault("has no content".to_owned()),
     };
-    Resource { name: name.into(), version, content, ttl: ttl.and_then(positive) }
+    Resource { name: name.into(), version, content, ttl: ttl.and_then(positive), origin: None }
 }
 
 fn content(kind: Kind, value: Any) -> Content {

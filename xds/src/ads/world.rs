@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use sixfold_core::error::ConfigError;
 use sixfold_core::fast_hash::FastMap;
 
+use super::file::{Origin, placed};
 use super::key::{Channel, Key};
 use super::kind::Kind;
 use super::peer::StreamConfig;
@@ -60,6 +61,9 @@ pub trait Compile {
 
     /// What becomes of a resource, for who shows it.
     fn note(&self, _key: &Key, _event: Event<'_>) {}
+
+    /// All resources of a kind are told of anew: what was wrong with those that are not among them is past.
+    fn forgive(&self, _kind: Kind, _is_told: &dyn Fn(&str) -> bool) {}
 
     /// What the control plane calls all of a type together.
     fn note_version(&self, _kind: Kind, _version: &str) {}
@@ -147,6 +151,8 @@ pub(super) struct World<C: Compile> {
     lingering: BTreeMap<Arc<str>, Instant>,
     /// Needs that nothing good has come for, and need not be waited for: the control plane has answered.
     denied: BTreeSet<Key>,
+    /// Route configurations that the control plane said there are none of, and that have not come since.
+    withheld: BTreeSet<Key>,
     /// Extensions that have gone, and what could not be made without them.
     faults: Vec<(Key, ConfigError)>,
     /// Route configurations and endpoints that have not come in time.
@@ -211,6 +217,7 @@ impl<C: Compile> World<C> {
             waiting: BTreeSet::new(),
             lingering: BTreeMap::new(),
             denied: BTreeSet::new(),
+            withheld: BTreeSet::new(),
             faults: Vec::new(),
             late: Vec::new(),
             applying: Vec::new(),
@@ -261,12 +268,13 @@ impl<C: Compile> World<C> {
         self.compiler.expect(kind, values);
     }
 
-    /// Takes a resource as it was sent; answers whether that is a change, which the bytes that it has already are not.
+    /// Takes a resource as it was sent, with where it stands if that is a document; answers whether that is a change, which the bytes that it has already are not.
     pub(super) fn accept(
         &mut self,
         key: &Key,
         version: &str,
         value: Vec<u8>,
+        origin: Option<&Origin>,
         now: Instant,
     ) -> Result<bool, ConfigError> {
         if self.statics.contains(key) || !self.is_wanted(key) {
@@ -279,7 +287,7 @@ impl<C: Compile> World<C> {
             note(&self.compiler, &self.statics, key, Event::Renamed(version));
             return Ok(false);
         }
-        let tried = self.try_on(key, &value, now);
+        let tried = self.try_on(key, &value, now).map_err(|fault| placed(origin, fault));
         let (Compiled { part, asks }, users) = tried.inspect_err(|error| {
             let reason = error.to_string();
             note(
@@ -290,6 +298,7 @@ impl<C: Compile> World<C> {
             );
         })?;
         self.denied.remove(key);
+        self.withheld.remove(key);
         if lingers {
             self.lingering.remove(&key.name);
         }
@@ -356,8 +365,15 @@ impl<C: Compile> World<C> {
 
     /// The control plane says that a resource is gone. Only what is asked for as a whole can go so, and configurations of
     /// filters: routes, endpoints and secrets go with what names them, and whatever is said of them, the last that was
-    /// good stays.
+    /// good stays. Of routes that never came this is no answer, as for Envoy (rds/rds_route_config_subscription.cc): a
+    /// listener without them would be put in the place of one that serves.
     pub(super) fn remove(&mut self, key: &Key, now: Instant) {
+        if key.kind == Kind::Routes {
+            if self.users.has(key) && !self.resources.contains_key(key) {
+                self.withheld.insert(key.clone());
+            }
+            return;
+        }
         if !key.kind.is_wildcard() {
             self.missing(key);
         }
@@ -449,6 +465,11 @@ impl<C: Compile> World<C> {
         }
     }
 
+    /// Notes for who counts it that there are no endpoints of a name.
+    pub(super) fn tell_unassigned(&self, key: &Key) {
+        self.tell_users(key, Event::Unassigned);
+    }
+
     fn tell_users(&self, key: &Key, event: Event<'_>) {
         self.users.of(key).for_each(|user| self.compiler.note(user, event));
     }
@@ -467,6 +488,7 @@ impl<C: Compile> World<C> {
         while let Some(key) = unused.pop() {
             self.end_ttl(&key);
             self.denied.remove(&key);
+            self.withheld.remove(&key);
             let Some(resource) = self.resources.remove(&key) else { continue };
             let Resource { next, live, before, expires: _ } = *resource;
             self.waiting.remove(&key);

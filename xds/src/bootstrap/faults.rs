@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 
 use sixfold_core::document::{Node as DocumentNode, Options};
-use sixfold_core::error::{ConfigError, Place};
+use sixfold_core::error::ConfigError;
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::Bootstrap;
 use sixfold_xds_api::values::Result;
 
 use crate::context::is_unknown_cluster;
+use crate::places::{place_of, snake_case};
 
 /// Errors, each with the path of its field from the root of the document.
 #[derive(Default)]
@@ -182,51 +183,6 @@ fn in_resource(bootstrap: &Bootstrap, mut fault: ConfigError) -> ConfigError {
         }
     }
     fault
-}
-
-/// Looks a path up in the document: messages have no places. The deepest part of it that is there counts. Keys of maps
-/// may hold dots and brackets themselves.
-pub(super) fn place_of(root: &DocumentNode, path: &str) -> Place {
-    let (mut node, mut place, mut rest) = (root, root.place, path);
-    while !rest.is_empty() {
-        if let Some((index, after)) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            let index = index.parse::<usize>().ok();
-            match (index, node.as_array()) {
-                (Some(index), Some(items)) => {
-                    let Some(item) = items.get(index) else { break };
-                    (node, place) = (item, item.place);
-                }
-                // One value that stands for a list of one.
-                (Some(0), None) => {}
-                _ => break,
-            }
-            rest = after.strip_prefix('.').unwrap_or(after);
-            continue;
-        }
-        let ends = |after: &str| after.is_empty() || after.starts_with(['.', '[']);
-        let after = |key: &str| rest.strip_prefix(key).filter(|after| ends(after));
-        let entries = node.as_object().into_iter().flat_map(|object| object.entries());
-        let found = entries.filter_map(|entry| {
-            let after = after(&entry.key).or_else(|| after(&snake_case(&entry.key)))?;
-            Some((entry, after))
-        });
-        let Some((entry, after)) = found.min_by_key(|(_, after)| after.len()) else { break };
-        (node, place) = (&entry.value, entry.key_place);
-        rest = after.strip_prefix('.').unwrap_or(after);
-    }
-    place
-}
-
-/// `connect_timeout` of `connectTimeout`.
-fn snake_case(name: &str) -> String {
-    let mut snake = String::with_capacity(name.len() + 4);
-    for c in name.chars() {
-        if c.is_ascii_uppercase() {
-            snake.push('_');
-        }
-        snake.push(c.to_ascii_lowercase());
-    }
-    snake
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use sixfold_core::error::Place;
 use sixfold_core::listener::NetworkFilter;
 use sixfold_core::overload::Least;
 
-use super::faults::place_of;
 use super::*;
+use crate::places::place_of;
 use crate::testing::process;
 
 const BOOTSTRAP: &str = r#"

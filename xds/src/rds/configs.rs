@@ -109,8 +109,11 @@ impl RouteConfigs {
             let Source::Path(path) = &source else { continue };
             let text = files::read_promptly(path, MAX_DOCUMENT_BYTES);
             let text = text.map_err(|error| ConfigError::new(error.to_string()));
-            let encoded = text.and_then(|text| ads::routes_of_file(path, &text, &name));
-            let outcome = encoded.and_then(|encoded| self.update(&source, &encoded, diff));
+            let read = text.and_then(|text| ads::routes_of_file(path, &text, &name));
+            let outcome = read.and_then(|(encoded, origin)| {
+                let updated = self.update(&source, &encoded, diff);
+                updated.map_err(|fault| ads::placed(origin.as_ref(), fault))
+            });
             refused.extend(outcome.err().map(|error| error.in_file(path.display().to_string())));
         }
         refused

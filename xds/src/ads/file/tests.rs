@@ -8,7 +8,9 @@ use sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster;
 const TYPE: &str = "\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster";
 
 fn read(name: &str, text: &str) -> Result<Update> {
-    update(Kind::Cluster, Path::new(name), text.as_bytes())
+    let update = update(Kind::Cluster, Path::new(name), text.as_bytes())?;
+    let resources = update.resources.into_iter();
+    Ok(Update { resources: resources.map(|it| Resource { origin: None, ..it }).collect(), ..update })
 }
 
 /// Names of the resources, each with what is wrong.
@@ -81,14 +83,35 @@ fn a_file_of_routes_has_one_route_configuration() {
     let kind = "\"@type\": type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
     let read = |text: &str, name: &str| routes(Path::new("rds.yaml"), text.as_bytes(), name);
     let one = format!("resources: [{{{kind}, name: r}}]");
-    assert_eq!(read(&one, "r").unwrap(), [10, 1, b'r']);
+    assert_eq!(read(&one, "r").unwrap().0, [10, 1, b'r']);
     let two = format!("resources: [{{{kind}, name: r}}, {{{kind}, name: s}}]");
     let cases = [
-        (&one, "s", "resources[0].name: must be \"s\", which is asked for, not \"r\""),
-        (&two, "r", "resources: must be one route configuration, not 2"),
-        (&"resources: []".to_owned(), "r", "resources: must be one route configuration, not 0"),
+        (&one, "s", "rds.yaml:1:89: resources[0].name: must be \"s\", which is asked for, not \"r\""),
+        (&two, "r", "1:1: resources: must be one route configuration, not 2"),
+        (&"resources: []".to_owned(), "r", "1:1: resources: must be one route configuration, not 0"),
     ];
     for (text, name, reason) in cases {
         assert_eq!(read(text, name).unwrap_err().to_string(), reason);
     }
+}
+
+/// Once they were messages, faults had lost their places.
+#[test]
+fn faults_of_meaning_have_their_places() {
+    let text = format!(
+        "version_info: a\nresources:\n- {TYPE}\n  name: c\n  lbSubsetConfig:\n    subset_selectors:\n    - {{}}\n\
+         - \"@type\": type.googleapis.com/envoy.service.discovery.v3.Resource\n  name: d\n  resource:\n    {TYPE}\n    name: d\n"
+    );
+    let update = update(Kind::Cluster, Path::new("cds.yaml"), text.as_bytes()).unwrap();
+    let told = |index: usize, field: &str| {
+        let origin = update.resources[index].origin.as_ref().unwrap();
+        origin.place(ConfigError::field(field, "is wrong")).to_string()
+    };
+    assert_eq!(
+        told(0, "lb_subset_config.subset_selectors[0].keys"),
+        "cds.yaml:7:7: lb_subset_config.subset_selectors[0].keys: is wrong"
+    );
+    assert_eq!(told(1, "name"), "cds.yaml:12:5: name: is wrong");
+    let whole = update.resources[1].origin.as_ref().unwrap().place(ConfigError::new("is wrong"));
+    assert_eq!(whole.to_string(), "cds.yaml:10:3: is wrong");
 }

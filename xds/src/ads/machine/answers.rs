@@ -24,6 +24,8 @@ pub(super) struct Pending {
     faults: Vec<String>,
     /// What was accepted, with its version.
     accepted: Vec<(Arc<str>, String)>,
+    /// Names of single resources that are said to be gone.
+    gone: Vec<Arc<str>>,
     /// Whether something of it is not as it was.
     changes: bool,
     /// How long it took to take them.
@@ -98,22 +100,25 @@ impl<C: Compile> Machine<C> {
         let mut faults = peer.late.remove(&kind).unwrap_or_default();
         let key = |name: &Arc<str>| Key::new(kind, channel.source(), name);
         let is_first = self.first.remove(&kind).is_some();
+        let lacking = peer.lacking(kind, |name| items.contains_key(name));
         if kind == Kind::Secret || channel.path().is_some() {
             // A response holds what there is of what was asked for. Elsewhere than in Envoy, one that is missing keeps
             // nobody waiting until its time is over. A file holds what there is, whatever was asked for.
-            for name in peer.lacking(kind, |name| items.contains_key(name)) {
-                self.world.missing(&key(&name));
+            for name in &lacking {
+                self.world.missing(&key(name));
                 if kind == Kind::Routes
                     && let Some(found) = items.keys().next().filter(|found| !found.is_empty())
                 {
-                    self.stats.of_key(&key(&name)).for_each(Subscription::refused);
-                    faults.push(file::misnamed(found, &name).to_string());
+                    let origin = items.values().find_map(Item::origin);
+                    let fault = file::misnamed(found, name, origin);
+                    self.refuse_all(kind, [key(name)], &fault);
+                    faults.push(fault.to_string());
                 }
             }
         }
         if kind == Kind::Routes && channel.path().is_none() {
-            for name in peer.lacking(kind, |name| items.contains_key(name)) {
-                self.stats.of_key(&key(&name)).for_each(Subscription::came_empty);
+            for name in &lacking {
+                self.stats.of_key(&key(name)).for_each(Subscription::came_empty);
             }
         }
         let mut gone = false;
@@ -122,10 +127,12 @@ impl<C: Compile> Machine<C> {
             let absent: Vec<_> = absent.collect();
             gone = !absent.is_empty();
             absent.iter().for_each(|name| self.remove(&key(name), now));
+            self.world.compiler().forgive(kind, &|name| items.contains_key(name));
         }
         let (accepted, took, changes) = (Vec::new(), Duration::ZERO, gone);
-        let channel_of = channel.clone();
-        let mut pending = Pending { channel: channel_of, kind, responses, faults, accepted, changes, took };
+        let (channel_of, gone) = (channel.clone(), Vec::new());
+        let mut pending =
+            Pending { channel: channel_of, kind, responses, faults, accepted, gone, changes, took };
         self.world.expect(kind, items.values().filter_map(Item::value));
         for (name, item) in items {
             let key = key(&name);
@@ -133,6 +140,7 @@ impl<C: Compile> Machine<C> {
                 Item::Gone => {
                     pending.changes = true;
                     self.remove(&key, now);
+                    pending.gone.push(name);
                 }
                 Item::Is(resource) => match self.take(channel, &key, resource, now) {
                     Ok(Taken { version, changes }) => {
@@ -151,6 +159,26 @@ impl<C: Compile> Machine<C> {
         }
         pending.took = begun.elapsed();
         Some(pending)
+    }
+
+    /// A file is wrong as a whole: each that is asked of it is refused for that. Where it holds all there are of a kind, none of
+    /// what was wrong in it before is told any more.
+    pub(super) fn refuse_all(
+        &mut self,
+        kind: Kind,
+        keys: impl IntoIterator<Item = Key>,
+        fault: &ConfigError,
+    ) {
+        let reason = fault.to_string();
+        if kind.is_wildcard() {
+            self.world.compiler().forgive(kind, &|_| false);
+        }
+        for key in keys {
+            self.stats.of_key(&key).for_each(Subscription::refused);
+            let refused = Event::Refused { value: &[], version: "", reason: &reason };
+            self.world.compiler().note(&key, refused);
+            self.world.missing(&key);
+        }
     }
 
     /// A resource can't be taken. Routes of a file are tried again, and that is told once: not before the first clusters
@@ -181,22 +209,23 @@ impl<C: Compile> Machine<C> {
         resource: Resource,
         now: Instant,
     ) -> Result<Taken, ConfigError> {
-        let Resource { name: _, version, content, ttl } = resource;
+        let Resource { name: _, version, content, ttl, origin } = resource;
         let wants = self.peers.get(channel).is_some_and(|peer| peer.session.wants(key.kind, &key.name));
         let mut taken = Taken::default();
         match content {
             Content::Fault(fault) => {
+                let fault = file::placed(origin.as_ref(), *fault);
                 let reason = fault.to_string();
                 let refused = Event::Refused { value: &[], version: &version, reason: &reason };
                 if wants && !key.name.is_empty() {
                     self.world.compiler().note(key, refused);
                 }
-                return Err(*fault);
+                return Err(fault);
             }
             Content::Heartbeat => {}
             Content::Value(_) if !wants => return Ok(taken),
             Content::Value(value) => {
-                taken.changes = self.world.accept(key, &version, value, now)?;
+                taken.changes = self.world.accept(key, &version, value, origin.as_ref(), now)?;
                 taken.version = Some(version);
             }
         }
@@ -214,7 +243,7 @@ impl<C: Compile> Machine<C> {
 
     /// What was accepted is known from now on, what was refused is not; both are told.
     pub(super) fn answer(&mut self, pending: Pending) {
-        let Pending { channel, kind, mut responses, faults, accepted, changes, took } = pending;
+        let Pending { channel, kind, mut responses, faults, accepted, gone, changes, took } = pending;
         let error = (!faults.is_empty()).then(|| joined(&faults));
         if let Some(error) = &error {
             refused(&channel, error);
@@ -234,11 +263,15 @@ impl<C: Compile> Machine<C> {
         if let Some(version) = version {
             self.world.compiler().note_version(kind, version);
         }
-        for (name, _) in &accepted {
+        let is_gone = gone.iter().map(|name| (name, true));
+        for (name, is_gone) in accepted.iter().map(|(name, _)| (name, false)).chain(is_gone) {
             let (key, version) = (Key::new(kind, channel.source(), name), version.unwrap_or_default());
+            // That there is none is an answer as any other, and counted as one.
             self.stats.of_key(&key).for_each(|stats| stats.taken(version, took));
-            if kind == Kind::Endpoints {
-                self.world.tell_assigned(&key);
+            match kind {
+                Kind::Endpoints if is_gone => self.world.tell_unassigned(&key),
+                Kind::Endpoints => self.world.tell_assigned(&key),
+                _ => {}
             }
         }
         let Some(peer) = self.peers.get_mut(&channel) else { return };

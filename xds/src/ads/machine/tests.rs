@@ -463,10 +463,42 @@ fn what_came_and_was_refused_is_not_waited_for() {
     let mut client = Client::new(None);
     client.bring(Kind::Listener, "1", "l", "r");
     assert_eq!(client.bring(Kind::Routes, "2", "r", "bad"), ["l"]);
-    client.bring(Kind::Listener, "3", "m", "none");
-    client.receive_both(Kind::Routes, "4", Vec::new(), &["none"]);
+    assert_eq!(client.bring(Kind::Routes, "3", "r", "a"), ["r"], "good ones come later");
+}
+
+/// Routes that the control plane did not have yet put a listener without any in the place of one that served.
+#[test]
+fn routes_that_there_are_none_of_are_waited_for() {
+    let mut client = Client::new(None);
+    client.bring(Kind::Listener, "1", "l", "r");
+    assert_eq!(client.bring(Kind::Routes, "2", "r", "a"), ["r", "l"]);
+    client.bring(Kind::Listener, "3", "l", "s");
+    client.receive_both(Kind::Routes, "4", Vec::new(), &["s"]);
+    assert_eq!((client.changes(), client.wait()), (Vec::new(), None));
+    client.now += Duration::from_secs(60);
+    assert_eq!(client.bring(Kind::Routes, "5", "s", "a"), ["s", "l", "-r"]);
+    // Those that have come stay, whatever is said of them.
+    client.receive_both(Kind::Routes, "6", Vec::new(), &["s"]);
+    assert_eq!(client.changes(), [""; 0]);
+    // Where nothing serves yet it is waited for no longer than the listener says.
+    client.bring(Kind::Listener, "7", "m", "none");
+    client.receive_both(Kind::Routes, "8", Vec::new(), &["none"]);
+    assert_eq!((client.changes(), client.wait()), (Vec::new(), Some(Duration::from_secs(15))));
+    client.now += Duration::from_secs(15);
     assert_eq!(client.changes(), ["m"]);
-    assert_eq!(client.bring(Kind::Routes, "5", "r", "a"), ["r"], "good ones come later");
+    // It is an answer, and counted as one.
+    let of_routes = |name| client.registry.sum("http.h.rds.r.", name);
+    assert_eq!(["update_attempt", "update_success", "update_empty"].map(of_routes), [8, 5, 0]);
+}
+
+#[test]
+fn clusters_count_that_there_are_no_endpoints() {
+    let mut client = Client::new(None);
+    client.bring(Kind::Cluster, "1", "c", "shared");
+    client.receive_both(Kind::Endpoints, "2", Vec::new(), &["s"]);
+    assert_eq!(client.changes(), ["c"], "it need not wait");
+    let of_cluster = |name| client.registry.sum("cluster.c.", name);
+    assert_eq!(["update_attempt", "update_success"].map(of_cluster), [2, 1]);
 }
 
 #[test]

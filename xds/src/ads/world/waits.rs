@@ -1,6 +1,6 @@
 //! What waits for what, and until when.
 
-use super::{Compile, HOLD, LINGER, LINGER_MAX, Need, Version, World};
+use super::{Compile, HOLD, LINGER, LINGER_MAX, Need, Resource, Version, World};
 use crate::ads::key::Key;
 use crate::ads::kind::Kind;
 use crate::rds::Source;
@@ -19,11 +19,11 @@ impl<C: Compile> World<C> {
 
     /// Whether a candidate has what it needs, or has waited long enough.
     pub(super) fn is_ready(&self, key: &Key, now: Instant) -> bool {
-        let Some(next) = self.resources.get(key).and_then(|resource| resource.next.as_ref()) else {
-            return false;
+        let Some(resource) = self.resources.get(key) else { return false };
+        let Some(next) = &resource.next else { return false };
+        let come = |need: &Need| {
+            self.is_there(need) || self.end_of_need(need, resource, next).is_some_and(|end| end <= now)
         };
-        let come =
-            |need: &Need| self.is_there(need) || end_of_need(need, next.since).is_some_and(|end| end <= now);
         next.asks.needs.iter().all(come) && !(now < next.since + HOLD && self.is_held(next))
     }
 
@@ -90,13 +90,26 @@ impl<C: Compile> World<C> {
 
     /// When the waits of a candidate end.
     fn ends_of_waits(&self, key: &Key) -> impl Iterator<Item = Instant> {
-        let next = self.resources.get(key).and_then(|resource| resource.next.as_ref());
-        let held = next.filter(|next| self.is_held(next));
-        let needs = next.into_iter().flat_map(|next| {
+        let resource = self.resources.get(key);
+        let next = resource.and_then(|resource| Some((resource, resource.next.as_ref()?)));
+        let held = next.filter(|(_, next)| self.is_held(next));
+        let needs = next.into_iter().flat_map(|(resource, next)| {
             let missing = next.asks.needs.iter().filter(|need| !self.is_there(need));
-            missing.filter_map(|need| end_of_need(need, next.since))
+            missing.filter_map(|need| self.end_of_need(need, resource, next))
         });
-        needs.chain(held.map(|next| next.since + HOLD))
+        needs.chain(held.map(|(_, next)| next.since + HOLD))
+    }
+
+    /// When a candidate goes on without a resource. Where the control plane says that there is none, Envoy's time is over and
+    /// the wait is not: so it is here where something else is in force as long.
+    fn end_of_need(
+        &self,
+        need: &Need,
+        resource: &Resource<C::Part>,
+        next: &Version<C::Part>,
+    ) -> Option<Instant> {
+        let serves = resource.live.is_some() && self.withheld.contains(&need.key());
+        need.within.filter(|_| !serves).and_then(|within| next.since.checked_add(within))
     }
 
     /// Whether a removed cluster goes.
@@ -129,9 +142,4 @@ impl<C: Compile> World<C> {
                 || self.is_being_replaced(user)
         })
     }
-}
-
-/// When a candidate goes on without a resource.
-fn end_of_need(need: &Need, since: Instant) -> Option<Instant> {
-    since.checked_add(need.within?)
 }
