@@ -3,6 +3,7 @@
 mod ads;
 mod faults;
 mod manager;
+mod odd;
 mod overload;
 mod runtime;
 
@@ -36,6 +37,7 @@ use sixfold_xds_api::{bootstrap_with_faults, constraints};
 
 pub use self::ads::Ads;
 use self::faults::{Faults, Unread};
+pub use self::odd::odd_settings;
 pub(crate) use self::runtime::values as runtime_values;
 use crate::ads::{Asks, Key, Kind, Static, Statics};
 use crate::context::{Context, Node};

@@ -13,7 +13,7 @@ use sixfold_core::compile::CompileContext;
 use sixfold_core::detached::LogCheck;
 use sixfold_core::document::{self, Node, Options};
 use sixfold_core::error::{ConfigError, Place, nearest};
-use sixfold_xds::bootstrap::ProcessContext;
+use sixfold_xds::bootstrap::{ProcessContext, odd_settings};
 use sixfold_xds::rds::RouteConfigs;
 use std::io::Write;
 use std::path::Path;
@@ -122,6 +122,7 @@ impl Found {
                 let mut warnings: Vec<ConfigError> = second_document(text).into_iter().collect();
                 let notices = sixfold_xds::left_out().into_iter();
                 warnings.extend(notices.map(|notice| ConfigError::new(notice).in_file(&text.name)));
+                warnings.extend(odd_settings(&text.text, &text.name, &plugins()));
                 Findings { errors: Vec::new(), warnings }
             }
             Kind::Configuration => {
