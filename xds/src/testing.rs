@@ -139,7 +139,7 @@ fn cors_filter() -> FilterFactory {
             plugin = plugin.log(|(), _, _| {});
         }
         if given.superseded {
-            plugin = plugin.header_filter(|(), _, _| {});
+            plugin = plugin.header_filter(pass);
         }
         Ok(plugin.build())
     })

@@ -126,6 +126,26 @@ fn what_apisix_would_ignore_is_a_warning_unless_one_is_strict() {
     assert_eq!(output(&["validate", "-c", &directory.path("apisix.yaml")]).status.code(), Some(0));
 }
 
+/// A misspelt name of a filter was told by nobody, and what it should have done was not done.
+#[test]
+fn settings_of_routes_that_no_filter_reads_are_a_warning_unless_one_is_strict() {
+    let directory = Directory::new();
+    let good = bootstrap(1, 2, "x", &directory.0.join("a.log"));
+    let domains = "domains: [\"*\"]";
+    let settings = "typed_per_filter_config: {ruter: {'@type': \
+                    type.googleapis.com/envoy.config.route.v3.FilterConfig, disabled: true}}";
+    let file = directory
+        .write("e.yaml", &good.replacen(domains, &format!("{domains}\n              {settings}"), 1));
+    let lenient = output(&["validate", "-c", &file]);
+    assert_eq!(lenient.status.code(), Some(0), "{lenient:?}");
+    let warning = text(&lenient.stderr);
+    assert!(
+        warning.starts_with(&format!("warning: {file}:")) && warning.contains("no filter is called"),
+        "{warning}"
+    );
+    assert!(refused(&output(&["validate", "--strict", "-c", &file])).contains("no filter is called"));
+}
+
 #[test]
 fn version_and_completions() {
     assert_eq!(text(&output(&["version"]).stdout), format!("sixfold {}\n", env!("CARGO_PKG_VERSION")));

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod extensions;
+mod files;
 mod secrets;
 
 use std::collections::BTreeMap;
@@ -36,6 +37,12 @@ struct Proxy {
 
 impl Proxy {
     fn new() -> Proxy {
+        let mut proxy = Proxy::with_clusters_of(Source::Ads);
+        assert_eq!(proxy.asked(), ["+", "+"]);
+        proxy
+    }
+
+    fn with_clusters_of(clusters: Source) -> Proxy {
         let (context, now) = (context(), Instant::now());
         let stream = StreamConfig {
             flavor: Flavor::Delta,
@@ -43,11 +50,11 @@ impl Proxy {
             backoff: BackoffConfig::default(),
             rate: None,
         };
-        let all = Wildcard { source: Source::Ads, within: None };
+        let all = |source| Wildcard { source, within: None };
         let config = AdsConfig {
             node: Node::default(),
             ads: Some(stream),
-            wildcards: BTreeMap::from([(Kind::Cluster, all.clone()), (Kind::Listener, all)]),
+            wildcards: BTreeMap::from([(Kind::Cluster, all(clusters)), (Kind::Listener, all(Source::Ads))]),
             statics: BTreeMap::from([(
                 Key::of_name(Kind::Cluster, &"static".into()),
                 Static::InForce(Asks::default()),
@@ -65,7 +72,6 @@ impl Proxy {
         let mut proxy = Proxy { machine, model, context, now, nonce: 0 };
         assert!(matches!(proxy.machine.step(now), Step::Connect(_)));
         proxy.machine.connected(&Channel::Aggregated);
-        assert_eq!(proxy.asked(), ["+", "+"]);
         proxy
     }
 
