@@ -93,7 +93,7 @@ fn built(kind: &str, config: &str) -> Plugin {
     let node = Node::parse(config, &Options::default()).unwrap();
     let config = json::encode_node(kind, &node).unwrap_or_else(|error| panic!("{kind}: {error}"));
     let (context, _) = testing::with_secrets(testing::context(), &[("client", "c"), ("hmac", "h")]);
-    let given = FilterConfig { config: &config, overrides: &[] };
+    let given = FilterConfig { config: &config, ..FilterConfig::default() };
     factory.build(&given, &context).unwrap_or_else(|error| panic!("{kind}: {error}"))
 }
 
