@@ -182,7 +182,7 @@ mod tests {
             assert_eq!(
                 odd("", &format!("rule: {{{settings}}}")),
                 [format!(
-                    "b.yaml:22:62: listener \"l\": {at}.routes[0].route.weighted_clusters.clusters[0].typed_per_filter_config.rule: \
+                    "b.yaml:22:70: listener \"l\": {at}.routes[0].route.weighted_clusters.clusters[0].typed_per_filter_config.rule: \
                      no filter is called \"rule\"; the one that takes settings of this type is called \"rules\""
                 )]
             );

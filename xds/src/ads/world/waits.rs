@@ -95,7 +95,7 @@ impl<C: Compile> World<C> {
         let held = next.filter(|(_, next)| self.is_held(next));
         let needs = next.into_iter().flat_map(|(resource, next)| {
             let missing = next.asks.needs.iter().filter(|need| !self.is_there(need));
-            missing.filter_map(|need| self.end_of_need(need, resource, next))
+            missing.filter_map(move |need| self.end_of_need(need, resource, next))
         });
         needs.chain(held.map(|(_, next)| next.since + HOLD))
     }
