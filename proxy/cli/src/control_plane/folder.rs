@@ -173,7 +173,7 @@ fn resources(text: &str, file: &str) -> Result<Vec<(String, Any)>, ConfigError> 
     let mut faults = Faults::default();
     checked.for_each(|checked| faults.take(checked));
     let decoded = faults.keep(decoded);
-    let DiscoveryResponse { resources, .. } = faults.kept(decoded)?;
+    let DiscoveryResponse { resources, .. } = faults.end(decoded)?.unwrap_or_default();
     let named = resources.into_iter().enumerate().map(|(index, value)| named(value).in_index(index));
     collect(named).in_key("resources")
 }
