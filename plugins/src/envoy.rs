@@ -52,13 +52,10 @@ mod token_endpoint;
 
 use aws_lc_rs::digest;
 use prost::{Message, Name};
-use sixfold_core::cluster::Cluster;
 use sixfold_core::error::ConfigError;
-use sixfold_core::hash::choose_cluster;
 use sixfold_core::headers::Known;
 use sixfold_core::message::RequestHead;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, NetworkFilterFactory};
-use sixfold_core::route::Action;
 use sixfold_core::stream::Stream;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -133,14 +130,6 @@ where
     M: Message + Default + Name + 'static,
 {
     FilterFactory::new(M::full_name(), None, move |given, context| build(decode(given.config)?, context))
-}
-
-/// The cluster that the request would go to; `None` where it goes to none, or there is none of that name.
-pub(crate) fn cluster_of(stream: &Stream) -> Option<Arc<Cluster>> {
-    match &stream.route.as_deref()?.action {
-        Action::Forward(forward) => choose_cluster(&forward.cluster, stream).0,
-        _ => None,
-    }
 }
 
 /// Bytes of a path that a realm has.

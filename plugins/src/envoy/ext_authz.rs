@@ -8,12 +8,13 @@ mod http;
 #[cfg(test)]
 mod tests;
 
-use crate::envoy::{self, authz::CHECK, cluster_of, mutations, service};
+use crate::envoy::{self, authz::CHECK, mutations, service};
 use answer::{Answer, Verdict};
 use check::Shape;
 use config::Body;
 use prost::{Message, Name};
 use sixfold_core::cluster::{AuthzCounts, Cluster};
+use sixfold_core::draw::cluster_of;
 use sixfold_core::flags::Flag;
 use sixfold_core::matcher::MetadataMatcher;
 use sixfold_core::plugin::{

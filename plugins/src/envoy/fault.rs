@@ -8,13 +8,12 @@ mod tests;
 
 use crate::envoy;
 use serde_json::Value;
-use sixfold_core::cluster::ClusterCell;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::flags::Flag;
 use sixfold_core::headers::{HeaderName, Known};
 use sixfold_core::matcher::HeaderMatcher;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, LocalReply, Plugin, Slot, Step};
-use sixfold_core::route::{Action, ClusterChoice};
+use sixfold_core::route::Route;
 use sixfold_core::runtime::{Fraction, Runtime};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::any::struct_to_json;
@@ -360,21 +359,8 @@ impl Share {
 }
 
 fn goes_to(stream: &Stream, cluster: &str) -> bool {
-    let is = |cell: &ClusterCell| *cell.name == *cluster;
-    match stream.route.as_deref().map(|r| &r.action) {
-        Some(Action::Forward(forward)) => match &forward.cluster {
-            ClusterChoice::Named(cell) => is(cell),
-            ClusterChoice::Header(name, _) => {
-                name.values(&stream.request).next().is_some_and(|v| v == cluster.as_bytes())
-            }
-            // The member is drawn with the request's own random number, so the answer is the same later.
-            ClusterChoice::Weighted(members) => {
-                let member = sixfold_core::hash::weighted(members, stream).map(|(_, member)| member);
-                matches!(member.map(|m| &m.cluster), Some(ClusterChoice::Named(cell)) if is(cell))
-            }
-        },
-        _ => false,
-    }
+    let choice = stream.route.as_deref().and_then(Route::leads_to);
+    choice.and_then(|choice| stream.upstream.drawn.cluster_name(choice)) == Some(cluster)
 }
 
 fn number(stream: &Stream, name: &HeaderName) -> Option<u64> {

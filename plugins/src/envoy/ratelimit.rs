@@ -8,10 +8,11 @@ mod headers;
 mod tests;
 
 use crate::envoy::service::{self, SHOULD_RATE_LIMIT, Service};
-use crate::envoy::{self, cluster_of, mutations::Change};
+use crate::envoy::{self, mutations::Change};
 use answer::{Answer, Verdict};
 use prost::Message;
 use sixfold_core::cluster::{Cluster, RateLimitCounts};
+use sixfold_core::draw::cluster_of;
 use sixfold_core::flags::Flag;
 use sixfold_core::header_ops::{HeaderOps, Side};
 use sixfold_core::headers::Headers;

@@ -16,6 +16,7 @@ use crate::Failure;
 use crate::arguments::{ExplainOptions, OutputForm};
 use request::Asked;
 use serde_json::{Map, Value, json};
+use sixfold_core::draw::{self, Drawn};
 use sixfold_core::hcm::HttpConnectionManager;
 use sixfold_core::headers::Known as KnownHeader;
 use sixfold_core::listener::{FilterChain, Listener, MatchInput, NetworkFilter};
@@ -228,9 +229,10 @@ fn http(
     }
     stream.virtual_host = Some(found.virtual_host.clone());
     stream.route = found.route.clone();
+    stream.upstream.drawn = Drawn::of(stream);
+    let chain = draw::chain(stream).unwrap_or(&hcm.chain).clone();
     let Some(route) = found.route else {
-        let chain = found.virtual_host.options.chain.as_ref().unwrap_or(&hcm.chain);
-        filters::add(story, known, hcm, chain, stream)?;
+        filters::add(story, known, hcm, &chain, stream)?;
         if found.cut_short {
             story.insert("action".into(), reply_of(&explain::unsearched()));
             let outcome = "routes' expressions would scan too much for one request: none is taken";
@@ -241,11 +243,10 @@ fn http(
         return Ok(());
     };
     story.insert("route".into(), candidates::route(&route));
-    let chain = route.chain.as_ref().unwrap_or(&hcm.chain);
-    let chain = consumer::add(story, known, chain, wanted, stream)?;
+    story.extend(action::drawn(&route, stream).map(|drawn| ("drawn".to_owned(), drawn)));
+    let chain = consumer::add(story, known, &chain, wanted, stream)?;
     filters::add(story, known, hcm, &chain, stream)?;
-    action::add(story, known, hcm, &table, &route, stream);
-    Ok(())
+    action::add(story, known, hcm, &table, &route, stream)
 }
 
 fn reply_of(reply: &LocalReply) -> Value {

@@ -558,6 +558,44 @@ fn what_a_member_of_weighted_clusters_has_of_its_own_is_told() {
     }
 }
 
+/// The filters of the route were run over a request, whatever the member that it goes to says of them.
+#[test]
+fn filters_are_those_of_the_member_that_the_request_goes_to() {
+    let directory = Directory::new();
+    let of = |kind: &str, rules: Value| {
+        let kind = format!("type.googleapis.com/envoy.extensions.filters.http.rbac.v3.{kind}");
+        let mut settings = json!({"@type": kind});
+        settings.as_object_mut().unwrap().extend(rules.as_object().cloned().unwrap_or_default());
+        settings
+    };
+    let nobody = json!({"rbac": {"rules": {"action": "ALLOW", "policies": {}}}});
+    let clusters = json!([
+        {"name": "a", "weight": 1},
+        {"name": "a", "weight": 1, "typed_per_filter_config": {"guard": of("RBACPerRoute", nobody)}},
+    ]);
+    let routes = |weighted: Value| json!([{"match": {"prefix": "/"}, "route": {"weighted_clusters": weighted}}]);
+    let explained = |weighted: Value, number: &str| {
+        let mut bootstrap: Value = serde_json::from_str(&routed(21000, 1)).unwrap();
+        let manager = &mut bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0];
+        manager["typed_config"]["route_config"]["virtual_hosts"][0]["routes"] = routes(weighted);
+        let filters = manager["typed_config"]["http_filters"].as_array_mut().unwrap();
+        filters.insert(0, json!({"name": "guard", "typed_config": of("RBAC", json!({}))}));
+        let file = directory.write("envoy.json", &bootstrap.to_string());
+        explain(&["GET", "http://a.test/", "-H", number, "-c", &file, "--listener", "case"])
+    };
+    let by_header = json!({"header_name": "w", "clusters": clusters});
+    for (number, index, verdict) in [("w: 0", 0, "passes"), ("w: 1", 1, "answers")] {
+        let story = explained(by_header.clone(), number);
+        let drawn = json!({"index": index, "to": {"cluster": "a"}, "at_random": false});
+        assert_eq!(story["drawn"], drawn, "{story:#}");
+        assert_eq!(story["filters"][0]["verdict"]["kind"], verdict, "{story:#}");
+        let of_member = &story["action"]["to"]["weighted"][1]["filters"][0];
+        assert_eq!(of_member["verdict"]["kind"], "answers", "{story:#}");
+    }
+    let story = explained(json!({"clusters": clusters}), "w: 1");
+    assert_eq!((&story["drawn"]["index"], &story["drawn"]["at_random"]), (&json!(0), &json!(true)), "{story:#}");
+}
+
 /// What the proxy answers with 503 was said to be a 404.
 #[test]
 fn routes_that_are_not_looked_through_are_told_as_what_is_answered() {

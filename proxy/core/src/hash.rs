@@ -17,20 +17,30 @@ use xxhash_rust::xxh64::xxh64;
 ///
 /// The second part is the value of a `Set-Cookie` header for the response, when a cookie was made.
 pub fn request_hash(policies: &[HashPolicy], stream: &mut Stream) -> (Option<u64>, Option<Vec<u8>>) {
-    let (mut hash, mut made) = (None, None);
+    let mut made = None;
+    stream.hash = hash_of(policies, stream, Some(&mut made));
+    (stream.hash, made)
+}
+
+/// The same of what the client has sent alone: no cookie is made.
+pub fn hash_of_sent(policies: &[HashPolicy], stream: &Stream) -> Option<u64> {
+    hash_of(policies, stream, None)
+}
+
+fn hash_of(policies: &[HashPolicy], stream: &Stream, mut made: Option<&mut Option<Vec<u8>>>) -> Option<u64> {
+    let mut hash = None;
     for policy in policies {
-        if let Some(next) = input_hash(&policy.input, stream, &mut made) {
+        if let Some(next) = input_hash(&policy.input, stream, made.as_deref_mut()) {
             hash = Some(hash.map_or(next, |h: u64| h.rotate_left(1) ^ next));
         }
         if policy.terminal && hash.is_some() {
             break;
         }
     }
-    stream.hash = hash;
-    (hash, made)
+    hash
 }
 
-fn input_hash(input: &HashInput, stream: &Stream, made: &mut Option<Vec<u8>>) -> Option<u64> {
+fn input_hash(input: &HashInput, stream: &Stream, made: Option<&mut Option<Vec<u8>>>) -> Option<u64> {
     match input {
         HashInput::Header(name, rewrite) => header_hash(name, rewrite.as_ref(), stream),
         HashInput::Cookie { name, ttl, path, attributes } => {
@@ -38,8 +48,9 @@ fn input_hash(input: &HashInput, stream: &Stream, made: &mut Option<Vec<u8>>) ->
             if let Some(value) = found {
                 return Some(xxh64(value, 0));
             }
+            let (ttl, made) = ((*ttl)?, made?);
             let value = format!("{:016x}", random_of_client(stream));
-            *made = Some(set_cookie(name, &value, (*ttl)?, path, attributes));
+            *made = Some(set_cookie(name, &value, ttl, path, attributes));
             Some(xxh64(value.as_bytes(), 0))
         }
         HashInput::Query(name) => {
@@ -107,16 +118,20 @@ pub fn set_cookie(
     cookie.into_bytes()
 }
 
-/// Envoy's choice among weighted clusters: the request's random number, a header's integer or the hash of
-/// [`request_hash`] (call it before), modulo the sum of the weights. `None` when all weights are 0.
-pub fn weighted<'a>(clusters: &'a WeightedClusters, stream: &Stream) -> Option<(usize, &'a WeightedCluster)> {
+/// Envoy's choice among weighted clusters: the request's random number, a header's integer or, where that counts, the
+/// hash, modulo the sum of the weights; with the place of what it is. `None` when all weights are 0.
+pub(crate) fn weighted<'a>(
+    clusters: &'a WeightedClusters,
+    hash: Option<u64>,
+    stream: &Stream,
+) -> Option<(usize, &'a WeightedCluster)> {
     let integer = |value: &[u8]| std::str::from_utf8(value).ok()?.trim().parse::<u64>().ok();
     let from_header = clusters.random_header.as_ref().and_then(|target| {
         let mut values = target.values(&stream.request);
         let value = values.next().and_then(integer)?;
         values.next().is_none().then_some(value)
     });
-    let from_hash = stream.hash.filter(|_| clusters.use_hash);
+    let from_hash = hash.filter(|_| clusters.use_hash);
     let value = from_header.or(from_hash).unwrap_or(stream.random).checked_rem(clusters.total)?;
     let mut sum = 0;
     clusters.clusters.iter().enumerate().find(|(_, cluster)| {
@@ -125,11 +140,12 @@ pub fn weighted<'a>(clusters: &'a WeightedClusters, stream: &Stream) -> Option<(
     })
 }
 
-/// The cluster of a stream, and the weighted member that named it with its place among all.
+/// A cluster by what is known now, and the weighted member that named it: that of a connection of TCP, or of a copy. Where a
+/// request itself goes was settled with its route ([`Drawn`](crate::draw::Drawn)).
 pub fn choose_cluster<'r>(
     choice: &'r ClusterChoice,
     stream: &Stream,
-) -> (Option<Arc<Cluster>>, Option<(usize, &'r WeightedCluster)>) {
+) -> (Option<Arc<Cluster>>, Option<&'r WeightedCluster>) {
     match choice {
         ClusterChoice::Named(cell) => (cell.load(), None),
         ClusterChoice::Header(target, clusters) => {
@@ -137,8 +153,8 @@ pub fn choose_cluster<'r>(
             let name = first.and_then(|value| std::str::from_utf8(value).ok());
             (name.and_then(|name| clusters.find(name)), None)
         }
-        ClusterChoice::Weighted(weighted) => match self::weighted(weighted, stream) {
-            Some(drawn) => (choose_cluster(&drawn.1.cluster, stream).0, Some(drawn)),
+        ClusterChoice::Weighted(weighted) => match self::weighted(weighted, None, stream) {
+            Some((_, member)) => (choose_cluster(&member.cluster, stream).0, Some(member)),
             None => (None, None),
         },
     }

@@ -13,6 +13,7 @@ pub mod connection;
 pub mod custom_tag;
 pub mod detached;
 pub mod document;
+pub mod draw;
 pub mod error;
 pub mod export;
 pub mod expr;

@@ -4,8 +4,8 @@
 #[cfg(test)]
 mod tests;
 
+use crate::draw;
 use crate::format::Format;
-use crate::hash::choose_cluster;
 use crate::matcher::{HeaderMatcher, HeaderTarget, QueryMatcher, parameter};
 use crate::metadata;
 use crate::route::Action as RouteAction;
@@ -344,20 +344,8 @@ fn given(default: &str) -> Option<Cow<'_, str>> {
 
 /// The name of the cluster that the request would go to, be it there or not.
 fn destination(stream: &Stream) -> Option<Cow<'_, str>> {
-    use crate::route::ClusterChoice;
-    fn name<'s>(choice: &'s ClusterChoice, stream: &'s Stream) -> Option<Cow<'s, str>> {
-        match choice {
-            ClusterChoice::Named(cell) => Some(Cow::Borrowed(&cell.name)),
-            ClusterChoice::Header(target, _) => target.values(&stream.request).next().map(text),
-            ClusterChoice::Weighted(members) => {
-                name(&crate::hash::weighted(members, stream)?.1.cluster, stream)
-            }
-        }
-    }
-    match &stream.route.as_deref()?.action {
-        RouteAction::Forward(forward) => name(&forward.cluster, stream),
-        _ => None,
-    }
+    let choice = stream.route.as_deref()?.leads_to()?;
+    stream.upstream.drawn.cluster_name(choice).map(Cow::Borrowed)
 }
 
 impl LimitCondition {
@@ -388,14 +376,11 @@ impl MetadataSource {
                 let value = stream.route.as_deref()?.metadata.get(namespace)?;
                 metadata::below(value, keys)?.as_str().map(Cow::Borrowed)
             }
-            MetadataSource::Cluster => match &stream.route.as_deref()?.action {
-                RouteAction::Forward(forward) => {
-                    let cluster = choose_cluster(&forward.cluster, stream).0?;
-                    let value = metadata::below(cluster.config.metadata.get(namespace)?, keys)?;
-                    value.as_str().map(|text| Cow::Owned(text.to_owned()))
-                }
-                _ => None,
-            },
+            MetadataSource::Cluster => {
+                let cluster = draw::cluster_of(stream)?;
+                let value = metadata::below(cluster.config.metadata.get(namespace)?, keys)?;
+                value.as_str().map(|text| Cow::Owned(text.to_owned()))
+            }
         }
     }
 }

@@ -7,7 +7,6 @@ mod tests;
 
 use crate::cluster::{Address, Host};
 use crate::flags::Flag;
-use crate::hash;
 use crate::hcm::{HttpConnectionManager, Profile, RouterOptions};
 use crate::header_ops::{HeaderOps, Side};
 use crate::headers::{Known, KnownSet};
@@ -15,9 +14,7 @@ use crate::message::Scheme;
 use crate::plugin::LocalReply;
 use crate::regex::{Regex, Rewrite};
 use crate::retry::RetryOn;
-use crate::route::{
-    Action, ClusterChoice, Forward, HostRewrite, PassHost, PathRewrite, Route, TemplatePart, WeightedCluster,
-};
+use crate::route::{Forward, HostRewrite, PassHost, PathRewrite, Route, TemplatePart, WeightedCluster};
 use crate::router::{PathMatch, TableOptions, VirtualHost};
 use crate::stream::Stream;
 use std::sync::Arc;
@@ -63,17 +60,8 @@ pub fn finalize_request(
 /// weighted clusters belongs to the route from the start in Envoy, so that its changes are made to each of them.
 pub fn finalize_response(table: Option<&TableOptions>, stream: &mut Stream) {
     let route = stream.route.clone();
-    let weighted = match route.as_deref().map(|route| &route.action) {
-        Some(Action::Forward(forward)) => match &forward.cluster {
-            ClusterChoice::Weighted(weighted) => Some(weighted),
-            _ => None,
-        },
-        _ => None,
-    };
-    let member = weighted.and_then(|weighted| match stream.upstream.drawn {
-        Some(drawn) => weighted.clusters.get(usize::from(drawn)),
-        None => hash::weighted(weighted, stream).map(|(_, member)| member),
-    });
+    let choice = route.as_deref().and_then(Route::leads_to);
+    let member = choice.and_then(|choice| stream.upstream.drawn.member(choice));
     finalize_upstream_response(table, member, stream);
 }
 

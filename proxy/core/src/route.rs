@@ -96,13 +96,19 @@ impl Route {
 
     /// The chains that its requests may run.
     pub(crate) fn chains(&self) -> impl Iterator<Item = &Arc<Chain>> {
-        let members = match &self.action {
-            Action::Forward(Forward { cluster: ClusterChoice::Weighted(weighted), .. }) => {
-                &weighted.clusters[..]
-            }
+        let members = match self.leads_to() {
+            Some(ClusterChoice::Weighted(weighted)) => &weighted.clusters[..],
             _ => &[],
         };
         self.chain.iter().chain(members.iter().filter_map(|member| member.chain.as_ref()))
+    }
+
+    /// How its cluster is chosen, if its requests go to one.
+    pub fn leads_to(&self) -> Option<&ClusterChoice> {
+        match &self.action {
+            Action::Forward(forward) => Some(&forward.cluster),
+            _ => None,
+        }
     }
 
     /// Bytes kept for a retry; `None` takes the virtual host's limit, or the listener's.

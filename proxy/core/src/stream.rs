@@ -6,6 +6,7 @@ pub use vars::Vars;
 
 use crate::cluster::{Cluster, ClusterCell, Member, TriedHost};
 use crate::connection::{Connection, UpstreamConnection};
+use crate::draw::Drawn;
 use crate::flags::ResponseFlags;
 use crate::format::BodyValues;
 use crate::headers::Headers;
@@ -184,8 +185,8 @@ pub struct Upstream {
     pub connection: Option<Arc<UpstreamConnection>>,
     /// Attempts so far, the first one counted.
     pub attempts: u32,
-    /// Place of the member of weighted clusters that was drawn, among the first 256.
-    pub drawn: Option<u8>,
+    /// Where the route leads, settled when it was found.
+    pub drawn: Drawn,
     /// Hosts that were tried, in order: what balancers exclude and APISIX's `$upstream_addr` lists.
     pub tried: Vec<TriedHost>,
     /// Why connecting or TLS failed: `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
@@ -702,7 +703,7 @@ mod tests {
             local: Some("127.0.0.1:2".parse()?),
             connection: Some(UpstreamConnection::new(None)),
             attempts: 2,
-            drawn: Some(1),
+            drawn: Drawn { member: Some(1), name: Some("n".into()) },
             tried: vec![TriedHost::new(member, now)],
             failure: Some("refused".into()),
             offer: Some(AlpnList::new([&b"h2"[..]])),

@@ -261,7 +261,9 @@ fn refuse_unsupported(value: &ProtoHost) -> Result<()> {
 fn host_options(scope: &Scope<'_>, value: &ProtoHost, faults: &mut Faults) -> VirtualHostOptions {
     let ProtoHost { metadata: host_metadata, .. } = value;
     let levels = [scope.table_level(), host_level(value)];
-    let chain = faults.take(scope.filters.chain(&levels, &value.name));
+    // Says what is wrong with settings of filters even if there is no route to use them. Requests without a route run none:
+    // Envoy asks its route alone for them (`resolveMostSpecificPerFilterConfig`).
+    faults.take(scope.filters.chain(&levels, &value.name));
     let (request_headers, response_headers) = faults.take(header_ops::both(
         (&value.request_headers_to_add, &value.request_headers_to_remove),
         (&value.response_headers_to_add, &value.response_headers_to_remove),
@@ -286,7 +288,7 @@ fn host_options(scope: &Scope<'_>, value: &ProtoHost, faults: &mut Faults) -> Vi
         retry: faults.take(retry).map(Arc::new),
         body_buffer_limit: faults.take(limit),
         virtual_clusters: faults.take(collect(virtual_clusters)),
-        chain,
+        chain: None,
         metadata: metadata::namespaces(host_metadata),
         rate_limits: faults.take(rate_limit::policies(
             &value.rate_limits,

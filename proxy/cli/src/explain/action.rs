@@ -3,8 +3,10 @@
 use super::Story;
 use super::filters;
 use super::source::Known;
+use crate::Failure;
 use serde_json::{Value, json};
 use sixfold_core::cluster::Cluster;
+use sixfold_core::draw::Drawn;
 use sixfold_core::hcm::HttpConnectionManager;
 use sixfold_core::redirect;
 use sixfold_core::rewrite;
@@ -22,7 +24,7 @@ pub(super) fn add(
     table: &RouteTable,
     route: &Route,
     stream: &mut Stream,
-) {
+) -> Result<(), Failure> {
     let action = match &route.action {
         Action::Redirect(redirect) => {
             let location = redirect::location(redirect, route, stream);
@@ -41,6 +43,20 @@ pub(super) fn add(
         Action::Forward(forward) => return add_forward(story, known, hcm, table, (route, forward), stream),
     };
     story.insert("action".into(), action);
+    Ok(())
+}
+
+/// The member of weighted clusters that the request goes to, and whether another one may.
+pub(super) fn drawn(route: &Route, stream: &mut Stream) -> Option<Value> {
+    let choice = route.leads_to()?;
+    let ClusterChoice::Weighted(weighted) = choice else { return None };
+    let member = stream.upstream.drawn.member(choice)?;
+    let index = weighted.clusters.iter().position(|other| std::ptr::eq(other, member));
+    // The number of a request is 0 here, so that this leads to the next member, if it leads anywhere.
+    let random = std::mem::replace(&mut stream.random, member.weight);
+    let by_number = Drawn::of(stream) != stream.upstream.drawn;
+    stream.random = random;
+    Some(json!({"index": index, "to": self::choice(&member.cluster), "at_random": by_number}))
 }
 
 fn add_forward(
@@ -50,7 +66,7 @@ fn add_forward(
     table: &RouteTable,
     (route, forward): (&Route, &Forward),
     stream: &mut Stream,
-) {
+) -> Result<(), Failure> {
     let clusters = clusters(&forward.cluster, stream, known);
     let going = Going { known, hcm, table: table.options_of_requests(), route, forward };
     let (path, host) = going.head(None, stream);
@@ -68,7 +84,7 @@ fn add_forward(
                 told["retry"] = member_retry;
             }
             if let Some(chain) = &member.chain {
-                told["filters"] = filters::of(hcm, chain);
+                told["filters"] = filters::judged(known, hcm, chain, stream)?;
             }
         }
     }
@@ -92,6 +108,7 @@ fn add_forward(
     });
     story.insert("action".into(), action);
     story.insert("clusters".into(), clusters);
+    Ok(())
 }
 
 /// A request that is forwarded.

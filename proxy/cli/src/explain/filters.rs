@@ -9,8 +9,7 @@ use sixfold_core::plugin::{Chain, Member};
 use sixfold_core::stream::Stream;
 use std::sync::Arc;
 
-/// Adds the chain of the route with what its filters say of the request, and what of the connection manager's the route has
-/// turned off.
+/// Adds the chain of the request with what its filters say of it, and what of the connection manager's is turned off.
 pub(super) fn add(
     story: &mut Story,
     known: &Known,
@@ -18,21 +17,12 @@ pub(super) fn add(
     chain: &Arc<Chain>,
     stream: &mut Stream,
 ) -> Result<(), Failure> {
-    let mut filters = of(hcm, chain);
-    let told = filters.as_array_mut().into_iter().flatten();
-    let verdicts = match hcm.profile {
-        Profile::Envoy => verdict::of(chain, &known.unsent, stream)?,
-        Profile::Apisix => Vec::new(),
-    };
-    for (filter, said) in told.zip(verdicts) {
-        if said["kind"] == "answers" {
-            let name = filter["name"].as_str().unwrap_or_default();
-            let outcome = format!("the filter \"{name}\" answers in the place of the route");
-            story.insert("outcome".into(), outcome.into());
-        }
-        if !said.is_null() {
-            filter["verdict"] = said;
-        }
+    let filters = judged(known, hcm, chain, stream)?;
+    let mut told = filters.as_array().into_iter().flatten();
+    if let Some(filter) = told.find(|filter| filter["verdict"]["kind"] == "answers") {
+        let name = filter["name"].as_str().unwrap_or_default();
+        let outcome = format!("the filter \"{name}\" answers in the place of the route");
+        story.insert("outcome".into(), outcome.into());
     }
     story.insert("filters".into(), filters);
     if hcm.profile == Profile::Apisix {
@@ -45,8 +35,28 @@ pub(super) fn add(
     Ok(())
 }
 
-/// What is in a chain, in the order of the request.
-pub(super) fn of(hcm: &HttpConnectionManager, chain: &Chain) -> Value {
+/// What is in a chain, in the order of the request, with what each says of it.
+pub(super) fn judged(
+    known: &Known,
+    hcm: &HttpConnectionManager,
+    chain: &Chain,
+    stream: &mut Stream,
+) -> Result<Value, Failure> {
+    let mut filters = of(hcm, chain);
+    let told = filters.as_array_mut().into_iter().flatten();
+    let verdicts = match hcm.profile {
+        Profile::Envoy => verdict::of(chain, &known.unsent, stream)?,
+        Profile::Apisix => Vec::new(),
+    };
+    for (filter, said) in told.zip(verdicts) {
+        if !said.is_null() {
+            filter["verdict"] = said;
+        }
+    }
+    Ok(filters)
+}
+
+fn of(hcm: &HttpConnectionManager, chain: &Chain) -> Value {
     let of_listener = hcm.chain.members();
     let shown = |member: &Member| {
         let is_listener_s = of_listener.iter().any(|other| Arc::ptr_eq(&other.plugin, &member.plugin));

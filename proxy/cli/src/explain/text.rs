@@ -167,7 +167,11 @@ fn consumer(story: &Story, out: &mut String) {
 fn filters(story: &Story, out: &mut String) {
     let Some(Value::Array(filters)) = story.get("filters") else { return };
     if !filters.is_empty() {
-        line(out, "filters", "in the order of the request");
+        let to = story.get("drawn").map_or(String::new(), |drawn| match drawn["at_random"] == true {
+            true => format!(", should it go to {}", choice(&drawn["to"])),
+            false => format!(", which goes to {}", choice(&drawn["to"])),
+        });
+        line(out, "filters", &format!("in the order of the request{to}"));
     }
     filters.iter().for_each(|shown| below(out, &filter(shown)));
     for filter in story.get("filters_off").into_iter().flat_map(items).filter_map(Value::as_str) {

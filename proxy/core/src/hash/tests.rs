@@ -142,18 +142,18 @@ fn weighted_clusters_take_random_header_or_hash() {
     let mut s = stream(&[("x-value", "129")], "/");
     for (random, expected) in [(0, "0"), (29, "0"), (30, "2"), (99, "2"), (100, "0")] {
         s.random = random;
-        assert_eq!(name(weighted(&clusters, &s)), Some(expected), "{random}");
+        assert_eq!(name(weighted(&clusters, s.hash, &s)), Some(expected), "{random}");
     }
     s.random = 50;
     clusters.random_header = Some(HeaderTarget::of_request("x-value"));
-    assert_eq!(name(weighted(&clusters, &s)), Some("0"));
+    assert_eq!(name(weighted(&clusters, s.hash, &s)), Some("0"));
     clusters.random_header = Some(HeaderTarget::of_request("x-none"));
-    assert_eq!(name(weighted(&clusters, &s)), Some("2"));
+    assert_eq!(name(weighted(&clusters, s.hash, &s)), Some("2"));
     s.request.authority = b"129".to_vec();
     clusters.random_header = Some(HeaderTarget::of_request("Host"));
-    assert_eq!(name(weighted(&clusters, &s)), Some("0"), "Host is the authority");
+    assert_eq!(name(weighted(&clusters, s.hash, &s)), Some("0"), "Host is the authority");
     clusters.use_hash = true;
     s.hash = Some(7);
-    assert_eq!(name(weighted(&clusters, &s)), Some("0"));
-    assert_eq!(name(weighted(&weights(&[0, 0]), &s)), None);
+    assert_eq!(name(weighted(&clusters, s.hash, &s)), Some("0"));
+    assert_eq!(name(weighted(&weights(&[0, 0]), None, &s)), None);
 }

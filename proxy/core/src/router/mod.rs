@@ -109,7 +109,7 @@ pub struct VirtualHostOptions {
     pub body_buffer_limit: Option<u64>,
     /// Virtual clusters, in order.
     pub virtual_clusters: Vec<VirtualCluster>,
-    /// Chain with the virtual host's per-filter settings, for answers without a route.
+    /// Chain for requests without a route, in the place of the connection manager's (APISIX's global rules).
     pub chain: Option<Arc<Chain>>,
     /// Metadata by namespace.
     pub metadata: Metadata,

@@ -19,6 +19,7 @@ use crate::deadline::{Timed, within};
 use crate::upstream::UpstreamError;
 use bytes::Bytes;
 use sixfold_core::cluster::OutcomeKind;
+use sixfold_core::draw::{self, Drawn};
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
@@ -313,10 +314,12 @@ impl<D: Downstream> Exchange<'_, D> {
         None
     }
 
-    /// Chooses virtual host, route and chain.
+    /// Chooses virtual host and route, where that leads, and so the chain. Filters that change what a route is chosen by have it
+    /// chosen again, with the same random number; those of one that is there change nothing of it.
     pub(super) fn find_route(&mut self, table: Option<&RouteTable>) {
         self.stream.virtual_host = None;
         self.stream.route = None;
+        self.stream.upstream.drawn = Drawn::default();
         self.unrouted = Unrouted::NotFound;
         self.chain = Cow::Borrowed(&self.env.hcm.chain);
         let found = table.and_then(|table| table.find(self.stream));
@@ -334,15 +337,12 @@ impl<D: Downstream> Exchange<'_, D> {
                 "routes' expressions would scan too much for one request: no route"
             );
         }
-        let chain = match &found.route {
-            Some(route) => route.chain.as_ref(),
-            None => found.virtual_host.options.chain.as_ref(),
-        };
-        if let Some(chain) = chain {
-            self.chain = chain_of(&self.env.hcm.chain, chain);
-        }
         self.stream.virtual_host = Some(found.virtual_host);
         self.stream.route = found.route;
+        self.stream.upstream.drawn = Drawn::of(self.stream);
+        if let Some(chain) = draw::chain(self.stream) {
+            self.chain = chain_of(&self.env.hcm.chain, chain);
+        }
         if let Some(route) = &self.stream.route
             && let Action::Forward(forward) = &route.action
         {

@@ -6,6 +6,7 @@ use super::exchange::{Exchange, Interrupt, guard};
 use super::forward::Plan;
 use crate::budget::Reservation;
 use bytes::Bytes;
+use sixfold_core::draw::Drawn;
 use sixfold_core::internal_redirect::{Followed, InternalRedirect, PassedOn};
 use sixfold_core::message::Scheme;
 use sixfold_core::plugin::{HeadPhase, LocalReply, Outcome, Recreated};
@@ -104,6 +105,7 @@ impl<D: Downstream> Exchange<'_, D> {
         (self.stream.virtual_host, self.stream.route) =
             if for_tls { (None, None) } else { (virtual_host, route) };
         self.stream.upstream.cluster = None;
+        self.stream.upstream.drawn = Drawn::of(self.stream);
         self.name_cluster();
     }
 

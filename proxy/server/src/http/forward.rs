@@ -5,14 +5,14 @@ use super::attempt::note_traffic;
 use super::charge;
 use super::downstream::Downstream;
 use super::edge;
-use super::exchange::{Exchange, Interrupt, chain_of};
+use super::exchange::{Exchange, Interrupt};
 use super::local_reply;
 use super::outgoing::{Outgoing, Replay};
 use super::respond::tell_attempts;
 use super::retry::RetryState;
 use super::shed;
 use super::timeouts::RequestTimeouts;
-use crate::upstream::{choose_cluster, destination};
+use crate::upstream::destination;
 use sixfold_core::cluster::{Choice, Cluster, InFlight, OutcomeKind};
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
@@ -21,7 +21,7 @@ use sixfold_core::message::Version;
 use sixfold_core::plugin::{HeadPhase, LocalReply, Outcome};
 use sixfold_core::route::{Action, Forward, Route, Timeouts, WeightedCluster};
 use sixfold_core::stream::ResponseSource;
-use sixfold_core::{hash, rewrite};
+use sixfold_core::{draw, hash, rewrite};
 use std::sync::Arc;
 
 /// What shares of requests are counted by.
@@ -110,21 +110,20 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// An answer before the request is forwarded is logged with the cluster it was meant for, as in Envoy.
     pub(super) fn name_cluster(&mut self) {
-        let route = self.stream.route.clone();
-        if let Some(Action::Forward(forward)) = route.as_deref().map(|r| &r.action) {
-            self.stream.upstream.cluster = choose_cluster(&forward.cluster, self.stream).0;
+        if self.stream.route.as_ref().is_some_and(|route| route.leads_to().is_some()) {
+            self.stream.upstream.cluster = draw::cluster_of(self.stream);
         }
     }
 
-    /// Chooses the cluster, and tells how it was drawn; or the answer to a request that goes to none.
+    /// The cluster that was settled with the route, or that a plugin has put in its place; or the answer to a request that
+    /// goes to none.
     fn choose<'r>(&mut self, forward: &'r Forward) -> Result<Chosen<'r>, Box<LocalReply>> {
         let hcm = &self.env.hcm;
         let (request_hash, set_cookie) = hash::request_hash(&forward.hash, self.stream);
         self.stream.hash = request_hash;
-        let (cluster, drawn) = choose_cluster(&forward.cluster, self.stream);
-        self.stream.upstream.drawn = drawn.and_then(|(place, _)| place.try_into().ok());
-        let member = drawn.map(|(_, member)| member);
-        let Some(cluster) = cluster else {
+        let drawn = &self.stream.upstream.drawn;
+        let member = drawn.member(&forward.cluster);
+        let Some(cluster) = drawn.cluster(&forward.cluster) else {
             hcm.stats.no_cluster().inc();
             let mut reply = LocalReply::new(forward.cluster_not_found, "", "cluster_not_found");
             reply.flag = Some(Flag::NC);
@@ -148,9 +147,6 @@ impl<D: Downstream> Exchange<'_, D> {
     fn plan<'r>(&mut self, route: &'r Route, forward: &'r Forward) -> Result<Plan<'r>, Box<LocalReply>> {
         let Chosen { cluster, member, set_cookie } = self.choose(forward)?;
         let hcm = &self.env.hcm;
-        if let Some(chain) = member.and_then(|m| m.chain.as_ref()) {
-            self.chain = chain_of(&hcm.chain, chain);
-        }
         if let Some(reply) = rewrite::strict_check(&hcm.router, self.stream) {
             return Err(Box::new(reply));
         }

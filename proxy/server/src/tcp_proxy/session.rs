@@ -138,12 +138,12 @@ impl Session {
         let (proxy, begun) = (self.terms.proxy.clone(), Instant::now());
         loop {
             self.stream.random = fastrand::u64(..);
-            let (cluster, drawn) = match &self.stream.upstream.destination {
+            let (cluster, member) = match &self.stream.upstream.destination {
                 Some(chosen) => (chosen.load(), None),
                 None => choose_cluster(&proxy.cluster, &self.stream),
             };
             let cluster = cluster.ok_or(Refusal::NoCluster)?;
-            let subset = drawn.map_or(&proxy.metadata_match, |(_, member)| &member.metadata_match);
+            let subset = member.map_or(&proxy.metadata_match, |member| &member.metadata_match);
             self.stream.upstream.cluster = Some(cluster.clone());
             let breaker = &cluster.breaker;
             if breaker.count(Resource::Connections) >= breaker.limit(Resource::Connections) {
