@@ -573,7 +573,8 @@ fn filters_are_those_of_the_member_that_the_request_goes_to() {
         {"name": "a", "weight": 1},
         {"name": "a", "weight": 1, "typed_per_filter_config": {"guard": of("RBACPerRoute", nobody)}},
     ]);
-    let routes = |weighted: Value| json!([{"match": {"prefix": "/"}, "route": {"weighted_clusters": weighted}}]);
+    let routes =
+        |weighted: Value| json!([{"match": {"prefix": "/"}, "route": {"weighted_clusters": weighted}}]);
     let explained = |weighted: Value, number: &str| {
         let mut bootstrap: Value = serde_json::from_str(&routed(21000, 1)).unwrap();
         let manager = &mut bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0];
@@ -593,7 +594,11 @@ fn filters_are_those_of_the_member_that_the_request_goes_to() {
         assert_eq!(of_member["verdict"]["kind"], "answers", "{story:#}");
     }
     let story = explained(json!({"clusters": clusters}), "w: 1");
-    assert_eq!((&story["drawn"]["index"], &story["drawn"]["at_random"]), (&json!(0), &json!(true)), "{story:#}");
+    assert_eq!(
+        (&story["drawn"]["index"], &story["drawn"]["at_random"]),
+        (&json!(0), &json!(true)),
+        "{story:#}"
+    );
 }
 
 /// What the proxy answers with 503 was said to be a 404.

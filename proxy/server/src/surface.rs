@@ -31,6 +31,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
+use turns::Turns;
 use wire::Wire;
 
 /// How long a client may take for the head of a request, and for a form.
@@ -233,6 +234,13 @@ pub trait Answer: Send + Sync + 'static {
     fn answered(&self, _: &Answered) {}
 }
 
+/// Who makes the answers that are not quick.
+#[derive(Clone)]
+struct Makers {
+    commands: Turns,
+    pages: Pages,
+}
+
 /// Accepts until it is told to give the listener up.
 async fn accept(
     listener: TcpListener,
@@ -240,7 +248,8 @@ async fn accept(
     tls: Option<Arc<ServerContext>>,
     (mode, open): (watch::Receiver<Mode>, Counter),
 ) {
-    let (mut places, pages) = (Places::default(), Pages::default());
+    let makers = Makers { commands: Turns::new(answer.threads()), pages: Pages::new(THREADS) };
+    let mut places = Places::default();
     let mut retired = mode.clone();
     loop {
         let accepted = tokio::select! {
@@ -259,18 +268,18 @@ async fn accept(
         }
         let activity = Arc::new(Activity::default());
         let addresses = (remote, stream.local_addr().unwrap_or(remote));
-        let (answer, busy, pages, tls) = (answer.clone(), activity.clone(), pages.clone(), tls.clone());
+        let (answer, busy, makers, tls) = (answer.clone(), activity.clone(), makers.clone(), tls.clone());
         let (mut mode, mode_of_answers, counted) = (mode.clone(), mode.clone(), open.one_more());
         let task = tokio::spawn(async move {
             let _counted = counted;
             let service = hyper::service::service_fn(|request: Request<Incoming>| {
-                let (answer, busy, pages) = (answer.clone(), busy.clone(), pages.clone());
+                let (answer, busy, makers) = (answer.clone(), busy.clone(), makers.clone());
                 let mode = mode_of_answers.clone();
                 async move {
                     let serving = Serving::new(busy.clone());
                     let follow = answer.follows().then(|| Followed::new(answer.clone(), addresses, &request));
                     let is_head = request.method() == Method::HEAD;
-                    let mut response = respond(answer, request, remote, &pages).await;
+                    let mut response = respond(answer, request, remote, &makers, &busy).await;
                     if *mode.borrow() != Mode::Accepting {
                         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                     }

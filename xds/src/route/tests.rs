@@ -529,6 +529,29 @@ fn json_chains(yaml: &str) -> Result<RouteTable> {
     table(&context, &filters, &read(yaml))
 }
 
+/// Envoy asks the route alone what is said of filters; what virtual hosts and tables say of them counted without one too.
+#[test]
+fn requests_without_a_route_have_no_chain_of_their_own() {
+    let settings = format!("typed_per_filter_config: {{js: {{{GRPC_WEB}}}}}");
+    let route = "{match: {path: /a}, non_forwarding_action: {}}";
+    let table = json_chains(&format!(
+        "virtual_hosts: [{{name: v, domains: ['*'], routes: [{route}], {settings}}}]\n{settings}"
+    ));
+    let table = table.unwrap();
+    let address = ([127, 0, 0, 1], 1).into();
+    let connection = Arc::new(sixfold_core::connection::Connection::plain(address, address));
+    let found = |path: &str| {
+        let mut stream = sixfold_core::stream::Stream::new(connection.clone());
+        stream.request.target.set(path.as_bytes());
+        stream.request.authority = b"v".to_vec();
+        let found = table.find(&mut stream).unwrap();
+        let has_route = found.route.is_some();
+        (stream.virtual_host, stream.route) = (Some(found.virtual_host), found.route);
+        (has_route, sixfold_core::draw::chain(&stream).is_some())
+    };
+    assert_eq!([found("/a"), found("/b")], [(true, true), (false, false)]);
+}
+
 /// Both kinds of struct carry it, in the old place and in a `FilterConfig`; what two routes count is not one.
 #[test]
 fn a_filter_may_be_configured_by_json() {

@@ -170,8 +170,19 @@ impl<T> Guarded<T> {
         timeouts: PeerTimeouts,
     ) -> Guarded<T> {
         let (head, write) = (Deadline::unset(), Deadline::unset());
-        let io = Batched::new(io);
-        Guarded { io, prefix, inward, outward, ledger, timeouts, head, watch: None, past: Vec::new(), write }
+        Guarded {
+            io: Batched::new(io),
+            prefix,
+            inward,
+            outward,
+            ledger,
+            timeouts,
+            block: None,
+            head,
+            watch: None,
+            past: Vec::new(),
+            write,
+        }
     }
 
     /// Has somebody told of header blocks that do not come to their end, in place of ending the connection.
