@@ -56,9 +56,7 @@ use sixfold_core::error::ConfigError;
 use sixfold_core::headers::Known;
 use sixfold_core::message::RequestHead;
 use sixfold_core::plugin::{BuildContext, Built, FilterFactory, NetworkFilterFactory};
-use sixfold_core::stream::Stream;
 use std::fmt::Write as _;
-use std::sync::Arc;
 
 /// All of them.
 pub(crate) fn factories() -> [FilterFactory; 34] {

@@ -166,7 +166,8 @@ fn three_upgrades_in_a_row_lose_nothing() {
         messages.done
     );
     assert!(tally.done > 500 && opened.load(SeqCst) > 100 && messages.done > 500);
-    for id in running.ids[..3].to_vec() {
+    let replaced = running.ids[..3].to_owned();
+    for id in replaced {
         running.until("end of the old ones", |_| !Running::is_alive(id));
     }
     // The last one ends as the first would have.

@@ -1,5 +1,5 @@
 //! Ports of tests are nobody else's.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 #[path = "support/ports.rs"]
 mod ports;
@@ -17,8 +17,9 @@ fn a_port_is_given_once_and_never_one_that_is_used() {
     let folder = std::env::temp_dir().join(format!("sixfold-ports-{user}"));
     let first = free_port().unwrap();
     // The next ones: of another process of tests, and of anybody who knows nothing of them.
-    let locked = OpenOptions::new().create(true).truncate(false).write(true);
-    let locked = locked.clone().open(folder.join((first + 1).to_string())).unwrap();
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true);
+    let locked = options.open(folder.join((first + 1).to_string())).unwrap();
     let is_ours = locked.try_lock().is_ok();
     let listens = TcpListener::bind(("127.0.0.1", first + 2));
     let speaks = UdpSocket::bind(("127.0.0.1", first + 3));

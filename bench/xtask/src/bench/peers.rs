@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use super::cases::{Case, Protocol};
+use super::cases::Case;
 use super::envoy::bootstrap;
 use super::others::{haproxy_conf, nginx_conf};
 use super::upstream::Upstream;

@@ -470,11 +470,11 @@ mod tests {
     fn a_lent_file_is_written_by_one_alone_and_again_when_it_is_back() {
         let folder = Folder::new("lent");
         let (file, _) = LastGood::open(&folder.file(), "/apisix").unwrap();
-        file.keep(batch(5, &[("a", true)]));
+        file.keep(batch(5, &[("a", true)]), BTreeSet::new);
         let lent = file.lend();
         let (other, found) = LastGood::open(&folder.file(), "/apisix").unwrap();
         assert_eq!(ids(found), ["a"]);
-        file.keep(batch(6, &[("b", true)]));
+        file.keep(batch(6, &[("b", true)]), BTreeSet::new);
         drop(other);
         drop(lent);
         drop(file);
@@ -482,7 +482,7 @@ mod tests {
         assert_eq!(ids(found), ["a", "b"]);
         // What is given away is not written any more.
         file.lend().give();
-        file.keep(batch(7, &[("c", true)]));
+        file.keep(batch(7, &[("c", true)]), BTreeSet::new);
         drop(file);
         assert_eq!(ids(LastGood::open(&folder.file(), "/apisix").unwrap().1), ["a", "b"]);
     }

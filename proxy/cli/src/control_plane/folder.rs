@@ -195,7 +195,7 @@ fn check(item: &Node, looks_at_name: bool) -> Result<(), ConfigError> {
         let place = item.get("@type").map_or(item.place, |kind| kind.place);
         let last = |name: &'static str| name.rsplit('.').next().unwrap_or(name);
         let near = nearest(found.rsplit('.').next().unwrap_or(found), known.map(last));
-        let near = known.into_iter().find(|name| near == Some(last(*name)));
+        let near = known.into_iter().find(|name| near == Some(last(name)));
         let near = near.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
         let reason = format!("{found} is no resource of xDS{near}");
         return Err(ConfigError::field(&format!("{within}@type"), reason).at(place));

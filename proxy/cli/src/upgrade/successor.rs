@@ -78,7 +78,7 @@ fn converse(
     lent: &mut Lent,
     (deadline, timeout): (Instant, Duration),
 ) -> Result<(), Reason> {
-    give_sockets(process, server, link).map_err(silent)?;
+    give_sockets(process, server, link).map_err(|error| silent(&error))?;
     let mut adopted: Vec<BindAddress> = Vec::new();
     loop {
         let message = match link.receive(Some(deadline)) {
@@ -94,7 +94,7 @@ fn converse(
             let store = process.store.get();
             let loaded = store.is_some_and(|store| store.is_loaded());
             *lent = store.map_or_else(Lent::nothing, |store| store.lend());
-            link.send(&json!({"released": true, "loaded": loaded}), &[]).map_err(silent)?;
+            link.send(&json!({"released": true, "loaded": loaded}), &[]).map_err(|error| silent(&error))?;
         }
         adopted.extend(message.get("adopted").and_then(link::read));
         if let Some(reason) = message.get("failed").and_then(Value::as_str) {
@@ -112,13 +112,13 @@ fn commit(process: &Inner, link: &Link, adopted: Vec<BindAddress>) -> Result<(),
     if !matches!(*phase, Phase::Starting(_)) {
         return Err(Some("this process ends".to_owned()));
     }
-    link.send(&json!({"go": true}), &[]).map_err(silent)?;
+    link.send(&json!({"go": true}), &[]).map_err(|error| silent(&error))?;
     *phase = Phase::HandedOver(adopted);
     Ok(())
 }
 
 /// Who does not take what is sent has ended, or hangs.
-fn silent(error: io::Error) -> Reason {
+fn silent(error: &io::Error) -> Reason {
     match error.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => None,
         _ => Some(error.to_string()),

@@ -249,16 +249,16 @@ thread_local! {
 /// Has `look` look at what a path leads to in the request's body. Many routes may ask for fields of it: it is read once for all
 /// of them.
 pub(super) fn with_found<T>(
-    source: Option<Source<'_>>,
+    source: Option<&Source<'_>>,
     path: &BodyPath,
     look: impl FnOnce(&[&Value]) -> T,
 ) -> T {
-    let document = || source.as_ref().and_then(Source::document);
+    let document = || source.and_then(Source::document);
     let found = |document: &Option<Document>| match document {
         None => look(&[]),
         Some(Document::Tree(tree)) => look(&path.follow(tree)),
         Some(Document::Large) => {
-            let found = source.as_ref().and_then(|source| source.find(&[path]).pop().flatten());
+            let found = source.and_then(|source| source.find(&[path]).pop().flatten());
             look(found.as_ref().as_slice())
         }
     };

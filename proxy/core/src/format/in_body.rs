@@ -107,7 +107,8 @@ impl BodyVariable {
         match &self.kind {
             Kind::FormField(name) => body::form_field(body, name),
             Kind::Field(path) => {
-                body::with_found(Source::new(kind, body), path, |found| path.text(found)).map(Cow::Owned)
+                body::with_found(Source::new(kind, body).as_ref(), path, |found| path.text(found))
+                    .map(Cow::Owned)
             }
             Kind::Graphql(part) => graphql::part(&graphql::of_body(kind, body)?, *part).map(Cow::Owned),
         }
@@ -124,7 +125,7 @@ impl BodyVariable {
                 },
                 Some((body, false)) => {
                     let source = Source::new(body::content_type(stream), body);
-                    body::with_found(source, path, |found| path.show(found, look))
+                    body::with_found(source.as_ref(), path, |found| path.show(found, look))
                 }
             },
             Kind::FormField(_) | Kind::Graphql(_) => {

@@ -47,6 +47,9 @@ pub struct Plugin {
     pub(super) foresight: Foresight,
 }
 
+/// Says in words what a plugin would do with a request.
+pub(super) type Foretell = dyn Fn(&Stream) -> Vec<String> + Send + Sync;
+
 /// What a plugin would do with a request that nobody has sent.
 #[derive(Clone, Default)]
 pub(super) enum Foresight {
@@ -56,7 +59,7 @@ pub(super) enum Foresight {
     /// Its phase `access` is run.
     Run,
     /// It depends on more than the request, and is told in words.
-    Words(Arc<dyn Fn(&Stream) -> Vec<String> + Send + Sync>),
+    Words(Arc<Foretell>),
 }
 
 /// A handler and its phase.

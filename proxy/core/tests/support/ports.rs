@@ -4,21 +4,19 @@
 //! every connection that goes out takes one. So they come from below those that the kernel gives (`ip_local_port_range`, from
 //! 32768 on by default), and for each there is a file that is locked until the process ends.
 
-use std::fs::{File, OpenOptions, create_dir_all, metadata};
+use std::fs::{OpenOptions, create_dir_all, metadata};
 use std::io::{Error, ErrorKind, Result};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::os::fd::IntoRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 12_000;
 
 /// How many were looked at.
 static NEXT: AtomicU32 = AtomicU32::new(0);
-/// The files that are locked.
-static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
 
 /// A port of any address, of TCP and UDP, on which nobody listens; it is this process's until that ends.
 ///
@@ -33,7 +31,8 @@ pub fn free_port() -> Result<u16> {
         let file = folder.join(port.to_string());
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(file)?;
         if file.try_lock().is_ok() && is_unused(port) {
-            HELD.lock().unwrap_or_else(PoisonError::into_inner).push(file);
+            // Nobody closes it, so it stays locked until the process ends.
+            let _ = file.into_raw_fd();
             return Ok(port);
         }
     }

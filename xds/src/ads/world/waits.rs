@@ -93,8 +93,8 @@ impl<C: Compile> World<C> {
         let resource = self.resources.get(key);
         let next = resource.and_then(|resource| Some((resource, resource.next.as_ref()?)));
         let held = next.filter(|(_, next)| self.is_held(next));
-        let needs = next.into_iter().flat_map(|(resource, next)| {
-            let missing = next.asks.needs.iter().filter(|need| !self.is_there(need));
+        let needs = next.into_iter().flat_map(move |(resource, next)| {
+            let missing = next.asks.needs.iter().filter(move |need| !self.is_there(need));
             missing.filter_map(move |need| self.end_of_need(need, resource, next))
         });
         needs.chain(held.map(|(_, next)| next.since + HOLD))

@@ -190,45 +190,37 @@ impl Import {
     fn tcp(&mut self, chain: &Node, port: u16, secure: bool, part: &mut Part) {
         for filter in items_of(chain, "filters") {
             let config = field(filter, "typed_config").unwrap_or(filter);
-            match type_of(config).as_str() {
-                "TcpProxy" => {
-                    let cluster = text_of(config, "cluster").unwrap_or_default();
-                    let names =
-                        field(chain, "filter_chain_match").map(|matches| texts_of(matches, "server_names"));
-                    let names = names.unwrap_or_default();
-                    let upstream = self.upstream(&cluster, &super::cluster::Use::default());
-                    let (Some(upstream), false) = (upstream, secure) else {
-                        part.manual(
-                            "tcp_proxy",
-                            filter.place,
-                            "write stream_routes (docs/reference/streams.md)",
-                        );
-                        continue;
-                    };
-                    let mut route = Map::from_iter([
-                        ("id".to_owned(), Value::from(self.ids.id(&format!("stream-{port}")))),
-                        ("server_port".to_owned(), port.into()),
-                        ("upstream_id".to_owned(), upstream.into()),
-                    ]);
-                    if !names.is_empty() {
-                        part.manual(
-                            "tcp_proxy",
-                            filter.place,
-                            "names are seen where TLS ends alone: write stream_routes",
-                        );
-                        continue;
-                    }
-                    route
-                        .insert("desc".to_owned(), text_of(config, "stat_prefix").unwrap_or_default().into());
-                    let address = format!("0.0.0.0:{port}");
-                    if !self.ports.streams.contains(&address) {
-                        self.ports.streams.push(address);
-                    }
-                    self.stream_routes.push(Value::Object(route));
-                    part.approximate("tcp_proxy", filter.place, "on all addresses of the machine");
-                }
-                _ => {}
+            if type_of(config) != "TcpProxy" {
+                continue;
             }
+            let cluster = text_of(config, "cluster").unwrap_or_default();
+            let names = field(chain, "filter_chain_match").map(|matches| texts_of(matches, "server_names"));
+            let names = names.unwrap_or_default();
+            let upstream = self.upstream(&cluster, &super::cluster::Use::default());
+            let (Some(upstream), false) = (upstream, secure) else {
+                part.manual("tcp_proxy", filter.place, "write stream_routes (docs/reference/streams.md)");
+                continue;
+            };
+            let mut route = Map::from_iter([
+                ("id".to_owned(), Value::from(self.ids.id(&format!("stream-{port}")))),
+                ("server_port".to_owned(), port.into()),
+                ("upstream_id".to_owned(), upstream.into()),
+            ]);
+            if !names.is_empty() {
+                part.manual(
+                    "tcp_proxy",
+                    filter.place,
+                    "names are seen where TLS ends alone: write stream_routes",
+                );
+                continue;
+            }
+            route.insert("desc".to_owned(), text_of(config, "stat_prefix").unwrap_or_default().into());
+            let address = format!("0.0.0.0:{port}");
+            if !self.ports.streams.contains(&address) {
+                self.ports.streams.push(address);
+            }
+            self.stream_routes.push(Value::Object(route));
+            part.approximate("tcp_proxy", filter.place, "on all addresses of the machine");
         }
     }
 }

@@ -102,7 +102,7 @@ impl Entities {
         let default = |kind: &str| defaults.and_then(|defaults| field(defaults, kind));
         found.consumers(root);
         for service in items_of(root, "services") {
-            found.service(with_defaults(service, default("service")), default("route"));
+            found.service(&with_defaults(service, default("service")), default("route"));
         }
         for route in items_of(root, "routes") {
             let service = field(route, "service").and_then(|of| found.service_of(of));
@@ -153,12 +153,12 @@ impl Entities {
         }
     }
 
-    fn service(&mut self, service: Node, route: Option<&Node>) {
+    fn service(&mut self, service: &Node, route: Option<&Node>) {
         let at = self.services.len();
         let scope = Scope { service: Some(at), ..Scope::default() };
         self.services.push(service.clone());
-        self.plugins(&service, scope, &of("service", &service));
-        for one in items_of(&service, "routes") {
+        self.plugins(service, scope, &of("service", service));
+        for one in items_of(service, "routes") {
             self.route(with_defaults(one, route), Some(at));
         }
     }

@@ -10,6 +10,7 @@ use crate::import::pieces::{escape, groups, hoist, mock, mock_of};
 use crate::import::report::Part;
 use serde_json::{Map, Value, json};
 use sixfold_core::document::Node;
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 /// What Kong looks at first: how many kinds of conditions there are, before 3.0 which, whether hosts are whole names, how
@@ -34,7 +35,7 @@ impl Import {
         for (at, route) in self.entities.routes.clone().iter().enumerate() {
             ranked.extend(self.route(at, route, services));
         }
-        ranked.sort_by(|one, other| other.rank.cmp(&one.rank));
+        ranked.sort_by_key(|one| Reverse(one.rank));
         Self::share(&mut ranked, services);
         let entries: Vec<Entry> = ranked.into_iter().map(|one| one.entry).collect();
         ordered::routes(&entries, &mut self.ids)

@@ -18,6 +18,7 @@ fn route(name: &str, condition: L4Condition) -> Arc<L4Route> {
         attempts: ConnectAttempts::OfCluster,
         hash: Vec::new(),
         metadata_match: Default::default(),
+        buffer_limit: 1 << 20,
         access_logs: Vec::new(),
     };
     Arc::new(L4Route { route: Arc::new(route), condition, filters: Arc::default(), proxy: Arc::new(proxy) })
