@@ -35,9 +35,10 @@ const PREFACE_TIME: Duration = Duration::from_secs(60);
 const SMALL_FRAMES: usize = 16;
 /// The most of it, however large the window is.
 const MAX_SMALL_FRAMES: usize = 32 << 20;
-/// How long a stream that we have reset is remembered, and of how many of a connection at least and at most: until then whatever its client
-/// still sends of it is passed over (RFC 9113 section 5.1). Trailers of one that is forgotten end the connection.
+/// How long a stream that we have reset is remembered. Until then whatever its client still sends of it is passed over
+/// (RFC 9113 section 5.1); trailers of one that is forgotten end the connection.
 const RESETS_KEPT: Duration = Duration::from_secs(30);
+/// Of how many a connection remembers that: of as many as it may have at once, within these bounds.
 const MIN_RESETS_KEPT: u32 = 50;
 const MAX_RESETS_KEPT: u32 = 1024;
 
