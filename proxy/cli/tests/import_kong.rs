@@ -129,7 +129,7 @@ fn what_is_not_taken_over_is_reported_and_guards_stay_closed() {
     assert_eq!(kind("plugin hmac-auth"), told("manual", "- name: hmac-auth"));
     assert_eq!(
         kind("plugin request-termination of route \"gone\": is off"),
-        told("exact", "request-termination")
+        told("exact", "request-termination, enabled: false")
     );
     assert_eq!(kind("consumer \"ci\": hmacauth_credentials").0, "unsupported");
     let resources = std::fs::read_to_string(format!("{into}/apisix.yaml")).unwrap();

@@ -147,16 +147,21 @@ async fn requests_do_not_wait_for_each_others_failures() {
 
 #[tokio::test]
 async fn nodes_of_a_cluster_are_found_by_their_redirections() {
-    let cluster = |port: u16| {
+    // What an earlier run has left of the port would have the node be another.
+    let forget = |port: u16| _ = std::fs::remove_file(format!("/tmp/sixfold-nodes-{port}.conf"));
+    let (bus, other_bus) = (free_port().to_string(), free_port().to_string());
+    let cluster = |port: u16, bus: &str| {
+        forget(port);
         let file = format!("sixfold-nodes-{port}.conf");
-        RedisServer::start_at(port, &["--cluster-enabled", "yes", "--cluster-config-file", &file])
+        let settings = ["--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-config-file", &file];
+        RedisServer::start_at(port, &settings)
     };
-    let (one, other) = (cluster(free_port()), cluster(free_port()));
+    let (one, other) = (cluster(free_port(), &bus), cluster(free_port(), &other_bus));
     let (context, _) = connecting();
     let (a, b) = (service("redis", at(one.port), &context), service("redis", at(other.port), &context));
     command(&a, &["CLUSTER", "ADDSLOTSRANGE", "0", "8000"]).await;
     command(&b, &["CLUSTER", "ADDSLOTSRANGE", "8001", "16383"]).await;
-    command(&a, &["CLUSTER", "MEET", "127.0.0.1", &other.port.to_string()]).await;
+    command(&a, &["CLUSTER", "MEET", "127.0.0.1", &other.port.to_string(), &other_bus]).await;
     let nodes = [one.port, free_port()].map(|port| format!("127.0.0.1:{port}"));
     let config = json!({"redis_cluster_nodes": nodes, "redis_cluster_name": "c", "redis_timeout": 3000});
     let redis = service("redis-cluster", config, &context);
@@ -170,9 +175,7 @@ async fn nodes_of_a_cluster_are_found_by_their_redirections() {
         assert_eq!(add(&redis, &format!("key-{n}")).await, Ok(1));
     }
     assert!(redis.worker(|worker| worker.slots.len()).unwrap() > 10);
-    for port in [one.port, other.port] {
-        let _ = std::fs::remove_file(format!("/tmp/sixfold-nodes-{port}.conf"));
-    }
+    [one.port, other.port].map(forget);
 }
 
 #[tokio::test]
