@@ -16,6 +16,8 @@ use tokio::time::Instant;
 /// Connections served at once. Beyond, the one that waits for longest is closed for a new one: a readiness probe must not
 /// wait for clients that keep connections without a use, that do not send what they have begun, or that take no answer.
 pub(super) const MOST_CONNECTIONS: usize = if cfg!(test) { 16 } else { 512 };
+/// How long a client that takes nothing of its answer is one that reads: those that only wait are closed first.
+const SENDING: Duration = Duration::from_secs(1);
 /// How long a client may take nothing of its answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -33,7 +35,9 @@ pub(super) enum Doing {
     AwaitsClient,
     /// Nothing, for others come first.
     AwaitsTurn,
-    /// An answer is made or sent.
+    /// An answer is sent, of which the client has taken something lately.
+    Sends,
+    /// An answer is made.
     Works,
 }
 
@@ -75,7 +79,11 @@ impl Activity {
     /// What it waits for and since when; `None` while it works.
     fn waits(&self) -> Option<(Doing, Instant)> {
         let state = self.state.lock();
-        let doing = if state.blocked { Doing::AwaitsClient } else { state.doing };
+        let doing = match state.blocked {
+            true if state.since.elapsed() < SENDING => Doing::Sends,
+            true => Doing::AwaitsClient,
+            false => state.doing,
+        };
         (doing != Doing::Works).then_some((doing, state.since))
     }
 }

@@ -86,7 +86,7 @@ fn a_file_of_routes_has_one_route_configuration() {
     assert_eq!(read(&one, "r").unwrap().0, [10, 1, b'r']);
     let two = format!("resources: [{{{kind}, name: r}}, {{{kind}, name: s}}]");
     let cases = [
-        (&one, "s", "rds.yaml:1:89: resources[0].name: must be \"s\", which is asked for, not \"r\""),
+        (&one, "s", "rds.yaml:1:85: resources[0].name: must be \"s\", which is asked for, not \"r\""),
         (&two, "r", "1:1: resources: must be one route configuration, not 2"),
         (&"resources: []".to_owned(), "r", "1:1: resources: must be one route configuration, not 0"),
     ];

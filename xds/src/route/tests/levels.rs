@@ -66,7 +66,7 @@ fn a_filter_that_reads_all_levels_is_told_that_it_is_superseded() {
     let policy = &*format!("{CORS}.CorsPolicy");
     assert_eq!(chain(&filter, [policy, policy, ""]), ["n [Access, Log, Log]"]);
     assert_eq!(chain(&filter, [policy, GRPC_WEB, policy]), ["n [Access, Log, Log]"]);
-    assert_eq!(chain(&filter, [policy, GRPC_WEB, ""]), ["n [Access, HeaderFilter, Log]"]);
+    assert_eq!(chain(&filter, [policy, GRPC_WEB, ""]), ["n [Access, Log, HeaderFilter]"]);
     assert_eq!(chain(&filter, ["", GRPC_WEB, ""]), ["n [Access]"]);
 }
 
