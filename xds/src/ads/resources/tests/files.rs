@@ -49,26 +49,30 @@ fn faults_of_meaning_are_told_with_file_and_line() {
 #[test]
 fn routes_of_a_file_that_is_wrong_as_a_whole_are_shown_as_wrong() {
     let mut proxy = Proxy::new();
+    let file = std::env::temp_dir().join(format!("sixfold-rds-{}.yaml", std::process::id()));
+    std::fs::write(&file, "").unwrap();
+    let path = file.to_str().unwrap();
     let manager = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
     let listener = format!(
         "{{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: 1}}}}, filter_chains: [{{filters: [{{name: h, typed_config: \
          {{\"@type\": {manager}, stat_prefix: s, http_filters: [{ROUTER}], rds: {{route_config_name: r, config_source: \
-         {{path_config_source: {{path: /rds.yaml}}}}}}}}}}]}}]}}"
+         {{path_config_source: {{path: {path}}}}}}}}}}}]}}]}}"
     );
-    proxy.bring::<ProtoListener>(&[("l", &listener)], &[]);
-    proxy.read(Kind::Cluster, "/none", "");
+    proxy.bring::<ProtoCluster>(&[], &[]);
+    assert_eq!(proxy.bring::<ProtoListener>(&[("l", &listener)], &[]), ["ok"]);
     let route = |name: &str| format!("{{{ROUTES}, name: {name}}}");
     let cases = [
-        (format!("resources: [{}, {}]", route("r"), route("s")), "/rds.yaml:1:1: resources: must be one"),
-        (format!("resources: [{}, {}]", route("r"), route("r")), "/rds.yaml:1:1: resources: must be one"),
-        (String::new(), "/rds.yaml"),
-        (format!("resources:\n- {ROUTES}\n  name: s\n"), "/rds.yaml:3:3: resources[0].name: must be \"r\""),
+        (format!("resources: [{}, {}]", route("r"), route("s")), ":1:1: resources: must be one"),
+        (format!("resources: [{}, {}]", route("r"), route("r")), ":1:1: resources: must be one"),
+        (String::new(), ":"),
+        (format!("resources:\n- {ROUTES}\n  name: s\n"), ":3:3: resources[0].name: must be \"r\""),
     ];
     for (text, wanted) in cases {
-        proxy.read(Kind::Routes, "/rds.yaml", &text);
+        proxy.read(Kind::Routes, path, &text);
         let reason = proxy.what_is_wrong(Kind::Routes, "r");
-        assert!(reason.starts_with(wanted), "{text}: {reason}");
+        assert!(reason.starts_with(&format!("{path}{wanted}")), "{text}: {reason}");
     }
-    proxy.read(Kind::Routes, "/rds.yaml", &format!("resources: [{}]", route("r")));
+    proxy.read(Kind::Routes, path, &format!("resources: [{}]", route("r")));
     assert_eq!(proxy.wrong(Kind::Routes), []);
+    std::fs::remove_file(&file).unwrap();
 }
