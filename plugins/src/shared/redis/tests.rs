@@ -175,7 +175,7 @@ async fn nodes_of_a_cluster_are_found_by_their_redirections() {
         assert_eq!(add(&redis, &format!("key-{n}")).await, Ok(1));
     }
     assert!(redis.worker(|worker| worker.slots.len()).unwrap() > 10);
-    [one.port, other.port].map(forget);
+    [one.port, other.port].into_iter().for_each(forget);
 }
 
 #[tokio::test]
