@@ -187,6 +187,11 @@ impl ReadBuffer {
         }
     }
 
+    /// Whether the next read tells of a failure that stands behind what is here.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+
     /// Reads once, at most `room` bytes.
     fn poll_read<T: Transport>(
         &mut self,
@@ -324,6 +329,11 @@ impl WriteBuffer {
     pub(crate) fn tail(&mut self) -> &mut Vec<u8> {
         self.make_room(FRAME_ROOM);
         &mut self.data
+    }
+
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.data.capacity()
     }
 
     /// Takes `data` behind what waits.

@@ -131,6 +131,21 @@ async fn a_connection_that_announced_its_end_takes_no_request_and_ends_what_it_h
     assert!(read_message(&mut long).await.unwrap().ends_with("/long on 0"));
 }
 
+/// They waited for the next frame of anybody on the connection.
+#[tokio::test]
+async fn heads_that_are_large_wait_for_nothing() {
+    let serve = |_, path: String, respond| answer(respond, path);
+    let proxy = proxy(server(100, None, serve).await.address, |_| {}).await;
+    // Characters whose code of HPACK is no shorter.
+    let value: String = (0..12_000).map(|_| fastrand::char('!'..'~')).filter(|c| *c != '"').collect();
+    for n in 0..3 {
+        let request = get(&format!("/{n}")).replacen("\r\n\r\n", &format!("\r\nx-large: {value}\r\n\r\n"), 1);
+        let response =
+            tokio::time::timeout(Duration::from_secs(5), ask(proxy, &request)).await.expect("in time");
+        assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with(&format!("/{n}")), "{response}");
+    }
+}
+
 // It was refused (503 UO): there was no connection to wait for, since the one that ended had gone from the pool.
 #[tokio::test]
 async fn a_request_waits_for_the_place_of_a_connection_that_announced_its_end() {

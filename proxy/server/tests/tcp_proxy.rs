@@ -18,6 +18,7 @@ use sixfold_server::io::{Io, Socket};
 use sixfold_server::tcp_proxy;
 use sixfold_server::worker::{Options, Shared, Worker};
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -513,4 +514,28 @@ async fn a_slow_reader_holds_the_sender_back_and_loses_nothing() {
     drop(client);
     assert_eq!(proxy.log(1).await, format!("0 - a 1 0 {TOTAL} -\n"));
     assert_eq!(proxy.proxy.stats.downstream_cx_tx_bytes_buffered().get(), 0);
+}
+
+/// splice(2) stops before urgent data as if it were the end of what there is.
+#[tokio::test]
+async fn urgent_data_neither_stops_a_connection_nor_ends_it() {
+    const BEFORE: usize = 1 << 20;
+    const BEHIND: usize = 64 << 10;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let came = tokio::spawn(async move { rest(&mut listener.accept().await.unwrap().0).await.len() });
+    let mut bench = Bench::new();
+    bench.cluster("a", &[address], |_| {});
+    let proxy = bench.serve().await;
+    let mut client = TcpStream::connect(proxy.address).await.unwrap();
+    client.write_all(&vec![b'x'; BEFORE]).await.unwrap();
+    let urgent = nix::sys::socket::MsgFlags::MSG_OOB;
+    let sent = client.try_io(tokio::io::Interest::WRITABLE, || {
+        Ok(nix::sys::socket::send(client.as_raw_fd(), b"!", urgent)?)
+    });
+    assert_eq!(sent.unwrap(), 1);
+    client.write_all(&vec![b'y'; BEHIND]).await.unwrap();
+    client.shutdown().await.unwrap();
+    let came = tokio::time::timeout(Duration::from_secs(10), came).await.expect("the end has come");
+    assert_eq!(came.unwrap(), BEFORE + BEHIND);
 }

@@ -63,14 +63,16 @@ fn serves(x509: &X509Certificate<'_>, peer: Peer) -> bool {
     })
 }
 
-/// Whether it may sign a leaf of any name. One of version 1 is an authority because it is trusted as one.
+/// Whether it may sign a leaf of any name. One of version 1 is an authority if it names itself
+/// as its issuer.
 fn may_sign(root: &X509Certificate<'_>) -> bool {
     let signs = match root.key_usage() {
         Ok(usage) => usage.is_none_or(|usage| usage.value.key_cert_sign()),
         Err(_) => false,
     };
     let is_bound = !matches!(root.name_constraints(), Ok(None));
-    signs && !is_bound && (is_authority(root) || root.version() == X509Version::V1)
+    let is_own = root.version() == X509Version::V1 && root.issuer().as_raw() == root.subject().as_raw();
+    signs && !is_bound && (is_authority(root) || is_own)
 }
 
 /// Whether `root` signed `leaf` (RFC 5280 section 4.1.1.3), by one of `algorithms`.

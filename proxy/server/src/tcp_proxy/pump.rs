@@ -285,7 +285,7 @@ impl Flow {
 
     /// Reads into a pipe, if much comes and one can be had.
     fn poll_pipe(&mut self, cx: &mut Timed<'_>, from: &Io, to: &Io) -> Option<Poll<io::Result<usize>>> {
-        if !self.much {
+        if !self.much || self.buffer.has_failed() {
             return None;
         }
         let (from, _) = (from.as_bare_tcp()?, to.as_bare_tcp()?);

@@ -2,10 +2,11 @@
 
 use crate::deadline::Timed;
 use nix::fcntl::{OFlag, SpliceFFlags, splice};
+use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::pipe2;
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::{Poll, ready};
 use tokio::io::Interest;
@@ -40,7 +41,7 @@ pub(super) enum Filled {
     Bytes(usize),
     /// The reader has said all.
     End,
-    /// It can't be filled: bytes have to be copied.
+    /// It can't be filled, with these bytes or at all: they have to be copied.
     Unable,
 }
 
@@ -91,9 +92,10 @@ impl Pipe {
         cx: &mut Timed<'_>,
     ) -> Poll<io::Result<Filled>> {
         loop {
-            match from.try_io(Interest::READABLE, || step(from, &self.inlet, most)) {
-                Ok(0) => return Poll::Ready(Ok(Filled::End)),
-                Ok(n) => {
+            match from.try_io(Interest::READABLE, || fill(from, &self.inlet, most)) {
+                Ok(None) => return Poll::Ready(Ok(Filled::Unable)),
+                Ok(Some(0)) => return Poll::Ready(Ok(Filled::End)),
+                Ok(Some(n)) => {
                     self.held += n;
                     return Poll::Ready(Ok(Filled::Bytes(n)));
                 }
@@ -121,6 +123,19 @@ impl Pipe {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Poll::Ready(Err(e)),
             }
+        }
+    }
+}
+
+/// One step into a pipe. `None` if the socket has bytes that only a read brings: urgent data ends every splice, as if there
+/// were no more, and is passed over by a read.
+fn fill(from: &TcpStream, inlet: &OwnedFd, most: usize) -> io::Result<Option<usize>> {
+    match step(from, inlet, most) {
+        Ok(n @ 1..) => Ok(Some(n)),
+        Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock) => Err(error),
+        Ok(_) | Err(_) => {
+            let n = recv(from.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)?;
+            Ok((n == 0).then_some(0))
         }
     }
 }

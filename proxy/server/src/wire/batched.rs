@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::task::{Poll, ready};
 use tokio::io::ReadBuf;
 
-/// A write above this length is that of a frame of data, and more of them may follow.
+/// A write of this length is worth waiting for another.
 const LONG: usize = 4 * 1024;
 /// Bytes of frames that are put together before they are written.
 const WORTH_A_WRITE: usize = LARGE / 2;
@@ -15,15 +15,15 @@ const WORTH_A_WRITE: usize = LARGE / 2;
 /// A transport that reads ahead of whoever asks for less than there is, and puts long writes together until they are
 /// flushed.
 ///
-/// The library flushes after each frame of data, and once more when it has no further one. So a flush right behind a long
-/// write does nothing here, and the one after it counts.
+/// The library flushes after each long frame of data, and once more when it has no further one. So a flush right behind such a
+/// write does nothing here, and the one after it counts. All else that it writes, however long, it flushes once.
 pub(crate) struct Batched<T> {
     io: T,
     ahead: ReadBuffer,
     /// The last read brought all that it had asked for.
     much: bool,
     out: WriteBuffer,
-    /// The last write was long, and nobody has flushed since.
+    /// The last write was a long frame of data, and nobody has flushed since.
     long: bool,
 }
 
@@ -37,7 +37,7 @@ impl<T> Batched<T> {
 
 impl<T: Transport> Transport for Batched<T> {
     fn poll_read(&mut self, cx: &mut Timed<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !self.much && self.ahead.is_empty() {
+        if !self.much && self.ahead.is_empty() && !self.ahead.has_failed() {
             let (before, room) = (buf.filled().len(), buf.remaining());
             ready!(self.io.poll_read(cx, buf))?;
             self.much = buf.filled().len() - before == room.min(PIECE);
@@ -70,20 +70,25 @@ impl<T: Transport> Transport for Batched<T> {
             ready!(self.out.poll_flush(&mut self.io, cx))?;
         }
         bufs.iter().for_each(|buf| self.out.put(buf));
-        self.long = len > LONG;
-        if self.out.len() >= WORTH_A_WRITE
-            && let Poll::Ready(Err(error)) = self.out.poll_flush(&mut self.io, cx)
-        {
-            return Poll::Ready(Err(error));
+        // The library hands over the payload of such a frame apart from its head, and nothing else in two pieces.
+        self.long = bufs.len() > 1 && len > LONG;
+        if self.out.len() >= WORTH_A_WRITE {
+            if let Poll::Ready(Err(error)) = self.out.poll_flush(&mut self.io, cx) {
+                return Poll::Ready(Err(error));
+            }
+            self.out.release();
         }
         Poll::Ready(Ok(len))
     }
 
     fn poll_flush(&mut self, cx: &mut Timed<'_>) -> Poll<io::Result<()>> {
         if std::mem::take(&mut self.long) {
+            // Should no other flush come, this one is asked for again.
+            cx.waker().wake_by_ref();
             return Poll::Ready(Ok(()));
         }
         if self.out.len() == 0 {
+            self.out.release();
             return self.io.poll_flush(cx);
         }
         ready!(self.out.poll_flush(&mut self.io, cx))?;
@@ -176,6 +181,21 @@ mod tests {
         assert_eq!(io.io.written[1..], [8 * (PIECE + 9)], "enough for a write");
         assert!(now(|cx| io.poll_write_vectored(cx, &[IoSlice::new(b"ping")])).is_ready());
         assert_eq!(io.io.written[2..], [4], "what is short goes at once");
+    }
+
+    /// The library flushes them once, and nobody would have come again: a large head waited for the next frame of another stream.
+    #[test]
+    fn what_is_long_and_no_data_goes_out_by_its_one_flush() {
+        let mut io = Batched::new(Noted::default());
+        for n in 1..=2 {
+            let head = vec![0; 6 * 1024];
+            assert!(now(|cx| io.poll_write_vectored(cx, &[IoSlice::new(&head)])).is_ready());
+            assert!(now(|cx| io.poll_flush(cx)).is_ready());
+            assert_eq!(io.io.written, vec![6 * 1024; n]);
+        }
+        (0..8).for_each(|_| assert!(send(&mut io).is_ready()));
+        assert!(now(|cx| io.poll_flush(cx)).is_ready());
+        assert_eq!((io.out.len(), io.out.capacity()), (0, 0), "who is idle holds no memory");
     }
 
     #[test]

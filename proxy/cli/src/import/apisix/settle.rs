@@ -53,7 +53,6 @@ const LETS_NOBODY_IN: &[(&str, &str)] = &[
     ("api-breaker", "`checks.passive` of the upstream"),
     ("client-control", "nginx_config.http.client_max_body_size, which is for all"),
     ("body-transformer", "response-rewrite with `filters`"),
-    ("response-rewrite", ""),
     ("grpc-transcode", "grpc_json_transcoder of `sixfold envoy`"),
     ("grpc-web", "grpc_web of `sixfold envoy`"),
     ("degraphql", "proxy-rewrite"),
@@ -62,7 +61,6 @@ const LETS_NOBODY_IN: &[(&str, &str)] = &[
     ("ocsp-stapling", ""),
     ("gm", ""),
     ("ext-plugin-post-resp", "a plugin in Rust (docs/plugins/write-one.md)"),
-    ("serverless-post-function", "docs/plugins/without-lua.md"),
 ];
 
 /// What there is in the place of plugins that may keep somebody out.
@@ -85,6 +83,7 @@ const INSTEAD: &[(&str, &str)] = &[
     ("request-validation", "forward-auth"),
     ("workflow", "routes with `vars`"),
     ("limit-count-advanced", "limit-count"),
+    ("serverless-post-function", "docs/plugins/without-lua.md"),
 ];
 
 impl Import {

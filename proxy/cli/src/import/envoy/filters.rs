@@ -28,9 +28,13 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("Gzip", ""),
     ("Decompressor", ""),
     ("GrpcWeb", ""),
-    ("FilterConfig", ""),
     ("GrpcJsonTranscoder", ""),
-    ("Config", ""),
+    ("grpc_stats.FilterConfig", ""),
+    ("grpc_http1_bridge.Config", ""),
+    ("grpc_http1_reverse_bridge.FilterConfig", ""),
+    ("header_to_metadata.Config", ""),
+    ("set_metadata.Config", ""),
+    ("alpn.FilterConfig", ""),
     ("RateLimit", "limit-count with `policy: redis`, for limits that gateways share"),
     ("BandwidthLimit", ""),
     ("AdaptiveConcurrency", ""),
@@ -128,6 +132,14 @@ fn kind_of(config: &Node, name: &str) -> String {
         // A library of somebody's own.
         "Config" if text_of(config, "@type").is_some_and(|kind| kind.contains(".golang.")) => {
             "Golang".to_owned()
+        }
+        // Many filters have one of that name, guards among them.
+        kind @ ("Config" | "FilterConfig") => {
+            let url = text_of(config, "@type").unwrap_or_default();
+            let is_version =
+                |part: &&str| part.strip_prefix('v').is_some_and(|rest| rest.starts_with(char::is_numeric));
+            let package = url.rsplit('.').skip(1).find(|part| !is_version(part)).unwrap_or_default();
+            format!("{package}.{kind}")
         }
         kind => kind.to_owned(),
     }

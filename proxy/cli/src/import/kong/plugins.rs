@@ -49,8 +49,6 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("response-transformer-advanced", "write response-rewrite"),
     ("aws-lambda", "there are no functions"),
     ("azure-functions", "there are no functions"),
-    ("post-function", "what of Lua can be said otherwise is in docs/plugins/without-lua.md"),
-    ("bot-detection", "write `vars` over http_user_agent"),
 ];
 
 /// Of those there is a counterpart, which is not written.
@@ -67,7 +65,6 @@ const MANUAL: &[&str] = &[
     "upstream-timeout",
     "rate-limiting-advanced",
     "response-transformer-advanced",
-    "bot-detection",
 ];
 
 /// What comes of plugins.
@@ -232,7 +229,8 @@ fn left_out(name: &str, taken: &mut Taken<'_>, made: &mut Made) {
         None => {
             made.closed = true;
             let note = match name {
-                "pre-function" => {
+                "bot-detection" => "lets in nobody: write `vars` over http_user_agent",
+                "pre-function" | "post-function" => {
                     "lets in nobody: what of Lua can be said otherwise is in docs/plugins/without-lua.md"
                 }
                 "hmac-auth"
