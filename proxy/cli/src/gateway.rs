@@ -104,7 +104,7 @@ fn serve_after(
         readiness.set(Ok(()));
     }
     let (server, store) = (process.server.clone(), source.store().clone());
-    let loaded = store.clone();
+    let applied = readiness.clone();
     let feed = Feed::start(source, move |diff| {
         let ready = store.is_loaded();
         for error in server.apply_blocking(diff).err().into_iter().flatten() {
@@ -115,7 +115,7 @@ fn serve_after(
         }
     })?;
     on_start(&process);
-    process.announce(predecessor.clone(), move || !was_loaded || loaded.is_loaded())?;
+    process.announce(predecessor.clone(), move || !was_loaded || applied.is_ready())?;
     process.serve(events, sender, || feed.look())
 }
 

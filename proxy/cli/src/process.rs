@@ -219,14 +219,21 @@ impl Process {
         Ok(())
     }
 
-    /// Says that it is not ready, then ends connections on a thread of its own.
+    /// Says that it is not ready, unless another process is in its place, then ends connections on a thread of its own.
     fn end(&self, limit: Duration, events: SyncSender<Event>) -> Result<(), Failure> {
         tracing::info!(connections = self.server.connections(), ?limit, "ending");
-        self.lifecycle.set(State::Draining);
-        let (server, handed_over) = (self.server.clone(), self.upgrade.handed_over().unwrap_or_default());
+        let (server, handed_over) = (self.server.clone(), self.upgrade.handed_over());
+        if handed_over.is_none() {
+            self.lifecycle.set(State::Draining);
+        }
         std::thread::Builder::new().name("shutdown".to_owned()).spawn(move || {
             if let Ok(runtime) = runtime() {
-                runtime.block_on(server.shutdown_beside(limit, handed_over));
+                runtime.block_on(async {
+                    match handed_over {
+                        Some(addresses) => server.shutdown_beside(limit, addresses).await,
+                        None => server.shutdown(limit).await,
+                    }
+                });
             }
             // Nobody listens any more after a second signal.
             let _ = events.send(Event::Ended);

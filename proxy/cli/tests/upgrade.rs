@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs::File;
+use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use support::envoy::{bootstrap_of, cluster, listener};
 use support::gateway::{Ports, call, route};
 use support::traffic::{Traffic, exchange, open_websocket, upstream};
-use support::{Directory, LIMIT, free_port, get};
+use support::{Directory, LIMIT, free_port, get, read, send};
 
 /// A process that is started by a link to the binary, which another one may be put in the place of.
 struct Running {
@@ -175,6 +176,31 @@ fn three_upgrades_in_a_row_lose_nothing() {
     running.signal("TERM");
     running.until("end", |_| !Running::is_alive(last));
     assert_eq!(running.serving(), None, "its file is gone with it");
+}
+
+/// Whoever had connected to the old process was told by it that the gateway was ending.
+#[test]
+fn who_asks_the_process_that_is_replaced_hears_that_the_gateway_is_ready() {
+    let (directory, ports, upstream) = (Directory::new(), Ports::free(), upstream());
+    let (config, resources) = gateway(ports, 2, upstream);
+    let file = directory.write("config.yaml", &config);
+    directory.write("apisix.yaml", &resources);
+    let mut running = Running::start(directory, &["run", "-c", &file], &[]);
+    let mut websocket = open_websocket(ports.http, "/ws").unwrap();
+    let asks = |stream: &mut TcpStream| {
+        send(stream, "GET", "/status/ready", &[]);
+        read(stream)
+    };
+    let mut probes: Vec<_> =
+        (0..8).map(|_| TcpStream::connect(("127.0.0.1", ports.status)).unwrap()).collect();
+    for probe in &mut probes {
+        assert_eq!(asks(probe).unwrap().status, 200);
+    }
+    running.upgrade();
+    // It has each for as long as another request may be on its way.
+    let answers: Vec<_> = probes.iter_mut().filter_map(asks).map(|answer| answer.status).collect();
+    assert!(answers.iter().all(|status| *status == 200), "{answers:?}");
+    exchange(&mut websocket, "still here").unwrap();
 }
 
 #[test]

@@ -266,12 +266,13 @@ impl Server {
     /// then ends all threads. A thread that does not come back from what it does within another second is left
     /// to the end of the process.
     pub async fn shutdown(&self, deadline: Duration) {
+        self.0.lifecycle.set(State::Draining);
         self.shutdown_beside(deadline, Vec::new()).await;
     }
 
-    /// The same beside a process that has the sockets of these addresses: what waits in their queues is left to it.
+    /// The same beside a process that has the sockets of these addresses: what waits in their queues is left to it. Nobody is
+    /// told that this one drains: whoever asks means the place that the other one has.
     pub async fn shutdown_beside(&self, deadline: Duration, handed_over: Vec<BindAddress>) {
-        self.0.lifecycle.set(State::Draining);
         let limit = Instant::now() + deadline.saturating_add(LAST_TURN);
         let (done, answer) = oneshot::channel();
         let closed = async {

@@ -23,6 +23,11 @@ impl Readiness {
     pub fn set(&self, state: Result<(), String>) {
         *self.0.write() = state;
     }
+
+    /// Whether configuration is there, and in force.
+    pub fn is_ready(&self) -> bool {
+        self.0.read().is_ok()
+    }
 }
 
 /// Answers `/status` and `/status/ready` (apisix `status`, 127.0.0.1:7085 by default).

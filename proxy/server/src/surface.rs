@@ -41,7 +41,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a connection without a request has for one, when its server is to take no more.
-const LAST_REQUEST: Duration = Duration::from_millis(300);
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Bytes of a body beyond what is wanted that are read for nothing, at most.
 const MAX_PASSED: u64 = 16 << 20;

@@ -156,6 +156,21 @@ async fn a_name_that_was_answered_before_needs_no_answer() {
     assert!(start.elapsed() < SILENCE);
 }
 
+/// Its last answers were that the gateway was ending, where another process went on with it.
+#[tokio::test]
+async fn nobody_is_told_of_an_end_that_another_process_goes_on_after() {
+    for (is_handed_over, last) in [(true, State::Live), (false, State::Draining)] {
+        let fixture = Fixture::start();
+        let server = &fixture.server;
+        server.lifecycle().set(State::Live);
+        match is_handed_over {
+            true => server.shutdown_beside(Duration::ZERO, Vec::new()).await,
+            false => server.shutdown(Duration::ZERO).await,
+        }
+        assert_eq!(server.lifecycle().get(), last);
+    }
+}
+
 /// Changes are applied in their order, also behind one that waits for its clusters.
 #[tokio::test]
 async fn a_change_that_waits_is_not_overtaken() {
