@@ -46,6 +46,8 @@ const CACHE_BYTES: usize = 2 << 20;
 const QUEUE: usize = 1024;
 /// How long a process that has the file has to close it: one may be ending, or about to hand over.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How long whoever gives a file back waits until it is open again: what is read before that fails.
+const OPEN_AGAIN: Duration = Duration::from_secs(5);
 /// How often it is tried meanwhile.
 const TRY: Duration = Duration::from_millis(10);
 /// Before each value: its created and modified revisions, and when it is over, or 0.
@@ -360,8 +362,13 @@ impl Store for EmbeddedStore {
         if jobs.send(Ask::Lend(closed)).is_err() || is_closed.recv().is_err() {
             return Lent::nothing();
         }
-        // A writer that has ended has nothing open.
-        Lent::new(move |outcome| drop(jobs.send(Ask::Back(outcome))))
+        Lent::new(move |outcome| {
+            let (open, is_open) = sync_channel(1);
+            // A writer that has ended has nothing open, and one whose disk hangs is not waited for.
+            if jobs.send(Ask::Back(outcome, open)).is_ok() {
+                let _ = is_open.recv_timeout(OPEN_AGAIN);
+            }
+        })
     }
 }
 

@@ -111,6 +111,8 @@ mod tests {
         assert!(!writer.is_finished() && store.get(&key("a")).is_err());
         drop(other);
         drop(lent);
+        // The Admin API goes on then, and its first answers were that the store is not open.
+        assert!(store.get(&key("a")).is_ok());
         writer.join().unwrap().unwrap();
         assert!(store.get(&key("a")).unwrap().is_some() && store.get(&key("b")).unwrap().is_some());
         assert_eq!(taken(&store), ["+b"]);

@@ -23,8 +23,8 @@ pub(super) enum Ask {
     Do(Job),
     /// To close the file; told when it is.
     Lend(SyncSender<()>),
-    /// What has become of a file that was lent.
-    Back(Outcome),
+    /// What has become of a file that was lent; told when it is open again, if it is.
+    Back(Outcome, SyncSender<()>),
 }
 
 /// What somebody waits for.
@@ -104,7 +104,7 @@ impl Writer {
                 Ask::Do(job) => jobs.push(job),
                 Ask::Lend(closed) => return (jobs, Some(closed)),
                 // It is not lent.
-                Ask::Back(_) => {}
+                Ask::Back(..) => {}
             }
             next = if jobs.len() < BATCH { self.queue.try_recv().ok() } else { None };
         }
@@ -120,20 +120,22 @@ impl Writer {
         let _ = closed.send(());
         let refusal = || StoreError::Unavailable("another process has taken this one's place".to_owned());
         let mut held = Vec::new();
-        loop {
+        let open = loop {
             match self.queue.recv() {
                 Ok(Ask::Do(job)) if held.len() < QUEUE => held.push(job),
                 Ok(Ask::Do(job)) => job.refuse(refusal()),
                 // One has it already, and whoever asks hears no answer.
                 Ok(Ask::Lend(_)) => {}
-                Ok(Ask::Back(Outcome::Back)) => break,
-                Ok(Ask::Back(Outcome::Given)) | Err(_) => {
+                Ok(Ask::Back(Outcome::Back, open)) => break open,
+                Ok(Ask::Back(Outcome::Given, _)) | Err(_) => {
                     held.into_iter().for_each(|job| job.refuse(refusal()));
                     return false;
                 }
             }
-        }
+        };
         self.reopen();
+        // Whoever gave it back may not wait any more.
+        let _ = open.send(());
         self.shared.tell(may_end);
         if !held.is_empty() {
             self.write(held);
