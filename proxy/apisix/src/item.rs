@@ -532,7 +532,7 @@ pub(crate) fn fault(violation: Violation) -> ConfigError {
         Some(hint) => format!("{}; {hint}", violation.message),
         None => violation.message,
     };
-    let error = ConfigError::new(reason);
+    let error = ConfigError::new(reason).of_kind(violation.kind);
     match display_path(&violation.path) {
         path if path.is_empty() => error,
         path => error.in_key(&path),

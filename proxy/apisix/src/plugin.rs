@@ -280,7 +280,7 @@ impl Catalog {
             let known = self.plugins.keys().copied().chain(names::APISIX.iter().copied());
             nearest(name, known).map(|near| format!("did you mean \"{near}\"?"))
         };
-        Violation { hint, ..Violation::new(Vec::new(), format!("unknown plugin [{name}]")) }
+        Violation::unknown_plugin(name, hint)
     }
 
     fn check_one(

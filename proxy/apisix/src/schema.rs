@@ -16,7 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde_json::Value;
-use sixfold_core::error::MAX_FAULTS;
+use sixfold_core::error::{FaultKind, MAX_FAULTS};
 
 pub use self::resources::{plugin_meta, plugins_list, resource, secret};
 use self::rules::Check;
@@ -48,12 +48,20 @@ pub struct Violation {
     pub message: String,
     /// What would be right, where those words do not say it.
     pub hint: Option<String>,
+    /// What sort of fault it is.
+    pub kind: FaultKind,
 }
 
 impl Violation {
     /// One of which the message says everything.
     pub fn new(path: Vec<Step>, message: impl Into<String>) -> Violation {
-        Violation { path, message: message.into(), hint: None }
+        Violation { path, message: message.into(), hint: None, kind: FaultKind::Wrong }
+    }
+
+    /// One of a plugin that nobody knows.
+    pub(crate) fn unknown_plugin(name: &str, hint: Option<String>) -> Violation {
+        let unknown = Violation::new(Vec::new(), format!("unknown plugin [{name}]"));
+        Violation { hint, kind: FaultKind::UnknownPlugin, ..unknown }
     }
 }
 
@@ -118,7 +126,7 @@ impl Schema {
         let violation = |failure: validate::Failure| {
             let validate::Failure { mut path, message, hint } = failure;
             path.reverse();
-            Violation { path, message, hint }
+            Violation { hint, ..Violation::new(path, message) }
         };
         validate::faults(&self.check, instance, limit).into_iter().map(violation).collect()
     }

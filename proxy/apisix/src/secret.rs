@@ -5,6 +5,7 @@
 //! warned of; nobody authenticates with it, and in a certificate or a key it is an error.
 
 use serde_json::Value;
+use sixfold_core::error::FaultKind;
 
 use crate::config::EnvVars;
 use crate::schema::{Step, Violation, is_secret_reference};
@@ -30,7 +31,9 @@ fn resolve_below(
     match value {
         Value::String(text) if is_secret_reference(text) => match resolve(text, environment) {
             Ok(resolved) => *text = resolved,
-            Err(reason) => violations.push(Violation::new(path.clone(), reason)),
+            Err((kind, reason)) => {
+                violations.push(Violation { kind, ..Violation::new(path.clone(), reason) });
+            }
         },
         Value::Array(items) => {
             for (index, item) in items.iter_mut().enumerate() {
@@ -60,22 +63,25 @@ pub(crate) fn names_manager(value: &Value) -> bool {
     }
 }
 
-fn resolve(reference: &str, environment: &EnvVars) -> Result<String, String> {
+/// What a reference leads to, or why it leads to nothing.
+fn resolve(reference: &str, environment: &EnvVars) -> Result<String, (FaultKind, String)> {
+    let wrong = |reason: String| (FaultKind::Wrong, reason);
     let Some(rest) = reference.get(ENV.len()..).filter(|_| starts_with(reference, ENV)) else {
-        return Err(format!("{reference}: secret managers are not supported; $env:// is"));
+        return Err(wrong(format!("{reference}: secret managers are not supported; $env:// is")));
     };
     let (name, key) = match rest.split_once('/') {
         Some((name, key)) => (name, Some(key)),
         None => (rest, None),
     };
-    let text = environment.get(name).ok_or_else(|| format!("{reference}: the variable {name} is not set"))?;
+    let unset = || (FaultKind::UnsetVariable, format!("{reference}: the variable {name} is not set"));
+    let text = environment.get(name).ok_or_else(unset)?;
     let Some(key) = key else { return Ok(text) };
     let object: Value = serde_json::from_str(&text)
-        .map_err(|e| format!("{reference}: the variable {name} is no JSON: {e}"))?;
+        .map_err(|e| wrong(format!("{reference}: the variable {name} is no JSON: {e}")))?;
     match object.get(key) {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(other) => Ok(other.to_string()),
-        None => Err(format!("{reference}: the variable {name} has no key \"{key}\"")),
+        None => Err(wrong(format!("{reference}: the variable {name} has no key \"{key}\""))),
     }
 }
 

@@ -39,6 +39,18 @@ impl fmt::Display for Place {
     }
 }
 
+/// What sort of fault it is, for who does more than tell it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FaultKind {
+    /// What is written is not right.
+    #[default]
+    Wrong,
+    /// It names a plugin that there is none of.
+    UnknownPlugin,
+    /// It needs a variable of the environment that is not set.
+    UnsetVariable,
+}
+
 /// A piece of configuration that is refused.
 ///
 /// Shown as `file:line:column: resource: field: reason`; parts that are not known are left out. The
@@ -59,6 +71,8 @@ pub struct ConfigError {
     pub field: Option<String>,
     /// What is wrong, as a phrase without a full stop.
     pub reason: String,
+    /// What sort of fault it is.
+    pub kind: FaultKind,
     /// The next of the faults that were found together.
     pub also: Option<Box<ConfigError>>,
 }
@@ -93,6 +107,12 @@ impl ConfigError {
             let valid = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
             ConfigError::new("not UTF-8 from here").at(Place::behind(&String::from_utf8_lossy(valid)))
         })
+    }
+
+    /// The same fault as one of this sort.
+    #[must_use]
+    pub fn of_kind(self, kind: FaultKind) -> Self {
+        ConfigError { kind, ..self }
     }
 
     /// The error of one field: [`ConfigError::new`] and [`ConfigError::in_key`] in one.

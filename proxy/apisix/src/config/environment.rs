@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use sixfold_core::document::{Entry, Node, Number, Object, Value};
-use sixfold_core::error::{ConfigError, Place};
+use sixfold_core::error::{ConfigError, FaultKind, Place};
 
 /// The variables that a configuration may refer to.
 #[derive(Debug, Clone)]
@@ -214,6 +214,7 @@ impl Unset<'_> {
     fn error(&self) -> ConfigError {
         let name = self.name;
         ConfigError::new(format!("failed to handle configuration: can't find environment variable {name}"))
+            .of_kind(FaultKind::UnsetVariable)
     }
 }
 

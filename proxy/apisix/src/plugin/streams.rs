@@ -69,7 +69,7 @@ impl Catalog {
             let known = self.streams.keys().copied().chain(APISIX);
             nearest(name, known).map(|near| format!("did you mean \"{near}\"?"))
         };
-        Violation { hint, ..Violation::new(Vec::new(), format!("unknown plugin [{name}]")) }
+        Violation::unknown_plugin(name, hint)
     }
 
     /// Of a service's plugins those that its stream routes take over: what is right for HTTP may be wrong there, and is
