@@ -48,7 +48,7 @@ pub(crate) enum Command {
     /// Write a configuration file anew, with its keys in one order and indentation, and its comments
     Fmt(FmtOptions),
     /// Write another proxy's configuration as config.yaml and apisix.yaml, and report what became of each part; exits with 1
-    /// if some is left to do by hand
+    /// if some is left to do by hand or is not imported, with 2 if it is used wrongly
     Import(ImportOptions),
     /// Ask a running gateway whether it serves: exits with 0 if it does, with 1 if it does not
     Status(StatusOptions),

@@ -8,29 +8,42 @@ mod nginx;
 mod ordered;
 mod pieces;
 mod report;
+mod target;
+mod written;
 
 use crate::Failure;
 use crate::arguments::{ImportFrom, ImportOptions, OutputForm};
-use crate::envoy::Text;
-use crate::validate::{self, Kind};
 use report::{Finding, Imported, Match};
-use serde_json::Value;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use target::Target;
 
-/// Writes config.yaml and apisix.yaml, prints the report, and answers whether nothing is left to do by hand.
+/// Why a command ended before all was done.
+pub(crate) enum Stop {
+    /// It was used wrongly: a file that can't be read or is another program's, files in the way.
+    Misuse(Failure),
+    /// Something is not imported; of what the report has said nothing is in it.
+    Undone(Failure),
+}
+
+impl<E> From<E> for Stop
+where
+    Failure: From<E>,
+{
+    fn from(error: E) -> Stop {
+        Stop::Undone(error.into())
+    }
+}
+
+/// Writes config.yaml and apisix.yaml and prints the report. Both take their places once `sixfold validate` takes them, or not at all.
 ///
 /// # Errors
-/// A file that can't be read, files that are there already, or a result that is not valid.
-pub(crate) fn run(options: &ImportOptions) -> Result<bool, Failure> {
-    let directory = &options.directory;
-    let target = Target { config: directory.join("config.yaml"), resources: directory.join("apisix.yaml") };
+/// Something is left to do by hand or could not be imported, or the command was used wrongly.
+pub(crate) fn run(options: &ImportOptions) -> Result<(), Stop> {
+    let target = Target::new(options)?;
     let imported = match options.from {
         ImportFrom::Apisix => {
             let mut import = apisix::import(&options.file)?;
-            target.begin(options)?;
-            target.write(&import.out)?;
-            import.settle(&target.config, &target.resources, |import| target.write(&import.out))?;
+            import.settle(&target)?;
             import.finished()
         }
         ImportFrom::Envoy => envoy::import(&options.file)?,
@@ -40,52 +53,16 @@ pub(crate) fn run(options: &ImportOptions) -> Result<bool, Failure> {
             nginx::import(&options.file)?
         }
     };
-    if !matches!(options.from, ImportFrom::Apisix) {
-        target.begin(options)?;
-        target.write(&imported)?;
+    target.write(&imported)?;
+    let refused = target.refused();
+    if refused.is_empty() {
+        target.put_in_place(&imported)?;
     }
     let mut out = std::io::stdout();
     match options.output {
-        OutputForm::Text => write!(out, "{}", imported.text())?,
-        OutputForm::Json => writeln!(out, "{:#}", imported.json())?,
+        OutputForm::Text => write!(out, "{}{}", target.told(&refused), imported.text())?,
+        OutputForm::Json => writeln!(out, "{:#}", imported.json(&refused))?,
     }
-    if !imported.needs_variables {
-        valid(&target.config)?;
-    }
-    Ok(imported.count(Match::Manual) + imported.count(Match::Unsupported) == 0)
-}
-
-/// The files that are written.
-struct Target {
-    config: PathBuf,
-    resources: PathBuf,
-}
-
-impl Target {
-    /// Makes the folder, unless something would be overwritten.
-    fn begin(&self, options: &ImportOptions) -> Result<(), Failure> {
-        std::fs::create_dir_all(&options.directory)?;
-        for path in [&self.config, &self.resources] {
-            if path.exists() && !options.force {
-                let reason = format!("{} is there already; --force replaces it", path.display());
-                return Err(Failure::new(reason));
-            }
-        }
-        Ok(())
-    }
-
-    fn write(&self, imported: &Imported) -> Result<(), Failure> {
-        std::fs::write(&self.config, sixfold_apisix::yaml(&Value::Object(imported.config.clone())))?;
-        if !imported.without_resources {
-            let text = sixfold_apisix::yaml(&Value::Object(imported.resources.clone()));
-            std::fs::write(&self.resources, format!("{text}#END\n"))?;
-        }
-        Ok(())
-    }
-}
-
-/// Looks at what was written as `sixfold validate` does.
-fn valid(config: &Path) -> Result<(), Failure> {
-    let (errors, _) = validate::findings(Kind::Configuration, &Text::read(config)?, config);
-    if errors.is_empty() { Ok(()) } else { Err(Failure(errors)) }
+    let left = imported.count(Match::Manual) + imported.count(Match::Unsupported) + refused.len();
+    if left == 0 { Ok(()) } else { Err(Stop::Undone(Failure::default())) }
 }

@@ -27,6 +27,7 @@ mod validate;
 
 use arguments::{Command, XdsCommand};
 use failure::Failure;
+use import::Stop;
 use std::process::ExitCode;
 
 /// What a command that judges ends with when it can't: as for a wrong command line.
@@ -37,7 +38,13 @@ fn main() -> ExitCode {
         Command::Doctor(options) => return judged(doctor::run(&options)),
         Command::Diff(options) => return judged(diff::run(&options)),
         Command::Fmt(options) => return judged(fmt::run(&options)),
-        Command::Import(options) => return judged(import::run(&options)),
+        Command::Import(options) => {
+            return match import::run(&options) {
+                Ok(()) => end(ExitCode::SUCCESS, None),
+                Err(Stop::Undone(failure)) => end(ExitCode::FAILURE, Some(&failure)),
+                Err(Stop::Misuse(failure)) => end(ExitCode::from(TROUBLE), Some(&failure)),
+            };
+        }
         Command::Envoy(options) => envoy::run(*options),
         Command::Run(options) => gateway::run(&options),
         Command::Explain(options) => explain::run(&options),

@@ -135,10 +135,15 @@ fn what_is_left_to_do_is_reported_with_its_line() {
     // Whom nginx asks for a password is not let in without one.
     let resources = std::fs::read_to_string(directory.path("out/apisix.yaml")).unwrap();
     assert!(resources.contains("response_status: 403") && !resources.contains("upstream"), "{resources}");
-    // What is there is not overwritten unasked; what is no nginx.conf is trouble.
+    // What is there is not overwritten unasked; what is no nginx.conf is not imported.
     assert_eq!(output(&["import", "--from", "nginx", &conf, "--directory", &into]).status.code(), Some(2));
     let broken = directory.write("broken.conf", "server {\n  listen 80\n}\n");
     let done = output(&["import", "--from", "nginx", &broken, "--directory", &directory.path("b")]);
-    assert_eq!(done.status.code(), Some(2));
+    assert_eq!(done.status.code(), Some(1));
+    assert!(!std::path::Path::new(&directory.path("b")).exists());
     assert!(String::from_utf8_lossy(&done.stderr).contains("broken.conf:3:1: unexpected \"}\""), "{done:?}");
+    // Only who uses it wrongly is told so by 2.
+    let none =
+        output(&["import", "--from", "nginx", &directory.path("none.conf"), "--directory", &into, "--force"]);
+    assert_eq!(none.status.code(), Some(2), "{none:?}");
 }

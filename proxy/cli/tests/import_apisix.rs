@@ -168,3 +168,19 @@ fn a_variable_that_is_not_set_is_left_to_be_set() {
     let written = std::fs::read_to_string(directory.path("out/apisix.yaml")).unwrap();
     assert!(written.contains("${{SIXFOLD_NO_SUCH_HOST}}"), "{written}");
 }
+
+/// It was told by its words, of which some were those of a variable that is not set: the result was left as it was, and refused.
+#[test]
+fn a_property_that_is_not_set_is_no_variable() {
+    let directory = Directory::new();
+    let text = "routes:\n  - id: 1\n    uri: /a\n    plugins: {file-logger: {}}\n    upstream: {nodes: {\"127.0.0.1:1\": 1}}\n\
+                \x20 - id: 2\n    uri: /b\n    plugins: {log-rotate: {}}\n    upstream: {nodes: {\"127.0.0.1:1\": 1}}\n#END\n";
+    let (code, report, into) = import(&directory, "apisix.yaml", text);
+    assert_eq!(code, 1, "{report:#}");
+    let (kind, _, note) = found(&report, "route \"1\": plugins.file-logger");
+    assert!(kind == "manual" && note.contains("lets in nobody"), "{report:#}");
+    // There is one by now, of the process.
+    let (kind, _, note) = found(&report, "route \"2\": plugins.log-rotate");
+    assert!(kind == "manual" && note.contains("`plugins` of config.yaml"), "{note}");
+    serve(&into, 9080, &[("/a", &["Host: any"], 403)]);
+}

@@ -201,3 +201,44 @@ fn chains_are_told_apart_and_whom_one_keeps_out_is_not_let_in() {
     assert_eq!(named("denies").unwrap()["plugins"]["mocking"]["response_status"], 403, "{resources}");
     assert!(named("untold").is_none() && named("odd").is_none(), "{resources}");
 }
+
+/// A guard that a share of a route's requests had was not looked at.
+#[test]
+fn whom_a_member_of_weighted_clusters_keeps_out_is_not_let_in() {
+    let types = "type.googleapis.com/envoy.extensions.filters.http";
+    let rules = format!(
+        "{{\"@type\": {types}.rbac.v3.RBACPerRoute, rbac: {{rules: {{action: DENY, policies: {{all: {{permissions: [{{any: true}}], principals: [{{any: true}}]}}}}}}}}}}"
+    );
+    let cors = format!("{{\"@type\": {types}.cors.v3.CorsPolicy}}");
+    let route = |name: &str, own: &str| {
+        format!(
+            "{{name: {name}, match: {{prefix: /{name}}}, route: {{weighted_clusters: {{clusters: [{{name: one, weight: 1, typed_per_filter_config: {{{own}}}}}, {{name: one, weight: 1}}]}}}}}}"
+        )
+    };
+    let routes = [route("guarded", &format!("guard: {rules}")), route("shared", &format!("cors: {cors}"))];
+    let text = chained(&[("{}", "", &routes.join(", "))]).replace(
+        "http_filters: [",
+        &format!("http_filters: [{{name: guard, typed_config: {{\"@type\": {types}.rbac.v3.RBAC}}}}, {{name: cors, typed_config: {{\"@type\": {types}.cors.v3.Cors}}}}, "),
+    );
+    let directory = Directory::new();
+    let (code, report, into) = import(&directory, &text);
+    assert_eq!(code, 1, "{report:#}");
+    let told = |what: &str| {
+        let findings = report["findings"].as_array().unwrap().iter();
+        let mut of = findings.filter(|one| one["what"].as_str().unwrap().starts_with(what));
+        of.any(|one| one["kind"] == "manual")
+    };
+    assert!(told("route \"guarded\": route.weighted_clusters.typed_per_filter_config.guard"), "{report:#}");
+    assert!(told("route \"shared\": route.weighted_clusters.typed_per_filter_config"), "{report:#}");
+    let resources = std::fs::read_to_string(format!("{into}/apisix.yaml")).unwrap();
+    let node = sixfold_core::document::Node::parse_file_text(&resources, "apisix.yaml").unwrap().to_json();
+    let named = |name: &str| {
+        node["routes"].as_array().unwrap().iter().find(|route| route["name"] == name).unwrap().clone()
+    };
+    let guarded = named("guarded");
+    assert!(
+        guarded["plugins"]["mocking"]["response_status"] == 403 && guarded.get("upstream_id").is_none(),
+        "{resources}"
+    );
+    assert!(named("shared").get("upstream_id").is_some(), "{resources}");
+}

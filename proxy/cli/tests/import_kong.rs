@@ -187,6 +187,61 @@ fn a_file_of_another_kind_is_told_by_what_it_is() {
     // What is wrong in it has its place.
     let file = directory.write("broken.yml", "_format_version: '3.0'\nservices: [\n");
     let done = output(&["import", "--from", "kong", &file, "--directory", &directory.path("out")]);
-    assert_eq!(done.status.code(), Some(2));
+    assert_eq!(done.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&done.stderr).contains("broken.yml:"), "{done:?}");
+}
+
+/// What validate refuses was written over good files, and that was told as a wrong use.
+#[test]
+fn what_validate_refuses_takes_the_place_of_nothing() {
+    let directory = Directory::new();
+    let text = "_format_version: '3.0'\nservices:\n- name: s\n  url: http://127.0.0.1:1\n  routes:\n  - {name: r, paths: [/a], methods: [BREW]}\n";
+    let file = directory.write("kong.yml", text);
+    std::fs::create_dir(directory.path("gateway")).unwrap();
+    let kept =
+        ["config.yaml", "apisix.yaml"].map(|name| directory.write(&format!("gateway/{name}"), "# good\n"));
+    let into = directory.path("gateway");
+    for form in ["text", "json"] {
+        let done =
+            output(&["import", "--from", "kong", &file, "--directory", &into, "--force", "--output", form]);
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert_eq!(done.status.code(), Some(1), "{said}{done:?}");
+        let fault = format!("{into}/refused/apisix.yaml:");
+        assert!(said.contains(&fault) && said.contains("BREW") || said.contains("methods"), "{said}");
+        assert!(kept.iter().all(|file| std::fs::read_to_string(file).unwrap() == "# good\n"), "{said}");
+    }
+    let left = std::fs::read_to_string(directory.path("gateway/refused/apisix.yaml")).unwrap();
+    assert!(left.contains("BREW"), "{left}");
+    // What is right takes their place, and of what was refused nothing is left.
+    let file = directory.write("kong.yml", &text.replace("BREW", "GET"));
+    let done = output(&["import", "--from", "kong", &file, "--directory", &into, "--force"]);
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    assert!(std::fs::read_to_string(&kept[1]).unwrap().contains("GET"));
+    assert!(!std::path::Path::new(&directory.path("gateway/refused")).exists());
+}
+
+/// Each route looked at all services, all plugins and all that had been told: ten times as many took a hundred times as long.
+#[test]
+fn many_services_and_routes_take_as_long_as_there_are_many() {
+    let directory = Directory::new();
+    let took = |count: usize| {
+        let mut text = String::from("_format_version: '3.0'\nservices:\n");
+        for n in 0..count {
+            text += &format!("- {{name: s{n}, url: \"http://127.0.0.1:1\", plugins: [{{name: cors}}]}}\n",);
+        }
+        text += "routes:\n";
+        for n in 0..count {
+            text += &format!(
+                "- {{name: r{n}, paths: [/p{n}], service: s{n}, plugins: [{{name: prometheus}}]}}\n"
+            );
+        }
+        let file = directory.write("kong.yml", &text);
+        let begun = std::time::Instant::now();
+        let into = directory.path(&count.to_string());
+        let done = output(&["import", "--from", "kong", &file, "--directory", &into, "--output", "json"]);
+        assert_eq!(done.status.code(), Some(0), "{done:?}");
+        begun.elapsed()
+    };
+    let (few, many) = (took(400), took(4000));
+    assert!(many < 40 * few.max(std::time::Duration::from_millis(50)), "{few:?} {many:?}");
 }

@@ -5,9 +5,9 @@ mod adc;
 mod collect;
 mod settle;
 
+use super::Stop;
 use super::document::{self, field, fields, text_of};
 use super::report::{Imported, Part};
-use crate::Failure;
 use serde_json::{Map, Value};
 use sixfold_core::document::Node;
 use std::path::Path;
@@ -52,7 +52,7 @@ pub(super) struct Import {
 ///
 /// # Errors
 /// A file that can't be read, is no YAML or JSON, or another program's.
-pub(super) fn import(path: &Path) -> Result<Import, Failure> {
+pub(super) fn import(path: &Path) -> Result<Import, Stop> {
     let document = document::read_any(path)?;
     let mut import =
         Import { out: Imported::default(), file: document.file.clone(), items: Vec::new(), config: None };
@@ -105,7 +105,7 @@ impl Import {
     }
 
     /// A config.yaml, and the resources beside it.
-    fn of_config(&mut self, document: document::Document, path: &Path) -> Result<(), Failure> {
+    fn of_config(&mut self, document: document::Document, path: &Path) -> Result<(), Stop> {
         let Value::Object(mut config) = document.root.to_json() else { return Ok(()) };
         let deployment = field(&document.root, "deployment");
         let role =

@@ -1,6 +1,6 @@
 //! Documents of YAML and JSON that are imported, and whose they are.
 
-use crate::Failure;
+use super::Stop;
 use crate::envoy::Text;
 use serde_json::Value;
 use sixfold_core::document::{self, Entry, Node, Options};
@@ -15,17 +15,17 @@ pub(super) struct Document {
 }
 
 /// Reads a document that is an object: of a key that is given twice the last one counts, as for most readers.
-pub(super) fn read(path: &Path) -> Result<Document, Failure> {
+pub(super) fn read(path: &Path) -> Result<Document, Stop> {
     let document = read_any(path)?;
     match document.root.as_array() {
-        Some(_) => Err(ConfigError::new("is an array, and no configuration").in_file(&*document.file).into()),
+        Some(_) => Err(misuse(&document.file, "is an array, and no configuration")),
         None => Ok(document),
     }
 }
 
 /// Reads a document that is an object or a list.
-pub(super) fn read_any(path: &Path) -> Result<Document, Failure> {
-    let Text { text, name, .. } = Text::read(path)?;
+pub(super) fn read_any(path: &Path) -> Result<Document, Stop> {
+    let Text { text, name, .. } = text_of_file(path)?;
     if text.as_bytes().first().is_some_and(|byte| b"{[".contains(byte)) {
         // JSON is read as YAML too, but for tabs.
         if let Ok(root) = Node::parse(&text, &options("f.json")) {
@@ -37,9 +37,7 @@ pub(super) fn read_any(path: &Path) -> Result<Document, Failure> {
             Ok(Document { file: name.into(), root })
         }
         Ok(_) if is_nginx(&text) => Err(other_kind(&name, "nginx.conf", "nginx")),
-        Ok(root) => {
-            Err(ConfigError::new(format!("is {}, and no configuration", root.kind())).in_file(&name).into())
-        }
+        Ok(root) => Err(misuse(&name, format!("is {}, and no configuration", root.kind()))),
         Err(_) if is_nginx(&text) => Err(other_kind(&name, "nginx.conf", "nginx")),
         Err(error) => Err(error.in_file(&name).into()),
     }
@@ -54,8 +52,17 @@ fn is_nginx(text: &str) -> bool {
     words.iter().any(|word| text.lines().any(|line| line.trim_start().starts_with(word)))
 }
 
-fn other_kind(name: &str, what: &str, from: &str) -> Failure {
-    ConfigError::new(format!("looks like {what}; try --from {from}")).in_file(name).into()
+/// A file, as it is.
+fn text_of_file(path: &Path) -> Result<Text, Stop> {
+    Text::read(path).map_err(Stop::Misuse)
+}
+
+fn misuse(name: &str, reason: impl Into<String>) -> Stop {
+    Stop::Misuse(ConfigError::new(reason).in_file(name).into())
+}
+
+fn other_kind(name: &str, what: &str, from: &str) -> Stop {
+    misuse(name, format!("looks like {what}; try --from {from}"))
 }
 
 /// Keys at the top that tell whose a document is, the surest first.
@@ -77,21 +84,19 @@ const KEYS: [(&str, &str, &[&str]); 6] = [
 ];
 
 /// Refuses a document that is another program's, by what it looks like.
-pub(super) fn is_of(document: &Document, wanted: &str, expected: &str) -> Result<(), Failure> {
+pub(super) fn is_of(document: &Document, wanted: &str, expected: &str) -> Result<(), Stop> {
     let has = |keys: &[&str]| keys.iter().any(|key| document.root.get(key).is_some());
     let found = KEYS.iter().find(|(_, _, keys)| has(keys));
     match found {
         Some((from, ..)) if *from == wanted => Ok(()),
         Some((from, what, _)) => Err(other_kind(&document.file, what, from)),
-        None => Err(ConfigError::new(format!("is not what is expected: {expected}"))
-            .in_file(&*document.file)
-            .into()),
+        None => Err(misuse(&document.file, format!("is not what is expected: {expected}"))),
     }
 }
 
 /// A look at a file before it is read as nginx's, which has no keys at its top.
-pub(super) fn is_no_document(path: &Path) -> Result<(), Failure> {
-    let Ok(Text { text, name, .. }) = Text::read(path) else { return Ok(()) };
+pub(super) fn is_no_document(path: &Path) -> Result<(), Stop> {
+    let Text { text, name, .. } = text_of_file(path)?;
     let Ok(root) = Node::parse(&text, &options(&name)) else { return Ok(()) };
     let has = |keys: &[&str]| keys.iter().any(|key| root.get(key).is_some());
     match KEYS.iter().find(|(_, _, keys)| has(keys)) {

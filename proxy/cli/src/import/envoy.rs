@@ -10,10 +10,10 @@ mod matching;
 mod route;
 mod virtual_host;
 
+use super::Stop;
 use super::document::{self, field, fields, items_of, text_of};
 use super::pieces::Ids;
 use super::report::{Imported, Part};
-use crate::Failure;
 use serde_json::{Map, Value, json};
 use sixfold_core::document::{Node, Object, Value as Written};
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,7 +69,7 @@ const WITHOUT_EFFECT: &[&str] = &[
 ///
 /// # Errors
 /// A file that can't be read, is no YAML or JSON, or another program's.
-pub(super) fn import(path: &Path) -> Result<Imported, Failure> {
+pub(super) fn import(path: &Path) -> Result<Imported, Stop> {
     let mut document = document::read(path)?;
     document::is_of(&document, "envoy", "an Envoy bootstrap (static_resources)")?;
     in_snake_case(&mut document.root);

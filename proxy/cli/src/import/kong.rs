@@ -5,15 +5,17 @@
 
 mod consumer;
 mod entities;
+mod names;
 mod plugins;
 mod route;
 mod service;
 mod upstream;
 
+use super::Stop;
 use super::document::{self, fields, text_of};
 use super::pieces::Ids;
 use super::report::{Imported, Part};
-use crate::Failure;
+use super::written::LIMIT_COUNT;
 use entities::{Entities, Scope};
 use serde_json::{Map, Value, json};
 use sixfold_core::document::Node;
@@ -39,7 +41,7 @@ struct Import {
 ///
 /// # Errors
 /// A file that can't be read, is no YAML or JSON, or another program's.
-pub(super) fn import(path: &Path) -> Result<Imported, Failure> {
+pub(super) fn import(path: &Path) -> Result<Imported, Stop> {
     let document = document::read(path)?;
     document::is_of(
         &document,
@@ -76,6 +78,7 @@ fn is_bare(root: &Node) -> bool {
 impl Import {
     fn all(&mut self) {
         self.name_consumers();
+        self.of_nowhere();
         let mut services = self.services();
         let routes = self.routes(&mut services);
         let consumers = self.consumers();
@@ -97,7 +100,7 @@ impl Import {
         }
         if self.shows_limits {
             let names = json!({
-                "id": "limit-count", "limit_header": "RateLimit-Limit", "remaining_header": "RateLimit-Remaining",
+                "id": LIMIT_COUNT, "limit_header": "RateLimit-Limit", "remaining_header": "RateLimit-Remaining",
                 "reset_header": "RateLimit-Reset",
             });
             self.out.section("plugin_metadata", vec![names]);
@@ -133,11 +136,9 @@ impl Import {
     }
 
     fn is_global_rule(&self, plugin: &entities::Plugin) -> bool {
-        let is_narrower =
-            |other: &entities::Plugin| other.name == plugin.name && other.scope != Scope::default();
         plugin.scope == Scope::default()
             && plugins::OBSERVERS.contains(&plugin.name.as_str())
-            && !self.entities.plugins.iter().any(is_narrower)
+            && !self.entities.scopes.narrow.contains(&plugin.name)
     }
 
     /// `certificates` with their `snis`.

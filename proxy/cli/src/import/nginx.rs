@@ -5,8 +5,7 @@ mod parse;
 mod server;
 mod upstream;
 
-use super::{Finding, Imported, Match};
-use crate::Failure;
+use super::{Finding, Imported, Match, Stop};
 use parse::Directive;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -82,7 +81,7 @@ struct Import {
 ///
 /// # Errors
 /// A file that can't be read, or is not nginx's syntax.
-pub(super) fn import(path: &Path) -> Result<Imported, Failure> {
+pub(super) fn import(path: &Path) -> Result<Imported, Stop> {
     let directives = parse::file(path)?;
     let mut import = Import::default();
     let mut http_found = false;
@@ -101,7 +100,7 @@ pub(super) fn import(path: &Path) -> Result<Imported, Failure> {
     }
     if !http_found {
         // A file of sites-available has what stands within `http`.
-        import.out.findings.clear();
+        import.out.forget();
         import.http(&directives);
     }
     Ok(import.finish())

@@ -6,7 +6,7 @@
 use super::pieces::{Ids, escape, literal_prefix};
 use regex::Regex;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Which paths a route takes.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,33 +101,80 @@ pub(super) struct Entry {
     pub(super) route: Map<String, Value>,
 }
 
-/// The routes of a list, in which an entry goes before those behind it.
-pub(super) fn routes(entries: &[Entry], ids: &mut Ids) -> Vec<Value> {
-    let all: Vec<(usize, &Path, Option<Regex>)> = entries
-        .iter()
-        .enumerate()
-        .flat_map(|(at, entry)| entry.paths.iter().map(move |path| (at, path, path.compiled())))
-        .collect();
-    // The last of the list that is at a place by itself.
-    let mut slots: BTreeMap<Slot, usize> = BTreeMap::new();
-    for (at, path, _) in &all {
-        let last = slots.entry(path.slot()).or_insert(*at);
-        *last = (*last).max(*at);
-    }
-    let mut found = Vec::new();
-    for (slot, last) in &slots {
-        let mut here: Vec<(usize, &Path)> = Vec::new();
-        for (at, path, compiled) in &all {
-            let is_own = path.slot() == *slot;
-            let is_before = at < last && path.may_take(slot, compiled.as_ref());
-            if is_own || is_before {
-                here.push((*at, path));
+/// One of an entry's paths.
+struct Placed<'e> {
+    entry: usize,
+    path: &'e Path,
+    slot: Slot,
+    compiled: Option<Regex>,
+}
+
+/// The paths of a list, found by where they are in the tree.
+struct Paths<'e> {
+    /// In the order of the list.
+    all: Vec<Placed<'e>>,
+    /// Places in it, by the texts of their slots.
+    by_text: BTreeMap<String, Vec<usize>>,
+    /// Those of them that may take what is below a shorter text than their own.
+    expressions: BTreeMap<String, Vec<usize>>,
+}
+
+impl<'e> Paths<'e> {
+    fn of(entries: &'e [Entry]) -> Paths<'e> {
+        let (mut by_text, mut expressions) = (BTreeMap::new(), BTreeMap::new());
+        let placed = |(entry, path): (usize, &'e Path)| Placed {
+            entry,
+            path,
+            slot: path.slot(),
+            compiled: path.compiled(),
+        };
+        let paths =
+            entries.iter().enumerate().flat_map(|(at, entry)| entry.paths.iter().map(move |path| (at, path)));
+        let all: Vec<_> = paths.map(placed).collect();
+        for (at, Placed { path, slot, .. }) in all.iter().enumerate() {
+            let add =
+                |map: &mut BTreeMap<String, Vec<usize>>| map.entry(slot.text.clone()).or_default().push(at);
+            add(&mut by_text);
+            if matches!(path, Path::Regex(_) | Path::AnyCase(_)) {
+                add(&mut expressions);
             }
         }
-        for (rank, (at, path)) in here.iter().enumerate() {
+        Paths { all, by_text, expressions }
+    }
+
+    /// Those that are at a slot or before `last` in the list and may take some of its requests, in their order.
+    fn here(&self, slot: &Slot, last: usize) -> Vec<&Placed<'e>> {
+        // An expression that begins with anything is at the root.
+        let ends = slot.text.char_indices().map(|(at, char)| at + char.len_utf8());
+        let above = ends.filter_map(|end| slot.text.get(..end)).filter(|text| *text != "/").chain(["", "/"]);
+        let above = above.filter_map(|text| self.by_text.get(text));
+        let below = self.expressions.range(slot.text.clone()..);
+        let below = below.take_while(|(text, _)| !slot.is_exact && text.starts_with(&slot.text));
+        let found: BTreeSet<usize> =
+            above.chain(below.map(|(_, places)| places)).flatten().copied().collect();
+        let is_here = |one: &&Placed<'_>| {
+            one.slot == *slot || one.entry < last && one.path.may_take(slot, one.compiled.as_ref())
+        };
+        found.into_iter().filter_map(|at| self.all.get(at)).filter(is_here).collect()
+    }
+}
+
+/// The routes of a list, in which an entry goes before those behind it.
+pub(super) fn routes(entries: &[Entry], ids: &mut Ids) -> Vec<Value> {
+    let paths = Paths::of(entries);
+    // The last of the list that is at a place by itself.
+    let mut slots: BTreeMap<&Slot, usize> = BTreeMap::new();
+    for Placed { entry, slot, .. } in &paths.all {
+        let last = slots.entry(slot).or_insert(*entry);
+        *last = (*last).max(*entry);
+    }
+    let mut found = Vec::new();
+    for (slot, last) in slots {
+        let here = paths.here(slot, last);
+        for (rank, one) in here.iter().enumerate() {
             let priority = if here.len() > 1 { here.len() - rank } else { 0 };
-            let is_own = path.slot() == *slot;
-            found.extend(entries.get(*at).map(|entry| (*at, !is_own, entry.at(slot, path, priority))));
+            let route = entries.get(one.entry).map(|entry| entry.at(slot, one.path, priority));
+            found.extend(route.map(|route| (one.entry, one.slot != *slot, route)));
         }
     }
     // Those of one entry beside each other, the one at its own path first, which has the entry's id.
@@ -201,5 +248,39 @@ mod tests {
             of(&[regex, Path::Exact("/a/x".to_owned()), Path::Exact("/a/1".to_owned())]),
             told(&[("r0", "/a/*", 0), ("r0.2", "/a/1", 2), ("r1", "/a/x", 0), ("r2", "/a/1", 1)])
         );
+    }
+
+    /// Each place looked at all paths of the list.
+    #[test]
+    fn what_is_found_by_places_is_what_a_look_at_all_finds() {
+        let texts = ["/", "/a", "/a/", "/a/b", "/a/b/c", "/ab", "/\u{e9}", "/c"];
+        let mut paths: Vec<Path> = Vec::new();
+        for (at, text) in texts.iter().enumerate() {
+            let text = (*text).to_owned();
+            paths.push(Path::Exact(text.clone()));
+            paths.push(Path::Regex(format!("^{text}(x|y)?$")));
+            paths.push(Path::Prefix(text.clone()));
+            paths.push(Path::Regex(format!("{text}[a-z]*")));
+            paths.push(Path::AnyCase(Box::new(Path::Prefix(text))));
+            paths.rotate_left(at * 3);
+        }
+        let entry = |(at, path): (usize, &Path)| Entry {
+            id: at.to_string(),
+            paths: vec![path.clone()],
+            vars: Vec::new(),
+            route: Map::new(),
+        };
+        let entries: Vec<Entry> = paths.iter().enumerate().map(entry).collect();
+        let known = Paths::of(&entries);
+        for slot in known.all.iter().map(|one| &one.slot) {
+            for last in [0, 7, entries.len()] {
+                let is_here = |one: &&Placed<'_>| {
+                    one.slot == *slot || one.entry < last && one.path.may_take(slot, one.compiled.as_ref())
+                };
+                let all: Vec<usize> = known.all.iter().filter(is_here).map(|one| one.entry).collect();
+                let found: Vec<usize> = known.here(slot, last).iter().map(|one| one.entry).collect();
+                assert_eq!(found, all, "{slot:?} {last}");
+            }
+        }
     }
 }

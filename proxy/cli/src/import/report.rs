@@ -1,7 +1,8 @@
 //! What became of each part of a configuration.
 
 use serde_json::{Map, Value, json};
-use sixfold_core::error::Place;
+use sixfold_core::error::{ConfigError, Place};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// How much of something could be taken over.
@@ -46,10 +47,10 @@ pub(super) struct Imported {
     pub(super) config: Map<String, Value>,
     pub(super) resources: Map<String, Value>,
     pub(super) findings: Vec<Finding>,
+    /// Parts that something was told of, with their places.
+    told: HashSet<(Arc<str>, u32, String)>,
     /// Whether there is no apisix.yaml: resources stay where they are.
     pub(super) without_resources: bool,
-    /// Whether variables of the environment are missing here.
-    pub(super) needs_variables: bool,
 }
 
 impl Imported {
@@ -59,12 +60,15 @@ impl Imported {
 
     /// Adds a finding, of those about one part and place the first alone: what several routes have is told once.
     pub(super) fn add(&mut self, finding: Finding) {
-        let is_told = |told: &Finding| {
-            (told.line, &told.file, &told.what) == (finding.line, &finding.file, &finding.what)
-        };
-        if !self.findings.iter().any(is_told) {
+        if self.told.insert((finding.file.clone(), finding.line, finding.what.clone())) {
             self.findings.push(finding);
         }
+    }
+
+    /// Takes back all that was found.
+    pub(super) fn forget(&mut self) {
+        self.findings.clear();
+        self.told.clear();
     }
 
     /// Adds what was found of a resource.
@@ -111,7 +115,7 @@ impl Imported {
         lines.chain([format!("{}\n", counts.join(", "))]).collect()
     }
 
-    pub(super) fn json(&self) -> Value {
+    pub(super) fn json(&self, refused: &[ConfigError]) -> Value {
         let findings = self.findings.iter().map(|finding| {
             json!({
                 "kind": finding.kind.word(), "file": &*finding.file, "line": finding.line, "what": finding.what,
@@ -121,7 +125,8 @@ impl Imported {
         let findings: Vec<Value> = findings.collect();
         let counts: Map<String, Value> =
             Match::ALL.iter().map(|kind| (kind.word().to_owned(), self.count(*kind).into())).collect();
-        json!({"counts": counts, "findings": findings})
+        let refused: Vec<String> = refused.iter().map(ToString::to_string).collect();
+        json!({"counts": counts, "findings": findings, "refused": refused})
     }
 }
 

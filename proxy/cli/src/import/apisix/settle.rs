@@ -1,19 +1,17 @@
 //! Takes out of the result what `validate` refuses, until it takes all of it.
 
 use super::Import;
-use crate::Failure;
+use crate::import::Stop;
 use crate::import::document::field;
 use crate::import::pieces::mock;
 use crate::import::report::Match;
-use crate::process::plugins;
+use crate::import::target::Target;
+use crate::import::written::MOCKING;
 use serde_json::{Map, Value};
 use sixfold_apisix::Findings;
-use sixfold_apisix::config::EnvVars;
-use sixfold_apisix::store::{MemoryStore, Store};
 use sixfold_core::document::Node;
-use sixfold_core::error::{ConfigError, Place};
+use sixfold_core::error::{ConfigError, FaultKind, Place};
 use std::path::Path;
-use std::sync::Arc;
 
 /// Each round takes out what the one before has left.
 const MAX_ROUNDS: usize = 16;
@@ -25,7 +23,7 @@ const LETS_NOBODY_IN: &[(&str, &str)] = &[
     ("opentelemetry", ""),
     ("node-status", "`sixfold status`, and the metrics"),
     ("server-info", "the control API"),
-    ("log-rotate", "SIGUSR1 and logrotate (docs/reference/operations.md)"),
+    ("log-rotate", "it into `plugins` of config.yaml (docs/reference/operations.md)"),
     ("error-log-logger", "the log of the process"),
     ("skywalking-logger", "http-logger or file-logger"),
     ("kafka-logger", "http-logger or file-logger"),
@@ -82,36 +80,29 @@ const INSTEAD: &[(&str, &str)] = &[
     ("csrf", "forward-auth"),
     ("request-validation", "forward-auth"),
     ("workflow", "routes with `vars`"),
-    ("limit-count-advanced", "limit-count"),
     ("serverless-post-function", "docs/plugins/without-lua.md"),
 ];
 
 impl Import {
-    /// Looks at what was written as `validate` does, and takes out what it refuses; `rewrite` writes the result anew.
+    /// Looks at what is written as `validate` does, and takes out what it refuses.
     ///
     /// # Errors
     /// A file that can't be written.
-    pub(in crate::import) fn settle(
-        &mut self,
-        config: &Path,
-        resources: &Path,
-        rewrite: impl Fn(&Self) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+    pub(in crate::import) fn settle(&mut self, target: &Target) -> Result<(), Stop> {
+        let config = target.config().display().to_string();
         for _ in 0..MAX_ROUNDS {
-            let open =
-                |_: &sixfold_apisix::config::Config| Ok(Arc::new(MemoryStore::default()) as Arc<dyn Store>);
-            let looked = sixfold_apisix::validate::<()>(config, plugins(), EnvVars::Process, open);
-            let Findings { errors, warnings } = looked.0;
-            let places = Places::of(resources);
+            target.write(&self.out)?;
+            let Findings { errors, warnings } = target.look();
+            let places = Places::of(&target.resources());
             let mut is_changed = false;
             for error in &errors {
-                is_changed |= match error.file.as_deref() == Some(&*config.display().to_string()) {
+                is_changed |= match error.file.as_deref() == Some(&*config) {
                     true => self.take_key_out(error),
                     false => self.take_out(error, &places),
                 };
             }
             if !is_changed {
-                self.odd(&warnings, &places, config);
+                self.odd(&warnings, &places, &config);
                 return Ok(());
             }
             let (kept, left_out): (Vec<_>, Vec<_>) =
@@ -121,22 +112,20 @@ impl Import {
                 self.out.take(item.part.without_exact());
             }
             self.write();
-            rewrite(self)?;
         }
         Ok(())
     }
 
     /// Takes out what is wrong with a resource; answers whether something was.
     fn take_out(&mut self, error: &ConfigError, places: &Places) -> bool {
-        let reason = error.reason.clone();
-        self.out.needs_variables |= is_of_variable(&reason);
         let Some(at) = places.item(error.place) else { return false };
         let Some(item) = self.items.iter_mut().filter(|item| item.section == at.0).nth(at.1) else {
             return false;
         };
         let written = error.field.clone().unwrap_or_default();
         let place = place_of(&item.node, &written);
-        if is_of_variable(&reason) {
+        let ConfigError { reason, kind, .. } = error;
+        if *kind == FaultKind::UnsetVariable {
             item.part.manual(&written, place, format!("{reason}: set it where the gateway runs"));
             return false;
         }
@@ -151,7 +140,7 @@ impl Import {
                 .cloned()
         });
         match plugin {
-            Some(plugin) => leave_plugin_out(item, &plugin, place, &reason),
+            Some(plugin) => leave_plugin_out(item, &plugin, place, error),
             None if matches!(written.as_str(), "filter_func" | "script") => {
                 item.value.remove(&written);
                 item.part.not_exact(&written);
@@ -180,10 +169,10 @@ impl Import {
     }
 
     /// What is taken, and odd.
-    fn odd(&mut self, warnings: &[ConfigError], places: &Places, config: &Path) {
+    fn odd(&mut self, warnings: &[ConfigError], places: &Places, config: &str) {
         for warning in warnings {
             let written = warning.field.clone().unwrap_or_default();
-            if warning.file.as_deref() == Some(&*config.display().to_string()) {
+            if warning.file.as_deref() == Some(config) {
                 if let Some((_, root, part)) = &mut self.config {
                     part.approximate(&written, place_of(root, &written), warning.reason.clone());
                 }
@@ -196,24 +185,21 @@ impl Import {
     }
 }
 
-fn is_of_variable(reason: &str) -> bool {
-    reason.contains("environment variable") || reason.contains("is not set")
-}
-
 /// Takes a plugin out: one that may keep somebody out leaves a door that is closed.
-fn leave_plugin_out(item: &mut super::Item, name: &str, place: Place, reason: &str) {
+fn leave_plugin_out(item: &mut super::Item, name: &str, place: Place, error: &ConfigError) {
+    let reason = &error.reason;
     if item.section == "stream_routes" {
         // Nothing answers 403 there: without the route there is no connection.
         item.value.clear();
         return item.part.manual(&format!("plugins.{name}"), place, format!("left out: {reason}"));
     }
-    let is_known = reason.contains("unknown plugin");
     if let Some(Value::Object(plugins)) = item.value.get_mut("plugins") {
         plugins.remove(name);
     }
+    let is_absent = error.kind == FaultKind::UnknownPlugin;
     let field = format!("plugins.{name}");
-    match LETS_NOBODY_IN.iter().find(|(known, _)| *known == name).filter(|_| is_known) {
-        Some((_, "")) => item.part.unsupported(&field, place, reason),
+    match LETS_NOBODY_IN.iter().find(|(known, _)| *known == name).filter(|_| is_absent) {
+        Some((_, "")) => item.part.unsupported(&field, place, reason.as_str()),
         Some((_, instead)) => item.part.manual(&field, place, format!("{reason}; write {instead}")),
         None => {
             close(item);
@@ -234,7 +220,7 @@ fn close(item: &mut super::Item) {
     }
     let plugins = item.value.entry("plugins").or_insert_with(|| Value::Object(Map::new()));
     if let Value::Object(plugins) = plugins {
-        plugins.insert("mocking".to_owned(), mock(403, ""));
+        plugins.insert(MOCKING.to_owned(), mock(403, ""));
     }
 }
 
@@ -297,5 +283,24 @@ impl Places {
         let line = place?.line;
         let (_, section, at) = self.0.iter().rev().find(|(begin, ..)| *begin <= line)?;
         Some((section, *at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::plugins;
+
+    /// Plugins that had come since were said not to be there.
+    #[test]
+    fn what_is_told_of_is_not_there_and_what_is_to_be_written_is() {
+        let registry = plugins();
+        let is_there = |name: &str| registry.apisix(name).is_some();
+        for (name, instead) in LETS_NOBODY_IN.iter().chain(INSTEAD) {
+            assert!(!is_there(name), "{name}");
+            let looks_like_one = |word: &&str| word.ends_with("-logger") || word.ends_with("-auth");
+            let named = instead.split([' ', ',']).filter(looks_like_one).find(|word| !is_there(word));
+            assert_eq!(named, None, "of {name}");
+        }
     }
 }

@@ -6,8 +6,9 @@ use super::{Import, duration_of, type_of, word_of};
 use crate::import::document::{field, fields, items_of, number_of, seconds, text_of, truth_of, whole_of};
 use crate::import::pieces;
 use crate::import::report::Part;
+use crate::import::written::{CORS, FAULT_INJECTION, IP_RESTRICTION, LIMIT_COUNT, RESPONSE_REWRITE};
 use serde_json::{Map, Value, json};
-use sixfold_core::document::Node;
+use sixfold_core::document::{Entry as Field, Node};
 
 /// The filters of a connection manager, in their order.
 #[derive(Debug, Default)]
@@ -150,6 +151,15 @@ impl Filters {
     pub(super) fn of(&self, route: &Node, above: &Above<'_>, part: &mut Part) -> Filtered {
         let mut filtered = Filtered { closed: above.manager.closed, ..Filtered::default() };
         for filter in &self.0 {
+            if let Some(member) = filter.of_member(route) {
+                // A share of the requests has another filter than the rest, which routes have no word for.
+                if !filter.is_harmless() {
+                    let name = format!("route.weighted_clusters.typed_per_filter_config.{}", filter.name);
+                    part.manual(&name, member.key_place, "lets in nobody: write a route for that share");
+                    filtered.closed = true;
+                }
+                continue;
+            }
             let own = [route, above.host, above.table].into_iter().find_map(|level| {
                 let by_name = field(level, "typed_per_filter_config")?;
                 fields(by_name).find(|entry| entry.key == filter.name).map(|entry| &entry.value)
@@ -169,6 +179,20 @@ impl Filters {
 }
 
 impl Filter {
+    /// What a member of `weighted_clusters` has in the place of the filter.
+    fn of_member<'n>(&self, route: &'n Node) -> Option<&'n Field> {
+        let weighted = field(field(route, "route")?, "weighted_clusters")?;
+        let own =
+            items_of(weighted, "clusters").iter().filter_map(|one| field(one, "typed_per_filter_config"));
+        own.flat_map(fields).find(|entry| entry.key == self.name)
+    }
+
+    /// Whether it keeps nobody out, or nobody who is not told by a count.
+    fn is_harmless(&self) -> bool {
+        matches!(self.kind.as_str(), "Cors" | "CorsPolicy" | "HTTPFault" | "LocalRateLimit")
+            || LEFT_OUT.iter().any(|(known, _)| *known == self.kind)
+    }
+
     fn take_over(
         &self,
         own: Option<&Node>,
@@ -182,23 +206,30 @@ impl Filter {
             "Cors" | "CorsPolicy" => {
                 let old = field(route, "route").and_then(|action| field(action, "cors"));
                 if let Some(policy) = own.or(old).or_else(|| field(above.host, "cors")) {
-                    plugins.insert("cors".to_owned(), cors(policy, part));
+                    plugins.insert(CORS.to_owned(), cors(policy, part));
                 }
             }
             "HTTPFault" => {
                 let config = own.unwrap_or(&self.config);
-                plugins.extend(fault(config, part).map(|plugin| ("fault-injection".to_owned(), plugin)));
+                plugins.extend(fault(config, part).map(|plugin| (FAULT_INJECTION.to_owned(), plugin)));
             }
             "LocalRateLimit" => {
                 let config = own.unwrap_or(&self.config);
-                plugins.extend(limit(config, part).map(|plugin| ("limit-count".to_owned(), plugin)));
+                plugins.extend(limit(config, part).map(|plugin| (LIMIT_COUNT.to_owned(), plugin)));
             }
             "Plugins" => {
                 for config in [Some(&self.config), own].into_iter().flatten() {
                     let of = field(config, "value").and_then(|value| field(value, "plugins"));
-                    if let Some(Value::Object(of)) = of.map(Node::to_json) {
-                        plugins.extend(of);
+                    let Some((of, Value::Object(written))) = of.map(|of| (of, of.to_json())) else {
+                        continue;
+                    };
+                    let registry = crate::process::plugins();
+                    if let Some(unknown) = written.keys().find(|name| registry.apisix(name).is_none()) {
+                        let note = format!("lets in nobody: there is no plugin {unknown}");
+                        part.manual(&self.name, of.place, note);
+                        filtered.closed = true;
                     }
+                    plugins.extend(written);
                 }
                 part.exact(&self.name);
             }
@@ -207,7 +238,7 @@ impl Filter {
                 let config = own.map_or(Some(&self.config), |own| field(own, "rbac"));
                 match config.map_or(Some(None), addresses) {
                     Some(plugin) => {
-                        plugins.extend(plugin.map(|plugin| ("ip-restriction".to_owned(), plugin)));
+                        plugins.extend(plugin.map(|plugin| (IP_RESTRICTION.to_owned(), plugin)));
                     }
                     None => {
                         let place = config.map_or(route.place, |config| config.place);
@@ -217,7 +248,7 @@ impl Filter {
                     }
                 }
             }
-            kind => filtered.closed |= !LEFT_OUT.iter().any(|(known, _)| *known == kind),
+            _ => filtered.closed |= !self.is_harmless(),
         }
     }
 }
@@ -380,6 +411,6 @@ pub(super) fn with_headers(
         rewrite.insert("headers".to_owned(), request.of_request());
     }
     if !response.is_empty() {
-        plugins.insert("response-rewrite".to_owned(), json!({"headers": response.of_response()}));
+        plugins.insert(RESPONSE_REWRITE.to_owned(), json!({"headers": response.of_response()}));
     }
 }

@@ -9,6 +9,7 @@ use crate::import::document::{field, fields, items_of, seconds, text_of, truth_o
 use crate::import::ordered::{Entry, Path};
 use crate::import::pieces::{escape, mock};
 use crate::import::report::Part;
+use crate::import::written::{MOCKING, PROXY_REWRITE, REDIRECT, TRAFFIC_SPLIT};
 use serde_json::{Map, Value, json};
 use sixfold_core::document::{Entry as Field, Node};
 
@@ -53,11 +54,11 @@ impl Import {
         let Gathered { mut route, mut plugins, mut rewrite } = gathered;
         with_headers(&request, &response, &mut rewrite, &mut plugins);
         if !rewrite.is_empty() {
-            plugins.insert("proxy-rewrite".to_owned(), Value::Object(rewrite));
+            plugins.insert(PROXY_REWRITE.to_owned(), Value::Object(rewrite));
         }
         if filtered.closed {
             route.clear();
-            plugins = Map::from_iter([("mocking".to_owned(), mock(403, ""))]);
+            plugins = Map::from_iter([(MOCKING.to_owned(), mock(403, ""))]);
         }
         if !plugins.is_empty() {
             route.insert("plugins".to_owned(), Value::Object(plugins));
@@ -90,7 +91,7 @@ impl Import {
             }
             "route" => self.forward(&entry.value, paths, above, part, found),
             "redirect" => {
-                found.plugins.insert("redirect".to_owned(), redirect(&entry.value, paths, part));
+                found.plugins.insert(REDIRECT.to_owned(), redirect(&entry.value, paths, part));
             }
             "direct_response" => {
                 let status = whole_of(&entry.value, "status").and_then(|code| u16::try_from(code).ok());
@@ -100,7 +101,7 @@ impl Import {
                     part.manual("direct_response.body", place, "its file can't be read: write it");
                 }
                 let mocked = mock(status.unwrap_or(200), &text.unwrap_or_default());
-                found.plugins.insert("mocking".to_owned(), mocked);
+                found.plugins.insert(MOCKING.to_owned(), mocked);
                 match body.is_none() && status.is_some_and(|code| code >= 300) {
                     true => part.approximate("direct_response", place, "with a page in place of no body"),
                     false => part.exact("direct_response"),
@@ -109,7 +110,7 @@ impl Import {
             "tracing" => part.unsupported("tracing", place, "there is no tracing of APISIX's routes"),
             key => {
                 part.manual(key, place, "answers 503: write what it is to do");
-                found.plugins.insert("mocking".to_owned(), mock(503, ""));
+                found.plugins.insert(MOCKING.to_owned(), mock(503, ""));
             }
         }
     }
@@ -147,7 +148,7 @@ impl Import {
                 place,
                 "answers 503: its nodes are not in the file: write the upstream",
             );
-            found.plugins.insert("mocking".to_owned(), mock(503, ""));
+            found.plugins.insert(MOCKING.to_owned(), mock(503, ""));
             return;
         };
         let connect = self.connect_timeout(target.as_deref().unwrap_or_default());
@@ -257,7 +258,7 @@ impl Import {
         }
         if shares.len() > 1 {
             let split = json!({"rules": [{"weighted_upstreams": shares}]});
-            found.plugins.insert("traffic-split".to_owned(), split);
+            found.plugins.insert(TRAFFIC_SPLIT.to_owned(), split);
         }
         first
     }

@@ -8,6 +8,7 @@ use crate::import::document::{field, fields, items_of, text_of, texts_of, truth_
 use crate::import::ordered::{Entry, Path};
 use crate::import::pieces::{escape, mock};
 use crate::import::report::Part;
+use crate::import::written::{MOCKING, REDIRECT};
 use serde_json::{Map, Value, json};
 use sixfold_core::document::Node;
 
@@ -169,13 +170,13 @@ fn nothing(name: &str, entries: &[Entry], manager: &Manager, condition: Option<V
         return None;
     }
     let vars = manager.vars.iter().cloned().chain(condition).collect();
-    let route = Map::from_iter([("plugins".to_owned(), json!({"mocking": mock(404, "")}))]);
+    let route = Map::from_iter([("plugins".to_owned(), json!({MOCKING: mock(404, "")}))]);
     Some(Entry { id: format!("{name}.none"), paths: vec![Path::Prefix("/".to_owned())], vars, route })
 }
 
 /// `require_tls`
 fn to_https(name: &str, manager: &Manager) -> Entry {
-    let plugins = json!({"redirect": {"uri": "https://$host$request_uri", "ret_code": 301}});
+    let plugins = json!({REDIRECT: {"uri": "https://$host$request_uri", "ret_code": 301}});
     let vars = manager.vars.iter().cloned().chain([json!(["scheme", "==", "http"])]).collect();
     Entry {
         id: format!("{name}.tls"),

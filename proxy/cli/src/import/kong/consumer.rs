@@ -2,20 +2,22 @@
 
 use super::Import;
 use super::entities::{CREDENTIALS, Credential, name};
-use crate::import::document::{field, fields, text_of, truth_of};
+use crate::import::document::{field, fields, text_of};
 use crate::import::pieces::named;
 use crate::import::report::Part;
 use serde_json::{Map, Value, json};
 use sixfold_core::document::Node;
+use std::collections::{HashMap, HashSet};
 
 impl Import {
     /// What consumers are called here: letters, digits, `-` and `_`.
     pub(super) fn name_consumers(&mut self) {
+        let mut taken = HashSet::new();
         for node in &self.entities.consumers {
             let base = named(&name(node), "-_", 200);
             let mut own = base.clone();
             let mut count = 2;
-            while self.consumers.contains(&own) {
+            while !taken.insert(own.clone()) {
                 own = format!("{base}_{count}");
                 count += 1;
             }
@@ -26,6 +28,10 @@ impl Import {
     /// Consumers, each with its credentials behind it.
     pub(super) fn consumers(&mut self) -> Vec<Value> {
         let mut found = Vec::new();
+        let mut credentials: HashMap<usize, Vec<Credential>> = HashMap::new();
+        for one in &self.entities.credentials {
+            credentials.entry(one.consumer).or_default().push(one.clone());
+        }
         for (at, node) in self.entities.consumers.clone().iter().enumerate() {
             let own = self.consumers.get(at).cloned().unwrap_or_default();
             let mut part = self.part(format!("consumer \"{}\"", name(node)), node);
@@ -50,18 +56,14 @@ impl Import {
                 }
             }
             self.group_of(at, node, &mut part, &mut consumer);
-            let scoped = self.entities.plugins.iter().filter(|plugin| plugin.scope.consumer == Some(at));
-            let scoped: Vec<_> =
-                scoped.filter(|plugin| plugin.scope.is_of_consumer_alone()).cloned().collect();
+            let scoped: Vec<_> = self.entities.plugins_of_consumer(at).cloned().collect();
             let mut made = self.made(&scoped.iter().collect::<Vec<_>>(), true);
             made.close();
             if !made.plugins.is_empty() {
                 consumer.insert("plugins".to_owned(), Value::Object(made.plugins));
             }
             found.push(Value::Object(consumer));
-            let credentials = self.entities.credentials.clone();
-            let own_credentials = credentials.iter().filter(|credential| credential.consumer == at);
-            for (number, credential) in own_credentials.enumerate() {
+            for (number, credential) in credentials.get(&at).into_iter().flatten().enumerate() {
                 found.extend(self.credential(&own, number + 1, credential, &mut part));
             }
             self.out.take(part);
@@ -150,12 +152,10 @@ impl Import {
             return None;
         };
         if algorithm.starts_with("HS") {
-            let is_encoded =
-                self.entities.plugins.iter().any(|plugin| {
-                    plugin.name == "jwt" && truth_of(&plugin.config, "secret_is_base64", false)
-                });
             let mut made = json!({"key": key, "secret": of("secret"), "algorithm": algorithm});
-            if is_encoded && let Some(made) = made.as_object_mut() {
+            if self.entities.encodes_secrets
+                && let Some(made) = made.as_object_mut()
+            {
                 made.insert("base64_secret".to_owned(), true.into());
             }
             return Some(made);

@@ -1,8 +1,11 @@
 //! Kong's entities, nested or not, with what they belong to.
 
+use super::names::Names;
 use crate::import::document::{Document, field, fields, items, items_of, text, text_of, truth_of};
 use crate::import::report::{Imported, Part};
+use crate::import::written::{BASIC_AUTH, JWT_AUTH, KEY_AUTH};
 use sixfold_core::document::{Node, Object, Value};
+use std::collections::{HashMap, HashSet};
 
 /// Which requests a plugin is for: places in the lists of [`Entities`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -40,9 +43,9 @@ pub(super) struct Credential {
 
 /// Lists of credentials, of those that are taken over the plugin.
 pub(super) const CREDENTIALS: [(&str, &str); 9] = [
-    ("keyauth_credentials", "key-auth"),
-    ("basicauth_credentials", "basic-auth"),
-    ("jwt_secrets", "jwt-auth"),
+    ("keyauth_credentials", KEY_AUTH),
+    ("basicauth_credentials", BASIC_AUTH),
+    ("jwt_secrets", JWT_AUTH),
     ("acls", ""),
     ("hmacauth_credentials", ""),
     ("oauth2_credentials", ""),
@@ -71,6 +74,45 @@ pub(super) struct Entities {
     pub(super) chained: bool,
     /// decK's configurations that plugins share, by name.
     shared: Vec<(String, Node)>,
+    service_names: Names,
+    route_names: Names,
+    consumer_names: Names,
+    /// Places of upstreams, by what people call them.
+    upstream_names: HashMap<String, usize>,
+    pub(super) scopes: Scopes,
+    /// Whether secrets of JWT are in base64.
+    pub(super) encodes_secrets: bool,
+}
+
+/// Which plugins are for what: places in the list of them.
+#[derive(Debug, Default)]
+pub(super) struct Scopes {
+    routes: HashMap<usize, Vec<usize>>,
+    services: HashMap<usize, Vec<usize>>,
+    consumers: HashMap<usize, Vec<usize>>,
+    all: Vec<usize>,
+    /// Names of those that are not for all requests.
+    pub(super) narrow: HashSet<String>,
+}
+
+impl Scopes {
+    fn of(plugins: &[Plugin]) -> Scopes {
+        let mut found = Scopes::default();
+        for (at, Plugin { name, scope, .. }) in plugins.iter().enumerate() {
+            if *scope != Scope::default() {
+                found.narrow.insert(name.clone());
+            }
+            if let (Some(consumer), true) = (scope.consumer, scope.is_of_consumer_alone()) {
+                found.consumers.entry(consumer).or_default().push(at);
+            }
+            match (scope.route, scope.service) {
+                (Some(route), _) => found.routes.entry(route).or_default().push(at),
+                (None, Some(service)) => found.services.entry(service).or_default().push(at),
+                (None, None) => found.all.push(at),
+            }
+        }
+        found
+    }
 }
 
 /// What at the top says nothing of requests.
@@ -108,19 +150,22 @@ impl Entities {
             let service = field(route, "service").and_then(|of| found.service_of(of));
             found.route(with_defaults(route, default("route")), service);
         }
-        for upstream in items_of(root, "upstreams") {
-            let mut targets = items_of(upstream, "targets").to_vec();
-            let own = items_of(root, "targets").iter();
-            targets.extend(
-                own.filter(|one| field(one, "upstream").is_some_and(|of| names(of, upstream))).cloned(),
-            );
-            found.upstreams.push((with_defaults(upstream, default("upstream")), targets));
+        let targets = Owned::of(root, "targets", "upstream", "upstreams");
+        for (at, upstream) in items_of(root, "upstreams").iter().enumerate() {
+            let mut own = items_of(upstream, "targets").to_vec();
+            own.extend(targets.of_owner(at).cloned());
+            found.upstream_names.entry(name(upstream)).or_insert(at);
+            found.upstreams.push((with_defaults(upstream, default("upstream")), own));
         }
         found.certificates(root);
         for plugin in items_of(root, "plugins") {
             found.top_plugin(plugin);
         }
         found.rest(document, out);
+        found.scopes = Scopes::of(&found.plugins);
+        let encodes =
+            |plugin: &Plugin| plugin.name == "jwt" && truth_of(&plugin.config, "secret_is_base64", false);
+        found.encodes_secrets = found.plugins.iter().any(encodes);
         found
     }
 
@@ -128,6 +173,7 @@ impl Entities {
         for consumer in items_of(root, "consumers") {
             let at = self.consumers.len();
             let consumer = with_defaults(consumer, None);
+            self.consumer_names.add(at, &consumer);
             self.consumers.push(consumer.clone());
             for (list, _) in CREDENTIALS {
                 let own = items_of(&consumer, list).iter().cloned();
@@ -156,6 +202,7 @@ impl Entities {
     fn service(&mut self, service: &Node, route: Option<&Node>) {
         let at = self.services.len();
         let scope = Scope { service: Some(at), ..Scope::default() };
+        self.service_names.add(at, service);
         self.services.push(service.clone());
         self.plugins(service, scope, &of("service", service));
         for one in items_of(service, "routes") {
@@ -164,7 +211,9 @@ impl Entities {
     }
 
     fn route(&mut self, route: Node, service: Option<usize>) {
-        let scope = Scope { route: Some(self.routes.len()), ..Scope::default() };
+        let at = self.routes.len();
+        let scope = Scope { route: Some(at), ..Scope::default() };
+        self.route_names.add(at, &route);
         self.plugins(&route, scope, &of("route", &route));
         self.routes.push(Route { node: route, service });
     }
@@ -195,10 +244,9 @@ impl Entities {
         };
         let (service, route, consumer, group) =
             (of("service"), of("route"), of("consumer"), of("consumer_group"));
-        let is_route = |named: &Node| self.routes.iter().position(|route| names(named, &route.node));
         let scope = Scope {
             service: service.map(|named| self.service_of(named).unwrap_or(usize::MAX)),
-            route: route.map(|named| is_route(named).unwrap_or(usize::MAX)),
+            route: route.map(|named| self.route_names.find(named).unwrap_or(usize::MAX)),
             consumer: consumer.map(|named| self.consumer_of(named).unwrap_or(usize::MAX)),
             group: group
                 .map(|named| self.groups.iter().position(|group| names(named, group)).unwrap_or(usize::MAX)),
@@ -207,23 +255,19 @@ impl Entities {
     }
 
     fn service_of(&self, named: &Node) -> Option<usize> {
-        self.services.iter().position(|service| names(named, service))
+        self.service_names.find(named)
     }
 
     pub(super) fn consumer_of(&self, named: &Node) -> Option<usize> {
-        self.consumers.iter().position(|consumer| names(named, consumer))
+        self.consumer_names.find(named)
     }
 
     fn certificates(&mut self, root: &Node) {
-        for certificate in items_of(root, "certificates") {
+        let snis = Owned::of(root, "snis", "certificate", "certificates");
+        for (at, certificate) in items_of(root, "certificates").iter().enumerate() {
             let named = |sni: &Node| text_of(sni, "name").or_else(|| text(sni));
-            let mut snis: Vec<String> = items_of(certificate, "snis").iter().filter_map(named).collect();
-            for sni in items_of(root, "snis") {
-                if field(sni, "certificate").is_some_and(|of| names(of, certificate)) {
-                    snis.extend(named(sni));
-                }
-            }
-            self.certificates.push((with_defaults(certificate, None), snis));
+            let own = items_of(certificate, "snis").iter().chain(snis.of_owner(at));
+            self.certificates.push((with_defaults(certificate, None), own.filter_map(named).collect()));
         }
     }
 
@@ -259,6 +303,25 @@ impl Entities {
             }
         }
         out.take(top);
+    }
+}
+
+/// Items of a list at the top that name what they belong to, by its place.
+struct Owned<'n>(HashMap<usize, Vec<&'n Node>>);
+
+impl<'n> Owned<'n> {
+    fn of(root: &'n Node, list: &str, owner: &str, owners: &str) -> Owned<'n> {
+        let (names, mut found) = (Names::of(items_of(root, owners)), HashMap::<_, Vec<_>>::new());
+        for item in items_of(root, list) {
+            if let Some(at) = field(item, owner).and_then(|of| names.find(of)) {
+                found.entry(at).or_default().push(item);
+            }
+        }
+        Owned(found)
+    }
+
+    fn of_owner(&self, at: usize) -> impl Iterator<Item = &'n Node> {
+        self.0.get(&at).into_iter().flatten().copied()
     }
 }
 
@@ -324,6 +387,28 @@ fn variable(text: &str) -> Option<String> {
 }
 
 impl Entities {
+    /// The upstream that people call by this name, with its targets.
+    pub(super) fn upstream(&self, name: &str) -> Option<&(Node, Vec<Node>)> {
+        self.upstreams.get(*self.upstream_names.get(name)?)
+    }
+
+    /// The plugins that may run for a route, but for those of consumers, in the order of the file.
+    pub(super) fn plugins_of_route(&self, at: usize, service: Option<usize>) -> Vec<&Plugin> {
+        let Scopes { routes, services, all, .. } = &self.scopes;
+        let of_service = service.and_then(|service| services.get(&service));
+        let mut found: Vec<usize> =
+            routes.get(&at).into_iter().chain(of_service).chain([all]).flatten().copied().collect();
+        found.sort_unstable();
+        let plugins = found.into_iter().filter_map(|at| self.plugins.get(at));
+        plugins.filter(|plugin| plugin.scope.service.is_none_or(|of| service == Some(of))).collect()
+    }
+
+    /// The plugins of all requests of a consumer.
+    pub(super) fn plugins_of_consumer(&self, at: usize) -> impl Iterator<Item = &Plugin> {
+        let found = self.scopes.consumers.get(&at).into_iter().flatten();
+        found.filter_map(move |at| self.plugins.get(*at))
+    }
+
     /// Names of the consumers that are in some of these groups of `acls`, in the order of the file.
     pub(super) fn members(&self, groups: &[String]) -> Vec<usize> {
         let is_in = |credential: &&Credential| {

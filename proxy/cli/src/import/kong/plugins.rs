@@ -10,6 +10,7 @@ use super::entities::Plugin;
 use crate::import::document::{fields, truth_of};
 use crate::import::pieces::mock;
 use crate::import::report::Part;
+use crate::import::written::MOCKING;
 use serde_json::{Map, Value};
 use sixfold_core::document::{Node, Value as Written};
 use std::collections::BTreeSet;
@@ -83,7 +84,7 @@ impl Made {
     /// Has requests answered by 403 if something that may keep them out is missing.
     pub(super) fn close(&mut self) {
         if self.closed {
-            self.plugins = Map::from_iter([("mocking".to_owned(), mock(403, ""))]);
+            self.plugins = Map::from_iter([(MOCKING.to_owned(), mock(403, ""))]);
         }
     }
 }
@@ -127,7 +128,6 @@ impl Import {
             }
             self.out.take(taken.part);
         }
-        self.of_nowhere();
         made
     }
 
@@ -155,7 +155,7 @@ impl Import {
     }
 
     /// Plugins for what nothing else is made of: of something that is not in the file, or of several things at once.
-    fn of_nowhere(&mut self) {
+    pub(super) fn of_nowhere(&mut self) {
         for plugin in self.entities.plugins.clone() {
             let scope = plugin.scope;
             let places = [scope.service, scope.route, scope.consumer, scope.group];

@@ -8,10 +8,11 @@ use crate::import::document::{field, fields, items, text, text_of, texts_of, tru
 use crate::import::ordered::{self, Entry, Path};
 use crate::import::pieces::{escape, groups, hoist, mock, mock_of};
 use crate::import::report::Part;
+use crate::import::written::{MOCKING, PROXY_REWRITE, REDIRECT};
 use serde_json::{Map, Value, json};
 use sixfold_core::document::Node;
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What Kong looks at first: how many kinds of conditions there are, before 3.0 which, whether hosts are whole names, how
 /// many headers there are, expressions, their priority, length (`get_priority`).
@@ -43,20 +44,23 @@ impl Import {
 
     /// Gives services what all their routes have of them.
     fn share(ranked: &mut [Ranked], services: &mut [Service]) {
-        for (at, service) in services.iter_mut().enumerate() {
-            let mut names: Option<BTreeSet<String>> = None;
-            let mut members = Vec::new();
-            for one in ranked.iter_mut().filter(|one| one.service == Some(at)) {
-                let wide = &one.wide;
-                names = Some(
-                    names.map_or_else(|| wide.clone(), |names| names.intersection(wide).cloned().collect()),
-                );
-                members.extend(one.entry.route.get_mut("plugins").and_then(Value::as_object_mut));
+        let mut of_services: BTreeMap<usize, Vec<&mut Ranked>> = BTreeMap::new();
+        for one in ranked.iter_mut() {
+            if let Some(service) = one.service {
+                of_services.entry(service).or_default().push(one);
             }
+        }
+        for (at, routes) in of_services {
+            let wide = routes.iter().map(|one| one.wide.clone());
+            let names = wide.reduce(|names, wide| names.intersection(&wide).cloned().collect());
+            let mut members: Vec<_> = routes
+                .into_iter()
+                .filter_map(|one| one.entry.route.get_mut("plugins")?.as_object_mut())
+                .collect();
             let shared = hoist(&mut members, &names.unwrap_or_default());
-            if !shared.is_empty()
-                && let Some(resource) = service.resource.as_mut().and_then(Value::as_object_mut)
-            {
+            let resource =
+                services.get_mut(at).and_then(|service| service.resource.as_mut()?.as_object_mut());
+            if let Some(resource) = resource.filter(|_| !shared.is_empty()) {
                 resource.insert("plugins".to_owned(), Value::Object(shared));
             }
         }
@@ -100,11 +104,10 @@ impl Import {
         let own_service = route.service.and_then(|of| self.entities.services.get(of));
         let is_chained = |node: &Node| field(node, "filter_chains").is_some();
         made.closed |= self.entities.chained || is_chained(node) || own_service.is_some_and(is_chained);
-        made.closed |= self.entities.plugins.iter().any(|plugin| {
-            let Scope { service, route: of, .. } = plugin.scope;
-            let is_ours = of == Some(at) || of.is_none() && service.is_some() && service == route.service;
+        made.closed |= self.entities.plugins_of_route(at, route.service).iter().any(|plugin| {
             let is_on = truth_of(&plugin.node, "enabled", true);
-            is_ours && is_on && !plugin.scope.is_of_everybody() && keeps_out(&plugin.name)
+            let is_of_some = !plugin.scope.is_of_everybody() && !plugin.scope.is_of_consumer_alone();
+            is_of_some && is_on && keeps_out(&plugin.name)
         });
         let ranked = self.entries(node, route.service, service, &made, &mut part);
         self.out.take(part);
@@ -114,11 +117,9 @@ impl Import {
     /// The plugins that run for a route: of one name the narrowest.
     fn effective(&self, at: usize, service: Option<usize>) -> Vec<Plugin> {
         let mut found: Vec<(u32, &Plugin)> = Vec::new();
-        for plugin in &self.entities.plugins {
+        for plugin in self.entities.plugins_of_route(at, service) {
             let Scope { service: of_service, route: of_route, .. } = plugin.scope;
-            let is_ours =
-                of_service.is_none_or(|of| service == Some(of)) && of_route.is_none_or(|of| of == at);
-            if !is_ours || !plugin.scope.is_of_everybody() || !truth_of(&plugin.node, "enabled", true) {
+            if !plugin.scope.is_of_everybody() || !truth_of(&plugin.node, "enabled", true) {
                 continue;
             }
             if OBSERVERS.contains(&plugin.name.as_str()) && self.is_global_rule(plugin) {
@@ -225,9 +226,9 @@ impl Import {
                     whole_of(node, "https_redirect_status_code").and_then(|code| u16::try_from(code).ok());
                 let plugins = match code.unwrap_or(426) {
                     426 => {
-                        json!({"mocking": mock_of(426, "{\"message\":\"Please use HTTPS protocol\"}", "application/json")})
+                        json!({MOCKING: mock_of(426, "{\"message\":\"Please use HTTPS protocol\"}", "application/json")})
                     }
-                    code => json!({"redirect": {"uri": "https://$host$request_uri", "ret_code": code}}),
+                    code => json!({REDIRECT: {"uri": "https://$host$request_uri", "ret_code": code}}),
                 };
                 if code.unwrap_or(426) == 426 {
                     part.approximate("protocols", place, "426 over HTTP without `Upgrade`");
@@ -247,7 +248,7 @@ impl Import {
         }
         let mut plugins = made.plugins.clone();
         if made.closed {
-            plugins = Map::from_iter([("mocking".to_owned(), mock(403, ""))]);
+            plugins = Map::from_iter([(MOCKING.to_owned(), mock(403, ""))]);
         } else if let Some(service) = service {
             route.insert("service_id".to_owned(), service.id.as_str().into());
             route.insert("enable_websocket".to_owned(), true.into());
@@ -258,9 +259,9 @@ impl Import {
                 self.upstreams.insert(id.clone(), Value::Object(upstream));
                 route.insert("upstream_id".to_owned(), id.into());
             }
-        } else if !plugins.contains_key("mocking") && !plugins.contains_key("redirect") {
+        } else if !plugins.contains_key(MOCKING) && !plugins.contains_key(REDIRECT) {
             let body = "{\"message\":\"no Service found with those values\"}";
-            plugins.insert("mocking".to_owned(), mock_of(503, body, "application/json"));
+            plugins.insert(MOCKING.to_owned(), mock_of(503, body, "application/json"));
         }
         route.insert("plugins".to_owned(), Value::Object(plugins));
         route
@@ -381,7 +382,7 @@ fn rewrite(path: &Path, node: &Node, service: Option<&Service>, made: &Made, rou
     if !rewrite.is_empty()
         && let Some(plugins) = route.get_mut("plugins").and_then(Value::as_object_mut)
     {
-        plugins.insert("proxy-rewrite".to_owned(), Value::Object(rewrite));
+        plugins.insert(PROXY_REWRITE.to_owned(), Value::Object(rewrite));
     }
 }
 

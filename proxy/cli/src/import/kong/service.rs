@@ -121,7 +121,6 @@ impl Import {
         };
         if let Some(name) = target.host.strip_prefix("${{").and_then(|rest| rest.strip_suffix("}}")) {
             part.manual("host", node.place, format!("set {name} where the gateway runs"));
-            self.out.needs_variables |= std::env::var_os(name).is_none();
         }
         if target.is_odd {
             part.manual(

@@ -1,7 +1,6 @@
 //! `upstreams` with their `targets`, balancers and health checks.
 
 use super::Import;
-use super::entities::name;
 use crate::import::document::{field, fields, number_of, text_of, whole_of};
 use crate::import::report::Part;
 use serde_json::{Map, Value, json};
@@ -13,7 +12,7 @@ const TARGET_PORT: u16 = 8000;
 impl Import {
     /// Nodes and balancer of the upstream of this name, if there is one.
     pub(super) fn named_upstream(&mut self, host: &str) -> Option<Map<String, Value>> {
-        let (node, targets) = self.entities.upstreams.iter().find(|(node, _)| name(node) == host)?.clone();
+        let (node, targets) = self.entities.upstream(host)?.clone();
         let mut part = self.part(format!("upstream \"{host}\""), &node);
         let mut upstream = balancer(&node, &mut part);
         for entry in fields(&node) {

@@ -4,6 +4,7 @@ use super::parse::Directive;
 use super::upstream::address;
 use super::{Import, Match, WITHOUT_EFFECT, seconds};
 use crate::import::pieces::{escape, mock};
+use crate::import::written::{IP_RESTRICTION, LIMIT_REQ, MOCKING, PROXY_REWRITE, REDIRECT, RESPONSE_REWRITE};
 use serde_json::{Map, Value, json};
 
 /// Directives that a block passes on to those within it, unless they have some of that name.
@@ -185,19 +186,19 @@ impl Import {
         match (code, text) {
             (301 | 302 | 303 | 307 | 308, Some(url)) => {
                 let is_relative = url.starts_with('/');
-                found.plugins.insert("redirect".to_owned(), json!({"uri": url, "ret_code": code}));
+                found.plugins.insert(REDIRECT.to_owned(), json!({"uri": url, "ret_code": code}));
                 match is_relative {
                     true => self.add(Match::Approximate, one, "Location is written without scheme and host"),
                     false => self.exact(one, ""),
                 }
             }
             (444, _) => {
-                found.plugins.insert("mocking".to_owned(), mock(403, ""));
+                found.plugins.insert(MOCKING.to_owned(), mock(403, ""));
                 self.add(Match::Approximate, one, "answers with 403 in place of closing the connection");
             }
             (code, text) => {
                 let body = text.clone().unwrap_or_default();
-                found.plugins.insert("mocking".to_owned(), mock(code, &body));
+                found.plugins.insert(MOCKING.to_owned(), mock(code, &body));
                 match text {
                     Some(body) if body.contains('$') => {
                         self.add(Match::Manual, one, "variables of the text are not replaced")
@@ -222,7 +223,7 @@ impl Import {
                 if flag == "permanent" || flag == "redirect" || is_url =>
             {
                 let code = if flag == "permanent" { 301 } else { 302 };
-                found.plugins.insert("redirect".to_owned(), json!({"regex_uri": pair, "ret_code": code}));
+                found.plugins.insert(REDIRECT.to_owned(), json!({"regex_uri": pair, "ret_code": code}));
                 self.add(
                     Match::Approximate,
                     one,
@@ -339,7 +340,7 @@ impl Import {
             "rate": zone.rate, "burst": burst.unwrap_or(0), "nodelay": one.arguments.iter().any(|text| text == "nodelay"),
             "key": zone.key, "key_type": "var", "rejected_code": status,
         });
-        if found.plugins.insert("limit-req".to_owned(), limit).is_some() {
+        if found.plugins.insert(LIMIT_REQ.to_owned(), limit).is_some() {
             return self.add(Match::Manual, one, "a second limit: one was taken");
         }
         self.add(Match::Approximate, one, "counted for the route, not for all that share the zone");
@@ -353,16 +354,16 @@ impl Import {
         if !answers {
             match std::mem::take(&mut found.access) {
                 _ if found.closed => {
-                    found.plugins.insert("mocking".to_owned(), mock(403, ""));
+                    found.plugins.insert(MOCKING.to_owned(), mock(403, ""));
                 }
                 Access::Nobody => {
-                    found.plugins.insert("mocking".to_owned(), mock(403, ""));
+                    found.plugins.insert(MOCKING.to_owned(), mock(403, ""));
                 }
                 Access::Only(list) => {
-                    found.plugins.insert("ip-restriction".to_owned(), json!({"whitelist": list}));
+                    found.plugins.insert(IP_RESTRICTION.to_owned(), json!({"whitelist": list}));
                 }
                 Access::Without(list) => {
-                    found.plugins.insert("ip-restriction".to_owned(), json!({"blacklist": list}));
+                    found.plugins.insert(IP_RESTRICTION.to_owned(), json!({"blacklist": list}));
                 }
                 Access::All | Access::Unknown => {}
             }
@@ -377,16 +378,16 @@ impl Import {
         if !headers.is_empty() {
             found.rewrite.insert("headers".to_owned(), Value::Object(headers));
         }
-        let answers = answers || found.plugins.contains_key("mocking");
+        let answers = answers || found.plugins.contains_key(MOCKING);
         let target = found.target.filter(|_| !answers);
         if target.is_none() && !answers {
-            found.plugins.insert("mocking".to_owned(), mock(404, ""));
+            found.plugins.insert(MOCKING.to_owned(), mock(404, ""));
         }
         if target.is_some() && !found.rewrite.is_empty() {
-            found.plugins.insert("proxy-rewrite".to_owned(), Value::Object(found.rewrite));
+            found.plugins.insert(PROXY_REWRITE.to_owned(), Value::Object(found.rewrite));
         }
         if !found.response.is_empty() {
-            found.plugins.insert("response-rewrite".to_owned(), json!({"headers": {"set": found.response}}));
+            found.plugins.insert(RESPONSE_REWRITE.to_owned(), json!({"headers": {"set": found.response}}));
         }
         if let Some(target) = target {
             let is_plain = found.host.is_none() && found.timeout.is_empty() && found.retries.is_none();

@@ -8,6 +8,7 @@ use super::location::{INHERITED, Kind};
 use super::parse::Directive;
 use super::{Import, Match};
 use crate::import::pieces::mock;
+use crate::import::written::{MOCKING, REDIRECT};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -134,7 +135,7 @@ impl Import {
                 "rewrite" => {
                     let route = self.behaviour(&Kind::Prefix("/".to_owned()), &[one], &passed_on);
                     // Of others it has been told that they are to be written by hand.
-                    if route.get("plugins").is_some_and(|plugins| plugins.get("redirect").is_some()) {
+                    if route.get("plugins").is_some_and(|plugins| plugins.get(REDIRECT).is_some()) {
                         rewrites.push((Kind::Regex("~~", one.argument(0).to_owned()), route));
                     }
                 }
@@ -162,7 +163,7 @@ impl Import {
         }
         let is_root = |kind: &Kind| matches!(kind, Kind::Prefix(path) | Kind::Final(path) if path == "/");
         if !locations.iter().any(|(kind, _)| is_root(kind)) {
-            let none = json!({"plugins": {"mocking": mock(404, "")}});
+            let none = json!({"plugins": {MOCKING: mock(404, "")}});
             let Value::Object(none) = none else { return };
             locations.push((Kind::Prefix("/".to_owned()), none));
         }
@@ -217,7 +218,7 @@ impl Import {
             return;
         }
         let redirect = json!({"uri": path, "ret_code": 301, "append_query_string": true});
-        let route = Map::from_iter([("plugins".to_owned(), json!({"redirect": redirect}))]);
+        let route = Map::from_iter([("plugins".to_owned(), json!({REDIRECT: redirect}))]);
         self.add_route(server, by_port, bare, None, 0, &route);
     }
 

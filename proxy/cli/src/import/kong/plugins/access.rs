@@ -4,6 +4,9 @@ use super::{Made, Taken};
 use crate::import::document::{field, fields, number_of, text_of, texts_of, truth_of};
 use crate::import::kong::Import;
 use crate::import::pieces::{self, escape, mock_of};
+use crate::import::written::{
+    BASIC_AUTH, CONSUMER_RESTRICTION, CORS, FAULT_INJECTION, IP_RESTRICTION, JWT_AUTH, KEY_AUTH, MOCKING,
+};
 use serde_json::{Map, Value, json};
 use sixfold_core::document::{Entry, Node};
 
@@ -96,7 +99,7 @@ pub(super) fn key_auth(import: &Import, taken: &mut Taken<'_>, made: &mut Made) 
             }
         }
     }
-    made.plugins.insert("key-auth".to_owned(), Value::Object(plugin));
+    made.plugins.insert(KEY_AUTH.to_owned(), Value::Object(plugin));
 }
 
 pub(super) fn basic_auth(import: &Import, taken: &mut Taken<'_>, made: &mut Made) {
@@ -106,7 +109,7 @@ pub(super) fn basic_auth(import: &Import, taken: &mut Taken<'_>, made: &mut Made
             taken.part.unknown(&entry.key, entry.key_place);
         }
     }
-    made.plugins.insert("basic-auth".to_owned(), Value::Object(plugin));
+    made.plugins.insert(BASIC_AUTH.to_owned(), Value::Object(plugin));
 }
 
 pub(super) fn jwt(import: &Import, taken: &mut Taken<'_>, made: &mut Made) {
@@ -144,7 +147,7 @@ pub(super) fn jwt(import: &Import, taken: &mut Taken<'_>, made: &mut Made) {
         let note = "exp and nbf are looked at where they are there";
         taken.part.approximate("claims_to_verify", taken.plugin.node.place, note);
     }
-    made.plugins.insert("jwt-auth".to_owned(), Value::Object(plugin));
+    made.plugins.insert(JWT_AUTH.to_owned(), Value::Object(plugin));
 }
 
 /// `acl`: groups as the consumers that are in them.
@@ -183,7 +186,7 @@ pub(super) fn acl(import: &Import, taken: &mut Taken<'_>, made: &mut Made) {
             if allow.is_empty() {
                 let nobody =
                     mock_of(403, "{\"message\":\"You cannot consume this service\"}", "application/json");
-                made.plugins.insert("mocking".to_owned(), nobody);
+                made.plugins.insert(MOCKING.to_owned(), nobody);
                 return;
             }
             json!({"whitelist": allow, "rejected_msg": "You cannot consume this service"})
@@ -191,7 +194,7 @@ pub(super) fn acl(import: &Import, taken: &mut Taken<'_>, made: &mut Made) {
         None if denied.is_empty() => return,
         None => json!({"blacklist": denied, "rejected_msg": "You cannot consume this service"}),
     };
-    made.plugins.insert("consumer-restriction".to_owned(), made_of);
+    made.plugins.insert(CONSUMER_RESTRICTION.to_owned(), made_of);
 }
 
 pub(super) fn ip_restriction(taken: &mut Taken<'_>, made: &mut Made) {
@@ -220,14 +223,14 @@ pub(super) fn ip_restriction(taken: &mut Taken<'_>, made: &mut Made) {
     if !allow.is_empty() && !deny.is_empty() {
         // The plugin has one list; whom the other one refuses is refused before.
         let refused = json!({"http_status": 403, "vars": [[["remote_addr", "ipmatch", deny]]]});
-        made.plugins.insert("fault-injection".to_owned(), json!({"abort": refused}));
+        made.plugins.insert(FAULT_INJECTION.to_owned(), json!({"abort": refused}));
     }
     match (allow.is_empty(), deny.is_empty()) {
         (true, true) => return,
         (true, false) => plugin.insert("blacklist".to_owned(), json!(deny)),
         (false, _) => plugin.insert("whitelist".to_owned(), json!(allow)),
     };
-    made.plugins.insert("ip-restriction".to_owned(), Value::Object(plugin));
+    made.plugins.insert(IP_RESTRICTION.to_owned(), Value::Object(plugin));
 }
 
 pub(super) fn cors(taken: &mut Taken<'_>, made: &mut Made) {
@@ -275,7 +278,7 @@ pub(super) fn cors(taken: &mut Taken<'_>, made: &mut Made) {
         }
     }
     origins(config, credentials, &mut plugin);
-    made.plugins.insert("cors".to_owned(), Value::Object(plugin));
+    made.plugins.insert(CORS.to_owned(), Value::Object(plugin));
 }
 
 /// Names of headers; with credentials all of them are `**`.

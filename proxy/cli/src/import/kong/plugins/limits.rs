@@ -3,6 +3,7 @@
 use super::{Made, Taken};
 use crate::import::document::{field, fields, number_of, text_of, truth_of, whole_of};
 use crate::import::pieces::mock_of;
+use crate::import::written::{LIMIT_COUNT, MOCKING};
 use serde_json::{Map, Value, json};
 use sixfold_core::document::Entry;
 
@@ -63,7 +64,7 @@ pub(super) fn rate_limiting(taken: &mut Taken<'_>, made: &mut Made) {
         place,
         "a window begins with its first request, not with the clock's minute",
     );
-    made.plugins.insert("limit-count".to_owned(), Value::Object(plugin));
+    made.plugins.insert(LIMIT_COUNT.to_owned(), Value::Object(plugin));
 }
 
 /// The variable that clients are told apart by; `None` if they are not.
@@ -184,5 +185,5 @@ pub(super) fn request_termination(taken: &mut Taken<'_>, made: &mut Made) {
             key => taken.part.unknown(key, entry.key_place),
         }
     }
-    made.plugins.insert("mocking".to_owned(), mock_of(status, &body, &kind));
+    made.plugins.insert(MOCKING.to_owned(), mock_of(status, &body, &kind));
 }

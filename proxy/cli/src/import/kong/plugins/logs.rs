@@ -2,12 +2,13 @@
 
 use super::{Made, Taken};
 use crate::import::document::{field, fields, number_of, seconds, text_of};
+use crate::import::written::{FILE_LOGGER, HTTP_LOGGER, PROMETHEUS};
 use serde_json::{Map, Value, json};
 
 pub(super) fn prometheus(taken: &mut Taken<'_>, made: &mut Made) {
     let note = "the metrics have APISIX's names, and are on port 9091";
     taken.part.approximate("", taken.plugin.node.place, note);
-    made.plugins.insert("prometheus".to_owned(), json!({"prefer_name": true}));
+    made.plugins.insert(PROMETHEUS.to_owned(), json!({"prefer_name": true}));
 }
 
 pub(super) fn http_log(taken: &mut Taken<'_>, made: &mut Made) {
@@ -55,7 +56,7 @@ pub(super) fn http_log(taken: &mut Taken<'_>, made: &mut Made) {
         taken.plugin.node.place,
         "are those of http-logger: write `log_format`",
     );
-    made.plugins.insert("http-logger".to_owned(), Value::Object(plugin));
+    made.plugins.insert(HTTP_LOGGER.to_owned(), Value::Object(plugin));
 }
 
 pub(super) fn file_log(taken: &mut Taken<'_>, made: &mut Made) {
@@ -77,5 +78,5 @@ pub(super) fn file_log(taken: &mut Taken<'_>, made: &mut Made) {
         taken.plugin.node.place,
         "are those of file-logger: write `log_format`",
     );
-    made.plugins.insert("file-logger".to_owned(), json!({"path": path}));
+    made.plugins.insert(FILE_LOGGER.to_owned(), json!({"path": path}));
 }

@@ -2,6 +2,7 @@
 
 use super::{Made, Taken};
 use crate::import::document::{field, fields, text_of, texts_of, truth_of};
+use crate::import::written::{REQUEST_ID, RESPONSE_REWRITE};
 use serde_json::{Map, Value, json};
 use sixfold_core::document::Node;
 
@@ -181,7 +182,7 @@ pub(super) fn response(taken: &mut Taken<'_>, made: &mut Made) {
         changes.insert("remove".to_owned(), json!(headers.remove));
     }
     if !changes.is_empty() {
-        made.plugins.insert("response-rewrite".to_owned(), json!({"headers": changes}));
+        made.plugins.insert(RESPONSE_REWRITE.to_owned(), json!({"headers": changes}));
     }
 }
 
@@ -204,5 +205,5 @@ pub(super) fn correlation_id(taken: &mut Taken<'_>, made: &mut Made) {
     let plugin = json!({
         "header_name": name, "algorithm": "uuid", "include_in_response": truth_of(config, "echo_downstream", false),
     });
-    made.plugins.insert("request-id".to_owned(), plugin);
+    made.plugins.insert(REQUEST_ID.to_owned(), plugin);
 }
