@@ -3,7 +3,7 @@
 //! Whoever has a line copies it into its own buffer and goes on. What can stall (a disk, a pipe that nobody
 //! reads, a FIFO without a reader) stalls the output's thread alone: not the worker, and not another output.
 
-use super::rotation::{Rotation, Rotator};
+use super::rotation::{Identity, Rotation, Rotator, identity};
 use jiff::Timestamp;
 use parking_lot::{Condvar, Mutex};
 use sixfold_core::access_log::{LogSink, LogTarget};
@@ -101,7 +101,7 @@ impl Output {
         stats: Arc<FileStats>,
         chore: Option<Chore>,
     ) -> io::Result<Output> {
-        let file = if is_fifo(target) { None } else { Some(open(target)?) };
+        let file = if is_fifo(target) { None } else { Some(open(target)?.0) };
         Self::with_file(name, target, file, flush, stats, chore)
     }
 
@@ -116,9 +116,10 @@ impl Output {
         stats: Arc<FileStats>,
         rotation: Option<Rotation>,
     ) -> io::Result<Output> {
-        let file = if is_fifo(target) { None } else { Some(open(target)?) };
+        let opened = if is_fifo(target) { None } else { Some(open(target)?) };
+        let (file, identity) = opened.unzip();
         let mut rotator = rotation.and_then(|rotation| Rotator::new(rotation, target, Timestamp::now()));
-        rotator.iter_mut().for_each(Rotator::opened);
+        rotator.iter_mut().for_each(|rotator| rotator.opened(identity.flatten()));
         Self::begin(name, target, (file, rotator), flush, stats, None)
     }
 
@@ -276,7 +277,7 @@ impl Writer {
         if self.file.is_none() && (self.shared.flush != Flush::Soon || self.shared.has_lines()) {
             self.file = self.opened("open");
         }
-        if self.rotator.as_ref().is_some_and(Rotator::has_moved) {
+        if self.rotator.as_mut().is_some_and(|rotator| rotator.was_moved(Timestamp::now())) {
             self.reopen();
         }
         for index in 0..self.shared.buffers.len() {
@@ -304,7 +305,6 @@ impl Writer {
         }
         if let Some(file) = self.opened("reopen") {
             self.file = Some(file);
-            self.rotator.iter_mut().for_each(Rotator::opened);
         }
     }
 
@@ -341,9 +341,12 @@ impl Writer {
         }
     }
 
-    fn opened(&self, what: &str) -> Option<Box<dyn Write + Send>> {
+    fn opened(&mut self, what: &str) -> Option<Box<dyn Write + Send>> {
         match open(&self.shared.target) {
-            Ok(file) => Some(file),
+            Ok((file, identity)) => {
+                self.rotator.iter_mut().for_each(|rotator| rotator.opened(identity));
+                Some(file)
+            }
             Err(error) => {
                 self.shared.stats.reopen_failed().inc();
                 self.complain(what, &error);
@@ -374,10 +377,17 @@ fn is_fifo(target: &LogTarget) -> bool {
     path.metadata().is_ok_and(|data| data.file_type().is_fifo())
 }
 
-fn open(target: &LogTarget) -> io::Result<Box<dyn Write + Send>> {
+/// A log that is open, and which file it is.
+type Opened = (Box<dyn Write + Send>, Option<Identity>);
+
+fn open(target: &LogTarget) -> io::Result<Opened> {
     Ok(match target {
-        LogTarget::File(path) => Box::new(OpenOptions::new().append(true).create(true).open(path)?),
-        LogTarget::Stdout => Box::new(io::stdout()),
-        LogTarget::Stderr => Box::new(io::stderr()),
+        LogTarget::File(path) => {
+            let file = OpenOptions::new().append(true).create(true).open(path)?;
+            let identity = identity(&file.metadata()?);
+            (Box::new(file), Some(identity))
+        }
+        LogTarget::Stdout => (Box::new(io::stdout()), None),
+        LogTarget::Stderr => (Box::new(io::stderr()), None),
     })
 }

@@ -2,13 +2,14 @@
 //! `2026-11-30_15-00-00__access.log` beside it, in local time, and begun anew.
 //!
 //! The thread that writes a log rotates it, so that no line is in two files or in none. Another process may write the same
-//! file, one that drains: whoever finds that the path is another file than the one it has open goes on with that.
+//! file, one that drains, and another path may lead to it: a file is rotated by who has its lock, and once. Whoever finds that
+//! the path is another file than the one it has open goes on with that.
 
 use super::archive::{self, SUFFIX};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use sixfold_core::access_log::LogTarget;
-use std::fs;
+use std::fs::{self, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,9 @@ pub struct Rotation {
     pub enable_compression: bool,
 }
 
+/// What tells a file from all others, whatever paths lead to it: its device and its number there.
+pub(super) type Identity = (u64, u64);
+
 /// Rotates one file.
 pub(super) struct Rotator {
     rotation: Rotation,
@@ -46,8 +50,8 @@ pub(super) struct Rotator {
     due: i64,
     /// Nothing is tried before, after something went wrong.
     not_before: i64,
-    /// Device and number of the file that is open.
-    open: Option<(u64, u64)>,
+    /// The file that is open.
+    open: Option<Identity>,
     /// To the thread that compresses, once there is one.
     archive: Option<SyncSender<(PathBuf, Instant)>>,
     zone: TimeZone,
@@ -62,14 +66,19 @@ impl Rotator {
         Some(Rotator { rotation, path, due, not_before: i64::MIN, open: None, archive: None, zone })
     }
 
-    /// The file has been opened.
-    pub(super) fn opened(&mut self) {
-        self.open = identity(&self.path);
+    /// This file has been opened.
+    pub(super) fn opened(&mut self, file: Option<Identity>) {
+        self.open = file;
     }
 
-    /// Whether the path is another file than the one that is open, or none.
-    pub(super) fn has_moved(&self) -> bool {
-        self.open.is_some() && identity(&self.path) != self.open
+    /// Whether the path is another file than the one that is open, or none. Who has moved that has rotated it, so that its
+    /// time is over.
+    pub(super) fn was_moved(&mut self, now: Timestamp) -> bool {
+        let was_moved = self.open.is_some() && of_path(&self.path) != self.open;
+        if was_moved && now.as_second() >= self.due {
+            self.due = next(now.as_second(), self.rotation.interval);
+        }
+        was_moved
     }
 
     /// Renames the file if it is time for that; answers whether it is to be opened anew.
@@ -99,31 +108,46 @@ impl Rotator {
     }
 
     fn rename(&mut self, now: Timestamp) -> io::Result<bool> {
+        if self.was_moved(now) {
+            return Ok(true);
+        }
         if !fs::metadata(&self.path)?.is_file() {
             return Ok(false);
         }
+        let file = OpenOptions::new().append(true).open(&self.path)?;
+        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+            // Whoever has it is about to rename it.
+            return Ok(false);
+        }
+        // A link to the file stays one.
+        let path = fs::canonicalize(&self.path)?;
+        let locked = Some(identity(&file.metadata()?));
+        if of_path(&path) != locked || self.open.is_some() && self.open != locked {
+            return Ok(true);
+        }
         let time = now.to_zoned(self.zone.clone()).strftime("%Y-%m-%d_%H-%M-%S").to_string();
-        let Some(name) = self.path.file_name() else { return Ok(false) };
+        let Some(name) = path.file_name() else { return Ok(false) };
         let mut old = std::ffi::OsString::from(time + BETWEEN);
         old.push(name);
-        let old = self.path.with_file_name(old);
+        let old = path.with_file_name(old);
         if old.exists() {
             // Of this second there is one, another process's perhaps.
             return Ok(false);
         }
-        fs::rename(&self.path, &old)?;
+        fs::rename(&path, &old)?;
         match self.rotation.enable_compression {
-            true => self.compress(old),
-            false => prune(&self.path, self.rotation.max_kept),
+            true => self.compress(path, old),
+            false => prune(&path, self.rotation.max_kept),
         }
         Ok(true)
     }
 
     /// Has a thread compress an old file: it takes longer than lines may wait.
-    fn compress(&mut self, old: PathBuf) {
+    fn compress(&mut self, path: PathBuf, old: PathBuf) {
+        let most = self.rotation.max_kept;
         if self.archive.is_none() {
             let (archive, queue) = sync_channel(WAITING);
-            let (path, most) = (self.path.clone(), self.rotation.max_kept);
+            let path = path.clone();
             let thread = thread::Builder::new().name("log-archive".to_owned());
             match thread.spawn(move || compress_all(&queue, &path, most)) {
                 Ok(_) => self.archive = Some(archive),
@@ -133,7 +157,7 @@ impl Rotator {
         let sent =
             self.archive.as_ref().is_some_and(|archive| archive.try_send((old, Instant::now())).is_ok());
         if !sent {
-            prune(&self.path, self.rotation.max_kept);
+            prune(&path, most);
         }
     }
 }
@@ -154,8 +178,13 @@ fn next(now: i64, interval: Duration) -> i64 {
     now.saturating_add(interval - now.rem_euclid(interval))
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::metadata(path).ok().map(|data| (data.dev(), data.ino()))
+/// Which file this is of.
+pub(super) fn identity(data: &Metadata) -> Identity {
+    (data.dev(), data.ino())
+}
+
+fn of_path(path: &Path) -> Option<Identity> {
+    fs::metadata(path).ok().map(|data| identity(&data))
 }
 
 /// Removes the oldest of a log's old files.
@@ -198,7 +227,6 @@ fn old_files(path: &Path) -> io::Result<Vec<String>> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::fs::OpenOptions;
     use std::io::Write;
 
     struct Folder(PathBuf);
@@ -275,12 +303,76 @@ mod tests {
         folder.append("123456789");
         assert!(!rotator.rotate(at(61)).unwrap());
         folder.append("0");
-        rotator.opened();
-        assert!(rotator.rotate(at(62)).unwrap() && rotator.has_moved());
+        rotator.opened(of_path(&folder.log()));
+        assert!(rotator.rotate(at(62)).unwrap() && rotator.was_moved(at(62)));
         folder.append("1234567890");
+        rotator.opened(of_path(&folder.log()));
         assert!(!rotator.rotate(at(62)).unwrap(), "what has this name is not written over");
         assert!(rotator.rotate(at(63)).unwrap());
         assert_eq!(folder.names(), ["1970-01-01_00-01-02__access.log", "1970-01-01_00-01-03__access.log"]);
+    }
+
+    /// During an upgrade two processes write a log, and each found it too large: the second one renamed what the first had
+    /// begun anew.
+    #[test]
+    fn two_that_find_a_file_too_large_at_one_moment_rotate_it_once() {
+        let folder = Folder::new("twice");
+        let rotation = Rotation { max_size: Some(10), ..HOURLY };
+        let [mut one, mut other] = [(); 2].map(|()| rotator(&folder, rotation, 60));
+        folder.append("1234567890");
+        for rotator in [&mut one, &mut other] {
+            rotator.opened(of_path(&folder.log()));
+            assert!(rotator.is_due(61));
+        }
+        let theirs = OpenOptions::new().append(true).open(folder.log()).unwrap();
+        theirs.lock().unwrap();
+        assert!(!one.rename(at(61)).unwrap(), "another one has its lock");
+        drop(theirs);
+        assert!(one.rename(at(62)).unwrap());
+        // Before there is a new one, and after.
+        assert!(other.rename(at(63)).unwrap(), "it is to be opened anew");
+        folder.append("new\n");
+        assert!(other.rename(at(64)).unwrap());
+        assert_eq!(folder.names(), ["1970-01-01_00-01-02__access.log", "access.log"]);
+    }
+
+    /// Who looked some seconds later rotated the new file, of a few lines.
+    #[test]
+    fn what_another_process_has_rotated_at_its_time_is_not_due_again() {
+        let folder = Folder::new("late");
+        let [mut one, mut other] = [(); 2].map(|()| rotator(&folder, HOURLY, 7000));
+        folder.append("line\n");
+        for rotator in [&mut one, &mut other] {
+            rotator.opened(of_path(&folder.log()));
+        }
+        assert!(one.rotate(at(7200)).unwrap());
+        folder.append("new\n");
+        assert!(other.was_moved(at(7204)));
+        other.opened(of_path(&folder.log()));
+        assert!(!other.rotate(at(7205)).unwrap());
+        assert!(other.rotate(at(10_800)).unwrap(), "but later it is");
+    }
+
+    /// The link was renamed, and the file stayed where it was for whoever has its own path.
+    #[test]
+    fn two_paths_to_one_file_rotate_the_file() {
+        let folder = Folder::new("link");
+        folder.append("line\n");
+        let link = folder.0.join("link.log");
+        std::os::unix::fs::symlink(folder.log(), &link).unwrap();
+        let mut by_link = Rotator::new(HOURLY, &LogTarget::File(link.clone()), at(7000)).unwrap();
+        by_link.zone = TimeZone::UTC;
+        let mut by_path = rotator(&folder, HOURLY, 7000);
+        for rotator in [&mut by_link, &mut by_path] {
+            rotator.opened(of_path(&folder.log()));
+        }
+        assert!(by_link.rotate(at(7200)).unwrap());
+        folder.append("new\n");
+        assert!(by_path.was_moved(at(7201)));
+        by_path.opened(of_path(&folder.log()));
+        assert!(!by_path.rotate(at(7201)).unwrap());
+        assert_eq!(folder.names(), ["1970-01-01_02-00-00__access.log", "access.log", "link.log"]);
+        assert_eq!(fs::read(link).unwrap(), b"new\n");
     }
 
     #[test]
