@@ -21,6 +21,7 @@ mod text;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use sixfold_core::document::{Format, Node, Options, Value};
@@ -199,8 +200,11 @@ pub trait Store: Send + Sync {
 
     /// Closes the files that one process alone may have open, so that another one takes the place of this one. What is written
     /// meanwhile waits.
-    fn lend(&self) -> Lent {
-        Lent::nothing()
+    ///
+    /// # Errors
+    /// They could not be closed by then, and stay this process's.
+    fn lend(&self, _by: Instant) -> Result<Lent, StoreError> {
+        Ok(Lent::nothing())
     }
 
     /// Whether changes come one by one, so that it is worth to wait a moment for more of them.

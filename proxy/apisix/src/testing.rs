@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -227,4 +228,32 @@ pub(crate) fn stream(host: &str, target: &str, tls: Option<(TlsInfo, &str)>) -> 
     stream.request.authority = host.as_bytes().to_vec();
     stream.request.target.set(target.as_bytes());
     stream
+}
+
+/// A folder of a test that is made when something is put there, and gone at its end.
+pub(crate) struct Folder(pub(crate) PathBuf);
+
+impl Folder {
+    /// A folder that no other test has: `name` begins with what is tested.
+    pub(crate) fn new(name: &str) -> Folder {
+        Folder(std::env::temp_dir().join(format!("sixfold-{name}-{}", std::process::id())))
+    }
+
+    /// The same, which is there.
+    pub(crate) fn made(name: &str) -> Folder {
+        let folder = Folder::new(name);
+        std::fs::create_dir_all(&folder.0).unwrap();
+        folder
+    }
+
+    /// A file in it.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }

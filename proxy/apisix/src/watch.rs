@@ -166,22 +166,7 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
-
-    struct Directory(PathBuf);
-
-    impl Directory {
-        fn new(name: &str) -> Directory {
-            let path = std::env::temp_dir().join(format!("sixfold-watch-{name}-{}", std::process::id()));
-            std::fs::create_dir_all(&path).unwrap();
-            Directory(path)
-        }
-    }
-
-    impl Drop for Directory {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
+    use crate::testing::Folder;
 
     /// A watch by someone who has read the file as it is now, and reads it whenever he is told.
     fn watched(path: &Path) -> (FileWatcher, Receiver<Instant>) {
@@ -198,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_rename_onto_the_file_is_told_at_once_and_once() {
-        let directory = Directory::new("rename");
+        let directory = Folder::made("watch-rename");
         let path = directory.0.join("apisix.yaml");
         std::fs::write(&path, "one").unwrap();
         let (_watcher, calls) = watched(&path);
@@ -220,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_file_that_appears_and_goes_is_told() {
-        let directory = Directory::new("appear");
+        let directory = Folder::made("watch-appear");
         let path = directory.0.join("apisix.yaml");
         let (_watcher, calls) = watched(&path);
         std::fs::write(&path, "one").unwrap();
@@ -231,7 +216,7 @@ mod tests {
 
     #[test]
     fn without_notifications_the_poll_finds_a_change() {
-        let directory = Directory::new("poll");
+        let directory = Folder::made("watch-poll");
         let path = directory.0.join("apisix.yaml");
         std::fs::write(&path, "one").unwrap();
         let (events, received) = sync_channel::<Event>(1);

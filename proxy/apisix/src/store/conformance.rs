@@ -5,7 +5,7 @@
 mod asked;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
@@ -15,19 +15,18 @@ use redb::backends::FileBackend;
 
 use self::asked::{conforms, key, many_write_at_once, put, told};
 use super::*;
+use crate::testing::Folder;
 
-struct File(PathBuf);
+/// The file of a store, in a folder of a folder that are not there yet.
+struct File(Folder);
 
 impl File {
     fn new(name: &str) -> File {
-        let folder = std::env::temp_dir().join(format!("sixfold-embedded-{name}-{}", std::process::id()));
-        File(folder.join("below/store"))
+        File(Folder::new(&format!("embedded-{name}")))
     }
-}
 
-impl Drop for File {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(self.0.ancestors().nth(2).unwrap());
+    fn path(&self) -> PathBuf {
+        self.0.file("below/store")
     }
 }
 
@@ -39,25 +38,25 @@ fn the_store_in_memory_conforms() {
 #[test]
 fn the_embedded_store_conforms() {
     let file = File::new("conforms");
-    conforms(&EmbeddedStore::open(&file.0).unwrap());
+    conforms(&EmbeddedStore::open(&file.path()).unwrap());
 }
 
 #[test]
 fn the_embedded_store_outlives_its_process() {
     use std::os::unix::fs::PermissionsExt;
     let file = File::new("outlives");
-    let store = EmbeddedStore::open(&file.0).unwrap();
+    let store = EmbeddedStore::open(&file.path()).unwrap();
     store.put(&key("a"), r#"{"x":1}"#.into()).unwrap();
-    let busy = EmbeddedStore::open(&file.0).err().unwrap();
+    let busy = EmbeddedStore::open(&file.path()).err().unwrap();
     assert!(busy.ends_with("another process has it open"), "{busy}");
     let for_a_while = Action::Put("{}".into(), Some(Duration::from_millis(50)));
     store.commit(vec![Write { action: for_a_while, ..put(&key("short"), "{}") }]).unwrap();
     let (kept, id) = (store.get(&key("a")), store.next_id().unwrap());
     drop(store);
     let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(&file.0), mode(file.0.parent().unwrap())), (0o600, 0o700));
+    assert_eq!((mode(&file.path()), mode(file.path().parent().unwrap())), (0o600, 0o700));
     std::thread::sleep(Duration::from_millis(60));
-    let store = EmbeddedStore::open(&file.0).unwrap();
+    let store = EmbeddedStore::open(&file.path()).unwrap();
     assert_eq!(store.get(&key("a")), kept);
     assert!(store.next_id().unwrap() > id);
     assert_eq!(store.get(&key("short")), Ok(None), "it was over before anybody asked");
@@ -67,10 +66,10 @@ fn the_embedded_store_outlives_its_process() {
 #[test]
 fn what_is_no_store_is_not_opened() {
     let file = File::new("other");
-    std::fs::create_dir_all(file.0.parent().unwrap()).unwrap();
-    std::fs::write(&file.0, "routes:\n").unwrap();
-    assert!(EmbeddedStore::open(&file.0).is_err());
-    assert_eq!(std::fs::read_to_string(&file.0).unwrap(), "routes:\n");
+    std::fs::create_dir_all(file.path().parent().unwrap()).unwrap();
+    std::fs::write(file.path(), "routes:\n").unwrap();
+    assert!(EmbeddedStore::open(&file.path()).is_err());
+    assert_eq!(std::fs::read_to_string(file.path()).unwrap(), "routes:\n");
 }
 
 /// A disk for one file.
@@ -95,9 +94,9 @@ impl Disk {
         Arc::new(Disk { room, refused, held, takes, waits })
     }
 
-    fn store(self: &Arc<Disk>, file: &File) -> EmbeddedStore {
+    pub(super) fn store(self: &Arc<Disk>, file: &Path) -> EmbeddedStore {
         let disk = self.clone();
-        EmbeddedStore::open_over(&file.0, move |file| OnDisk::new(file, disk.clone())).unwrap()
+        EmbeddedStore::open_over(file, move |file| OnDisk::new(file, disk.clone())).unwrap()
     }
 }
 
@@ -153,11 +152,11 @@ impl StorageBackend for OnDisk {
 #[test]
 fn a_full_disk_costs_the_write_alone() {
     let (file, disk) = (File::new("full"), Disk::new(Duration::ZERO));
-    let store = disk.store(&file);
+    let store = disk.store(&file.path());
     let first = store.put(&key("a"), "{}".into()).unwrap();
     let long = || format!("\"{}\"", "x".repeat(8 << 20)).into();
     // No room for more, then none at all.
-    for left in [std::fs::metadata(&file.0).unwrap().len(), 0] {
+    for left in [std::fs::metadata(file.path()).unwrap().len(), 0] {
         disk.room.store(left, SeqCst);
         assert!(matches!(store.put(&key("b"), long()), Err(StoreError::Unavailable(_))), "{left}");
         if left > 0 {
@@ -176,10 +175,10 @@ fn a_full_disk_costs_the_write_alone() {
 fn a_damaged_file_is_refused_or_has_what_was_written() {
     let file = File::new("damaged");
     let value = |n: u64| Bytes::from(format!("{{\"n\":{n},\"desc\":\"{}\"}}", "x".repeat(200)));
-    let store = EmbeddedStore::open(&file.0).unwrap();
+    let store = EmbeddedStore::open(&file.path()).unwrap();
     store.commit((0..300).map(|n| Write::put(key(&n.to_string()), value(n))).collect()).unwrap();
     drop(store);
-    let (whole, mut refused) = (std::fs::read(&file.0).unwrap(), 0);
+    let (whole, mut refused) = (std::fs::read(file.path()).unwrap(), 0);
     for round in 0..60_usize {
         let mut bytes = whole.clone();
         // Pieces all over the file, behind its header and in it, and half a file.
@@ -188,8 +187,8 @@ fn a_damaged_file_is_refused_or_has_what_was_written() {
             bytes.iter_mut().skip(at).take(1 + round % 50).for_each(|byte| *byte ^= 0x5a);
         }
         bytes.truncate(if round % 10 == 9 { whole.len() / 2 } else { whole.len() });
-        std::fs::write(&file.0, &bytes).unwrap();
-        let Ok(store) = EmbeddedStore::open(&file.0) else {
+        std::fs::write(file.path(), &bytes).unwrap();
+        let Ok(store) = EmbeddedStore::open(&file.path()) else {
             refused += 1;
             continue;
         };
@@ -205,7 +204,7 @@ fn a_damaged_file_is_refused_or_has_what_was_written() {
 #[test]
 fn writes_of_many_are_one_transaction() {
     let (file, disk) = (File::new("many"), Disk::new(Duration::from_millis(2)));
-    let store = disk.store(&file);
+    let store = disk.store(&file.path());
     let before = disk.waits.load(SeqCst);
     many_write_at_once(&store);
     let waits = disk.waits.load(SeqCst) - before;

@@ -13,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -356,19 +356,33 @@ impl Store for EmbeddedStore {
         self.ask(Task::NextId)
     }
 
-    fn lend(&self) -> Lent {
-        let Some(jobs) = self.jobs.clone() else { return Lent::nothing() };
-        let (closed, is_closed) = sync_channel(1);
-        if jobs.send(Ask::Lend(closed)).is_err() || is_closed.recv().is_err() {
-            return Lent::nothing();
-        }
-        Lent::new(move |outcome| {
-            let (open, is_open) = sync_channel(1);
-            // A writer that has ended has nothing open, and one whose disk hangs is not waited for.
-            if jobs.send(Ask::Back(outcome, open)).is_ok() {
-                let _ = is_open.recv_timeout(OPEN_AGAIN);
+    fn lend(&self, by: Instant) -> Result<Lent, StoreError> {
+        let Some(jobs) = self.jobs.clone() else { return Ok(Lent::nothing()) };
+        let hangs = || StoreError::Unavailable("the disk of the store does not answer".to_owned());
+        // Nobody is told who has gone: the writer keeps the file then.
+        let (closed, is_closed) = sync_channel(0);
+        let mut ask = Ask::Lend(closed);
+        loop {
+            match jobs.try_send(ask) {
+                Ok(()) => break,
+                // A writer that has ended has nothing open.
+                Err(TrySendError::Disconnected(_)) => return Ok(Lent::nothing()),
+                Err(TrySendError::Full(_)) if Instant::now() >= by => return Err(hangs()),
+                Err(TrySendError::Full(back)) => ask = back,
             }
-        })
+            std::thread::sleep(TRY);
+        }
+        match is_closed.recv_timeout(by.saturating_duration_since(Instant::now())) {
+            Ok(()) => Ok(Lent::new(move |outcome| {
+                let (open, is_open) = sync_channel(1);
+                // A writer that has ended has nothing open, and one whose disk hangs is not waited for.
+                if jobs.send(Ask::Back(outcome, open)).is_ok() {
+                    let _ = is_open.recv_timeout(OPEN_AGAIN);
+                }
+            })),
+            Err(RecvTimeoutError::Disconnected) => Ok(Lent::nothing()),
+            Err(RecvTimeoutError::Timeout) => Err(hangs()),
+        }
     }
 }
 

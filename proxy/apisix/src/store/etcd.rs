@@ -446,8 +446,8 @@ impl Store for EtcdStore {
     }
 
     /// What was read last is kept by one process alone.
-    fn lend(&self) -> Lent {
-        self.shared.last_good.as_ref().map_or_else(Lent::nothing, LastGood::lend)
+    fn lend(&self, by: Instant) -> Result<Lent, StoreError> {
+        Ok(self.shared.last_good.as_ref().map_or_else(Lent::nothing, |file| file.lend(by)))
     }
 }
 

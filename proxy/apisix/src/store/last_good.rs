@@ -5,6 +5,9 @@
 //! was at one moment. Pages have checksums (redb's); a file that is damaged is begun anew. Nobody waits for the disk: what it
 //! has not taken yet waits, of each key the last value alone, and is tried again until the disk takes it.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
+use redb::{
+    Database, ReadableDatabase, ReadableTable, StorageBackend, Table, TableDefinition, WriteTransaction,
+};
 
 use super::embedded::{NUMBERS, Record, Unopened, VALUES, database, key_of, name, unavailable};
 use super::lent::{Lent, Outcome};
@@ -135,7 +140,7 @@ pub(super) struct Found {
 
 impl LastGood {
     /// Opens the file at `path`, or makes it. `of` tells whose values are in it: those of another are forgotten. Answers what
-    /// is in it, if anything was ever kept.
+    /// is in it, if anything was ever kept. One that another process has is written once that has closed it.
     ///
     /// # Errors
     /// Why nothing can be kept, as a phrase.
@@ -149,25 +154,22 @@ impl LastGood {
         of: &str,
         over: impl Fn(FileBackend) -> B + Send + 'static,
     ) -> Result<(LastGood, Option<Found>), String> {
-        let open: Open = Box::new(move |path| database(path, &over));
-        let opened = open(path).map_err(|refused| (refused.is_busy, refused.reason));
-        let opened = opened.and_then(|database| {
-            let found = begin(&database, of).map_err(|error| (false, error.to_string()))?;
-            Ok((database, found))
-        });
-        let (database, found) = match opened {
-            Ok(opened) => opened,
-            Err((true, reason)) => return Err(reason),
-            Err((false, reason)) => {
-                tracing::warn!(reason, "what was kept of the configuration is lost");
-                std::fs::remove_file(path).map_err(|error| error.to_string())?;
-                let database = open(path).map_err(|refused| refused.reason)?;
-                let found = begin(&database, of).map_err(|error| error.to_string())?;
-                (database, found)
+        let file = File {
+            path: path.to_owned(),
+            of: of.to_owned(),
+            open: Box::new(move |path| database(path, &over)),
+        };
+        let (database, found) = match file.begin() {
+            Ok((database, found)) => (Some(database), found),
+            // A process whose place this one takes lets go of it when its disk does.
+            Err(refused) if refused.is_busy => {
+                tracing::warn!(reason = refused.reason, "what is kept of the configuration is not read");
+                (None, None)
             }
+            Err(refused) => return Err(refused.reason),
         };
         let queue = Arc::new(Queue::default());
-        let writer = Writer { path: path.to_owned(), open, database: Some(database) };
+        let writer = Writer { is_unread: database.is_none(), file, database };
         let thread = std::thread::Builder::new().name("last-good".to_owned());
         let of_writer = queue.clone();
         let started = thread.spawn(move || {
@@ -196,9 +198,10 @@ impl LastGood {
         self.0.changed.notify_all();
     }
 
-    /// Has what waits written and the file closed until it is given back. A disk that hangs is not waited for.
-    pub(super) fn lend(&self) -> Lent {
-        let deadline = Instant::now() + LAST_WRITE;
+    /// Has what waits written and the file closed until it is given back. A disk that hangs is not waited for: the other
+    /// process has the file once it is closed.
+    pub(super) fn lend(&self, by: Instant) -> Lent {
+        let deadline = by.min(Instant::now() + LAST_WRITE);
         let mut state = self.0.state.lock();
         state.is_lent = true;
         self.0.changed.notify_all();
@@ -280,6 +283,42 @@ impl Queue {
     }
 }
 
+/// A file, and how it is opened.
+struct File {
+    path: PathBuf,
+    /// Whose values are in it.
+    of: String,
+    open: Open,
+}
+
+impl File {
+    /// Opens the file and reads what is in it. One that is damaged is begun anew.
+    fn begin(&self) -> Result<(Database, Option<Found>), Unopened> {
+        let begun = || -> Result<(Database, Option<Found>), Unopened> {
+            let database = (self.open)(&self.path)?;
+            let found = begin(&database, &self.of);
+            let found = found.map_err(|error| Unopened { is_busy: false, reason: error.to_string() })?;
+            Ok((database, found))
+        };
+        begun().or_else(|refused| {
+            if refused.is_busy {
+                return Err(refused);
+            }
+            tracing::warn!(reason = refused.reason, "what was kept of the configuration is lost");
+            let removed = std::fs::remove_file(&self.path);
+            removed.map_err(|error| Unopened { is_busy: false, reason: error.to_string() })?;
+            begun()
+        })
+    }
+
+    /// The same of one that could not be read when this process started, whose values are forgotten.
+    fn begin_anew(&self) -> Result<Database, String> {
+        let (database, _) = self.begin().map_err(|refused| refused.reason)?;
+        forget(&database).map_err(|error| error.to_string())?;
+        Ok(database)
+    }
+}
+
 /// Makes the tables, or reads them.
 fn begin(database: &Database, of: &str) -> Result<Option<Found>, StoreError> {
     let transaction = database.begin_write().map_err(unavailable)?;
@@ -289,9 +328,7 @@ fn begin(database: &Database, of: &str) -> Result<Option<Found>, StoreError> {
         let format = numbers.get(FORMAT_KEY).map_err(unavailable)?.map(|format| format.value());
         let is_of = texts.get(OF_KEY).map_err(unavailable)?.is_some_and(|written| written.value() == of);
         if format != Some(FORMAT) || !is_of {
-            transaction.delete_table(VALUES).map_err(unavailable)?;
-            numbers.remove(REVISION_KEY).map_err(unavailable)?;
-            texts.remove(PLUGINS_KEY).map_err(unavailable)?;
+            clear(&transaction, &mut numbers, &mut texts)?;
             numbers.insert(FORMAT_KEY, FORMAT).map_err(unavailable)?;
             texts.insert(OF_KEY, of).map_err(unavailable)?;
         }
@@ -299,6 +336,29 @@ fn begin(database: &Database, of: &str) -> Result<Option<Found>, StoreError> {
     }
     transaction.commit().map_err(unavailable)?;
     read(database)
+}
+
+/// Takes out all values.
+fn clear(
+    transaction: &WriteTransaction,
+    numbers: &mut Table<'_, &'static str, u64>,
+    texts: &mut Table<'_, &'static str, &'static str>,
+) -> Result<(), StoreError> {
+    transaction.delete_table(VALUES).map_err(unavailable)?;
+    numbers.remove(REVISION_KEY).map_err(unavailable)?;
+    texts.remove(PLUGINS_KEY).map_err(unavailable)?;
+    Ok(())
+}
+
+fn forget(database: &Database) -> Result<(), StoreError> {
+    let transaction = database.begin_write().map_err(unavailable)?;
+    {
+        let mut numbers = transaction.open_table(NUMBERS).map_err(unavailable)?;
+        let mut texts = transaction.open_table(TEXTS).map_err(unavailable)?;
+        clear(&transaction, &mut numbers, &mut texts)?;
+        transaction.open_table(VALUES).map_err(unavailable)?;
+    }
+    transaction.commit().map_err(unavailable)
 }
 
 fn read(database: &Database) -> Result<Option<Found>, StoreError> {
@@ -330,9 +390,10 @@ enum Next {
 }
 
 struct Writer {
-    path: PathBuf,
-    open: Open,
-    /// `None` after an error of the disk.
+    file: File,
+    /// Whether another process had the file when this one started: of what is in it nothing is known.
+    is_unread: bool,
+    /// `None` after an error of the disk, and as long as another process has the file.
     database: Option<Database>,
 }
 
@@ -371,7 +432,15 @@ impl Writer {
     fn write(&mut self, batch: &Batch) -> Result<(), String> {
         let database = match &mut self.database {
             Some(database) => database,
-            none => none.insert((self.open)(&self.path).map_err(|refused| refused.reason)?),
+            none => {
+                let opened = match self.is_unread {
+                    true => self.file.begin_anew(),
+                    false => (self.file.open)(&self.file.path).map_err(|refused| refused.reason),
+                };
+                let database = none.insert(opened?);
+                self.is_unread = false;
+                database
+            }
         };
         let written = || {
             let transaction = database.begin_write().map_err(unavailable)?;
@@ -406,211 +475,5 @@ impl Writer {
             transaction.commit().map_err(unavailable)
         };
         written().map_err(|error: StoreError| error.to_string())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::resource::Kind;
-    use crate::store::conformance::{Disk, OnDisk};
-    use std::sync::atomic::Ordering::SeqCst;
-
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new(name: &str) -> Folder {
-            Folder(std::env::temp_dir().join(format!("sixfold-last-good-{name}-{}", std::process::id())))
-        }
-
-        fn file(&self) -> PathBuf {
-            self.0.join("etcd.redb")
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
-
-    fn batch(revision: u64, changes: &[(&str, bool)]) -> Batch {
-        let kept = || Kept { value: "{}".into(), created: 3, modified: revision };
-        let change = |(id, is_put): &(&str, bool)| (Key::new(Kind::Route, *id), is_put.then(kept));
-        Batch { values: changes.iter().map(change).collect(), revision, cluster: 7, ..Batch::default() }
-    }
-
-    fn ids(found: Option<Found>) -> Vec<String> {
-        found.unwrap().values.keys().map(|key| key.id.to_string()).collect()
-    }
-
-    #[test]
-    fn what_was_read_last_is_there_at_the_next_start() {
-        let folder = Folder::new("next");
-        let (file, none) = LastGood::open(&folder.file(), "/apisix").unwrap();
-        assert!(none.is_none());
-        file.keep(batch(5, &[("a", true), ("b", true)]), BTreeSet::new);
-        file.keep(batch(6, &[("b", false), ("c", true)]), BTreeSet::new);
-        let busy = LastGood::open(&folder.file(), "/apisix").err().unwrap();
-        assert!(busy.ends_with("another process has it open"), "{busy}");
-        drop(file);
-        let (file, found) = LastGood::open(&folder.file(), "/apisix").unwrap();
-        let found = found.unwrap();
-        assert_eq!((found.revision, found.cluster, found.values.len()), (6, 7, 2));
-        let a = &found.values[&Key::new(Kind::Route, "a")];
-        assert_eq!((a.created, a.modified, &*a.value), (3, 5, &b"{}"[..]));
-        drop(file);
-        // Another prefix has other values.
-        assert!(LastGood::open(&folder.file(), "/other").unwrap().1.is_none());
-        assert!(LastGood::open(&folder.file(), "/apisix").unwrap().1.is_none());
-    }
-
-    #[test]
-    fn a_lent_file_is_written_by_one_alone_and_again_when_it_is_back() {
-        let folder = Folder::new("lent");
-        let (file, _) = LastGood::open(&folder.file(), "/apisix").unwrap();
-        file.keep(batch(5, &[("a", true)]), BTreeSet::new);
-        let lent = file.lend();
-        let (other, found) = LastGood::open(&folder.file(), "/apisix").unwrap();
-        assert_eq!(ids(found), ["a"]);
-        file.keep(batch(6, &[("b", true)]), BTreeSet::new);
-        drop(other);
-        drop(lent);
-        drop(file);
-        let (file, found) = LastGood::open(&folder.file(), "/apisix").unwrap();
-        assert_eq!(ids(found), ["a", "b"]);
-        // What is given away is not written any more.
-        file.lend().give();
-        file.keep(batch(7, &[("c", true)]), BTreeSet::new);
-        drop(file);
-        assert_eq!(ids(LastGood::open(&folder.file(), "/apisix").unwrap().1), ["a", "b"]);
-    }
-
-    /// That there is nothing is something, too.
-    #[test]
-    fn an_empty_configuration_is_kept() {
-        let folder = Folder::new("empty");
-        LastGood::open(&folder.file(), "/apisix").unwrap().0.keep(batch(5, &[]), BTreeSet::new);
-        assert_eq!(ids(LastGood::open(&folder.file(), "/apisix").unwrap().1), [""; 0]);
-    }
-
-    #[test]
-    fn a_damaged_file_is_begun_anew() {
-        let folder = Folder::new("damaged");
-        std::fs::create_dir_all(&folder.0).unwrap();
-        std::fs::write(folder.file(), "routes:\n").unwrap();
-        let (file, found) = LastGood::open(&folder.file(), "/apisix").unwrap();
-        assert!(found.is_none());
-        file.keep(batch(5, &[("a", true)]), BTreeSet::new);
-        drop(file);
-        assert_eq!(ids(LastGood::open(&folder.file(), "/apisix").unwrap().1), ["a"]);
-    }
-
-    /// It was not in the file: a plugin that is switched off for all ran again after a restart.
-    #[test]
-    fn the_list_of_plugins_is_kept() {
-        let folder = Folder::new("plugins");
-        let listed = EnabledPlugins::of_list(br#"[{"name":"cors"},{"name":"syslog","stream":true}]"#);
-        let with =
-            |revision, plugins: &Listed| Batch { plugins: Some(plugins.clone()), ..batch(revision, &[]) };
-        let again = || LastGood::open(&folder.file(), "/apisix").unwrap();
-        again().0.keep(with(5, &listed), BTreeSet::new);
-        // A change of other things leaves it.
-        again().0.keep(batch(6, &[("a", true)]), BTreeSet::new);
-        let (file, found) = again();
-        assert!(listed.is_some());
-        assert_eq!(found.unwrap().plugins, listed);
-        file.keep(with(7, &None), BTreeSet::new);
-        drop(file);
-        assert_eq!(again().1.unwrap().plugins, None);
-    }
-
-    /// All that came meanwhile waited, and what had failed was tried with the next change alone.
-    #[test]
-    fn what_the_disk_does_not_take_waits_once_and_is_tried_again() {
-        let (folder, disk) = (Folder::new("full"), Disk::new(Duration::ZERO));
-        let over = disk.clone();
-        let opened =
-            LastGood::open_over(&folder.file(), "/apisix", move |file| OnDisk::new(file, over.clone()));
-        let (file, _) = opened.unwrap();
-        disk.room.store(0, SeqCst);
-        for revision in 1..1000 {
-            file.keep(batch(revision, &[("a", true), ("b", revision % 2 == 0)]), BTreeSet::new);
-        }
-        let waiting = || file.0.state.lock().waiting.as_ref().map(|waiting| waiting.values.len());
-        let refused = || disk.refused.load(SeqCst);
-        let until = |what: &dyn Fn() -> bool| {
-            let deadline = Instant::now() + 20 * AGAIN;
-            while !what() {
-                assert!(Instant::now() < deadline);
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        };
-        until(&|| refused() > 0 && waiting() == Some(2));
-        disk.room.store(u64::MAX, SeqCst);
-        // By itself, and whole.
-        let waits = disk.waits.load(SeqCst);
-        until(&|| waiting().is_none() && disk.waits.load(SeqCst) > waits);
-        // At the end once more.
-        disk.room.store(0, SeqCst);
-        let before = refused();
-        file.keep(batch(1000, &[("c", true)]), BTreeSet::new);
-        until(&|| refused() > before && waiting() == Some(1));
-        disk.room.store(u64::MAX, SeqCst);
-        drop(file);
-        assert_eq!(ids(LastGood::open(&folder.file(), "/apisix").unwrap().1), ["a", "c"]);
-    }
-
-    #[test]
-    fn a_disk_that_hangs_does_not_hold_up_the_end() {
-        let (folder, disk) = (Folder::new("hangs"), Disk::new(Duration::ZERO));
-        let over = disk.clone();
-        let opened =
-            LastGood::open_over(&folder.file(), "/apisix", move |file| OnDisk::new(file, over.clone()));
-        let (file, _) = opened.unwrap();
-        let held = disk.held.lock();
-        file.keep(batch(5, &[("a", true)]), BTreeSet::new);
-        let begun = Instant::now();
-        drop(file);
-        assert!(begun.elapsed() < 2 * LAST_WRITE, "{:?}", begun.elapsed());
-        drop(held);
-    }
-
-    /// Keys that came and went while the disk took nothing were held one by one, for as long as it did.
-    #[test]
-    fn keys_that_are_gone_take_no_more_room_than_those_that_are_there() {
-        let (folder, disk) = (Folder::new("gone"), Disk::new(Duration::ZERO));
-        let over = disk.clone();
-        let opened =
-            LastGood::open_over(&folder.file(), "/apisix", move |file| OnDisk::new(file, over.clone()));
-        let (file, _) = opened.unwrap();
-        let all = |ids: &[&str]| ids.iter().map(|id| Key::new(Kind::Route, *id)).collect();
-        file.keep(
-            batch(1, &[("stays", true), ("goes", true), ("again", true), ("later", true)]),
-            BTreeSet::new,
-        );
-        // Which is written before the disk hangs.
-        let deadline = Instant::now() + 20 * AGAIN;
-        while disk.waits.load(SeqCst) == 0 || file.0.state.lock().waiting.is_some() {
-            assert!(Instant::now() < deadline);
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        std::thread::sleep(2 * PAUSE);
-        let held = disk.held.lock();
-        file.keep(batch(2, &[("goes", false), ("again", false)]), || all(&["stays", "later"]));
-        std::thread::sleep(2 * PAUSE);
-        for n in 3..30_000 {
-            let id = format!("n{n}");
-            file.keep(batch(n, &[(&id, true)]), || all(&["stays", "later", &id]));
-            file.keep(batch(n, &[(&id, false)]), || all(&["stays", "later"]));
-            let waiting = file.0.state.lock().waiting.as_ref().map_or(0, |waiting| waiting.values.len());
-            assert!(waiting <= MOST_GONE + 1, "{waiting} after {n}");
-        }
-        file.keep(batch(30_000, &[("later", false), ("again", true), ("new", true)]), BTreeSet::new);
-        file.keep(batch(30_001, &[("new", false)]), BTreeSet::new);
-        drop(held);
-        drop(file);
-        assert_eq!(ids(LastGood::open(&folder.file(), "/apisix").unwrap().1), ["again", "stays"]);
     }
 }

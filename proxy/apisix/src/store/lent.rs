@@ -48,27 +48,20 @@ impl std::fmt::Debug for Lent {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use crate::resource::Kind;
+    use crate::store::conformance::Disk;
     use crate::store::{Action, Change, EmbeddedStore, Key, Sink, Store, StoreExt, Write};
+    use crate::testing::Folder;
     use std::path::PathBuf;
     use std::sync::Arc;
-    use std::time::Duration;
+    use std::sync::atomic::Ordering::SeqCst;
+    use std::time::{Duration, Instant};
 
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new(name: &str) -> Folder {
-            Folder(std::env::temp_dir().join(format!("sixfold-lent-{name}-{}", std::process::id())))
-        }
-
-        fn open(&self) -> Arc<EmbeddedStore> {
-            Arc::new(EmbeddedStore::open(&self.0.join("resources.redb")).unwrap())
-        }
+    fn kept(folder: &Folder) -> PathBuf {
+        folder.file("resources.redb")
     }
 
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
+    fn opened(folder: &Folder) -> Arc<EmbeddedStore> {
+        Arc::new(EmbeddedStore::open(&kept(folder)).unwrap())
     }
 
     #[derive(Default)]
@@ -86,6 +79,10 @@ mod tests {
         }
     }
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
     fn key(id: &str) -> Key {
         Key::new(Kind::Route, id)
     }
@@ -98,12 +95,12 @@ mod tests {
 
     #[test]
     fn writes_wait_for_a_file_that_comes_back() {
-        let folder = Folder::new("back");
-        let store = folder.open();
+        let folder = Folder::new("lent-back");
+        let store = opened(&folder);
         store.put(&key("a"), "{}".into()).unwrap();
         taken(&store);
-        let lent = store.lend();
-        let other = folder.open();
+        let lent = store.lend(soon()).unwrap();
+        let other = opened(&folder);
         assert!(other.get(&key("a")).unwrap().is_some());
         let writing = store.clone();
         let writer = std::thread::spawn(move || writing.put(&key("b"), "{}".into()));
@@ -120,13 +117,13 @@ mod tests {
 
     #[test]
     fn writes_that_wait_for_a_file_that_is_given_away_are_refused() {
-        let folder = Folder::new("given");
-        let store = folder.open();
-        let lent = store.lend();
+        let folder = Folder::new("lent-given");
+        let store = opened(&folder);
+        let lent = store.lend(soon()).unwrap();
         let writing = store.clone();
         let writer = std::thread::spawn(move || writing.put(&key("a"), "{}".into()));
         std::thread::sleep(Duration::from_millis(20));
-        let other = folder.open();
+        let other = opened(&folder);
         lent.give();
         let refused = writer.join().unwrap().unwrap_err().to_string();
         // One that comes late finds nobody who writes.
@@ -138,14 +135,14 @@ mod tests {
     /// The process that had it takes out what is over, and this one would have gone on with it for ever.
     #[test]
     fn what_is_over_meanwhile_is_told_of() {
-        let folder = Folder::new("over");
-        let store = folder.open();
+        let folder = Folder::new("lent-over");
+        let store = opened(&folder);
         let action = Action::Put("{}".into(), Some(Duration::from_millis(100)));
         store.commit(vec![Write { key: key("short"), action, expected: None }]).unwrap();
         taken(&store);
-        let lent = store.lend();
-        let other = folder.open();
-        let start = std::time::Instant::now();
+        let lent = store.lend(soon()).unwrap();
+        let other = opened(&folder);
+        let start = Instant::now();
         while other.get(&key("short")).unwrap().is_some() {
             assert!(start.elapsed() < Duration::from_secs(20), "it does not end");
             std::thread::sleep(Duration::from_millis(5));
@@ -154,5 +151,34 @@ mod tests {
         drop(lent);
         store.put(&key("last"), "{}".into()).unwrap();
         assert_eq!(taken(&store), ["+last", "-short"]);
+    }
+
+    /// It was waited for without an end, and meanwhile nobody was let in who writes.
+    #[test]
+    fn a_disk_that_hangs_keeps_its_file_and_holds_nobody_up() {
+        let (folder, disk) = (Folder::new("lent-hangs"), Disk::new(Duration::ZERO));
+        let store = Arc::new(disk.store(&kept(&folder)));
+        store.put(&key("a"), "{}".into()).unwrap();
+        let held = disk.held.lock();
+        let (writing, waits) = (store.clone(), disk.waits.load(SeqCst));
+        let writer = std::thread::spawn(move || writing.put(&key("b"), "{}".into()));
+        // It is written when the file is asked for.
+        while disk.waits.load(SeqCst) == waits {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let begun = Instant::now();
+        let refused = store.lend(begun + Duration::from_millis(50)).unwrap_err().to_string();
+        assert!(
+            begun.elapsed() < Duration::from_secs(10) && refused.contains("does not answer"),
+            "{refused}"
+        );
+        drop(held);
+        writer.join().unwrap().unwrap();
+        store.put(&key("c"), "{}".into()).unwrap();
+        assert_eq!(store.list(Kind::Route).unwrap().len(), 3);
+        // And it is lent once the disk is well.
+        let lent = store.lend(soon()).unwrap();
+        assert_eq!(opened(&folder).list(Kind::Route).unwrap().len(), 3);
+        drop(lent);
     }
 }

@@ -7,35 +7,28 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{EnvVars, PluginNames};
+use crate::testing::Folder;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Directory(PathBuf);
+struct Directory(Folder);
 
 impl Directory {
     fn new(name: &str) -> Directory {
-        let path = std::env::temp_dir().join(format!("sixfold-store-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Directory(path)
+        Directory(Folder::made(&format!("store-{name}")))
     }
 
     fn file(&self) -> PathBuf {
-        self.0.join("apisix.yaml")
+        self.0.file("apisix.yaml")
     }
 
     fn write(&self, text: &str) {
-        std::fs::write(self.0.join("next"), text).unwrap();
-        std::fs::rename(self.0.join("next"), self.file()).unwrap();
+        std::fs::write(self.0.file("next"), text).unwrap();
+        std::fs::rename(self.0.file("next"), self.file()).unwrap();
     }
 
     fn store(&self) -> FileStore {
         FileStore::new(self.file(), Format::Yaml, EnvVars::Fixed(HashMap::new()))
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -140,14 +133,14 @@ fn a_file_that_could_not_be_read_is_tried_again() {
     assert_eq!(keys(&store), ["+route \"a\""]);
     let (_watch, calls) = watched(&store);
     // Nothing can be read through a link that leads nowhere.
-    std::os::unix::fs::symlink(directory.0.join("target"), directory.0.join("next")).unwrap();
-    std::fs::rename(directory.0.join("next"), directory.file()).unwrap();
+    std::os::unix::fs::symlink(directory.0.file("target"), directory.0.file("next")).unwrap();
+    std::fs::rename(directory.0.file("next"), directory.file()).unwrap();
     calls.recv_timeout(PATIENCE).unwrap();
     assert!(taken(&store).unwrap_err()[0].contains("can't be opened"));
     // The watch sees nothing of this.
-    std::fs::create_dir(directory.0.join("elsewhere")).unwrap();
-    std::fs::write(directory.0.join("elsewhere/file"), "routes:\n- {id: b, uri: /b}\n#END\n").unwrap();
-    std::fs::rename(directory.0.join("elsewhere/file"), directory.0.join("target")).unwrap();
+    std::fs::create_dir(directory.0.file("elsewhere")).unwrap();
+    std::fs::write(directory.0.file("elsewhere/file"), "routes:\n- {id: b, uri: /b}\n#END\n").unwrap();
+    std::fs::rename(directory.0.file("elsewhere/file"), directory.0.file("target")).unwrap();
     let found = std::iter::from_fn(|| {
         calls.recv_timeout(PATIENCE).unwrap();
         Some(taken(&store))

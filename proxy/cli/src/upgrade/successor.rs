@@ -21,13 +21,8 @@ const LAST_MOMENT: Duration = Duration::from_secs(1);
 pub(super) fn hand_over(process: &Inner, server: &Server, timeout: Duration) -> Result<(), String> {
     let deadline = Instant::now() + timeout;
     let mut lent = Lent::nothing();
-    let outcome = begin(process).and_then(|(link, id)| {
-        converse(process, server, &link, &mut lent, (deadline, timeout))?;
-        // It is the one that systemd is to look after from now on.
-        notify(&format!("MAINPID={id}\nREADY=1"));
-        tracing::info!(id, "a new process serves; this one ends when its connections have");
-        Ok(())
-    });
+    let outcome =
+        begin(process).and_then(|link| converse(process, server, &link, &mut lent, (deadline, timeout)));
     match outcome {
         Ok(()) => {
             lent.give();
@@ -46,8 +41,8 @@ pub(super) fn hand_over(process: &Inner, server: &Server, timeout: Duration) -> 
 /// `None` is for one that says nothing, and has ended or will.
 type Reason = Option<String>;
 
-/// Starts the process; answers its id.
-fn begin(process: &Inner) -> Result<(Link, u32), Reason> {
+/// Starts the process.
+fn begin(process: &Inner) -> Result<Link, Reason> {
     let (link, theirs) = Link::pair().map_err(|error| Some(error.to_string()))?;
     let (program, arguments) = command_line();
     let mut command = Command::new(&program);
@@ -59,9 +54,8 @@ fn begin(process: &Inner) -> Result<(Link, u32), Reason> {
     let program = program.display().to_string();
     tracing::info!(program, "starting a new process");
     let child = command.spawn().map_err(|error| Some(format!("{program}: {error}")))?;
-    let id = child.id();
     *phase = Phase::Starting(child);
-    Ok((link, id))
+    Ok(link)
 }
 
 /// As this process was started: who was found by its name is looked for by that again.
@@ -93,7 +87,9 @@ fn converse(
             process.pause_surfaces();
             let store = process.store.get();
             let loaded = store.is_some_and(|store| store.is_loaded());
-            *lent = store.map_or_else(Lent::nothing, |store| store.lend());
+            if let Some(store) = store {
+                *lent = store.lend(deadline).map_err(|error| Some(error.to_string()))?;
+            }
             link.send(&json!({"released": true, "loaded": loaded}), &[]).map_err(|error| silent(&error))?;
         }
         adopted.extend(message.get("adopted").and_then(link::read));
@@ -106,13 +102,15 @@ fn converse(
     }
 }
 
-/// Lets go, unless this process is to end.
+/// Lets go, unless this process is to end. Who ends it from now on finds all of it done, and systemd with another process to
+/// look after.
 fn commit(process: &Inner, link: &Link, adopted: Vec<BindAddress>) -> Result<(), Reason> {
     let mut phase = process.phase.lock();
-    if !matches!(*phase, Phase::Starting(_)) {
-        return Err(Some("this process ends".to_owned()));
-    }
+    let Phase::Starting(child) = &*phase else { return Err(Some("this process ends".to_owned())) };
+    let id = child.id();
     link.send(&json!({"go": true}), &[]).map_err(|error| silent(&error))?;
+    notify(&format!("MAINPID={id}\nREADY=1"));
+    tracing::info!(id, "a new process serves; this one ends when its connections have");
     *phase = Phase::HandedOver(adopted);
     Ok(())
 }

@@ -116,8 +116,11 @@ impl Writer {
         // The other process takes out what is over meanwhile, and does nothing else to values before it has them for good.
         let may_end = self.ending().unwrap_or_default();
         *self.shared.database.write() = None;
-        // Who asked may have gone, and says so by giving it back.
-        let _ = closed.send(());
+        if closed.send(()).is_err() {
+            // Who asked has waited long enough.
+            self.reopen();
+            return true;
+        }
         let refusal = || StoreError::Unavailable("another process has taken this one's place".to_owned());
         let mut held = Vec::new();
         let open = loop {
