@@ -187,7 +187,10 @@ impl Process {
                 Event::Terminate | Event::Interrupt if ending == Ending::HandedOver => ending = Ending::Told,
                 Event::Terminate | Event::Interrupt => {
                     ending = Ending::Told;
-                    self.upgrade.cancel();
+                    if self.upgrade.cancel() {
+                        // It has let go just now, of which `HandedOver` was to tell.
+                        self.upgrade.retire_surfaces();
+                    }
                     let limit = if event == Event::Interrupt { QUICK } else { self.drain_limit };
                     self.end(limit, sender.clone())?;
                 }

@@ -158,8 +158,8 @@ impl Upgrade {
         matches!(*self.0.phase.lock(), Phase::Begun | Phase::Starting(_))
     }
 
-    /// Ends a process that starts: this one is to end, too. One that has taken over stays.
-    pub(crate) fn cancel(&self) {
+    /// Ends a process that starts: this one is to end, too. Answers whether one has taken over, which stays.
+    pub(crate) fn cancel(&self) -> bool {
         let mut phase = self.0.phase.lock();
         if let Phase::Starting(child) = &mut *phase {
             // It may have ended by itself.
@@ -169,6 +169,7 @@ impl Upgrade {
         if matches!(*phase, Phase::Begun | Phase::Starting(_)) {
             *phase = Phase::Cancelled;
         }
+        matches!(*phase, Phase::HandedOver(_))
     }
 
     /// Addresses that a new process has; `None` if none has taken over.

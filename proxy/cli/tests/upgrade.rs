@@ -393,3 +393,49 @@ fn who_is_told_to_end_before_the_new_one_is_ready_ends_both() {
     running.until("end", |_| !Running::is_alive(first) && !Running::is_alive(new));
     assert!(!running.log().contains("this one goes on"), "{}", running.log());
 }
+
+/// Processes that run with this file.
+fn running_with(file: &str) -> Vec<u32> {
+    let ids = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let has_file = |id: &u32| {
+        let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(file) && Running::is_alive(*id)
+    };
+    ids.filter(has_file).collect()
+}
+
+/// Between letting go and being told of that, the old process drained with its surfaces open: they took what was the new
+/// one's. At any moment both end, or the new one serves.
+#[test]
+fn whenever_the_old_one_is_told_to_end_both_do_or_the_new_one_serves() {
+    let mut outlived = 0;
+    for nth in 0..16_u64 {
+        let (directory, ports, upstream) = (Directory::new(), Ports::free(), upstream());
+        let (config, resources) = gateway(ports, 1, upstream);
+        let file = directory.write("config.yaml", &config);
+        directory.write("apisix.yaml", &resources);
+        let mut running = Running::start(directory, &["run", "-c", &file, "--log-level", "info"], &[]);
+        let first = running.ids[0];
+        running.signal("USR2");
+        match nth % 4 {
+            // As near to that moment as can be.
+            0 => running.until("new process", |running| running.log().contains("a new process serves")),
+            _ => std::thread::sleep(Duration::from_millis(nth * 10)),
+        }
+        running.signal("TERM");
+        running.until("end of the old one", |_| !Running::is_alive(first));
+        let left = running_with(&file);
+        assert!(left.len() < 2, "{left:?}");
+        let Some(new) = left.first() else { continue };
+        running.ids.push(*new);
+        outlived += 1;
+        // It would have been answered by the old one that it ends.
+        assert_eq!(get(ports.status, "/status/ready").expect("a status").status, 200, "{}", running.log());
+        assert_eq!(get(ports.http, "/a").expect("an answer").status, 200);
+        running.until("its id in the file", |running| running.serving() == Some(*new));
+    }
+    println!("{outlived} of 16 outlived the old process");
+    assert!(outlived >= 4);
+}
