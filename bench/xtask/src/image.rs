@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 
 use crate::process::{execute, output, root, target};
 use crate::symbols;
-use crate::tools::{build_proxy, build_proxy_for};
+use crate::tools::{BINUTILS, BUILDAH, build_proxy, build_proxy_for, ensure};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -83,6 +83,12 @@ struct Binary {
 }
 
 impl Binary {
+    /// The binary, built where it is not given, with what every image takes at hand.
+    fn ready(&self) -> Result<(PathBuf, Architecture)> {
+        ensure(&[BUILDAH, BINUTILS])?;
+        Ok((self.build()?, self.architecture()))
+    }
+
     fn architecture(&self) -> Architecture {
         self.arch.unwrap_or_else(Architecture::native)
     }

@@ -61,18 +61,24 @@ pub fn run(options: &Options) -> Result<()> {
 /// # Errors
 /// An answer differs, or the kit cannot be run.
 pub fn check_promised(binary: &Path) -> Result<()> {
-    if !can_redirect() {
-        println!(
-            "mesh: skipped: it takes root and network namespaces with NAT (unshare -n, iptables -t nat)"
-        );
-        return Ok(());
-    }
     let options = Options { scenarios: Vec::new(), protocol: None, runs: 1, binary: None, kit: Vec::new() };
-    check(binary, &options)
+    where_possible("mesh", || check(binary, &options))
+}
+
+/// Checks what takes root and namespaces; without them it says so and passes.
+///
+/// # Errors
+/// Those of the check.
+pub fn where_possible(what: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
+    if can_redirect() {
+        return check();
+    }
+    println!("{what}: skipped: it takes root and namespaces with NAT (unshare -mn, iptables -t nat)");
+    Ok(())
 }
 
 /// Whether connections can be redirected in a network namespace here.
-pub fn can_redirect() -> bool {
+fn can_redirect() -> bool {
     let tools = ensure(&[IPROUTE, IPTABLES]);
     let mut probe = Command::new("unshare");
     probe.args(["-n", "iptables", "-w", "-t", "nat", "-L"]);

@@ -210,11 +210,7 @@ pub fn check(proxy: &Path, out: &Path) -> Result<()> {
 /// # Errors
 /// Those of [`check`].
 pub fn check_where_possible(proxy: &Path) -> Result<()> {
-    if mesh::can_redirect() {
-        return check(proxy, &target().join("debian"));
-    }
-    println!("package: skipped: it takes root and namespaces (unshare -mn)");
-    Ok(())
+    mesh::where_possible("package", || check(proxy, &target().join("debian")))
 }
 
 #[cfg(test)]

@@ -15,11 +15,14 @@ use std::task::{Poll, ready};
 use tokio::io::ReadBuf;
 use tokio::task::coop::has_budget_remaining;
 
+/// Bytes of a direction after which others have their turn, however many more there are.
+pub(crate) const TURN: u64 = 2 << 20;
+
 /// Data up to this length is copied behind what waits to be written, until that is [`WORTH_A_WRITE`]; longer data is written
 /// from its place.
 const COPY_LIMIT: usize = 32 * 1024;
-/// What has been put together is written once there is so much of it.
-const WORTH_A_WRITE: usize = LARGE / 2;
+/// What has been put together is written once there is so much of it, here and by who puts frames together.
+pub(crate) const WORTH_A_WRITE: usize = LARGE / 2;
 /// Bytes of a head or of a chunk's frame that fit behind what waits.
 const FRAME_ROOM: usize = 512;
 /// Bytes of a large buffer beyond a body that ends: a read that is not filled shows that nothing more is there.

@@ -32,8 +32,7 @@ pub struct Options {
 /// # Errors
 /// buildah is missing and cannot be installed, the proxy does not compile, or Debian's packages cannot be had.
 pub fn run(options: &Options) -> Result<()> {
-    ensure(&[BUILDAH, BINUTILS])?;
-    let (architecture, proxy) = (options.binary.architecture(), options.binary.build()?);
+    let (proxy, architecture) = options.binary.ready()?;
     if options.check {
         return check(&proxy, options.binary.profile == "release");
     }
@@ -97,9 +96,5 @@ pub fn check(proxy: &Path, shipped: bool) -> Result<()> {
 /// # Errors
 /// Those of [`check`].
 pub fn check_where_possible(proxy: &Path) -> Result<()> {
-    if mesh::can_redirect() {
-        return check(proxy, false);
-    }
-    println!("gateway image: skipped: it takes root and namespaces (unshare -mn)");
-    Ok(())
+    mesh::where_possible("gateway image", || check(proxy, false))
 }

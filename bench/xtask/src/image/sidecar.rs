@@ -33,12 +33,11 @@ pub struct Options {
 /// # Errors
 /// buildah is missing and cannot be installed, the proxy does not compile, or the base cannot be had.
 pub fn run(options: &Options) -> Result<()> {
-    ensure(&[BUILDAH, BINUTILS])?;
-    let proxy = options.binary.build()?;
+    let (proxy, architecture) = options.binary.ready()?;
     if options.check {
         return check(&proxy);
     }
-    build(&proxy, options.binary.architecture(), &options.base, &options.tag, &[])
+    build(&proxy, architecture, &options.base, &options.tag, &[])
 }
 
 fn build(proxy: &Path, architecture: Architecture, base: &str, tag: &str, storage: &[String]) -> Result<()> {
@@ -71,11 +70,7 @@ pub fn check(proxy: &Path) -> Result<()> {
 /// # Errors
 /// Those of [`check`].
 pub fn check_where_possible(proxy: &Path) -> Result<()> {
-    if mesh::can_redirect() {
-        return check(proxy);
-    }
-    println!("image: skipped: it takes root and network namespaces (unshare -n)");
-    Ok(())
+    mesh::where_possible("sidecar image", || check(proxy))
 }
 
 /// An image of the libraries that the binary needs and a file in Envoy's place that is none.

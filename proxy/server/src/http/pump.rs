@@ -9,6 +9,7 @@ use super::outgoing::{Outgoing, Replay, SendError};
 use super::request_body::RequestBody;
 use super::stall::Waits;
 use crate::budget::Buffered;
+use crate::buffer::TURN;
 use crate::deadline::{Timed, within};
 use crate::upstream::UpstreamStream;
 use crate::wire::body::{BodyEvent, Piece};
@@ -16,9 +17,6 @@ use bytes::Bytes;
 use sixfold_core::plugin::{Direction, LocalReply};
 use sixfold_core::stream::Stream;
 use std::task::Poll;
-
-/// Bytes after which others have their turn, however many more there are.
-const TURN: u64 = 2 << 20;
 
 /// Both directions of an exchange whose response has begun.
 struct Pump<'p, D> {

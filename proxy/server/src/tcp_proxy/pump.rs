@@ -2,7 +2,7 @@
 
 use super::meter::Meter;
 use super::splice::{Filled, Pipe, WORTH_IT};
-use crate::buffer::{LARGE, PIECE, ReadBuffer};
+use crate::buffer::{LARGE, PIECE, ReadBuffer, TURN};
 use crate::deadline::{Limit, Timed, poll_timer, within};
 use crate::drain::Drain;
 use crate::io::{Filtering, Io, Transport};
@@ -202,9 +202,6 @@ impl Side {
         }
     }
 }
-
-/// Bytes of a direction after which others have their turn, however many more there are.
-const TURN: u64 = 2 << 20;
 
 /// One direction.
 struct Flow {

@@ -1,6 +1,6 @@
 //! Many frames by one read and one write: HTTP/2's library reads and writes a DATA frame of 16 KiB at a time.
 
-use crate::buffer::{LARGE, PIECE, ReadBuffer, WriteBuffer};
+use crate::buffer::{LARGE, PIECE, ReadBuffer, WORTH_A_WRITE, WriteBuffer};
 use crate::deadline::Timed;
 use crate::io::Transport;
 use std::io::{self, IoSlice};
@@ -9,8 +9,6 @@ use tokio::io::ReadBuf;
 
 /// A write of this length is worth waiting for another.
 const LONG: usize = 4 * 1024;
-/// Bytes of frames that are put together before they are written.
-const WORTH_A_WRITE: usize = LARGE / 2;
 
 /// A transport that reads ahead of whoever asks for less than there is, and puts long writes together until they are
 /// flushed.
