@@ -147,3 +147,84 @@ fn what_is_left_to_do_is_reported_with_its_line() {
         output(&["import", "--from", "nginx", &directory.path("none.conf"), "--directory", &into, "--force"]);
     assert_eq!(none.status.code(), Some(2), "{none:?}");
 }
+
+/// Paths and what nginx 1.22 answers there.
+type Verdicts = &'static [(&'static str, u16)];
+
+/// Names of servers, and what stands in them.
+const WHO_IS_LET_IN: &[(&str, &str, Verdicts)] = &[
+    (
+        "some.test",
+        "allow 127.0.0.0/8; deny all;
+         location / { ECHO }
+         location /none/ { deny all; ECHO }
+         location /all/ { allow all; ECHO }
+         location /others/ { deny 10.0.0.0/8; ECHO }",
+        &[("/x", 200), ("/none/x", 403), ("/all/x", 200), ("/others/x", 200)],
+    ),
+    (
+        "none.test",
+        "deny all;
+         location / { ECHO }
+         location /all/ { allow all; ECHO }
+         location /some/ { allow 127.0.0.1; ECHO }",
+        &[("/x", 403), ("/all/x", 200), ("/some/x", 200)],
+    ),
+    (
+        "all.test",
+        "allow all;
+         location / { ECHO }
+         location /none/ { deny all; ECHO }
+         location /others/ { allow 10.0.0.0/8; deny all; ECHO }",
+        &[("/x", 200), ("/none/x", 403), ("/others/x", 403)],
+    ),
+    ("http.test", "location / { ECHO } location /all/ { allow all; ECHO }", &[("/x", 403), ("/all/x", 200)]),
+    (
+        "within.test",
+        "allow all;
+         location /a/ { ECHO location /a/admin/ { deny all; ECHO } }
+         location /b/ { ECHO location ~ admin { location ~ admin/x { internal; ECHO } ECHO } }
+         location /c/ { return 200; location /c/admin/ { if ($arg_a = b) { return 403; } deny all; ECHO } }
+         location /d/ { ECHO location /d/open/ { auth_basic off; ECHO } }",
+        &[("/a/admin/x", 403), ("/b/admin/x", 404), ("/c/admin/x", 403), ("/d/x", 200), ("/d/open/x", 200)],
+    ),
+];
+
+/// `allow` and `deny` were passed on each by itself, though they are one list; locations within others had their requests
+/// answered as those around them.
+#[test]
+fn nobody_is_let_in_whom_nginx_keeps_out() {
+    let directory = Directory::new();
+    let (theirs, ours, echo) = (free_port(), free_port(), echo());
+    let servers = WHO_IS_LET_IN.iter().map(|(name, text, _)| {
+        let text = text.replace("ECHO", &format!("proxy_pass http://127.0.0.1:{echo};"));
+        format!("server {{ listen 127.0.0.1:{theirs}; server_name {name}; {text} }}\n")
+    });
+    let servers: String = servers.collect();
+    let conf = format!(
+        "daemon off; master_process off; pid nginx.pid; error_log stderr;\nevents {{}}\nhttp {{ access_log off; deny all;\n{servers}}}\n"
+    );
+    let conf = directory.write("nginx.conf", &conf);
+    let into = directory.path("gateway");
+    let done = output(&["import", "--from", "nginx", &conf, "--directory", &into]);
+    let report = String::from_utf8(done.stdout).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{report}{}", String::from_utf8_lossy(&done.stderr));
+
+    gateway_beside(&into, &[(theirs, ours)]);
+    let mut command = Command::new("nginx");
+    command.args(["-p", directory.0.to_str().unwrap(), "-c", &conf]);
+    let _nginx = started(command, theirs);
+    let _gateway = started(support::echo::gateway(&into), ours);
+    for (name, _, verdicts) in WHO_IS_LET_IN {
+        for (path, verdict) in *verdicts {
+            assert_eq!(ask(theirs, name, path).0, *verdict, "nginx: {name} {path}");
+            // What nginx has no file for is there for nobody, too.
+            let allowed = if *verdict == 404 { 403 } else { *verdict };
+            assert_eq!(ask(ours, name, path).0, allowed, "{name} {path}\n{report}");
+        }
+    }
+    assert!(
+        report.contains("manual") && report.contains("let in nobody, nor to what is around it"),
+        "{report}"
+    );
+}

@@ -29,6 +29,12 @@ pub(super) const INHERITED: &[&str] = &[
     "ssl_verify_client",
 ];
 
+/// What a directive is called where a level that has some of its own takes none from above: rules of access are one list
+/// (`ngx_http_access_merge_loc_conf`).
+pub(super) fn inherited_as(name: &str) -> &str {
+    if name == "deny" { "allow" } else { name }
+}
+
 /// What keeps requests out and is not taken over, with its counterpart. Until somebody has written that, nobody is let in.
 const KEEPS_OUT: &[(&str, &str)] = &[
     ("auth_basic", "the plugin basic-auth and its consumers"),
@@ -87,6 +93,8 @@ struct Gathered {
     access: Access,
     /// Whether something that keeps requests out was not taken over.
     closed: bool,
+    /// Whether a location within it keeps requests out, which come to this one here.
+    closed_within: bool,
     websocket: bool,
     response: Map<String, Value>,
 }
@@ -99,7 +107,7 @@ impl Import {
         own: &[&Directive],
         above: &[&Directive],
     ) -> Map<String, Value> {
-        let is_own = |name: &str| own.iter().any(|one| one.name == name);
+        let is_own = |name: &str| own.iter().any(|one| inherited_as(&one.name) == inherited_as(name));
         let passed_on = above.iter().filter(|one| one.name == "if" || !is_own(&one.name));
         let all: Vec<&Directive> = passed_on.chain(own).copied().collect();
         let access = Access::of(&all);
@@ -151,6 +159,10 @@ impl Import {
             "if" if refuses(one) => {
                 found.closed = true;
                 self.add(Match::Manual, one, "let in nobody: write routes with vars for it");
+            }
+            "location" if keeps_out(one) => {
+                found.closed_within = true;
+                self.add(Match::Manual, one, "let in nobody, nor to what is around it: write a route for it");
             }
             name if KEEPS_OUT.iter().any(|(of, _)| *of == name) => {
                 found.closed = true;
@@ -349,6 +361,10 @@ impl Import {
     /// The route that comes of it.
     fn route(&mut self, mut found: Gathered) -> Map<String, Value> {
         let mut route = Map::new();
+        if found.closed_within {
+            (found.answers, found.closed) = (false, true);
+            found.plugins.remove(REDIRECT);
+        }
         let answers = found.answers;
         // nginx answers and redirects before it looks who asks.
         if !answers {
@@ -508,6 +524,16 @@ fn refuses(block: &Directive) -> bool {
         .block
         .iter()
         .any(|one| one.name == "deny" || one.name == "return" && one.argument(0).starts_with('4'))
+}
+
+/// Whether a location keeps some of its requests out, or one within it does.
+fn keeps_out(location: &Directive) -> bool {
+    let does = |one: &Directive| match one.name.as_str() {
+        "if" => refuses(one),
+        "location" => keeps_out(one),
+        name => KEEPS_OUT.iter().any(|(of, _)| *of == name) && one.argument(0) != "off",
+    };
+    refuses(location) || location.block.iter().any(does)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! matches. Here the longest path wins before priorities are looked at: so a prefix has a route for each expression with a
 //! higher priority than its own.
 
-use super::location::{INHERITED, Kind};
+use super::location::{INHERITED, Kind, inherited_as};
 use super::parse::Directive;
 use super::{Import, Match};
 use crate::import::pieces::mock;
@@ -112,7 +112,7 @@ impl Import {
         // What `if` of a server does it does before a location is looked for.
         let is_passed_on = |one: &&Directive| one.name == "if" || INHERITED.contains(&one.name.as_str());
         let own: Vec<&Directive> = block.iter().filter(is_passed_on).collect();
-        let is_own = |name: &str| own.iter().any(|one| one.name == name);
+        let is_own = |name: &str| own.iter().any(|one| inherited_as(&one.name) == inherited_as(name));
         let passed_on: Vec<&Directive> =
             above.iter().filter(|one| !is_own(&one.name)).chain(&own).copied().collect();
         let (mut locations, mut rewrites) = (Vec::new(), Vec::new());
