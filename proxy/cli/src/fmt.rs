@@ -6,13 +6,13 @@ mod write;
 use crate::Failure;
 use crate::arguments::FmtOptions;
 use crate::envoy::Text;
+use crate::replacement::{Rights, replace};
 use crate::validate::{self, Kind};
 use comments::Comments;
 use serde_json::Value as Json;
 use sixfold_core::document::{Entry, Format, Node, Options, Value};
 use sixfold_core::error::ConfigError;
 use std::io::Write;
-use std::path::Path;
 
 /// Top keys of each kind, in their order; others follow as they are.
 const TOP: [(Kind, &[&str]); 3] = [
@@ -85,26 +85,9 @@ pub(crate) fn run(options: &FmtOptions) -> Result<bool, Failure> {
         writeln!(out, "{}: not as `sixfold fmt` writes it", text.name)?;
         return Ok(false);
     }
-    replace(&options.file, &wanted)?;
+    replace(&options.file, &wanted, Rights::Same)?;
     writeln!(out, "{}: written anew", text.name)?;
     Ok(true)
-}
-
-/// Puts the text in the file's place at once, for those who watch it.
-fn replace(path: &Path, text: &str) -> Result<(), Failure> {
-    let path = path.canonicalize()?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let beside = path.with_file_name(name);
-    let written = std::fs::metadata(&path).and_then(|metadata| {
-        std::fs::write(&beside, text)?;
-        std::fs::set_permissions(&beside, metadata.permissions())?;
-        std::fs::rename(&beside, &path)
-    });
-    if written.is_err() {
-        let _ = std::fs::remove_file(&beside);
-    }
-    Ok(written?)
 }
 
 fn formatted(text: &str, name: &str, kind: Kind) -> Result<String, ConfigError> {

@@ -18,6 +18,7 @@ mod import;
 mod logging;
 mod process;
 mod quickstart;
+mod replacement;
 mod resources;
 mod signals;
 mod status;

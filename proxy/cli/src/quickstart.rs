@@ -3,6 +3,7 @@
 use crate::Failure;
 use crate::admin::write_key;
 use crate::arguments::QuickstartOptions;
+use crate::replacement::{Rights, replace};
 use crate::{gateway, logging};
 use http::StatusCode;
 use sixfold_apisix::admin::generate_key;
@@ -193,7 +194,7 @@ impl Places {
              admin_listen: {{ip: {ip}, port: {admin}}}\napisix:\n  node_listen:\n    - {{ip: {ip}, port: {port}}}\n  \
              ssl: {{enable: false}}\nnginx_config:\n  http: {{enable_access_log: false}}\n"
         );
-        std::fs::write(&config, text).map_err(|e| failed(&config, e))?;
+        replace(&config, &text, Rights::Same).map_err(|e| failed(&config, e))?;
         let opened = EmbeddedStore::open(&store).map_err(Failure::new)?;
         for writes in resources(examples, nodes)? {
             opened.commit(writes).map_err(|error| Failure::new(error.to_string()))?;

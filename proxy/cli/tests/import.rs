@@ -4,6 +4,7 @@
 mod support;
 
 use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use support::echo::{echo, gateway_beside, started};
 use support::{Directory, Response, free_port, output, request};
@@ -209,6 +210,13 @@ fn nobody_is_let_in_whom_nginx_keeps_out() {
     let done = output(&["import", "--from", "nginx", &conf, "--directory", &into]);
     let report = String::from_utf8(done.stdout).unwrap();
     assert_eq!(done.status.code(), Some(1), "{report}{}", String::from_utf8_lossy(&done.stderr));
+
+    // Private keys and passwords are written into them.
+    for file in ["config.yaml", "apisix.yaml"] {
+        let mode =
+            std::fs::metadata(directory.path(&format!("gateway/{file}"))).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
 
     gateway_beside(&into, &[(theirs, ours)]);
     let mut command = Command::new("nginx");

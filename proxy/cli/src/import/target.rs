@@ -5,6 +5,7 @@ use super::report::Imported;
 use crate::Failure;
 use crate::arguments::ImportOptions;
 use crate::process::plugins;
+use crate::replacement::{Rights, replace};
 use serde_json::Value;
 use sixfold_apisix::Findings;
 use sixfold_apisix::config::{Config, EnvVars};
@@ -12,7 +13,7 @@ use sixfold_apisix::store::{MemoryStore, Store};
 use sixfold_core::error::{ConfigError, FaultKind};
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The folder within the directory that files are in until they are valid. What is refused stays there.
@@ -52,13 +53,14 @@ impl Target {
     /// Writes files aside.
     pub(super) fn write(&self, imported: &Imported) -> io::Result<()> {
         fs::create_dir_all(&self.aside)?;
-        fs::write(self.config(), sixfold_apisix::yaml(&Value::Object(imported.config.clone())))?;
+        let config = sixfold_apisix::yaml(&Value::Object(imported.config.clone()));
+        replace(&self.config(), &config, Rights::NotOthers)?;
         if imported.without_resources {
             // One may be left of another time.
             return absent(fs::remove_file(self.resources()));
         }
         let text = sixfold_apisix::yaml(&Value::Object(imported.resources.clone()));
-        fs::write(self.resources(), format!("{text}#END\n"))
+        replace(&self.resources(), &format!("{text}#END\n"), Rights::NotOthers)
     }
 
     /// Looks at what was written as `sixfold validate` does.
@@ -77,9 +79,9 @@ impl Target {
     pub(super) fn put_in_place(&self, imported: &Imported) -> io::Result<()> {
         // A config.yaml is told of its resources' file, not the other way round.
         if !imported.without_resources {
-            fs::rename(self.resources(), self.directory.join(RESOURCES))?;
+            put(&self.resources(), &self.directory.join(RESOURCES))?;
         }
-        fs::rename(self.config(), self.directory.join(CONFIG))?;
+        put(&self.config(), &self.directory.join(CONFIG))?;
         // Somebody may have put something else there.
         let _ = fs::remove_dir(&self.aside);
         Ok(())
@@ -97,6 +99,12 @@ impl Target {
         });
         lines.chain(end).collect()
     }
+}
+
+/// Moves a file to the place of another, whose owner and group it takes over.
+fn put(from: &Path, to: &Path) -> io::Result<()> {
+    replace(to, &fs::read_to_string(from)?, Rights::NotOthers)?;
+    fs::remove_file(from)
 }
 
 fn absent(removed: io::Result<()>) -> io::Result<()> {
