@@ -14,7 +14,9 @@ use crate::tools::{build_proxy, go_program};
 const CHART: &str = "deploy/helm/sixfold-gateway";
 /// The Go module that fixes the versions of helm and of Kubernetes' types.
 const CHECK: &str = "deploy/helm/check";
-/// What the rendered config.yaml names, and who reads it here has not.
+/// The alerts that are to fire for what the chart installs.
+const ALERTS: &str = "deploy/prometheus/sixfold-gateway.yaml";
+/// What the rendered config.yaml names, and who reads it here has not. Passwords of digits are texts.
 const ENVIRONMENT: [(&str, &str); 2] =
     [("SIXFOLD_ADMIN_KEY", "of-the-check"), ("SIXFOLD_ETCD_PASSWORD", "of-the-check")];
 
@@ -98,7 +100,8 @@ fn accepted([helm, types, proxy]: &[&Path; 3], values: &Path, made: &Path) -> Re
     let given = given(&fs::read_to_string(values)?);
     let objects = File::open(made.join("objects.yaml"))?;
     let mut command = Command::new(types);
-    execute(command.arg("-given").arg(given).arg("-out").arg(made).stdin(objects))
+    command.arg("-given").arg(given).arg("-alerts").arg(root().join(ALERTS));
+    execute(command.arg("-out").arg(made).stdin(objects))
         .with_context(|| format!("{}: what is rendered is wrong", values.display()))?;
     validated(proxy, made)
 }

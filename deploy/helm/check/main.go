@@ -1,10 +1,11 @@
 // Command check reads what `helm template` writes and holds it against Kubernetes' own types, and its parts against each other.
 //
-//	helm template NAME CHART | check -out FOLDER -given ConfigMap/a,Secret/b
+//	helm template NAME CHART | check -out FOLDER -given ConfigMap/a,Secret/b -alerts FILE
 //
 // Every object is decoded as the API server decodes it under strict field validation: unknown, repeated and wrongly typed fields are
-// faults. Then selectors must select, ports and volumes that are named must be there, and pods must run as restricted as this
-// project promises. Files of ConfigMaps are written to FOLDER.
+// faults. Then selectors must select, ports and volumes that are named must be there, the
+// alerts of FILE must ask for the job that is scraped, and pods must run as restricted as this project promises. Files of ConfigMaps
+// are written to FOLDER.
 package main
 
 import (
@@ -28,9 +29,10 @@ import (
 func main() {
 	out := flag.String("out", "", "folder that the files of ConfigMaps are written to")
 	given := flag.String("given", "", "KIND/NAME of objects that are there already, with commas between")
+	alerts := flag.String("alerts", "", "file of alerts that ask for the job of what is scraped")
 	flag.Parse()
 	objects, faults := read(os.Stdin)
-	faults = append(faults, related(objects, strings.Split(*given, ","))...)
+	faults = append(faults, related(objects, strings.Split(*given, ","), *alerts)...)
 	if *out != "" {
 		faults = append(faults, write(objects, *out)...)
 	}

@@ -30,12 +30,13 @@ type checker struct {
 	workload *workload
 	there    []string
 	services []*core.Service
+	rules    string
 	faults   []error
 }
 
-// related holds objects against each other.
-func related(objects []runtime.Object, given []string) []error {
-	c := checker{there: given}
+// related holds objects against each other, and against the file of alerts.
+func related(objects []runtime.Object, given []string, rules string) []error {
+	c := checker{there: given, rules: rules}
 	for _, object := range objects {
 		c.collect(object)
 	}
@@ -238,4 +239,5 @@ func (c *checker) ofMonitor(monitor *monitoring.ServiceMonitor) {
 			c.fault("ServiceMonitor/%s names port %s", monitor.Name, endpoint.Port)
 		}
 	}
+	c.ofAlerts(monitor, selected[0])
 }
