@@ -144,8 +144,8 @@ pub struct Deployment {
     pub role: Role,
     /// Where resources are read.
     pub provider: Provider,
-    /// The folder of the embedded store (`deployment.embedded.directory`, ours), below that of config.yaml; `data` by default. What
-    /// was last read of an etcd is kept there, too.
+    /// The folder of the embedded store (`deployment.embedded.directory`, ours), below that of config.yaml; by default the one that
+    /// systemd or an image names (`STATE_DIRECTORY`), else `data`. What was last read of an etcd is kept there, too.
     pub directory: PathBuf,
     /// How the etcd is reached that resources are in, if they are.
     pub etcd: Option<EtcdConfig>,

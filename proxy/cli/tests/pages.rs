@@ -362,7 +362,8 @@ A test compares this page with the program (`proxy/cli/tests/pages.rs`). How fil
 
 A key that is *read* does what it does in APISIX. One that is *reported* has no meaning here: a value other than the default is logged with the reason (`sixfold validate --strict`
 refuses it). One that is *refused* ends the start unless it has its default, since ignoring it would change what the gateway does. A path stands for everything below it. Where a file has neither
-`deployment.role_traditional` nor `deployment.etcd`, the role `traditional` keeps its resources in [the embedded store](admin-api.md).
+`deployment.role_traditional` nor `deployment.etcd`, the role `traditional` keeps its resources in [the embedded store](admin-api.md). `deployment.embedded.directory`, sixfold's own, is the folder of that store and of what is kept of an etcd, below the folder of
+config.yaml; by default it is the one that systemd or an image says that the service may write to (`STATE_DIRECTORY`), else `data`.
 
 | key | default | what becomes of it |
 | --- | --- | --- |

@@ -17,6 +17,11 @@ fn parse(text: &str) -> Config {
     parse_with(text, &[]).unwrap()
 }
 
+fn parse_with_role(text: &str, variables: &[(&str, &str)]) -> Config {
+    let map = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Config::parse(text, "config.yaml", &EnvVars::Fixed(map.collect())).unwrap()
+}
+
 fn only_error(text: &str) -> String {
     let errors = parse_with(text, &[]).unwrap_err();
     assert_eq!(errors.len(), 1, "{errors:?}");
@@ -48,6 +53,26 @@ fn defaults_are_apisixs() {
         (EnabledPlugins::default(), None, None)
     );
     assert!(config.reports.is_empty());
+}
+
+/// The folder beside a config.yaml in /etc is one that a service may not write to: a gateway with an etcd kept nothing there.
+#[test]
+fn a_store_is_where_the_service_may_write() {
+    let path = |text: &str, told: &[(&str, &str)]| {
+        let config = parse_with_role(text, told);
+        config.resources_path(Path::new("/etc/sixfold"), &EnvVars::Fixed(HashMap::new()))
+    };
+    let etcd = "deployment: {role: data_plane, role_data_plane: {config_provider: etcd}}\n";
+    let told = [("STATE_DIRECTORY", "/var/lib/sixfold:/var/lib/other")];
+    assert_eq!(
+        path("deployment: {role: traditional}\n", &told),
+        Path::new("/var/lib/sixfold/resources.redb")
+    );
+    assert_eq!(path(etcd, &told), Path::new("/var/lib/sixfold/etcd.redb"));
+    assert_eq!(path(etcd, &[]), Path::new("/etc/sixfold/data/etcd.redb"));
+    assert_eq!(path(etcd, &[("STATE_DIRECTORY", "")]), Path::new("/etc/sixfold/data/etcd.redb"));
+    let named = "deployment: {role: traditional, embedded: {directory: kept}}\n";
+    assert_eq!(path(named, &told), Path::new("/etc/sixfold/kept/resources.redb"));
 }
 
 #[test]

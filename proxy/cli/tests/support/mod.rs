@@ -24,7 +24,11 @@ pub const LIMIT: Duration = Duration::from_secs(20);
 
 /// The binary under test: `SIXFOLD_BINARY` where figures are asked of another build.
 pub fn sixfold() -> Command {
-    Command::new(std::env::var_os("SIXFOLD_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_sixfold").into()))
+    let binary = std::env::var_os("SIXFOLD_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_sixfold").into());
+    let mut command = Command::new(binary);
+    // A service that runs the tests may have a folder of its own.
+    command.env_remove("STATE_DIRECTORY");
+    command
 }
 
 pub fn output(arguments: &[&str]) -> Output {

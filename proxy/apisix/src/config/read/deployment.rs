@@ -13,6 +13,10 @@ use crate::config::{Deployment, EnvVars, Provider, Role};
 
 /// Where hosts come from beside config.yaml.
 const HOSTS: &str = "APISIX_DEPLOYMENT_ETCD_HOST";
+/// What systemd, or an image, says of where a service may write (`StateDirectory=` of systemd.exec): folders with colons between.
+const STATE: &str = "STATE_DIRECTORY";
+/// Where the store is if nobody says anything, below the folder of config.yaml.
+const BESIDE: &str = "data";
 
 impl Reader<'_> {
     pub(super) fn deployment(&mut self, deployment: &Field<'_>, environment: &EnvVars) -> Deployment {
@@ -20,7 +24,7 @@ impl Reader<'_> {
         let role = self.text(&role_field);
         let directory_field = deployment.key("embedded").key("directory");
         let directory = directory_field.node.and_then(|_| self.text(&directory_field));
-        let directory = PathBuf::from(directory.as_deref().unwrap_or("data"));
+        let directory = directory.map_or_else(|| state_directory(environment), PathBuf::from);
         let (role, section) = match role.as_deref() {
             Some("traditional") => (Role::Traditional, "role_traditional"),
             Some("data_plane") => (Role::DataPlane, "role_data_plane"),
@@ -165,4 +169,11 @@ impl Reader<'_> {
             _ => None,
         })
     }
+}
+
+/// Where a store is that config.yaml names no place for.
+fn state_directory(environment: &EnvVars) -> PathBuf {
+    let told = environment.get(STATE);
+    let first = told.as_deref().and_then(|folders| folders.split(':').next()).map(PathBuf::from);
+    first.filter(|folder| folder.is_absolute()).unwrap_or_else(|| BESIDE.into())
 }
