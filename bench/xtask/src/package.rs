@@ -195,10 +195,12 @@ pub fn check(proxy: &Path, out: &Path) -> Result<()> {
             bail!("{} lacks {field:?}:\n{told}", package.display());
         }
     }
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--net", "--propagation", "private", "python3", "-B"]);
-    command.arg(root().join(FOLDER).join("check.py")).arg(package.canonicalize()?);
-    execute(&mut command).context("the package is not right; the lines above say where")?;
+    for script in ["check.py", "scripts.py"] {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--net", "--propagation", "private", "python3", "-B"]);
+        command.arg(root().join(FOLDER).join(script)).arg(package.canonicalize()?);
+        execute(&mut command).context("the package is not right; the lines above say where")?;
+    }
     let mut command = Command::new("python3");
     command.arg("-B").arg(root().join(FOLDER).join("booted.py")).arg(package.canonicalize()?);
     execute(&mut command)
