@@ -13,6 +13,7 @@ pub mod layout;
 pub mod lint;
 pub mod mesh;
 pub mod monitoring;
+pub mod needs;
 pub mod package;
 pub mod process;
 pub mod report;

@@ -8,7 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::needs::{self, NAMESPACES, NAT};
 use crate::process::{execute, root};
+use crate::report::Outcome;
 use crate::tools::{IPROUTE, IPTABLES, OPENSSL, build_proxy, ensure, python_environment};
 
 #[derive(Debug, Args)]
@@ -55,34 +57,13 @@ pub fn run(options: &Options) -> Result<()> {
     check(&binary, options)
 }
 
-/// All that is promised, once, through a proxy that is already built. Redirecting connections takes
-/// root and a kernel with network namespaces: where they are missing this says so and passes.
+/// All that is promised, once, through a proxy that is already built, where connections can be redirected.
 ///
 /// # Errors
 /// An answer differs, or the kit cannot be run.
-pub fn check_promised(binary: &Path) -> Result<()> {
+pub fn check_promised(binary: &Path) -> Result<Outcome> {
     let options = Options { scenarios: Vec::new(), protocol: None, runs: 1, binary: None, kit: Vec::new() };
-    where_possible("mesh", || check(binary, &options))
-}
-
-/// Checks what takes root and namespaces; without them it says so and passes.
-///
-/// # Errors
-/// Those of the check.
-pub fn where_possible(what: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
-    if can_redirect() {
-        return check();
-    }
-    println!("{what}: skipped: it takes root and namespaces with NAT (unshare -mn, iptables -t nat)");
-    Ok(())
-}
-
-/// Whether connections can be redirected in a network namespace here.
-fn can_redirect() -> bool {
-    let tools = ensure(&[IPROUTE, IPTABLES]);
-    let mut probe = Command::new("unshare");
-    probe.args(["-n", "iptables", "-w", "-t", "nat", "-L"]);
-    tools.is_ok() && probe.output().is_ok_and(|output| output.status.success())
+    needs::with(&[NAMESPACES, NAT], || check(binary, &options))
 }
 
 fn check(binary: &Path, options: &Options) -> Result<()> {

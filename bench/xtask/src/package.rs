@@ -13,9 +13,11 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::image::Architecture;
+use crate::needs::{self, CGROUPS, NAMESPACES};
 use crate::process::{execute, output, root, target};
-use crate::tools::{ADDUSER, BINUTILS, CURL, DPKG, IPROUTE, LOGROTATE, PYTHON, build_proxy, ensure};
-use crate::{mesh, symbols};
+use crate::report::Outcome;
+use crate::symbols;
+use crate::tools::{ADDUSER, BINUTILS, CURL, DPKG, IPROUTE, LOGROTATE, PYTHON, SYSTEMD, build_proxy, ensure};
 
 const FOLDER: &str = "deploy/debian";
 
@@ -38,10 +40,14 @@ pub struct Options {
 /// # Errors
 /// The proxy does not compile, or this is no Debian.
 pub fn run(options: &Options) -> Result<()> {
-    let out = options.out.clone().unwrap_or_else(|| target().join("debian"));
+    let out = options.out.clone().unwrap_or_else(place);
     let proxy = options.binary.clone().map_or_else(|| build_proxy(&options.profile), Ok)?;
     if options.check {
-        return check(&proxy, &out);
+        check(&proxy, &out)?;
+        if let Outcome::Skipped(why) = needs::with(&[CGROUPS], || booted(&proxy, &out))? {
+            println!("under systemd: skipped: {why}");
+        }
+        return Ok(());
     }
     make(&proxy, &out, SMALL).map(drop)
 }
@@ -182,12 +188,12 @@ fn newest(symbols: &str) -> Option<String> {
 }
 
 /// Makes the package, installs it into a copy of this machine's root, runs what its unit says, rotates its logs, and purges it; then
-/// boots systemd in such a copy where that is possible, and uses the unit.
+/// installs, upgrades, removes and disables it in another one.
 ///
 /// # Errors
 /// Something of that does not come out right.
 pub fn check(proxy: &Path, out: &Path) -> Result<()> {
-    ensure(&[PYTHON, IPROUTE, LOGROTATE, CURL, ADDUSER])?;
+    ensure(&[PYTHON, IPROUTE, LOGROTATE, CURL, ADDUSER, SYSTEMD])?;
     let package = make(proxy, out, QUICK)?;
     let told = output(Command::new("dpkg-deb").args(["--info"]).arg(&package))?;
     for field in ["Depends: libc6 (>= 2.", "adduser", "postinst", "conffiles"] {
@@ -201,18 +207,41 @@ pub fn check(proxy: &Path, out: &Path) -> Result<()> {
         command.arg(root().join(FOLDER).join(script)).arg(package.canonicalize()?);
         execute(&mut command).context("the package is not right; the lines above say where")?;
     }
+    Ok(())
+}
+
+/// Boots systemd in such a copy, and uses the unit.
+///
+/// # Errors
+/// The unit does not do under systemd what it should.
+fn booted(proxy: &Path, out: &Path) -> Result<()> {
+    ensure(&[PYTHON, IPROUTE, LOGROTATE, CURL, ADDUSER, SYSTEMD])?;
     let mut command = Command::new("python3");
-    command.arg("-B").arg(root().join(FOLDER).join("booted.py")).arg(package.canonicalize()?);
+    let package = make(proxy, out, QUICK)?.canonicalize()?;
+    command.arg("-B").arg(root().join(FOLDER).join("booted.py")).arg(package);
     execute(&mut command)
         .context("the unit does not do under systemd what it should; the lines above say where")
 }
 
-/// [`check`] as root with namespaces; without them it says so and passes.
+/// [`check`] as root with namespaces; without them it is skipped.
 ///
 /// # Errors
 /// Those of [`check`].
-pub fn check_where_possible(proxy: &Path) -> Result<()> {
-    mesh::where_possible("package", || check(proxy, &target().join("debian")))
+pub fn check_where_possible(proxy: &Path) -> Result<Outcome> {
+    needs::with(&[NAMESPACES], || check(proxy, &place()))
+}
+
+/// The unit under a systemd, where one can be booted.
+///
+/// # Errors
+/// It does not do what it should.
+pub fn booted_where_possible(proxy: &Path) -> Result<Outcome> {
+    needs::with(&[NAMESPACES, CGROUPS], || booted(proxy, &place()))
+}
+
+/// Where packages are written to, if nobody says.
+fn place() -> PathBuf {
+    target().join("debian")
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ pub struct Options {
 }
 
 /// # Errors
-/// Something failed; every part was run all the same, and the last lines say which failed.
+/// Something failed; every part was run all the same, and the last lines say which failed, and which were skipped.
 pub fn run(options: &Options) -> Result<()> {
     ensure(&[PYTHON, OPENSSL, ETCD, REDIS, WRK])?;
     let mut report = Report::default();
@@ -42,10 +42,11 @@ pub fn run(options: &Options) -> Result<()> {
             report.part("gateway image", || image::gateway::check_where_possible(&proxy));
             report.part("chart", || chart::check(&proxy));
             report.part("package", || package::check_where_possible(&proxy));
+            report.part("package under systemd", || package::booted_where_possible(&proxy));
             report.part("h2spec", || h2spec::check(&proxy, &[]));
             report.part("soak", || soak::check(&proxy, 1));
         }
-        Err(error) => report.part("build", || Err(error)),
+        Err(error) => report.part("build", || -> Result<()> { Err(error) }),
     }
     report.finish("cargo xtask test")
 }

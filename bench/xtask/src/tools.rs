@@ -55,6 +55,8 @@ pub const ADDUSER: Tool = Tool { program: "adduser", package: "adduser", what_fo
 pub const DPKG: Tool = Tool { program: "dpkg-deb", package: "dpkg", what_for: "making packages" };
 pub const LOGROTATE: Tool =
     Tool { program: "logrotate", package: "logrotate", what_for: "rotating logs as the package does" };
+pub const SYSTEMD: Tool =
+    Tool { program: "systemd-analyze", package: "systemd", what_for: "looking at the package's unit" };
 pub const TASKSET: Tool = Tool { program: "taskset", package: "util-linux", what_for: "pinning to a core" };
 
 /// Sees that all of these programs are here: installs them when that is possible, else says what is missing.

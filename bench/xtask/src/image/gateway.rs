@@ -8,8 +8,9 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::{Architecture, BuildContext, Store};
-use crate::mesh;
+use crate::needs::{self, NAMESPACES};
 use crate::process::{execute, root};
+use crate::report::Outcome;
 use crate::tools::{BINUTILS, BUILDAH, IPROUTE, PYTHON, ensure};
 
 const FOLDER: &str = "deploy/images/gateway";
@@ -91,10 +92,10 @@ pub fn check(proxy: &Path, shipped: bool) -> Result<()> {
     execute(&mut command).context("the image does not serve; the lines above say where")
 }
 
-/// [`check`] of a binary of the tests, as root with namespaces; without them it says so and passes.
+/// [`check`] of a binary of the tests, as root with namespaces; without them it is skipped.
 ///
 /// # Errors
 /// Those of [`check`].
-pub fn check_where_possible(proxy: &Path) -> Result<()> {
-    mesh::where_possible("gateway image", || check(proxy, false))
+pub fn check_where_possible(proxy: &Path) -> Result<Outcome> {
+    needs::with(&[NAMESPACES], || check(proxy, false))
 }

@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::{Architecture, BuildContext, Store};
-use crate::mesh;
+use crate::needs::{self, NAMESPACES};
 use crate::process::{execute, output, root};
+use crate::report::Outcome;
 use crate::tools::{BINUTILS, BUILDAH, OPENSSL, ensure, python_environment};
 
 /// What is put into the base, beside the folder's own Containerfile.
@@ -65,12 +66,12 @@ pub fn check(proxy: &Path) -> Result<()> {
         .context("the image does not do what the agent wants of it; the lines above say where")
 }
 
-/// [`check`] as root with network namespaces; without them it says so and passes, as the recorded meshes do.
+/// [`check`] as root with network namespaces; without them it is skipped, as the recorded meshes are.
 ///
 /// # Errors
 /// Those of [`check`].
-pub fn check_where_possible(proxy: &Path) -> Result<()> {
-    mesh::where_possible("sidecar image", || check(proxy))
+pub fn check_where_possible(proxy: &Path) -> Result<Outcome> {
+    needs::with(&[NAMESPACES], || check(proxy))
 }
 
 /// An image of the libraries that the binary needs and a file in Envoy's place that is none.
