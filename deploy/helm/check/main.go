@@ -3,7 +3,7 @@
 //	helm template NAME CHART | check -out FOLDER -given ConfigMap/a,Secret/b -alerts FILE
 //
 // Every object is decoded as the API server decodes it under strict field validation: unknown, repeated and wrongly typed fields are
-// faults. Then selectors must select, ports and volumes that are named must be there, the
+// faults. Then selectors must select, ports and volumes that are named must be there, config.yaml must be of one mind with them, the
 // alerts of FILE must ask for the job that is scraped, and pods must run as restricted as this project promises. Files of ConfigMaps
 // are written to FOLDER.
 package main

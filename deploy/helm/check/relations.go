@@ -30,6 +30,7 @@ type checker struct {
 	workload *workload
 	there    []string
 	services []*core.Service
+	configs  []string
 	rules    string
 	faults   []error
 }
@@ -44,6 +45,9 @@ func related(objects []runtime.Object, given []string, rules string) []error {
 		return append(c.faults, fmt.Errorf("neither a Deployment nor a StatefulSet"))
 	}
 	c.ofPod()
+	for _, config := range c.configs {
+		c.ofConfig(config)
+	}
 	for _, object := range objects {
 		c.ofObject(object)
 	}
@@ -78,6 +82,8 @@ func (c *checker) collect(object runtime.Object) {
 		found = &workload{kind, object.Name, spec.Selector, spec.Template, spec.VolumeClaimTemplates, spec.ServiceName}
 	case *core.Service:
 		c.services = append(c.services, object)
+	case *core.ConfigMap:
+		c.configs = append(c.configs, object.Data["config.yaml"])
 	}
 	if found != nil && c.workload != nil {
 		c.fault("%s beside %s", name, c.workload.name)

@@ -49,17 +49,75 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- default (printf "%s-admin-key" (include "sixfold.fullname" .)) .Values.admin.key.existingSecret -}}
 {{- end }}
 
+{{/* Keys of config.yaml that other objects of the chart are made after, and the value that says the same for all of them. */}}
+{{- define "sixfold.derived" -}}
+apisix.node_listen: service.http, whose port leads to 9080
+apisix.ssl.enable: service.https.enabled
+apisix.ssl.listen: service.https, whose port leads to 9443
+apisix.status: probes, which ask port 7085
+apisix.enable_admin: admin.enabled
+apisix.proxy_mode: streams
+apisix.stream_proxy: streams
+nginx_config.worker_shutdown_timeout: drain.timeoutSeconds, which terminationGracePeriodSeconds follows
+plugin_attr.prometheus.enable_export_server: metrics.enabled
+plugin_attr.prometheus.export_addr: metrics, which are at port 9091
+plugin_attr.prometheus.export_uri: metrics, which are at /apisix/prometheus/metrics
+deployment.role: mode
+deployment.role_traditional: mode
+deployment.role_data_plane: mode
+deployment.role_control_plane: mode
+deployment.embedded: traditional.persistence, whose volume is at /var/lib/sixfold
+deployment.admin.admin_listen: admin, whose port is 9180
+{{- end }}
+
+{{/* Fails for what would be one thing in config.yaml and another in the objects. */}}
+{{- define "sixfold.agrees" -}}
+{{- $config := .Values.config -}}
+{{- range $path, $value := include "sixfold.derived" . | fromYaml -}}
+{{- $at := dict "value" $config "found" true -}}
+{{- range splitList "." $path -}}
+{{- if and $at.found (kindIs "map" $at.value) -}}
+{{- $_ := set $at "found" (hasKey $at.value .) -}}
+{{- $_ := set $at "value" (get $at.value .) -}}
+{{- else -}}
+{{- $_ := set $at "found" false -}}
+{{- end -}}
+{{- end -}}
+{{- if $at.found }}{{ fail (printf "config.%s: other objects are made after it; write %s" $path $value) }}{{ end -}}
+{{- end -}}
+{{- range $section := list "http" "stream" -}}
+{{- $log := dig "nginx_config" $section "access_log" "off" $config | toString -}}
+{{- if and (ne $log "off") (or (not (hasPrefix "/" $log)) (hasPrefix "/var/lib/sixfold" $log)) -}}
+{{- fail (printf "config.nginx_config.%s.access_log: %s is in the volume of the store; write /dev/stdout, or a file of a volume of extraVolumes" $section $log) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{/* config.yaml: what this chart needs, and the user's own over it. */}}
 {{- define "sixfold.config" -}}
 {{- $v := .Values -}}
+{{- include "sixfold.agrees" . -}}
 {{- $apisix := dict
       "node_listen" (list 9080)
       "ssl" (dict "enable" $v.service.https.enabled "listen" (list (dict "port" 9443)))
       "status" (dict "ip" "0.0.0.0" "port" 7085)
       "enable_admin" (eq (include "sixfold.admin" .) "true") -}}
+{{- if $v.streams -}}
+{{- $hosts := ternary (list "0.0.0.0" "[::]") (list "0.0.0.0") (dig "apisix" "enable_ipv6" true $v.config) -}}
+{{- $tcp := list -}}{{- $udp := list -}}
+{{- range $stream := $v.streams -}}
+{{- range $hosts -}}
+{{- $address := printf "%s:%d" . (int $stream.port) -}}
+{{- if eq (default "TCP" $stream.protocol) "UDP" }}{{ $udp = append $udp $address }}{{ else }}{{ $tcp = append $tcp (dict "addr" $address "tls" (default false $stream.tls)) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $apisix "proxy_mode" "http&stream" -}}
+{{- $_ := set $apisix "stream_proxy" (dict "tcp" $tcp "udp" $udp) -}}
+{{- end -}}
 {{- $nginx := dict
       "worker_shutdown_timeout" (printf "%ds" (int $v.drain.timeoutSeconds))
-      "http" (dict "access_log" "/dev/stdout") -}}
+      "http" (dict "access_log" "/dev/stdout")
+      "stream" (dict "access_log" "/dev/stdout") -}}
 {{- $prometheus := dict "enable_export_server" $v.metrics.enabled -}}
 {{- if $v.metrics.enabled }}{{- $_ := set $prometheus "export_addr" (dict "ip" "0.0.0.0" "port" 9091) }}{{- end -}}
 {{- $deployment := dict "embedded" (dict "directory" "/var/lib/sixfold") -}}
@@ -150,6 +208,9 @@ spec:
         - {name: http, containerPort: 9080}
         {{- if $v.service.https.enabled }}
         - {name: https, containerPort: 9443}
+        {{- end }}
+        {{- range $v.streams }}
+        - {name: {{ .name }}, containerPort: {{ .port }}, protocol: {{ default "TCP" .protocol }}}
         {{- end }}
         - {name: status, containerPort: 7085}
         {{- if eq (include "sixfold.admin" .) "true" }}
