@@ -18,7 +18,7 @@ const CHECK: &str = "deploy/helm/check";
 const ALERTS: &str = "deploy/prometheus/sixfold-gateway.yaml";
 /// What the rendered config.yaml names, and who reads it here has not. Passwords of digits are texts.
 const ENVIRONMENT: [(&str, &str); 2] =
-    [("SIXFOLD_ADMIN_KEY", "of-the-check"), ("SIXFOLD_ETCD_PASSWORD", "of-the-check")];
+    [("SIXFOLD_ADMIN_KEY", "20261130"), ("SIXFOLD_ETCD_PASSWORD", "0012345678")];
 
 #[derive(Debug, Args)]
 pub struct Options {

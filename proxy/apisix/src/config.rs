@@ -39,7 +39,7 @@ use crate::encryption::Keyring;
 use crate::file;
 
 pub use self::admin::{AdminConfig, AdminKey, AdminTls, ApiVersion, Role as AdminRole};
-pub use self::environment::{EnvVars, Places, Replaced, substitute_text};
+pub use self::environment::{EnvVars, Places, Replaced, Texts, substitute_text};
 pub(crate) use self::environment::{UNSET, holds_unset, is_of_unset, substitute_file};
 pub use self::etcd::{EtcdConfig, EtcdHost, EtcdTls, EtcdUser};
 pub use self::keys::{Rule as KeyRule, keys};
@@ -334,17 +334,17 @@ impl Config {
         let (mut reports, mut errors) = (Vec::new(), Vec::new());
         let parsed = file::read_tree(text, Format::Yaml, &mut reports);
         let defaults = Node::parse(include_str!("config/defaults.yaml"), &Options::default());
-        let (user, defaults) = match (parsed, defaults) {
+        let ((user, texts), defaults) = match (parsed, defaults) {
             (Ok(user), Ok(defaults)) => (environment.substitute(user, &mut errors), defaults),
             (Err(error), _) | (_, Err(error)) => return (None, vec![error]),
         };
-        let (merged, of_types) = merge::merge(&defaults, &user);
+        let (merged, of_types) = merge::merge(&defaults, &user, &texts);
         add_untold(&mut errors, of_types);
         let mut of_keys = Vec::new();
         keys::check(&user, &defaults, &mut reports, &mut of_keys);
         add_untold(&mut errors, of_keys);
         let written = Written { file: file.to_owned(), document: user };
-        let (mut config, unread) = read::read(&merged, written, environment, &mut reports);
+        let (mut config, unread) = read::read(&merged, &texts, written, environment, &mut reports);
         add_untold(&mut errors, unread);
         ports::check(&mut config, &mut reports, &mut errors);
         reports.retain(|report| !is_of_unset(report));
@@ -359,8 +359,8 @@ impl Config {
         let parsed = file::read_tree(text, Format::Yaml, &mut Vec::new());
         let defaults = Node::parse(include_str!("config/defaults.yaml"), &Options::default());
         let document = parsed.and_then(|user| {
-            let user = environment.substitute(user, &mut Vec::new());
-            Ok(merge::merge(&defaults?, &user).0.to_json())
+            let (user, texts) = environment.substitute(user, &mut Vec::new());
+            Ok(merge::merge(&defaults?, &user, &texts).0.to_json())
         });
         (document.ok().filter(|_| config.is_some()), errors)
     }

@@ -181,7 +181,7 @@ pub fn parse(text: &str, format: Format, environment: &EnvVars) -> Whole {
     let root = match (read_tree(text, format, warnings), format) {
         // YAML's variables were replaced in the text.
         (Ok(root), Format::Yaml) => root,
-        (Ok(root), Format::Json) => environment.substitute(root, errors),
+        (Ok(root), Format::Json) => environment.substitute(root, errors).0,
         (Err(error), _) => {
             errors.push(error);
             return whole;

@@ -27,39 +27,53 @@ impl EnvVars {
 
     /// Replaces variables in every string and key of a document. A string that becomes a number, `true` or
     /// `false` by it becomes one indeed; keys stay strings. `errors` gets every variable that is not set and has no default,
-    /// for which a word with its name stands then, and keys that become equal.
-    pub fn substitute(&self, node: Node, errors: &mut Vec<ConfigError>) -> Node {
-        self.below(node, &mut Vec::new(), errors)
+    /// for which a word with its name stands then, and keys that become equal. With it comes what the others were as text.
+    pub fn substitute(&self, node: Node, errors: &mut Vec<ConfigError>) -> (Node, Texts) {
+        let mut texts = Texts::default();
+        let node = self.below(node, &mut Vec::new(), &mut texts, errors);
+        (node, texts)
     }
 
-    fn below(&self, node: Node, path: &mut Vec<String>, errors: &mut Vec<ConfigError>) -> Node {
+    fn below(
+        &self,
+        node: Node,
+        path: &mut Vec<String>,
+        texts: &mut Texts,
+        errors: &mut Vec<ConfigError>,
+    ) -> Node {
         let place = node.place;
         let value = match node.value {
             Value::String(text) => match self.text(&text, place, path, errors) {
                 Cow::Borrowed(_) => Value::String(text),
-                Cow::Owned(replaced) => typed(replaced),
+                Cow::Owned(replaced) => texts.typed(replaced, place),
             },
             Value::Array(items) => {
                 let items = items.into_iter().enumerate().map(|(index, item)| {
                     path.push(format!("[{index}]"));
-                    let item = self.below(item, path, errors);
+                    let item = self.below(item, path, texts, errors);
                     path.pop();
                     item
                 });
                 Value::Array(items.collect())
             }
-            Value::Object(object) => Value::Object(self.object(object, path, errors)),
+            Value::Object(object) => Value::Object(self.object(object, path, texts, errors)),
             other => other,
         };
         Node { place, value }
     }
 
-    fn object(&self, object: Object, path: &mut Vec<String>, errors: &mut Vec<ConfigError>) -> Object {
+    fn object(
+        &self,
+        object: Object,
+        path: &mut Vec<String>,
+        texts: &mut Texts,
+        errors: &mut Vec<ConfigError>,
+    ) -> Object {
         let entries = object.into_entries().into_iter().map(|entry| {
             let Entry { key: written, key_place, value } = entry;
             let key = self.text(&written, key_place, path, errors).into_owned();
             path.push(written);
-            let value = self.below(value, path, errors);
+            let value = self.below(value, path, texts, errors);
             path.pop();
             Entry { key, key_place, value }
         });
@@ -80,6 +94,29 @@ impl EnvVars {
         let (replaced, unset) = substitute(text, self);
         errors.extend(unset.iter().map(|unset| placed(unset.error().at(place), path)));
         replaced
+    }
+}
+
+/// What numbers and booleans that came of variables were as text, by their places: a password of digits is one still.
+#[derive(Debug, Clone, Default)]
+pub struct Texts(HashMap<Place, String>);
+
+impl Texts {
+    /// The text of a value that came of a variable.
+    pub(super) fn of(&self, node: &Node) -> Option<Value> {
+        let is_typed = matches!(node.value, Value::Number(_) | Value::Bool(_));
+        self.0.get(&node.place).filter(|_| is_typed).map(|text| Value::String(text.clone()))
+    }
+
+    fn typed(&mut self, text: String, place: Place) -> Value {
+        let value = typed(&text);
+        match value {
+            Some(value) => {
+                self.0.insert(place, text);
+                value
+            }
+            None => Value::String(text),
+        }
     }
 }
 
@@ -288,21 +325,18 @@ fn reference(text: &str) -> Option<(Reference<'_>, usize)> {
     Some((Reference { name, default }, text.len() - rest.len()))
 }
 
-/// What a replaced string is: a number, a boolean, or a string still.
-fn typed(text: String) -> Value {
-    match text.as_str() {
-        "true" => return Value::Bool(true),
-        "false" => return Value::Bool(false),
+/// What a replaced string is if it is a number or a boolean.
+fn typed(text: &str) -> Option<Value> {
+    match text {
+        "true" => return Some(Value::Bool(true)),
+        "false" => return Some(Value::Bool(false)),
         _ => {}
     }
     let trimmed = text.trim();
     if let Ok(integer) = trimmed.parse::<i64>() {
-        return Value::Number(integer.into());
+        return Some(Value::Number(integer.into()));
     }
     // Lua's tonumber knows neither inf nor nan.
     let numeric = trimmed.bytes().all(|b| b.is_ascii_digit() || b"+-.eE".contains(&b));
-    match trimmed.parse::<f64>().ok().filter(|_| numeric).and_then(Number::from_f64) {
-        Some(number) => Value::Number(number),
-        None => Value::String(text),
-    }
+    trimmed.parse::<f64>().ok().filter(|_| numeric).and_then(Number::from_f64).map(Value::Number)
 }

@@ -23,18 +23,19 @@ use crate::encryption::Keyring;
 use self::values::{network, nginx_time, port, seconds, shown, size};
 use super::{
     AccessLog, AccessLogEscape, Config, DataEncryption, EnabledPlugins, EnvVars, HttpConfig, PluginNames,
-    RealIp, Role, RouterKind, SslConfig, UpstreamKeepalive, Written,
+    RealIp, Role, RouterKind, SslConfig, Texts, UpstreamKeepalive, Written,
 };
 
 /// Reads every key that has a meaning. Every value that can't be read is an error, and a default stands for it; keys that
 /// nobody knows are reported.
 pub(super) fn read(
     document: &Node,
+    texts: &Texts,
     written: Written,
     environment: &EnvVars,
     reports: &mut Vec<ConfigError>,
 ) -> (Config, Vec<ConfigError>) {
-    let mut reader = Reader { errors: Vec::new(), reports };
+    let mut reader = Reader { texts, errors: Vec::new(), reports };
     let config = reader.config(document, written, environment);
     // A default has no place of its own: that of the nearest key above it which is written.
     let place = |error: ConfigError| match (error.place, &error.field) {
@@ -47,6 +48,8 @@ pub(super) fn read(
 
 /// Reads field by field and collects what is wrong, so that one run shows every fault.
 struct Reader<'r> {
+    /// Of variables that were taken for numbers.
+    texts: &'r Texts,
     errors: Vec<ConfigError>,
     reports: &'r mut Vec<ConfigError>,
 }
@@ -80,15 +83,16 @@ impl Reader<'_> {
         });
     }
 
-    /// What `read` makes of a field that is there; `wanted` is named if it makes nothing of it.
+    /// What `read` makes of a field that is there, or of its text if it came of a variable; `wanted` is named if it makes nothing
+    /// of either.
     fn optional<T>(
         &mut self,
         field: &Field<'_>,
         wanted: &str,
-        read: impl FnOnce(&Value) -> Option<T>,
+        read: impl Fn(&Value) -> Option<T>,
     ) -> Option<T> {
         let node = field.node?;
-        let value = read(&node.value);
+        let value = read(&node.value).or_else(|| read(&self.texts.of(node)?));
         if value.is_none() {
             self.fault(field, format!("expected {wanted}, found {}", shown(node)));
         }
@@ -100,7 +104,7 @@ impl Reader<'_> {
         field: &Field<'_>,
         wanted: &str,
         fallback: T,
-        read: impl FnOnce(&Value) -> Option<T>,
+        read: impl Fn(&Value) -> Option<T>,
     ) -> T {
         self.optional(field, wanted, read).unwrap_or(fallback)
     }
@@ -123,10 +127,10 @@ impl Reader<'_> {
     }
 
     fn texts(&mut self, field: &Field<'_>) -> Option<Vec<String>> {
-        self.optional(field, "a list of strings", |value| match value {
-            Value::Array(items) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
-            _ => None,
-        })
+        self.optional(field, "a list of strings", |value| matches!(value, Value::Array(_)).then_some(()))?;
+        let items = field.items();
+        let texts: Vec<String> = items.iter().filter_map(|item| self.text(item)).collect();
+        (texts.len() == items.len()).then_some(texts)
     }
 
     fn port(&mut self, field: &Field<'_>) -> Option<u16> {
@@ -247,14 +251,12 @@ impl Reader<'_> {
     }
 
     fn data_encryption(&mut self, field: &Field<'_>) -> DataEncryption {
-        let keys = self.optional(&field.key("keyring"), "a list of strings", |value| match value {
-            Value::Array(items) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
-            Value::String(one) => Some(vec![one.clone()]),
-            _ => None,
-        });
+        let keyring = field.key("keyring");
+        let is_list = keyring.node.is_some_and(|node| node.as_array().is_some());
+        let keys = if is_list { self.texts(&keyring) } else { self.text(&keyring).map(|one| vec![one]) };
         let keyring = Keyring::new(keys.iter().flatten().map(String::as_str)).unwrap_or_else(|length| {
             let reason = format!("a key has 16 or 32 bytes, and not {length}");
-            self.fault(&field.key("keyring"), reason);
+            self.fault(&keyring, reason);
             Keyring::default()
         });
         DataEncryption {

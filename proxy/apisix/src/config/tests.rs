@@ -460,6 +460,26 @@ fn what_only_looks_like_a_variable_stays() {
     assert_eq!(substitute_text("${{ x y }} ${{A}}${{B:=}}", &environment).unwrap(), "${{ x y }} 1");
 }
 
+/// A password of digits, which a Secret may hold, kept a gateway from starting.
+#[test]
+fn a_field_of_text_takes_that_of_a_variable_whatever_it_looks_like() {
+    let text = "deployment: {role: control_plane, etcd: {user: u, password: '${{P}}'}, admin: {admin_key: [{name: '${{P}}', \
+                key: '${{P}}', role: admin}]}}\napisix: {ssl: {ssl_trusted_certificate: '${{P}}'}, data_encryption: {keyring: \
+                ['${{K}}']}}\nnginx_config: {http: {access_log_format: '${{P}}', keepalive_timeout: '${{N}}'}}\n";
+    for value in ["20261130", "0012345678", "1e10", "true", "-0", "7.50"] {
+        let config = parse_with_role(text, &[("P", value), ("K", "0000000000000001"), ("N", "7")]);
+        assert_eq!(config.deployment.etcd.unwrap().user.unwrap().password, value);
+        let keys = config.admin.unwrap().keys;
+        assert_eq!(keys.iter().map(|key| (&*key.name, &*key.key)).collect::<Vec<_>>(), [(value, value)]);
+        assert_eq!(config.ssl.trusted_certificate, value);
+        assert_eq!(*config.data_encryption.keyring, Keyring::new(["0000000000000001"]).unwrap());
+        assert_eq!(config.http.access_log.unwrap().format, value);
+        assert_eq!(config.http.keepalive_timeout, Duration::from_secs(7));
+    }
+    // What somebody wrote as a number is one.
+    assert!(only_error("apisix: {ssl: {fallback_sni: 7}}").contains("expected a string, found 7"));
+}
+
 #[test]
 fn workers_can_be_set_from_outside() {
     assert_eq!(parse_with("", &[("APISIX_WORKER_PROCESSES", "3")]).unwrap().worker_processes, Some(3));
