@@ -89,7 +89,7 @@ func (c *checker) ofConfig(text string) {
 	}
 }
 
-// listened are the ports that pods are asked at.
+// listened are the ports that pods are asked at, and says which of the gateway's own servers are not at every address.
 func (c *checker) listened(found *config) []string {
 	var ports []string
 	for _, port := range found.Apisix.NodeListen {
@@ -109,6 +109,9 @@ func (c *checker) listened(found *config) []string {
 	}
 	for _, server := range own {
 		ports = append(ports, named(server.Port, core.ProtocolTCP))
+		if server.IP != "::" {
+			c.fault("port %d is at %q: pods with addresses of the other family are not reached", server.Port, server.IP)
+		}
 	}
 	streams := found.Apisix.StreamProxy
 	if len(streams.TCP)+len(streams.UDP) > 0 && found.Apisix.ProxyMode != "http&stream" {

@@ -97,10 +97,12 @@ deployment.admin.admin_listen: admin, whose port is 9180
 {{- define "sixfold.config" -}}
 {{- $v := .Values -}}
 {{- include "sixfold.agrees" . -}}
+{{/* Of a pod with addresses of either family, both are asked. */}}
+{{- $every := "::" -}}
 {{- $apisix := dict
       "node_listen" (list 9080)
       "ssl" (dict "enable" $v.service.https.enabled "listen" (list (dict "port" 9443)))
-      "status" (dict "ip" "0.0.0.0" "port" 7085)
+      "status" (dict "ip" $every "port" 7085)
       "enable_admin" (eq (include "sixfold.admin" .) "true") -}}
 {{- if $v.streams -}}
 {{- $hosts := ternary (list "0.0.0.0" "[::]") (list "0.0.0.0") (dig "apisix" "enable_ipv6" true $v.config) -}}
@@ -119,7 +121,7 @@ deployment.admin.admin_listen: admin, whose port is 9180
       "http" (dict "access_log" "/dev/stdout")
       "stream" (dict "access_log" "/dev/stdout") -}}
 {{- $prometheus := dict "enable_export_server" $v.metrics.enabled -}}
-{{- if $v.metrics.enabled }}{{- $_ := set $prometheus "export_addr" (dict "ip" "0.0.0.0" "port" 9091) }}{{- end -}}
+{{- if $v.metrics.enabled }}{{- $_ := set $prometheus "export_addr" (dict "ip" $every "port" 9091) }}{{- end -}}
 {{- $deployment := dict "embedded" (dict "directory" "/var/lib/sixfold") -}}
 {{- if eq $v.mode "standalone" -}}
 {{- $_ := set $deployment "role" "data_plane" -}}
@@ -130,7 +132,7 @@ deployment.admin.admin_listen: admin, whose port is 9180
 {{- if $v.admin.enabled -}}
 {{- $key := dict "name" "admin" "role" "admin" "key" "${{SIXFOLD_ADMIN_KEY}}" -}}
 {{- $_ := set $deployment "admin" (dict
-      "admin_listen" (dict "ip" "0.0.0.0" "port" 9180)
+      "admin_listen" (dict "ip" $every "port" 9180)
       "allow_admin" $v.admin.allow
       "admin_key" (list $key)) -}}
 {{- end -}}

@@ -5,8 +5,9 @@ use crate::inheritance::{Handed, Inheritance};
 use crate::sockets::{self, ListenSocket};
 use sixfold_core::listener::{BindAddress, SocketRights};
 use sixfold_core::tls::ServerContext;
+use socket2::{Domain, Socket, Type};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -144,6 +145,7 @@ impl Surface {
 }
 
 fn listen(address: SocketAddr, inheritance: &Inheritance) -> io::Result<std::net::TcpListener> {
+    let address = available(address, Socket::new(Domain::IPV6, Type::STREAM, None).err());
     let wanted = BindAddress::Ip(address);
     if !inheritance.has(&wanted) {
         let listener = std::net::TcpListener::bind(address)?;
@@ -156,6 +158,15 @@ fn listen(address: SocketAddr, inheritance: &Inheritance) -> io::Result<std::net
     match bound.sockets.into_iter().next() {
         Some(ListenSocket::Tcp(listener)) => Ok(listener),
         _ => Err(io::ErrorKind::AddrInUse.into()),
+    }
+}
+
+/// The address; for every one of IPv6, and so of IPv4, every one of IPv4 where this is why there is no IPv6.
+fn available(address: SocketAddr, without: Option<io::Error>) -> SocketAddr {
+    let has_ipv6 = without.is_none_or(|error| error.raw_os_error() != Some(libc::EAFNOSUPPORT));
+    match address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && !has_ipv6 {
+        true => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()),
+        false => address,
     }
 }
 
@@ -250,5 +261,26 @@ mod tests {
         drop(first);
         inheritance.open();
         until(&mut waiting, b"quick");
+    }
+
+    /// Pods may have addresses of either family, and what asks them has that of the cluster.
+    #[test]
+    fn every_address_is_one_of_both_families() {
+        let every: SocketAddr = "[::]:7085".parse().unwrap();
+        let none = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+        assert_eq!(available(every, Some(none)), "0.0.0.0:7085".parse().unwrap());
+        assert_eq!(available(every, Some(io::ErrorKind::Other.into())), every);
+        let surface = Surface::start("t", "[::]:0".parse().unwrap(), Arc::new(Slow)).unwrap();
+        for host in ["127.0.0.1", "::1"] {
+            let address = SocketAddr::new(host.parse().unwrap(), surface.address.port());
+            if surface.address.is_ipv4() && address.is_ipv6() {
+                continue;
+            }
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(b"GET /quick HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.ends_with("quick"), "{host}: {answer}");
+        }
     }
 }
