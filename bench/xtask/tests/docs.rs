@@ -56,6 +56,26 @@ fn links_of_the_book_lead_to_pages_and_headings() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+/// A table of limits had rows with a cell too many, which pushed what happens beyond them off the page.
+#[test]
+fn rows_of_a_table_have_as_many_cells_as_its_head() {
+    let bars = |line: &str| line.replace(r"\|", "").matches('|').count();
+    let (mut pages, mut faults) = (Vec::new(), Vec::new());
+    collect(&root().join("docs"), true, &mut pages);
+    for page in pages {
+        let (mut head, mut in_block) = (None, false);
+        for (number, line) in fs::read_to_string(&page).unwrap().lines().enumerate() {
+            in_block ^= line.trim_start().starts_with("```");
+            let is_row = !in_block && line.starts_with('|');
+            head = is_row.then(|| head.unwrap_or_else(|| bars(line)));
+            if head.is_some_and(|head| head != bars(line)) {
+                faults.push(format!("{}:{}", page.display(), number + 1));
+            }
+        }
+    }
+    assert_eq!(faults, [""; 0]);
+}
+
 /// `cargo xtask book` runs what is marked, and the tests that are named read the rest.
 #[test]
 fn every_example_of_the_book_is_run_or_says_why_not() {

@@ -125,7 +125,7 @@ pub fn run(options: &Options) -> Result<()> {
     let whole =
         !options.quick && options.cases.is_empty() && options.peers.is_empty() && options.binary.is_none();
     let place = if whole { root().join("bench") } else { dir };
-    fs::write(place.join("RESULTS.md"), report.markdown())?;
+    fs::write(place.join("RESULTS.md"), report.markdown(whole))?;
     fs::write(place.join("results.svg"), plot::svg(&report.cases))?;
     println!("written: {}", place.join("RESULTS.md").display());
     Ok(())

@@ -68,8 +68,9 @@ impl Report {
         Ok(())
     }
 
-    pub(super) fn markdown(&self) -> String {
-        let mut text = self.preface() + &goals::section(self);
+    /// The page; a whole run tells of every goal.
+    pub(super) fn markdown(&self, whole: bool) -> String {
+        let mut text = self.preface() + &goals::section(self, whole);
         for result in &self.cases {
             text += &case_section(result);
         }
@@ -204,6 +205,6 @@ mod tests {
     #[test]
     fn a_report_says_which_code_was_measured() {
         let report = Report::begin(Effort::quick(), Vec::new(), "commit `308b822`".to_owned()).unwrap();
-        assert!(report.markdown().contains("\n- Code: commit `308b822`.\n"));
+        assert!(report.markdown(false).contains("\n- Code: commit `308b822`.\n"));
     }
 }
