@@ -48,6 +48,11 @@ pub(crate) fn give_readable(piece: Vec<u8>) {
     give_back(&READ, piece);
 }
 
+/// Memory of the usual size to write behind.
+fn appendable() -> Vec<u8> {
+    take(&WRITE).unwrap_or_else(|| Vec::with_capacity(PIECE))
+}
+
 /// Lends memory for one read.
 pub(crate) fn lend<R>(read: impl FnOnce(&mut [u8]) -> R) -> R {
     let mut piece = readable(PIECE);
@@ -348,7 +353,7 @@ impl WriteBuffer {
     /// Has memory of the usual size, or a large buffer if that has no room for `more` bytes.
     fn make_room(&mut self, more: usize) {
         if self.data.capacity() == 0 {
-            self.data = take(&WRITE).unwrap_or_else(|| Vec::with_capacity(PIECE));
+            self.data = appendable();
         }
         if self.sent > 0 && self.sent >= self.len() {
             // Else what a slow peer has taken would stay here until it has taken everything.
@@ -356,15 +361,14 @@ impl WriteBuffer {
             self.data.truncate(self.data.len() - self.sent);
             self.sent = 0;
         }
-        if self.data.capacity() == PIECE && self.data.len() + more > PIECE {
-            let mut large = take_large(&WRITE).unwrap_or_else(|| Vec::with_capacity(LARGE));
-            large.extend_from_slice(&self.data[self.sent..]);
-            self.replace(large);
+        if self.data.capacity() < LARGE && self.data.len() + more > self.data.capacity() {
+            self.replace(take_large(&WRITE).unwrap_or_else(|| Vec::with_capacity(LARGE)));
         }
     }
 
-    /// Goes on in other memory, which holds what waits.
-    fn replace(&mut self, data: Vec<u8>) {
+    /// Goes on in other memory with what waits.
+    fn replace(&mut self, mut data: Vec<u8>) {
+        data.extend_from_slice(&self.data[self.sent..]);
         self.sent = 0;
         let mut former = std::mem::replace(&mut self.data, data);
         former.clear();
@@ -373,9 +377,11 @@ impl WriteBuffer {
 
     /// Gives a large buffer back that holds little: whoever waits for its peer may wait for long.
     fn shrink(&mut self) {
-        if self.data.capacity() == LARGE && self.len() < LARGE / 4 {
-            let rest = self.data[self.sent..].to_vec();
-            self.replace(rest);
+        let rest = self.len();
+        if self.data.capacity() > PIECE && rest + FRAME_ROOM <= PIECE {
+            self.replace(appendable());
+        } else if self.data.capacity() >= LARGE && rest < LARGE / 4 {
+            self.replace(Vec::with_capacity(rest));
         }
     }
 

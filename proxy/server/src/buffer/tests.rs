@@ -240,7 +240,29 @@ async fn a_few_bytes_keep_no_large_buffer() {
     (0..5).for_each(|_| out.put(&[b'y'; 15_000]));
     assert_eq!(out.data.capacity(), LARGE);
     assert!(soon(|cx| Poll::Ready(out.poll_flush(&mut near, cx).is_pending())).await);
-    assert_eq!((out.len(), out.data.capacity()), (15_000, 15_000));
+    assert_eq!((out.len(), out.data.capacity()), (15_000, PIECE));
+}
+
+/// What was left of a large buffer was copied into memory of its own, which grew by doubling and was given back to nobody.
+#[tokio::test]
+async fn a_slow_peer_leaves_buffers_of_the_two_sizes() {
+    let (mut near, mut far) = tokio::io::duplex(60_000);
+    let mut out = WriteBuffer::default();
+    let kept = || WRITE.with_borrow(Pieces::count);
+    for (more, waiting, capacity) in
+        [(75_000, 15_000, PIECE), (50_000, 5_000, PIECE), (90_000, 35_000, 35_000)]
+    {
+        (0..more / 5_000).for_each(|_| out.put(&[b'y'; 5_000]));
+        assert_eq!(out.data.capacity(), LARGE, "{more}");
+        assert!(soon(|cx| Poll::Ready(out.poll_flush(&mut near, cx).is_pending())).await);
+        assert_eq!((out.len(), out.data.capacity()), (waiting, capacity));
+        assert_eq!(kept().1, 1, "{more}");
+        far.read_exact(&mut [0; 60_000]).await.unwrap();
+    }
+    out.put(&[b'y'; 5_000]);
+    assert_eq!((out.data.capacity(), kept().1), (LARGE, 0));
+    out.abandon();
+    assert_eq!(kept().1, 1);
 }
 
 /// What a slow peer has taken stayed in memory until it had taken everything, which may be a body of any length.
