@@ -23,7 +23,7 @@ mod fault;
 #[cfg(test)]
 mod foretold;
 mod grpc_http1_bridge;
-mod grpc_json_transcoder;
+pub(crate) mod grpc_json_transcoder;
 mod grpc_stats;
 mod grpc_web;
 mod header_mutation;

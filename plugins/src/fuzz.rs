@@ -1,6 +1,7 @@
-//! What must hold for any bytes at all that somebody sends for a token, a set of keys, or for what it is in its mesh. The fuzz
+//! What must hold for any bytes at all that somebody sends for a token, a set of keys, JSON of a call, or for what it is in its mesh. The fuzz
 //! targets in `proxy/fuzz` call this, and so do tests on stable; a broken promise is a failed assertion.
 
+use crate::envoy::grpc_json_transcoder;
 use crate::shared::json;
 use crate::shared::jwt::{KeySet, Token, from_base64url};
 use serde_json::Value;
@@ -11,13 +12,17 @@ use sixfold_xds_api::workload;
 
 /// The bytes as a token and as a set of keys.
 ///
-/// A token that is taken has three parts of base64url and is what its parts say; nothing that was not signed is verified.
+/// A token that is taken has three parts of base64url, with spaces and empty parts that count for nothing, and is what its parts
+/// say; nothing that was not signed is verified.
 pub fn jwt(data: &[u8]) {
     let keys = KeySet::parse(data).ok();
     let Ok(token) = Token::parse(data) else { return };
-    let parts: Vec<&[u8]> = data.split(|byte| *byte == b'.').collect();
+    let parts: Vec<&[u8]> = data.split(|byte| *byte == b'.').filter(|part| !part.is_empty()).collect();
     assert_eq!(parts.len(), 3);
-    let object = |part: &[u8]| from_base64url(part).and_then(|text| json::object(&text));
+    let spaceless = |part: &[u8]| {
+        part.iter().copied().filter(|byte| !b" \t\n\x0b\x0c\r".contains(byte)).collect::<Vec<u8>>()
+    };
+    let object = |part: &[u8]| from_base64url(spaceless(part)).and_then(|text| json::object(&text));
     assert_eq!(object(parts[0]).as_ref(), Some(&token.header));
     assert_eq!(object(parts[1]).as_ref(), Some(&token.payload));
     assert_eq!(token.encoded_payload().as_bytes(), parts[1]);
@@ -27,6 +32,11 @@ pub fn jwt(data: &[u8]) {
     // At no moment it both does not hold yet and holds no longer.
     let _ = token.check_time(u64::MAX, u64::MAX);
     assert!(keys.is_none_or(|keys| keys.verify(&token).is_err()), "a text is no key of itself");
+}
+
+/// The bytes as JSON that a client sends for a call of gRPC.
+pub fn transcoder_json(data: &[u8]) {
+    grpc_json_transcoder::fuzz::check(data);
 }
 
 /// The bytes as what a peer sends over TCP, where both ends tell each other who they are.
@@ -92,6 +102,39 @@ mod tests {
     #[test]
     fn bytes_that_anybody_sends() {
         stable::run("jwt", WORDS, jwt);
+    }
+
+    #[test]
+    fn bytes_that_clients_of_calls_send() {
+        let words = [
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            "\"",
+            "'",
+            "\\",
+            "\\u",
+            "d83d",
+            "\\ude00",
+            "null",
+            "true",
+            "-0",
+            "1e",
+            ".5",
+            "0x",
+            "@type",
+            "value",
+            "type.googleapis.com/google.protobuf.Any",
+            "type.googleapis.com/google.protobuf.Value",
+            "options",
+            "fields",
+            "kind",
+            "s\"",
+        ];
+        stable::run("transcoder_json", &words, transcoder_json);
     }
 
     #[test]

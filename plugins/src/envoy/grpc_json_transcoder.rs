@@ -5,6 +5,7 @@ mod config;
 mod descriptors;
 mod elements;
 mod encode;
+pub(crate) mod fuzz;
 mod http_body;
 mod parse;
 mod paths;

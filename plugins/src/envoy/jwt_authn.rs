@@ -24,7 +24,6 @@ use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::jwt_authn::v3::{
     JwtAuthentication, JwtProvider, PerRouteConfig,
 };
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -66,15 +65,10 @@ fn build(config: JwtAuthentication, mut overrides: Vec<PerRouteConfig>, context:
         Ok(((*name).clone(), Arc::new(provider?)))
     });
     let made: Providers = made.collect::<Result<_, ConfigError>>().in_key("providers")?;
-    let owned = made.values().flat_map(|provider| provider.owned.names()).cloned().collect();
-    let owned: RefCell<Vec<_>> = RefCell::new(owned);
-    let compile = |value: &_| {
-        let requirement = Requirement::new(value, &configs, &made)?;
-        owned.borrow_mut().extend(requirement.told().into_iter().cloned());
-        Ok(requirement)
-    };
+    let owned =
+        OwnedHeaders::new(made.values().flat_map(|provider| provider.owned.names()).cloned().collect());
+    let compile = |value: &_| Requirement::new(value, &configs, &made);
     let rules = Rules::new(&rules, &filter_state_rules, &requirement_map, compile)?;
-    let owned = OwnedHeaders::new(owned.into_inner());
     let rules = match overrides.pop() {
         Some(of_route) => rules.of_route(of_route),
         None => rules,

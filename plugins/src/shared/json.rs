@@ -20,7 +20,7 @@ pub(crate) enum Json {
 
 impl Json {
     /// Reads a text in which at most so many arrays and objects are in each other.
-    fn read(text: &[u8], deepest: usize) -> Result<Json, serde_json::Error> {
+    pub(crate) fn read(text: &[u8], deepest: usize) -> Result<Json, serde_json::Error> {
         let mut deserializer = serde_json::Deserializer::from_slice(text);
         let json = Reader { left: deepest }.deserialize(&mut deserializer)?;
         deserializer.end()?;

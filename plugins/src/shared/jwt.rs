@@ -18,6 +18,7 @@ pub(crate) use token::{Parts, Token};
 use base64::Engine as _;
 use base64::alphabet::URL_SAFE;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use std::borrow::Cow;
 
 /// base64url (RFC 4648 section 5), with or without padding, as Envoy takes it.
 const BASE64URL: GeneralPurpose = GeneralPurpose::new(
@@ -31,6 +32,19 @@ const BASE64URL: GeneralPurpose = GeneralPurpose::new(
 /// The bytes that a text in base64url stands for.
 pub(crate) fn from_base64url(text: impl AsRef<[u8]>) -> Option<Vec<u8>> {
     BASE64URL.decode(text).ok()
+}
+
+/// The bytes that a text in base64url with spaces in it, and padding that is whole or not there, stands for, as Envoy reads tokens
+/// and keys (`absl::WebSafeBase64Unescape`).
+fn from_spaced_base64url(text: &[u8]) -> Option<Vec<u8>> {
+    // C's isspace: Rust's has no vertical tab.
+    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t'..=b'\r');
+    let text: Cow<'_, [u8]> = match text.iter().any(is_space) {
+        true => text.iter().copied().filter(|byte| !is_space(byte)).collect(),
+        false => text.into(),
+    };
+    (!text.ends_with(b"=") || text.len().is_multiple_of(4)).then_some(())?;
+    from_base64url(text)
 }
 
 /// Bytes in base64url without padding.

@@ -277,7 +277,10 @@ impl Provider {
 
     /// Tells upstream and metadata of a token that is good; whether the route is to be chosen again.
     pub(super) fn tell(&self, token: &Token, place: &Place, stream: &mut Stream) -> bool {
-        if let Some(header) = &self.payload_header {
+        // Spaces may be line feeds, which no header has.
+        if let Some(header) =
+            self.payload_header.as_ref().filter(|_| is_clean(token.encoded_payload().as_bytes()))
+        {
             let mut payload = token.encoded_payload().to_owned();
             while self.pad_payload_header && !payload.len().is_multiple_of(4) {
                 payload.push('=');

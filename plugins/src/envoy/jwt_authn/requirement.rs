@@ -22,7 +22,7 @@ use sixfold_xds_api::values::header_name;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The header that says `false` of a token that is not good, where the configuration names no other.
+/// The header that says `false` where the token that decides is not good, if the configuration names no other.
 const STATUS_HEADER: &str = "x-jwt-signature-verified";
 /// How deep requirements may be nested.
 const MAX_DEPTH: usize = 32;
@@ -47,6 +47,8 @@ pub(super) struct Wanted {
     provider: Arc<Provider>,
     audiences: Option<Audiences>,
     places: Places,
+    /// There is no other provider: of several none is told that there is no token.
+    single: bool,
 }
 
 /// Tokens that need not be there, or not be good.
@@ -93,7 +95,7 @@ pub(super) enum Event<'p> {
     Asked(&'p Provider),
     Passed(&'p Provider, Arc<Token>, &'p Place),
     Failed(&'p Provider, Fault),
-    /// Not every token was good, and this header tells it.
+    /// The token that decides was not good, and this header tells it.
     Told(&'p HeaderName),
 }
 
@@ -123,7 +125,8 @@ impl Requirement {
                 return Err(ConfigError::field(field, format!("there is no provider \"{name}\"")));
             };
             let places = Places::of([*config])?;
-            Ok(Requirement::Token(Box::new(Wanted { provider: provider.clone(), audiences, places })))
+            let (provider, single) = (provider.clone(), providers.len() == 1);
+            Ok(Requirement::Token(Box::new(Wanted { provider, audiences, places, single })))
         };
         let each = |values: &[JwtRequirement], field: &str| -> Result<Vec<Requirement>, ConfigError> {
             let each = values.iter().enumerate().map(|(index, value)| {
@@ -168,17 +171,6 @@ impl Requirement {
                 let told = header_name(name, "verification_status_header");
                 optional(Lenient::Failed, Some(told.in_key("extract_only_without_validation")?))
             }
-        }
-    }
-
-    /// The names of the headers by which it tells the upstream of tokens that are not good.
-    pub(super) fn told(&self) -> Vec<&HeaderName> {
-        match self {
-            Requirement::Nothing | Requirement::Token(_) => Vec::new(),
-            Requirement::Any { of: each, .. } | Requirement::All(each) => {
-                each.iter().flat_map(Requirement::told).collect()
-            }
-            Requirement::Optional(optional) => optional.told.iter().collect(),
         }
     }
 
@@ -234,36 +226,35 @@ fn check_any<'p>(
     }
 }
 
-/// Every token that is there is looked at. One that is wrong among good ones is not passed over: the upstream may take
-/// that one.
+/// Every token that is there is looked at, and the last of them decides, which is the first in its places: of others that are
+/// wrong nobody but metadata is told.
 fn check_optional<'p>(optional: &'p Optional, judgement: &mut Judgement<'p, '_>) -> Result<(), Unmet> {
     let Optional { places, providers, lenient, told } = optional;
     let asked = providers.iter().map(|provider| Event::Asked(provider));
     judgement.events.extend(asked);
     // Where there is but one provider it is told of every fault.
     let single = if let [single] = &**providers { Some(&**single) } else { None };
-    let (mut verdict, mut all_good) = (Ok(()), true);
+    let (mut last, mut known) = (Ok(()), None);
     let found = judgement.tokens(places);
     if found.is_empty() {
         judgement.events.extend(single.map(|provider| Event::Failed(provider, Fault::Missing)));
     }
     for found in found {
-        let (provider, checked) = judgement.check_of_any(&found, providers);
-        match checked {
-            Ok(()) => {}
+        last = match judgement.check_of_any(&found, providers, &mut known) {
+            Ok(()) => Ok(()),
             Err(Unmet::Lacks(remote)) => return Err(Unmet::Lacks(remote)),
             Err(Unmet::Fault(fault)) => {
-                all_good = false;
-                let of = provider.or(single);
+                let of = known.or(single);
                 judgement.events.extend(of.map(|provider| Event::Failed(provider, fault)));
-                if *lenient != Lenient::Failed {
-                    verdict = Err(Unmet::Fault(fault));
-                }
+                Err(fault)
             }
-        }
+        };
     }
-    judgement.events.extend(told.as_ref().filter(|_| !all_good).map(Event::Told));
-    verdict
+    judgement.events.extend(told.as_ref().filter(|_| last.is_err()).map(Event::Told));
+    match lenient {
+        Lenient::Failed => Ok(()),
+        Lenient::Nothing | Lenient::Missing => last.map_err(Unmet::Fault),
+    }
 }
 
 impl Wanted {
@@ -271,6 +262,7 @@ impl Wanted {
     fn check<'p>(&'p self, judgement: &mut Judgement<'p, '_>) -> Result<(), Unmet> {
         judgement.events.push(Event::Asked(&self.provider));
         let found = judgement.tokens(&self.places);
+        let is_told = self.single || !found.is_empty();
         let mut verdict = if found.is_empty() { Err(Unmet::Fault(Fault::Missing)) } else { Ok(()) };
         for found in found {
             verdict = judgement.check(&found, &self.provider, self.audiences.as_ref());
@@ -278,7 +270,9 @@ impl Wanted {
                 break;
             }
         }
-        if let Err(Unmet::Fault(fault)) = &verdict {
+        if let Err(Unmet::Fault(fault)) = &verdict
+            && is_told
+        {
             judgement.events.push(Event::Failed(&self.provider, *fault));
         }
         verdict
@@ -310,26 +304,24 @@ impl<'p: 'r, 'r> Judgement<'p, 'r> {
         })
     }
 
-    /// Whether a token is good for the provider of its issuer, which is answered too if there is one.
+    /// Whether a token is good for the provider of its issuer. That becomes `known`; where the token does not tell of it, it
+    /// stays the one of the token before, as in Envoy.
     fn check_of_any(
         &mut self,
         found: &Found<'p, 'r>,
         providers: &'p [Arc<Provider>],
-    ) -> (Option<&'p Provider>, Result<(), Unmet>) {
-        let token = match Token::parse(&found.text) {
-            Ok(token) => token,
-            Err(fault) => return (None, Err(Unmet::Fault(fault))),
-        };
-        let of_issuer = |issuer: &str| providers.iter().find(|provider| *provider.issuer == *issuer);
-        let provider = of_issuer(&token.issuer).or_else(|| of_issuer(""));
-        let Some(provider) = provider.filter(|_| found.allows(&token.issuer)) else {
-            return (None, Err(Unmet::Fault(Fault::UnknownIssuer)));
-        };
-        let checked = self.verify(provider, &token, None).map(drop);
-        if checked.is_ok() {
-            self.events.push(Event::Passed(provider, Arc::new(token), found.place));
+        known: &mut Option<&'p Provider>,
+    ) -> Result<(), Unmet> {
+        let token = Token::parse(&found.text).map_err(Unmet::Fault)?;
+        if !found.allows(&token.issuer) {
+            return Err(Unmet::Fault(Fault::UnknownIssuer));
         }
-        (Some(provider), checked)
+        let of_issuer = |issuer: &str| providers.iter().find(|provider| *provider.issuer == *issuer);
+        *known = of_issuer(&token.issuer).or_else(|| of_issuer("")).map(|provider| &**provider);
+        let provider = known.ok_or(Unmet::Fault(Fault::UnknownIssuer))?;
+        self.verify(provider, &token, None)?;
+        self.events.push(Event::Passed(provider, Arc::new(token), found.place));
+        Ok(())
     }
 
     /// Whether a token is good for a provider.

@@ -1,10 +1,11 @@
 //! Keys, each with what it may verify.
 
-use super::{Fault, Token, from_base64url};
+use super::{Fault, Token, from_spaced_base64url};
 use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::signature::{self, ParsedPublicKey, RsaPublicKeyComponents, VerificationAlgorithm};
 use aws_lc_rs::{constant_time, hmac};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 use x509_parser::x509::SubjectPublicKeyInfo;
@@ -82,6 +83,28 @@ impl Algorithm {
     /// Whether whoever verifies could sign too.
     pub(crate) fn is_of_secrets(self) -> bool {
         OF_SECRETS.contains(&self)
+    }
+
+    /// The signature at the length that verifying takes, `None` if it can't be one. Of an ECDSA signature the halves are the two
+    /// numbers to Envoy, of any length, and an odd byte is of neither (source/common/jwt/verify.cc, `verifySignatureEC`).
+    fn fixed(self, signature: &[u8]) -> Option<Cow<'_, [u8]>> {
+        let length = match self {
+            Es256 => 32,
+            Es384 => 48,
+            Es512 => 66,
+            _ => return Some(signature.into()),
+        };
+        let half = signature.len() / 2;
+        if signature.len() == 2 * length || half == 0 {
+            return Some(signature.into());
+        }
+        let mut fixed = Vec::with_capacity(2 * length);
+        for number in signature.chunks_exact(half).take(2) {
+            let number = without_zeros(number);
+            fixed.resize(fixed.len() + length.checked_sub(number.len())?, 0);
+            fixed.extend_from_slice(number);
+        }
+        Some(fixed.into())
     }
 
     fn of_secrets(self) -> hmac::Algorithm {
@@ -190,7 +213,7 @@ impl Members<'_> {
     }
 
     fn bytes(&self, name: &str) -> Result<Vec<u8>, String> {
-        from_base64url(self.text(name)?).ok_or_else(|| format!("[{name}] is no base64url"))
+        from_spaced_base64url(self.text(name)?.as_bytes()).ok_or_else(|| format!("[{name}] is no base64url"))
     }
 }
 
@@ -240,7 +263,9 @@ impl Key {
         let found = self.verifiers.iter().find(|(algorithm, _)| *algorithm == token.algorithm);
         let verified = match found {
             Some((EdDsa, _)) if token.signature().len() != 64 => return Err(Fault::Ed25519Length),
-            Some((_, verifier)) => verifier.verifies(token.signed(), token.signature()),
+            Some((algorithm, verifier)) => algorithm
+                .fixed(token.signature())
+                .is_some_and(|signature| verifier.verifies(token.signed(), &signature)),
             None => false,
         };
         if verified { Ok(()) } else { Err(Fault::NotVerified) }
@@ -269,7 +294,7 @@ fn rsa(members: &Members<'_>, alg: &str) -> Verifiers {
     if !alg.is_empty() && !alg.starts_with("RS") && !alg.starts_with("PS") {
         return Err(format!("[alg] \"{alg}\" is none of an RSA key"));
     }
-    let number = |name| members.bytes(name).map(without_zeros);
+    let number = |name| members.bytes(name).map(|bytes| without_zeros(&bytes).to_vec());
     let (n, e) = (number("n")?, number("e")?);
     if e != [3] && e != [1, 0, 1] {
         return Err("[e] is neither 3 nor 65537".to_owned());
@@ -284,10 +309,9 @@ fn rsa(members: &Members<'_>, alg: &str) -> Verifiers {
 }
 
 /// Numbers may be written with zeros in front.
-fn without_zeros(mut bytes: Vec<u8>) -> Vec<u8> {
+fn without_zeros(bytes: &[u8]) -> &[u8] {
     let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
-    bytes.drain(..zeros);
-    bytes
+    bytes.get(zeros..).unwrap_or_default()
 }
 
 /// RFC 7518 section 6.2.1. Algorithm and curve go together; one says the other, and neither is P-256, as in Envoy.
@@ -301,11 +325,12 @@ fn elliptic(members: &Members<'_>, alg: &str) -> Verifiers {
     // An uncompressed point: its coordinates at their full length.
     let mut point = vec![4];
     for name in ["x", "y"] {
-        let bytes = without_zeros(members.bytes(name)?);
+        let bytes = members.bytes(name)?;
+        let bytes = without_zeros(&bytes);
         let zeros = usize::checked_sub(length, bytes.len());
         let zeros = zeros.ok_or_else(|| format!("[{name}] is too long for {curve}"))?;
         point.resize(point.len() + zeros, 0);
-        point.extend_from_slice(&bytes);
+        point.extend_from_slice(bytes);
     }
     public(&[algorithm], &point)
 }

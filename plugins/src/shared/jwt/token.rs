@@ -1,13 +1,13 @@
 //! A token, taken apart.
 
-use super::{Algorithm, Fault, from_base64url};
+use super::{Algorithm, Fault, from_base64url, from_spaced_base64url};
 use crate::shared::json;
 use serde_json::{Map, Value};
 
 /// Bytes of a token that are looked at; a longer one is none.
 pub(crate) const MAX_BYTES: usize = 64 * 1024;
 
-/// The three parts of a compact token (RFC 7515 section 7.1), none of them empty and none looked into.
+/// The three parts of a compact token (RFC 7515 section 7.1) of one reading, none of them empty and none looked into.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Parts<'a> {
     text: &'a str,
@@ -59,21 +59,16 @@ impl<'a> Parts<'a> {
 
     /// The bytes that are signed.
     pub(crate) fn signed(&self) -> &'a [u8] {
-        self.text.as_bytes().get(..self.signed_len()).unwrap_or_default()
-    }
-
-    fn signed_len(&self) -> usize {
-        self.header.len() + 1 + self.payload.len()
+        self.text.as_bytes().get(..self.header.len() + 1 + self.payload.len()).unwrap_or_default()
     }
 }
 
 /// A token whose form is right. Nothing in it is true before [`KeySet::verify`](super::KeySet::verify) has said so.
 #[derive(Debug)]
 pub(crate) struct Token {
-    text: Box<str>,
-    /// Bytes up to the second dot: what is signed.
-    signed: usize,
-    /// Bytes up to the first dot.
+    /// Header, dot and claims as they were sent: what is signed.
+    signed: Box<str>,
+    /// Bytes up to the dot.
     header_len: usize,
     signature: Box<[u8]>,
     /// The header's members.
@@ -97,18 +92,25 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// Takes a compact token (RFC 7515 section 7.1) apart: exactly three parts, none of them empty, JSON objects of
-    /// unique members.
+    /// Takes a compact token (RFC 7515 section 7.1) apart as Envoy does (source/common/jwt/jwt.cc, `parseFromString`):
+    /// three parts that are not empty, between however many dots, with spaces in them, JSON objects of unique members.
     ///
     /// # Errors
     /// The first thing that is wrong with its form.
     pub(crate) fn parse(text: &[u8]) -> Result<Token, Fault> {
-        let parts = Parts::of(text)?;
-        let header = parts.header()?;
+        let mut parts = text.split(|byte| *byte == b'.').filter(|part| !part.is_empty());
+        let (Some(header_text), Some(claims_text), Some(signature), None, ..=MAX_BYTES) =
+            (parts.next(), parts.next(), parts.next(), parts.next(), text.len())
+        else {
+            return Err(Fault::BadFormat);
+        };
+        let header = from_spaced_base64url(header_text).ok_or(Fault::HeaderBase64)?;
+        let header = json::object(&header).ok_or(Fault::HeaderJson)?;
         let alg = header.get("alg").and_then(Value::as_str).ok_or(Fault::HeaderAlg)?;
         let algorithm = Algorithm::named(alg).ok_or(Fault::UnknownAlg)?;
         let kid = text_of(&header, "kid", Fault::HeaderKid)?;
-        let payload = parts.payload()?;
+        let payload = from_spaced_base64url(claims_text).ok_or(Fault::PayloadBase64)?;
+        let payload = json::object(&payload).ok_or(Fault::PayloadJson)?;
         let issuer = text_of(&payload, "iss", Fault::IssuerType)?;
         let subject = text_of(&payload, "sub", Fault::SubjectType)?;
         time_of(&payload, "iat", Fault::IssuedAtType, Fault::IssuedAtRange)?;
@@ -116,11 +118,13 @@ impl Token {
         let expires = time_of(&payload, "exp", Fault::ExpiresType, Fault::ExpiresRange)?;
         text_of(&payload, "jti", Fault::IdType)?;
         let audiences = audiences_of(&payload)?;
-        let signature = parts.signature()?;
+        let signature = from_spaced_base64url(signature).ok_or(Fault::SignatureBase64)?;
+        // What is base64url with spaces is text.
+        let signed = [header_text, claims_text].join(&b'.');
+        let signed = String::from_utf8(signed).map_err(|_| Fault::BadFormat)?;
         Ok(Token {
-            text: parts.text.into(),
-            signed: parts.signed_len(),
-            header_len: parts.header.len(),
+            signed: signed.into(),
+            header_len: header_text.len(),
             signature: signature.into(),
             header,
             payload,
@@ -136,7 +140,7 @@ impl Token {
 
     /// The bytes that are signed.
     pub(super) fn signed(&self) -> &[u8] {
-        self.text.as_bytes().get(..self.signed).unwrap_or_default()
+        self.signed.as_bytes()
     }
 
     /// The signature over them.
@@ -144,9 +148,9 @@ impl Token {
         &self.signature
     }
 
-    /// The claims as they were sent: base64url.
+    /// The claims as they were sent: base64url, in which there may be spaces.
     pub(crate) fn encoded_payload(&self) -> &str {
-        self.text.get(self.header_len + 1..self.signed).unwrap_or_default()
+        self.signed.get(self.header_len + 1..).unwrap_or_default()
     }
 
     /// Whether it holds at `now`, seconds since 1970, by a clock that may be `skew` seconds off.

@@ -62,6 +62,12 @@ pub(crate) trait Downstream: Send {
     /// Ready when the client has gone away. Asked while nothing else is read from it.
     fn poll_closed(&mut self, cx: &mut Timed<'_>) -> Poll<DownstreamError>;
 
+    /// The same while a plugin is waited for. It may answer, and then the connection carries another request if this one has
+    /// come whole: so more is read ahead.
+    fn poll_left(&mut self, cx: &mut Timed<'_>) -> Poll<DownstreamError> {
+        self.poll_closed(cx)
+    }
+
     /// Cuts a response that can't be completed: the client must not take it for whole.
     fn reset(&mut self);
 

@@ -542,5 +542,5 @@ fn left<D: Downstream>(down: &mut D, cx: &mut Timed<'_>) -> Poll<DownstreamError
     if let Poll::Ready(Err(gone)) = down.poll_flush(cx) {
         return Poll::Ready(gone);
     }
-    down.poll_closed(cx)
+    down.poll_left(cx)
 }

@@ -4,6 +4,7 @@ use super::clock::{Clock, Expired, time_of_day};
 use super::downstream::{Downstream, DownstreamError};
 use super::respond::{self, Refusal};
 use super::{Env, exchange, h2_server, timeouts};
+use crate::budget::Reservation;
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::closing;
 use crate::deadline::{Timed, after, within};
@@ -29,7 +30,7 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Bytes of later requests that are read ahead while one is being served.
+/// Bytes that are read ahead while a request is being served: of later ones, or of its body.
 const READ_AHEAD: usize = 64 * 1024;
 /// Bytes that nginx's log shows of a line that is no request line.
 const MAX_LINE: usize = 8 * 1024;
@@ -50,6 +51,8 @@ pub(super) struct H1Client {
     version: Version,
     has_host: bool,
     upgrade: Option<Box<str>>,
+    /// The place in the budget of what was read ahead beyond [`READ_AHEAD`].
+    ahead: Option<Reservation>,
     /// The connection may carry another request.
     keep_alive: bool,
     /// The response was cut.
@@ -176,6 +179,7 @@ impl H1Client {
             version: Version::Http11,
             has_host: false,
             upgrade: None,
+            ahead: None,
             keep_alive: true,
             cut: false,
             tunnel: false,
@@ -339,7 +343,36 @@ impl H1Client {
     /// Whether another request may come.
     fn goes_on(&mut self) -> bool {
         self.body.settle(&mut self.read);
+        self.ahead = None;
         self.keep_alive && !self.cut && !self.tunnel && self.body.is_ended() && self.out.len() == 0
+    }
+
+    /// Reads on until the client is gone; while a plugin is waited for more of the body than else.
+    fn poll_ahead(&mut self, cx: &mut Timed<'_>, plugin: bool) -> Poll<DownstreamError> {
+        // The piece given last must stay where it is; nothing is read ahead behind it.
+        while self.read.filled().len() < READ_AHEAD || (plugin && self.takes_body()) {
+            match ready!(self.read.poll_fill(&mut self.io, cx)) {
+                Ok(1..) => {}
+                _ => {
+                    self.env.ending.left();
+                    return Poll::Ready(DownstreamError::Closed);
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Whether more of the body than [`READ_AHEAD`] may be read ahead: Envoy's filters take as much of it into memory as may
+    /// wait on a connection, and here it is a part of the budget for bodies.
+    fn takes_body(&mut self) -> bool {
+        let (env, here) = (&self.env, self.read.filled().len());
+        let may = env.hcm.profile == Profile::Envoy && here < env.hcm.buffer_limit;
+        if !may || self.body.is_ended() || self.upgrade.is_some() {
+            return false;
+        }
+        let budget = &env.worker.shared.bodies;
+        // The buffer doubles when it is full.
+        self.ahead.get_or_insert_with(|| Reservation::empty(budget)).resize(2 * here)
     }
 
     /// Ends the connection after its last response.
@@ -385,6 +418,9 @@ impl Downstream for H1Client {
         cx: &mut Timed<'_>,
         trailers: &mut Headers,
     ) -> Poll<Result<BodyEvent<'_>, DownstreamError>> {
+        if self.ahead.is_some() && self.read.filled().len() <= READ_AHEAD {
+            self.ahead = None;
+        }
         let opts = &self.env.h1;
         match ready!(self.body.poll_next(&mut self.read, &mut self.io, cx, trailers, opts)) {
             Ok(Next::Data(at)) => Poll::Ready(Ok(BodyEvent::Data(Piece::Borrowed(&self.read.filled()[at])))),
@@ -477,17 +513,11 @@ impl Downstream for H1Client {
     }
 
     fn poll_closed(&mut self, cx: &mut Timed<'_>) -> Poll<DownstreamError> {
-        // The piece given last must stay where it is; nothing is read ahead behind it.
-        while self.read.filled().len() < READ_AHEAD {
-            match ready!(self.read.poll_fill(&mut self.io, cx)) {
-                Ok(1..) => {}
-                _ => {
-                    self.env.ending.left();
-                    return Poll::Ready(DownstreamError::Closed);
-                }
-            }
-        }
-        Poll::Pending
+        self.poll_ahead(cx, false)
+    }
+
+    fn poll_left(&mut self, cx: &mut Timed<'_>) -> Poll<DownstreamError> {
+        self.poll_ahead(cx, true)
     }
 
     fn reset(&mut self) {

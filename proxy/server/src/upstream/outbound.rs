@@ -5,6 +5,7 @@ use crate::deadline::{Deadline, Timed, poll_within};
 use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
 use sixfold_core::cluster::{InFlight, OutcomeKind};
+use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Headers;
 use sixfold_core::message::{RequestHead, ResponseHead};
 use std::collections::VecDeque;
@@ -95,9 +96,11 @@ impl Outbound {
         Ok(())
     }
 
-    /// Whether the request goes out again after `error`: it was the connection that failed it.
+    /// Whether the request goes out again after `error`: it was the connection that failed it. Envoy replaces no connection
+    /// of its pools that has died under a request.
     pub(crate) fn resends(&mut self, error: &UpstreamError, idempotent: bool) -> bool {
-        let replaces = self.pooled && !self.head_seen && idempotent;
+        let profile = self.flight.as_ref().map(|flight| flight.cluster().config.profile);
+        let replaces = profile == Some(Profile::Apisix) && self.pooled && !self.head_seen && idempotent;
         self.resend.wanted(error, || replaces)
     }
 
