@@ -77,8 +77,9 @@ fn check_message(message: &MessageDescriptor, json: &Json) {
     assert!(decoded.is_ok(), "{json} is no {}: {decoded:?}", message.name());
     // What can't be told in JSON, for it is too deep or no moment, is told so.
     let Ok(printed) = print::json(message, &encoded, PrintOptions::default()) else { return };
-    let strict = Json::read(&printed, 2 * MAX_DEPTH);
-    let again = strict.ok().and_then(|json| encode(message, &json));
+    // By our reader: serde_json rounds long numbers.
+    assert!(Json::read(&printed, 2 * MAX_DEPTH).is_ok(), "{}", String::from_utf8_lossy(&printed));
+    let again = parse::read(&printed, 2 * MAX_DEPTH).ok().and_then(|json| encode(message, &json));
     let printed_again = again.and_then(|again| print::json(message, &again, PrintOptions::default()).ok());
     assert_eq!(
         printed_again.as_deref().map(String::from_utf8_lossy),
