@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 use support::gateway::{Ports, start};
 use support::{Directory, LIMIT, Process, get, read};
 
+/// So often it is tried whether others go on.
+const TURNS: usize = 5;
+
 /// A gateway with one worker.
 struct Gateway {
     _directory: Directory,
@@ -116,9 +119,13 @@ fn held(gateway: &Gateway, path: &str, size: usize) -> (Duration, Duration) {
 fn others_are_answered_while_a_long_body_is_searched() {
     let gateway = gateway();
     for (path, size) in [("/field", 48 << 20), ("/form", 16 << 20), ("/graphql", 16 << 20)] {
-        let (longest, took) = held(&gateway, path, size);
-        eprintln!("{path}: {size} bytes in {took:?}, others waited for {longest:?} at most");
-        assert!(longest < (took / 3).max(Duration::from_millis(100)), "{path}: {longest:?} of {took:?}");
+        // A worker that searches by itself holds others up each time, a busy machine now and then.
+        let free = (0..TURNS).any(|_| {
+            let (longest, took) = held(&gateway, path, size);
+            eprintln!("{path}: {size} bytes in {took:?}, others waited for {longest:?} at most");
+            longest < (took / 3).max(Duration::from_millis(100))
+        });
+        assert!(free, "{path}");
     }
     // Short ones are searched at once.
     for path in ["/field", "/form", "/graphql"] {

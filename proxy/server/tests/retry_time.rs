@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::clock::{StoppedClock, settle};
 use common::{Setup, get, ok, read_message, status};
 use parking_lot::Mutex;
 use sixfold_core::matcher::HeaderTarget;
@@ -16,49 +17,13 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::task::yield_now;
 use tokio::time::Instant;
 
-/// Turns of the scheduler in which everything that can happen now has happened: sockets of this machine are looked
-/// at every 61 turns.
-const TURNS: usize = 600;
 /// More than any test sees.
 const MOST: usize = 100;
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
-}
-
-/// A clock that stands still. A blocking task keeps the runtime from moving it whenever only timers are waited for,
-/// which it would do although bytes are on their way.
-struct StoppedClock {
-    start: Instant,
-    _blocker: std::sync::mpsc::Sender<()>,
-}
-
-impl StoppedClock {
-    #[allow(clippy::disallowed_methods, reason = "only a blocking task stops the clock")]
-    fn new() -> StoppedClock {
-        tokio::time::pause();
-        let (_blocker, blocked) = std::sync::mpsc::channel::<()>();
-        tokio::task::spawn_blocking(move || blocked.recv());
-        StoppedClock { start: Instant::now(), _blocker }
-    }
-
-    /// Moves on to `at` after the start, millisecond by millisecond.
-    async fn to(&self, at: Duration) {
-        settle().await;
-        while self.start.elapsed() < at {
-            tokio::time::advance(ms(1)).await;
-            settle().await;
-        }
-    }
-}
-
-async fn settle() {
-    for _ in 0..TURNS {
-        yield_now().await;
-    }
 }
 
 /// What the upstream does about an attempt.

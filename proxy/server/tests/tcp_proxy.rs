@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::clock::{StoppedClock, settle};
 use common::*;
 use parking_lot::Mutex;
 use sixfold_core::access_log::{AccessLog, LogSink};
@@ -365,17 +366,23 @@ async fn silence_ends_a_connection_and_bytes_of_either_side_put_it_off() {
     bench.cluster("a", &[listener.local_addr().unwrap()], |_| {});
     bench.proxy.idle_timeout = Some(Duration::from_millis(300));
     let proxy = bench.serve().await;
-    let start = Instant::now();
+    let clock = StoppedClock::new();
     let mut client = proxy.connect().await;
     let mut up = listener.accept().await.unwrap().0;
+    settle().await;
     for _ in 0..2 {
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        clock.pass(Duration::from_millis(200)).await;
         client.write_all(b"x").await.unwrap();
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        settle().await;
+        clock.pass(Duration::from_millis(200)).await;
         up.write_all(b"y").await.unwrap();
+        settle().await;
     }
+    clock.pass(Duration::from_millis(290)).await;
+    assert_eq!(proxy.proxy.stats.idle_timeout().get(), 0, "it ended too early");
+    clock.pass(Duration::from_millis(20)).await;
+    clock.go_on();
     assert_eq!(rest(&mut client).await, b"yy");
-    assert!(start.elapsed() >= Duration::from_millis(880), "{:?}", start.elapsed());
     assert_eq!(rest(&mut up).await, b"xx");
     assert_eq!(proxy.log(1).await, "0 - a 1 2 2 tcp_session_idle_timeout\n");
     assert_eq!(proxy.proxy.stats.idle_timeout().get(), 1);
@@ -408,9 +415,12 @@ async fn draining_closes_what_is_left_when_its_time_is_up() {
     let proxy = bench.serve().await;
     let mut client = proxy.connect().await;
     client.read_exact(&mut [0; 2]).await.unwrap();
+    // Its time does not run before the byte is back.
+    let clock = StoppedClock::new();
     proxy.drain.start(DrainStrategy::Gradual, Some(Duration::from_millis(200)));
     client.write_all(b"x").await.unwrap();
     client.read_exact(&mut [0; 1]).await.unwrap();
+    clock.go_on();
     assert_eq!(rest(&mut client).await, b"");
     assert_eq!(proxy.log(1).await, "0 - a 1 1 3 deferred_close_on_drained_connection\n");
 }

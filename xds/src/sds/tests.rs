@@ -354,7 +354,11 @@ fn a_disk_that_hangs_holds_up_no_other_secret() {
     write("hangs.yaml");
     for _ in 0..2 {
         write("other.yaml");
-        assert!(has_changed(&other));
+        // On a busy machine its own disk may answer too late for one look.
+        let begun = Instant::now();
+        while !has_changed(&other) {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+        }
     }
     HANGS.store(false, SeqCst);
     // The thread that was left to the disk has to notice.

@@ -14,6 +14,7 @@ use sixfold_core::plugin::{
 use sixfold_core::stream::FilterObject;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::jwt_authn::v3::per_route_config::RequirementSpecifier;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use tokio::sync::Notify;
 
 /// A set of keys where it does not matter which.
 const KEYS: &str = r#"{"keys": [{"kty": "oct", "k": "AAAA"}]}"#;
@@ -508,24 +509,29 @@ async fn keys_are_fetched_beside_requests() {
         until(&|| service.answer.lock().is_none()).await;
     }
     drop(filter);
-    tokio::time::sleep(std::time::Duration::from_millis(60)).await;
-    *service.answer.lock() = keys();
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    assert!(service.answer.lock().is_some(), "nobody is there to ask for them");
+    // One may be on its way yet, no more.
+    let mut asked = 0;
+    while service.answer.lock().is_none() {
+        assert!(asked < 3, "nobody is there to ask for them");
+        asked += 1;
+        *service.answer.lock() = keys();
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
 }
 
-/// A key server that answers after a while.
+/// A key server that answers once it is told to.
 struct Slow {
     keys: String,
     asked: AtomicU32,
+    answers: Arc<Notify>,
 }
 
 impl Callout for Slow {
     fn send(&self, _: CalloutRequest) -> CalloutFuture {
         self.asked.fetch_add(1, Relaxed);
-        let keys = answer(200, &self.keys);
+        let (keys, answers) = (answer(200, &self.keys), self.answers.clone());
         Box::pin(async move {
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            answers.notified().await;
             Ok(keys)
         })
     }
@@ -541,7 +547,8 @@ async fn the_fetch_goes_on_when_the_client_that_began_it_leaves() {
     let signer = Signer::new("ES256");
     let bearer = bearer(&signer.token(&claims(json!({}))));
     let headers = [("authorization", bearer.as_str())];
-    let service = Arc::new(Slow { keys: set_of(&[signer.jwk()]), asked: AtomicU32::new(0) });
+    let (asked, answers) = (AtomicU32::new(0), Arc::new(Notify::new()));
+    let service = Arc::new(Slow { keys: set_of(&[signer.jwk()]), asked, answers });
     let context = BuildContext { callout: service.clone(), ..testing::context() };
     let filter = testing::filter_in(&factory(), &config(remote(json!({})), ""), &[], &context).unwrap();
     for _ in 0..3 {
@@ -550,6 +557,7 @@ async fn the_fetch_goes_on_when_the_client_that_began_it_leaves() {
         let left = tokio::time::timeout(std::time::Duration::from_millis(20), access).await;
         assert!(left.is_err(), "it waits");
     }
+    service.answers.notify_one();
     assert!(finish(filter.access(&mut stream("/", &headers))).await.is_none());
     assert_eq!(service.asked.load(Relaxed), 1);
 }

@@ -9,15 +9,30 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-/// After so long without an answer whoever asks may do something with those that have come.
-const PAUSE: Duration = Duration::from_millis(20);
-
 /// Rounds of looks at files. A disk that does not answer is waited for once, for two seconds or for a fifth of one while
 /// another is waited for, and its file is left out of further rounds until it does.
 #[derive(Default)]
 pub struct Rounds {
     /// Paths whose disks owe an answer; each is a thread.
     owed: Arc<Mutex<BTreeSet<PathBuf>>>,
+    waits: Waits,
+}
+
+/// How long an answer is waited for.
+#[derive(Clone, Copy)]
+struct Waits {
+    /// After so long without one whoever asks may do something with those that have come.
+    pause: Duration,
+    /// After so long in that pause its disk does not answer.
+    first: Duration,
+    /// The same while another answer is owed.
+    next: Duration,
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        Waits { pause: Duration::from_millis(20), first: PATIENCE, next: NEXT_PATIENCE }
+    }
 }
 
 /// What a round brings.
@@ -85,10 +100,11 @@ impl Rounds {
         work: &Mutex<Work>,
         found: &mut impl FnMut(Found<'_, T>),
     ) {
-        let patience = if self.owed.lock().is_empty() { PATIENCE } else { NEXT_PATIENCE };
+        let Waits { pause, first, next } = self.waits;
+        let patience = if self.owed.lock().is_empty() { first } else { next };
         let mut is_pause = false;
         loop {
-            match answered.recv_timeout(if is_pause { patience } else { PAUSE }) {
+            match answered.recv_timeout(if is_pause { patience } else { pause }) {
                 Ok((path, answer)) => {
                     is_pause = false;
                     found(Found::Answer(&path, answer));
@@ -149,26 +165,35 @@ mod tests {
     use super::*;
     use std::time::Instant;
 
-    /// The answers of a round by path, and how many pauses there were.
-    fn round(rounds: &Rounds, hangs: Option<&Arc<Mutex<()>>>) -> (Vec<(String, bool)>, usize) {
+    /// What no answer takes, however busy the machine is.
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// What a round of three files brought, in this order: a path with whether it answered, or nothing for a pause.
+    fn round(rounds: &Rounds, hangs: Option<&Arc<Mutex<()>>>) -> Vec<Option<(String, bool)>> {
         let files = ["a", "b", "c"].map(|name| (PathBuf::from(name), hangs.cloned().filter(|_| name == "b")));
         let ask = |path: &Path, hangs: Option<Arc<Mutex<()>>>| {
             hangs.iter().for_each(|hangs| drop(hangs.lock()));
             Ok(path.display().to_string())
         };
-        let (mut all, mut pauses) = (Vec::new(), 0);
+        let mut all = Vec::new();
         rounds
             .ask(files, ask, |found| match found {
                 Found::Answer(path, answer) => {
                     let name = path.display().to_string();
                     assert!(answer.as_ref().map_or(true, |text| *text == name));
-                    all.push((name, answer.is_ok()));
+                    all.push(Some((name, answer.is_ok())));
                 }
-                Found::Pause => pauses += 1,
+                Found::Pause => all.push(None),
             })
             .unwrap();
-        all.sort();
-        (all, pauses)
+        all
+    }
+
+    /// The answers alone, by path.
+    fn answers(all: Vec<Option<(String, bool)>>) -> Vec<(String, bool)> {
+        let mut answers: Vec<_> = all.into_iter().flatten().collect();
+        answers.sort();
+        answers
     }
 
     fn told(well: [bool; 3]) -> Vec<(String, bool)> {
@@ -178,22 +203,32 @@ mod tests {
     /// A file whose disk hung held up all the others that were looked at by the same thread.
     #[test]
     fn a_file_that_hangs_holds_up_no_other() {
-        let (rounds, disk) = (Rounds::default(), Arc::new(Mutex::new(())));
-        assert_eq!(round(&rounds, None), (told([true; 3]), 0));
+        let waits = Waits { pause: LONG, ..Waits::default() };
+        let all = round(&Rounds { waits, ..Rounds::default() }, None);
+        assert!(all.iter().all(Option::is_some), "answers that come at once leave no pause: {all:?}");
+        assert_eq!(answers(all), told([true; 3]));
+        let waits = Waits { first: 2 * PATIENCE, next: LONG, ..Waits::default() };
+        let (rounds, disk) = (Rounds { waits, ..Rounds::default() }, Arc::new(Mutex::new(())));
         let hung = disk.lock();
-        let (all, pauses) = round(&rounds, Some(&disk));
-        assert_eq!(
-            (all, pauses),
-            (told([true, false, true]), 1),
-            "what came before it is shown in the pause"
-        );
+        let all = round(&rounds, Some(&disk));
+        let silent = all.iter().position(|one| *one == Some(("b".to_owned(), false))).unwrap();
+        assert_eq!(all[silent - 1], None, "what came before it is shown in the pause: {all:?}");
+        assert!(all[..silent].contains(&Some(("a".to_owned(), true))), "{all:?}");
+        assert_eq!(answers(all), told([true, false, true]));
         let start = Instant::now();
-        assert_eq!(round(&rounds, None).0, told([true, false, true]), "it is not asked again");
-        assert!(start.elapsed() < PATIENCE);
+        assert_eq!(answers(round(&rounds, None)), told([true, false, true]), "it is not asked again");
+        assert!(start.elapsed() < LONG / 2);
         drop(hung);
         while !rounds.owed.lock().is_empty() {
             std::thread::yield_now();
         }
-        assert_eq!(round(&rounds, None).0, told([true; 3]));
+        assert_eq!(answers(round(&rounds, None)), told([true; 3]));
+    }
+
+    /// What is as it is outside of tests.
+    #[test]
+    fn while_one_is_owed_others_have_less_time() {
+        let Waits { pause, first, next } = Waits::default();
+        assert!(pause < next && next < first);
     }
 }

@@ -1,6 +1,8 @@
 //! A proxy in this process: one listener, one route table, upstreams played by the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code, unreachable_pub)]
 
+pub mod clock;
+
 use parking_lot::Mutex;
 use sixfold_core::access_log::{AccessLog, LogSink};
 use sixfold_core::cluster::*;

@@ -296,13 +296,19 @@ fn a_parser_goes_on_with_the_next_request() {
 #[test]
 fn a_trickling_head_is_scanned_once() {
     let request = format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}\r\n y\r\n\r\n", "a\r\n ".repeat(12_000));
-    let (mut parser, mut head) = (HeadParser::new(), RequestHead::default());
-    let start = std::time::Instant::now();
-    for end in 1..request.len() {
-        assert_eq!(parser.request(&request.as_bytes()[..end], &mut head, &envoy()), Ok(None));
-    }
-    assert!(parser.request(request.as_bytes(), &mut head, &envoy()).unwrap().is_some());
-    assert!(start.elapsed() < std::time::Duration::from_millis(500), "{:?}", start.elapsed());
+    let took = || {
+        let (mut parser, mut head) = (HeadParser::new(), RequestHead::default());
+        let start = std::time::Instant::now();
+        for end in 1..request.len() {
+            assert_eq!(parser.request(&request.as_bytes()[..end], &mut head, &envoy()), Ok(None));
+        }
+        assert!(parser.request(request.as_bytes(), &mut head, &envoy()).unwrap().is_some());
+        start.elapsed()
+    };
+    // A machine may stall in one turn, a square is slow in each.
+    let turns: Vec<_> = (0..5).map(|_| took()).collect();
+    let least = turns.iter().min().unwrap();
+    assert!(*least < std::time::Duration::from_millis(500), "{turns:?}");
 }
 
 /// nginx passed both of two Upgrade fields on, and an upstream may take the second; an empty one was an upgrade for
