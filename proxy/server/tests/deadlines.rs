@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::clock::{StoppedClock, settle};
 use common::*;
 use sixfold_core::cluster::BreakerLimits;
 use sixfold_core::hcm::{HttpStats, Profile};
@@ -14,8 +15,10 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// A limit that passes in a test.
 const SHORT: Duration = Duration::from_millis(250);
-/// One that passes only where nothing goes on.
-const LONG: Duration = Duration::from_secs(20);
+/// What timers are rounded by, and more.
+const NEAR: Duration = Duration::from_millis(20);
+/// Settled so often, all buffers between an upstream and a client that reads nothing are full.
+const FILLING: usize = 50;
 /// More than any buffer on the way holds.
 const LARGE: usize = 32 << 20;
 
@@ -115,22 +118,30 @@ async fn a_slow_client_is_not_charged_to_the_upstream() {
         });
     }
     let (proxy, _) = setup.serve().await;
+    // No time passes but that of the client.
+    let clock = StoppedClock::new();
     let mut socket = TcpStream::connect(proxy).await.unwrap();
     socket.write_all(b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+    settle().await;
     for _ in 0..4 {
-        tokio::time::sleep(SHORT * 2).await;
+        clock.pass(SHORT * 2).await;
         socket.write_all(b"x").await.unwrap();
+        settle().await;
     }
-    let response = tokio::time::timeout(LONG, read_message(&mut socket)).await.unwrap().unwrap();
+    let response = read_message(&mut socket).await.unwrap();
     assert!(response.starts_with("HTTP/1.1 200 OK"), "{response}");
     let mut reader = stalled(proxy, &get("/large")).await;
-    tokio::time::sleep(SHORT * 4).await;
+    // Until all buffers are full.
+    for _ in 0..FILLING {
+        settle().await;
+    }
+    clock.pass(SHORT * 4).await;
     // From here on it is quick: through so small a window the kernel's probes, which wait longer each time, may take minutes.
     socket2::SockRef::from(&reader).set_recv_buffer_size(4 << 20).unwrap();
     let mut left = LARGE;
     let mut piece = vec![0; 1 << 16];
     while left > 0 {
-        let n = tokio::time::timeout(LONG, reader.read(&mut piece)).await.unwrap().unwrap();
+        let n = reader.read(&mut piece).await.unwrap();
         assert!(n > 0, "cut {left} bytes before the end");
         left = left.saturating_sub(n);
     }
@@ -169,18 +180,23 @@ async fn a_silent_tunnel_ends_after_the_read_timeout_and_either_side_may_speak()
     });
     let seen = Seen::new(&setup);
     let (proxy, _) = setup.serve().await;
+    let clock = StoppedClock::new();
     let mut socket = TcpStream::connect(proxy).await.unwrap();
     let request = "GET / HTTP/1.1\r\nHost: t\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     socket.write_all(request.as_bytes()).await.unwrap();
     let response = read_message(&mut socket).await.unwrap();
     assert!(response.starts_with("HTTP/1.1 101 "), "{response}");
-    tokio::time::sleep(read / 2).await;
-    let spoken = Instant::now();
+    settle().await;
+    clock.pass(read / 2).await;
     socket.write_all(b"hello").await.unwrap();
+    settle().await;
+    clock.pass(read - NEAR).await;
+    assert_eq!(seen.0.downstream_cx_active().get(), 1, "it ended too early");
+    clock.pass(2 * NEAR).await;
+    clock.go_on();
+    seen.no_connection_is_left().await;
     let mut rest = Vec::new();
     let _ = socket.read_to_end(&mut rest).await;
-    assert!(spoken.elapsed() >= read, "{:?}", spoken.elapsed());
-    seen.no_connection_is_left().await;
 }
 
 /// Telling HTTP/2 from HTTP/1 waited for the idle time, and then waiting for a request did.
@@ -190,13 +206,16 @@ async fn a_connection_without_a_request_is_idle_once() {
     setup.timeouts.idle = Some(SHORT * 4);
     let seen = Seen::new(&setup);
     let (proxy, _) = setup.serve().await;
-    let start = Instant::now();
+    let clock = StoppedClock::new();
     let mut socket = TcpStream::connect(proxy).await.unwrap();
-    assert_eq!(socket.read(&mut [0; 1]).await.unwrap(), 0);
-    assert!(start.elapsed() >= SHORT * 4);
-    seen.no_connection_is_left().await;
+    settle().await;
+    clock.pass(SHORT * 4 - NEAR).await;
+    assert_eq!(seen.0.downstream_cx_active().get(), 1, "it ended too early");
+    clock.pass(SHORT * 4).await;
     assert_eq!(seen.0.downstream_cx_idle_timeout().get(), 1, "one wait, not two");
-    assert!(start.elapsed() < SHORT * 8, "{:?}", start.elapsed());
+    clock.go_on();
+    assert_eq!(socket.read(&mut [0; 1]).await.unwrap(), 0);
+    seen.no_connection_is_left().await;
 }
 
 /// A client that was to wait for it heard it only where an upstream was, and only for a body. nginx forwards no request

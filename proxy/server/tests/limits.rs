@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::clock::StoppedClock;
 use common::*;
 use sixfold_core::cluster::BreakerLimits;
 use sixfold_core::hcm::Profile;
@@ -120,15 +121,17 @@ async fn a_connection_that_is_old_enough_ends_after_its_response_or_idle() {
     setup.cluster("a", &[up.address], |_| {});
     setup.route("/", "a", |_| {});
     let (proxy, _) = setup.serve().await;
+    let clock = StoppedClock::new();
     let (mut busy, mut idle) =
         (TcpStream::connect(proxy).await.unwrap(), TcpStream::connect(proxy).await.unwrap());
     for client in [&mut busy, &mut idle] {
         client.write_all(get("/").as_bytes()).await.unwrap();
         assert!(!read_message(client).await.unwrap().contains("connection: close"));
     }
-    tokio::time::sleep(Duration::from_millis(150)).await;
+    clock.pass(Duration::from_millis(150)).await;
     busy.write_all(get("/").as_bytes()).await.unwrap();
     assert!(read_message(&mut busy).await.unwrap().contains("connection: close"));
+    clock.go_on();
     let end = tokio::time::timeout(Duration::from_secs(5), idle.read(&mut [0; 1])).await;
     assert_eq!(end.unwrap().unwrap(), 0);
 }

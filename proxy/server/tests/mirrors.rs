@@ -206,14 +206,15 @@ async fn a_mirror_that_is_late_and_goes_on_taking_gets_the_whole_body() {
     let mut late_one = Mirrored::new(a.address, &[late.local_addr().unwrap()]);
     late_one.setup.buffer_limit = 32 << 20;
     let (proxy, registry) =
-        late_one.route(&["m0"], |f| f.timeouts.request = Some(Duration::from_millis(800))).serve().await;
+        late_one.route(&["m0"], |f| f.timeouts.request = Some(Duration::from_secs(2))).serve().await;
     let (took, mut taken) = tokio::sync::mpsc::channel(1000);
     let mirror = tokio::spawn(async move {
         let (mut copy, _) = late.accept().await.unwrap();
         let mut piece = vec![0; PIECE];
         while copy.read_exact(&mut piece).await.is_ok() {
             let _ = took.send(()).await;
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            // Longer than that for all of them.
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
     let mut client = TcpStream::connect(proxy).await.unwrap();
@@ -237,7 +238,8 @@ async fn a_mirror_that_is_late_and_goes_on_taking_gets_the_whole_body() {
 #[tokio::test]
 async fn a_mirror_that_stops_in_the_middle_of_a_body_is_given_up_in_time() {
     let (a, _) = recording(|_| ok("done")).await;
-    let limit = Some(Duration::from_millis(300));
+    // That of the request itself, too.
+    let limit = Some(Duration::from_secs(3));
     let stopped = with_a_small_window();
     let (proxy, registry) = Mirrored::new(a.address, &[stopped.local_addr().unwrap()])
         .route(&["m0"], |f| f.timeouts.request = limit)
@@ -265,7 +267,7 @@ async fn mirrors_that_fail_hang_or_are_not_there_change_nothing() {
     let mut mirrored = Mirrored::new(a.address, &[closer.address, dead, hanging]);
     mirrored.setup.cluster("empty", &[], |_| {});
     let names = ["m0", "m1", "m2", "empty", "nowhere"];
-    let limit = Some(Duration::from_millis(200));
+    let limit = Some(Duration::from_secs(3));
     let (proxy, registry) = mirrored.route(&names, |f| f.timeouts.request = limit).serve().await;
     for _ in 0..3 {
         let response = ask(proxy, "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nab").await;
@@ -291,7 +293,8 @@ async fn breakers_of_the_mirrors_cluster_hold() {
         config.breaker.max_connections = 1;
         config.breaker.max_pending = 1;
     });
-    let limit = Some(Duration::from_millis(500));
+    // All of them come before the first is over.
+    let limit = Some(Duration::from_secs(3));
     let (proxy, registry) = mirrored.route(&["m0"], |f| f.timeouts.request = limit).serve().await;
     let of = |name| counted(&registry, "m0", name);
     assert!(ask(proxy, &get("/")).await.ends_with("answer"));

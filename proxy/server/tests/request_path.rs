@@ -16,10 +16,11 @@ use sixfold_core::route::{
     Route, Timeouts, WeightedCluster, WeightedClusters,
 };
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
 #[tokio::test]
 async fn a_request_goes_to_its_cluster_and_back_over_one_upstream_connection() {
@@ -151,25 +152,26 @@ async fn an_upstream_that_closes_is_a_503_and_a_dead_one_too() {
 
 #[tokio::test]
 async fn a_slow_upstream_is_a_504_and_its_connection_is_not_used_again() {
-    let up = upstream(|n, _| {
-        if n == 0 {
-            std::thread::sleep(Duration::from_millis(300));
-        }
-        ok("late")
-    })
-    .await;
+    let up = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut setup = Setup::new();
-    setup.cluster("a", &[up.address], |_| {});
-    setup.route("/", "a", |f| f.timeouts.request = Some(Duration::from_millis(100)));
+    setup.cluster("a", &[up.local_addr().unwrap()], |_| {});
+    setup.route("/slow", "a", |f| f.timeouts.request = Some(Duration::from_millis(300)));
+    setup.route("/", "a", |_| {});
     let (proxy, _) = setup.serve().await;
-    let response = ask(proxy, &get("/")).await;
+    let response = ask(proxy, &get("/slow")).await;
     assert!(
         response.starts_with("HTTP/1.1 504 ") && response.ends_with("upstream request timeout"),
         "{response}"
     );
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    assert!(ask(proxy, &get("/")).await.ends_with("late"));
-    assert_eq!(up.connections.load(SeqCst), 2);
+    let (mut slow, _) = up.accept().await.unwrap();
+    // The proxy has closed it, or hears now what nobody waits for.
+    let _ = slow.write_all(&ok("late")).await;
+    let asked = tokio::spawn(async move { ask(proxy, &get("/")).await });
+    let (mut other, _) = tokio::time::timeout(Duration::from_secs(10), up.accept()).await.unwrap().unwrap();
+    read_message(&mut other).await.unwrap();
+    other.write_all(&ok("in time")).await.unwrap();
+    let response = asked.await.unwrap();
+    assert!(response.ends_with("in time"), "{response}");
 }
 
 #[tokio::test]
@@ -181,7 +183,8 @@ async fn a_truncated_response_is_cut_for_the_client_too() {
     .await;
     let mut setup = Setup::new();
     setup.cluster("a", &[up.address], |_| {});
-    setup.route("/", "a", |f| f.timeouts.request = Some(Duration::from_millis(200)));
+    // Its head comes before that.
+    setup.route("/", "a", |f| f.timeouts.request = Some(Duration::from_secs(3)));
     let (proxy, _) = setup.serve().await;
     let mut client = TcpStream::connect(proxy).await.unwrap();
     client.write_all(get("/").as_bytes()).await.unwrap();
@@ -209,25 +212,47 @@ async fn bytes_that_are_no_request_are_refused_and_the_connection_ends() {
     }
 }
 
+/// An upstream that counts what it is asked, and gives one answer for each permit.
+async fn held() -> (std::net::SocketAddr, Arc<AtomicUsize>, Arc<Semaphore>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (asked, answers) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let (count, permits) = (asked.clone(), answers.clone());
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let (count, permits) = (count.clone(), permits.clone());
+            tokio::spawn(async move {
+                while read_message(&mut socket).await.is_some() {
+                    count.fetch_add(1, SeqCst);
+                    permits.acquire().await.unwrap().forget();
+                    if socket.write_all(&ok("done")).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (address, asked, answers)
+}
+
 #[tokio::test]
 async fn draining_ends_idle_connections_and_closes_after_the_response() {
-    let up = upstream(|_, _| {
-        std::thread::sleep(Duration::from_millis(100));
-        ok("done")
-    })
-    .await;
+    let (up, asked, answers) = held().await;
     let mut setup = Setup::new();
-    setup.cluster("a", &[up.address], |_| {});
+    setup.cluster("a", &[up], |_| {});
     setup.route("/", "a", |_| {});
     let (proxy, drain) = setup.serve().await;
     let mut idle = TcpStream::connect(proxy).await.unwrap();
     let mut busy = TcpStream::connect(proxy).await.unwrap();
+    answers.add_permits(1);
     idle.write_all(get("/").as_bytes()).await.unwrap();
     read_message(&mut idle).await.unwrap();
     busy.write_all(get("/").as_bytes()).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(30)).await;
+    eventually(|| asked.load(SeqCst) == 2).await;
     drain.start(sixfold_server::drain::DrainStrategy::Immediate, None);
     assert_eq!(idle.read(&mut [0; 1]).await.unwrap(), 0);
+    answers.add_permits(1);
     let response = read_message(&mut busy).await.unwrap();
     assert!(response.contains("connection: close") && response.ends_with("done"), "{response}");
     assert_eq!(busy.read(&mut [0; 1]).await.unwrap(), 0);
@@ -371,7 +396,7 @@ async fn a_direct_response_that_created_or_redirects_says_where() {
 async fn a_grpc_timeout_that_bounds_the_stream_ends_it_with_deadline_exceeded() {
     let seen = Arc::new(Mutex::new(String::new()));
     let heads = seen.clone();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let up = listener.local_addr().unwrap();
     tokio::spawn(async move {
         let (mut socket, _) = listener.accept().await.unwrap();
@@ -436,7 +461,7 @@ async fn header_changes_of_the_route_see_what_the_upstream_is_told() {
 
 /// An upstream whose connection ends so after these bytes.
 async fn ends(said: &'static str, reset: bool) -> std::net::SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         loop {

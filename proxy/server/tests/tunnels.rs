@@ -5,6 +5,7 @@
 mod common;
 
 use bytes::Bytes;
+use common::clock::{StoppedClock, settle};
 use common::*;
 use h2::ext::Protocol;
 use sixfold_core::cluster::{ClusterCell, UpstreamProtocol};
@@ -316,13 +317,16 @@ async fn an_open_websocket_outlives_the_timeout_of_its_route() {
     setup.cluster("a", &[echo(true, SWITCHED).await], |_| {});
     setup.route("/", "a", |forward| forward.timeouts.request = Some(Duration::from_millis(200)));
     let proxy = setup.serve().await.0;
+    let clock = StoppedClock::new();
     let mut socket = TcpStream::connect(proxy).await.unwrap();
     socket.write_all(WEBSOCKET.as_bytes()).await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(socket.read_u8().await.unwrap());
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    settle().await;
+    clock.pass(Duration::from_millis(500)).await;
+    clock.go_on();
     socket.write_all(b"ping").await.unwrap();
     let mut bytes = [0; 4];
     socket.read_exact(&mut bytes).await.unwrap();

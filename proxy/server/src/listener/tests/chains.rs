@@ -123,9 +123,9 @@ async fn http_on_plain_text_chooses_by_version_and_silence_times_out() {
         application_protocols: vec![protocol.into()],
         ..FilterChainMatch::default()
     };
-    let listener = |go_on| Listener {
+    let listener = |name, time, go_on| Listener {
         listener_filters: vec![ListenerFilter::TlsInspector, ListenerFilter::HttpInspector],
-        filters_timeout: Some(Duration::from_millis(200)),
+        filters_timeout: Some(time),
         continue_on_timeout: go_on,
         shape: u64::from(go_on),
         chains: FilterChains::new(vec![
@@ -134,18 +134,22 @@ async fn http_on_plain_text_chooses_by_version_and_silence_times_out() {
         ])
         .unwrap(),
         default_chain: Some(Arc::new(chain("rest", FilterChainMatch::default(), 1, says("other")))),
-        ..fixture.listener("a", says(""))
+        ..fixture.listener(name, says(""))
     };
-    let config = listener(true);
-    let stats = config.stats.clone();
-    let address = fixture.apply(config).await;
+    // Only silence is to meet the shorter one.
+    let (long, short) = (Duration::from_secs(15), Duration::from_millis(200));
+    let address = fixture.apply(listener("a", long, true)).await;
     assert_eq!(exchange(address, b"GET / HTTP/1.1\r\n").await, "http/1.1");
     assert_eq!(exchange(address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await, "h2c");
     assert_eq!(exchange(address, b"\x00\x01\x02\x03\x04").await, "other");
-    assert_eq!(exchange(address, b"hel").await, "other");
+    let config = listener("b", short, true);
+    let stats = config.stats.clone();
+    let silent = fixture.apply(config).await;
+    assert_eq!(exchange(silent, b"hel").await, "other");
     assert_eq!(stats.downstream_pre_cx_timeout().get(), 1);
-    fixture.apply(listener(false)).await;
-    assert_eq!(exchange(address, b"hel").await, "");
+    fixture.apply(listener("b", short, false)).await;
+    assert_eq!(exchange(silent, b"hel").await, "");
+    fixture.apply(listener("a", long, false)).await;
     assert_eq!(exchange(address, b"GET / HTTP/1.1\r\n").await, "http/1.1");
     fixture.end().await;
 }

@@ -92,7 +92,8 @@ async fn sessions_of_udp_are_bounded_and_end_when_nobody_speaks() {
     let fixture = Fixture::start();
     let _cluster = fixture.cluster("a", &[echo().await]).await;
     let limits = UdpLimits { sessions: 1, ..UdpLimits::default() };
-    let proxy = proxy(&fixture, "a", Duration::from_millis(400), limits);
+    // Longer than all of them take to come.
+    let proxy = proxy(&fixture, "a", Duration::from_secs(3), limits);
     let address = open(&fixture, udp_listener(&fixture, &proxy)).await;
     // Whoever comes is served: one for each of four workers at a time, the kernel says which, and others leave for it.
     for _ in 0..12 {
@@ -129,7 +130,7 @@ async fn sessions_that_are_used_stay_when_others_want_their_places() {
 
 #[tokio::test]
 async fn sessions_of_all_workers_have_one_bound() {
-    let fixture = Fixture::start_with(&Options { udp_sessions: 2, ..Options::default() });
+    let fixture = Fixture::start_with(&Options { udp_sessions: 2, ..options() });
     let _cluster = fixture.cluster("a", &[echo().await]).await;
     let proxy = proxy(&fixture, "a", SILENCE, UdpLimits::default());
     let mut listener = udp_listener(&fixture, &proxy);

@@ -41,21 +41,16 @@ pub(super) struct Fixture {
 
 impl Fixture {
     pub(super) fn start() -> Fixture {
-        Fixture::start_with(&Options::default())
+        Fixture::start_with(&options())
     }
 
-    /// The same with some options.
+    /// The same with some of [`options`].
     pub(super) fn start_with(options: &Options) -> Fixture {
         let (registry, model) = (Registry::new(), Arc::new(Model::default()));
         let clusters = model.clusters().clone();
-        let options = Options {
-            concurrency: 4,
-            drain_time: Duration::from_millis(300),
-            drain_strategy: DrainStrategy::Immediate,
-            ..options.clone()
-        };
         let server =
-            Server::start(options, registry.clone(), model, Arc::new(Nowhere), Lifecycle::default()).unwrap();
+            Server::start(options.clone(), registry.clone(), model, Arc::new(Nowhere), Lifecycle::default())
+                .unwrap();
         Fixture { server, registry, clusters }
     }
 
@@ -134,6 +129,16 @@ impl Fixture {
     /// Ends the server so that no thread outlives its test.
     pub(super) async fn end(self) {
         self.server.shutdown(Duration::ZERO).await;
+    }
+}
+
+/// Those of tests, which change them.
+pub(super) fn options() -> Options {
+    Options {
+        concurrency: 4,
+        drain_time: Duration::from_millis(300),
+        drain_strategy: DrainStrategy::Immediate,
+        ..Options::default()
     }
 }
 
