@@ -16,6 +16,11 @@ use support::{Directory, LIMIT, Process, free_port, get, xds};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
+/// A start that waited in vain for what comes by the stream took five seconds, each time.
+const TOO_LONG: Duration = Duration::from_secs(4);
+/// So often it is tried, since on a busy machine any start may take long.
+const TURNS: usize = 3;
+
 /// A control plane that says what the test tells it to.
 struct Plane {
     /// Type, nonce and names of each request.
@@ -201,6 +206,11 @@ fn filters_come_by_themselves_and_are_replaced() {
 /// that was read again were never asked for.
 #[test]
 fn static_clusters_get_their_endpoints_by_the_stream_at_the_start_and_after_a_reload() {
+    assert!((0..TURNS).any(|_| static_clusters_get_their_endpoints() < TOO_LONG));
+}
+
+/// How long the start took.
+fn static_clusters_get_their_endpoints() -> Duration {
     let directory = Directory::new();
     let plane = Plane::start(directory.0.join("XDS"));
     let (admin, first, second) = (free_port(), free_port(), free_port());
@@ -217,7 +227,7 @@ fn static_clusters_get_their_endpoints_by_the_stream_at_the_start_and_after_a_re
     assert_eq!(plane.request(ROUTES), (String::new(), "r".to_owned()));
     plane.bring(ROUTES, "4", "r", &routes("direct_response: {status: 200}"));
     process.until("readiness", || get(admin, "/ready").filter(|answer| answer.status == 200));
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    let took = start.elapsed();
 
     let (more_clusters, more_listeners) = statics("second", second);
     let text = bootstrap(admin, &directory, &(clusters + &more_clusters), &(listeners + &more_listeners));
@@ -229,11 +239,17 @@ fn static_clusters_get_their_endpoints_by_the_stream_at_the_start_and_after_a_re
     assert_eq!(get(first, "/").unwrap().body, "ok");
     process.signal("TERM");
     assert_eq!(process.wait(), 0);
+    took
 }
 
 /// The same of a secret.
 #[test]
 fn a_start_is_given_the_secrets_that_it_waits_for() {
+    assert!((0..TURNS).any(|_| static_clusters_get_their_secrets() < TOO_LONG));
+}
+
+/// How long the start took.
+fn static_clusters_get_their_secrets() -> Duration {
     let directory = Directory::new();
     let plane = Plane::start(directory.0.join("XDS"));
     let (admin, port) = (free_port(), free_port());
@@ -259,7 +275,8 @@ fn a_start_is_given_the_secrets_that_it_waits_for() {
     plane.bring(SECRET, "2", "s", &format!("name: s, {certificate}"));
     // Nobody listens there.
     process.until("an answer", || get(port, "/").filter(|answer| answer.status == 503));
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    let took = start.elapsed();
     process.signal("TERM");
     assert_eq!(process.wait(), 0);
+    took
 }

@@ -82,17 +82,17 @@ fn thirty_sigterms_fail_no_request() {
 
 #[test]
 fn a_websocket_has_until_the_deadline() {
-    let Running { mut process, port, _directory } = start("2");
+    let Running { mut process, port, _directory } = start("5");
     let mut socket = open_websocket(port, "/ws").unwrap();
     process.signal("TERM");
     let start = Instant::now();
-    while start.elapsed() < Duration::from_millis(1500) {
+    while start.elapsed() < Duration::from_millis(2500) {
         exchange(&mut socket, "still here").unwrap();
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(process.wait(), 0);
     let took = start.elapsed();
-    assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(4), "{took:?}");
+    assert!(took >= Duration::from_secs(5) && took < Duration::from_secs(15), "{took:?}");
     assert!(exchange(&mut socket, "gone").is_err());
 }
 

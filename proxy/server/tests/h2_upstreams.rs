@@ -357,7 +357,7 @@ async fn those_who_wait_for_a_connection_fail_together() {
             }
         })
         .await;
-        let proxy = proxy(address, |config| config.connect_timeout = Duration::from_millis(700)).await;
+        let proxy = proxy(address, |config| config.connect_timeout = Duration::from_secs(3)).await;
         let asking: Vec<_> =
             (0..6).map(|_| tokio::spawn(async move { ask(proxy, &get("/")).await })).collect();
         for asked in asking {

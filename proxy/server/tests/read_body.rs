@@ -248,7 +248,7 @@ async fn the_rest_of_a_body_passes_what_its_beginning_has_passed() {
     client.write_all(head.as_bytes()).await.unwrap();
     for piece in ["12", "34", "56", "78"] {
         client.write_all(format!("2\r\n{piece}\r\n").as_bytes()).await.unwrap();
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        clock::settle().await;
     }
     client.write_all(b"0\r\n\r\n").await.unwrap();
     let mut answer = String::new();

@@ -126,7 +126,12 @@ async fn heads_are_told_and_changed() {
     assert!(finish(plugin.header_filter(&mut s)).await.is_none());
     assert_eq!(response_header(&s, "x-b"), Some("2"));
     plugin.log(&mut s);
-    tokio::time::sleep(Duration::from_millis(10)).await;
+    for _ in 0..2000 {
+        if service.calls.lock().first().is_some_and(|call| call.messages.len() >= 2) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let calls = service.calls.lock();
     assert_eq!((calls.len(), calls[0].messages.len()), (1, 2));
     assert_eq!(calls[0].path, "/envoy.service.ext_proc.v3.ExternalProcessor/Process");

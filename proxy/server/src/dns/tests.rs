@@ -56,7 +56,8 @@ impl Server {
     fn config(&self) -> ResolverConfig {
         ResolverConfig {
             servers: vec![self.address],
-            timeout: Duration::from_millis(300),
+            // Whoever is to give up sooner says so.
+            timeout: Duration::from_secs(3),
             attempts: 0,
             hold_empty: self.hold_empty,
             hosts_file: None,

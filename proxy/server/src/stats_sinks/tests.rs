@@ -76,13 +76,16 @@ async fn unix_sockets_get_datagrams_too_also_when_they_come_later() {
     stats.hits().inc();
     let path = std::env::temp_dir().join(format!("sixfold-statsd-{}.sock", std::process::id()));
     let _ = std::fs::remove_file(&path);
-    begin(
-        &registry,
-        lines(Tags::InName),
-        Target::Datagrams { to: Address::Unix(path.clone()), bytes: 0 },
-        SOON,
-    );
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let flushes = Arc::new(AtomicUsize::new(0));
+    let count = flushes.clone();
+    let refresh: Refresh = Arc::new(move || _ = count.fetch_add(1, SeqCst));
+    let to = Target::Datagrams { to: Address::Unix(path.clone()), bytes: 0 };
+    let sinks = Sinks { all: vec![Sink::Statsd { lines: lines(Tags::InName), to }], when: SOON };
+    start(sinks, &registry, &Arc::default(), &refresh, &Here::default());
+    // The second begins when the first is over, which nobody heard.
+    while flushes.load(SeqCst) < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let socket = UnixDatagram::bind(&path).unwrap();
     let mut buffer = [0; 100];
     let n = socket.recv(&mut buffer).await.unwrap();

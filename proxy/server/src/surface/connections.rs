@@ -215,7 +215,8 @@ impl AsyncWrite for Watched {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::super::*;
-    use super::MOST_CONNECTIONS;
+    use super::{MOST_CONNECTIONS, WRITE_TIMEOUT};
+    use parking_lot::Mutex;
     use std::io::{ErrorKind, Read, Write};
     use std::net::TcpStream;
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -334,15 +335,16 @@ mod tests {
                 probe.read_exact(&mut answer).unwrap_or_else(|error| panic!("{what}: {error}"));
                 assert_eq!(&answer, b"HTTP/1.1 200 OK", "{what}");
             }
-            assert!(start.elapsed() < Duration::from_secs(1), "{what}: {:?}", start.elapsed());
+            assert!(start.elapsed() < WRITE_TIMEOUT / 2, "{what}: {:?}", start.elapsed());
         }
     }
 
-    /// Pages that take a moment, and how many are made at once.
+    /// Pages that wait until they may go on, and how many are made at once.
     #[derive(Default)]
     struct Slow {
         now: Arc<AtomicUsize>,
         most: Arc<AtomicUsize>,
+        go_on: Arc<Mutex<()>>,
     }
 
     impl Answer for Slow {
@@ -351,10 +353,10 @@ mod tests {
         }
 
         fn answer(&self, _: &Query) -> Reply {
-            let (now, most) = (self.now.clone(), self.most.clone());
+            let (now, most, go_on) = (self.now.clone(), self.most.clone(), self.go_on.clone());
             Reply::written(move |out| {
                 most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
-                std::thread::sleep(Duration::from_millis(300));
+                drop(go_on.lock());
                 now.fetch_sub(1, SeqCst);
                 out.write_all(b"a page")
             })
@@ -366,18 +368,23 @@ mod tests {
     fn pages_take_turns_and_those_that_wait_make_room() {
         let any = (std::net::Ipv4Addr::LOCALHOST, 0).into();
         let slow = Slow::default();
-        let most = slow.most.clone();
+        let (now, most, go_on) = (slow.now.clone(), slow.most.clone(), slow.go_on.clone());
+        let held = go_on.lock();
         let surface = Surface::start("t", any, Arc::new(slow)).unwrap();
         let mut readers: Vec<_> = (0..MOST_CONNECTIONS).map(|_| connect(surface.address)).collect();
         for reader in &mut readers {
             reader.write_all(b"GET /stats HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
         }
-        std::thread::sleep(Duration::from_millis(100));
+        // Some are made, and the others are there.
+        while now.load(SeqCst) < THREADS || surface.connections() < MOST_CONNECTIONS {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let mut probe = connect(surface.address);
         asks(&mut probe);
         let mut answer = [0; 15];
         probe.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        drop(held);
         let whole = |reader: &mut TcpStream| {
             let mut text = String::new();
             reader.read_to_string(&mut text).is_ok() && text.contains("a page")

@@ -137,6 +137,12 @@ impl Surface {
         self.mode.send_replace(Mode::Accepting);
     }
 
+    /// How many connections there are.
+    #[cfg(test)]
+    pub(super) fn connections(&self) -> usize {
+        self.open.0.load(Relaxed)
+    }
+
     /// Leaves the listener to another process for good. What it has taken is answered.
     pub fn retire(&mut self) {
         self.held = None;
@@ -216,7 +222,9 @@ mod tests {
         let mut idle = ask(surface.address, "/");
         until(&mut idle, b"quick");
         let mut slow = ask(surface.address, "/slow");
-        std::thread::sleep(Duration::from_millis(50));
+        while surface.connections() < 2 {
+            std::thread::sleep(LOOK);
+        }
         surface.pause(Duration::from_secs(10));
         assert!(until(&mut slow, b"slow").starts_with(b"HTTP/1.1 200"));
         assert_eq!(idle.read(&mut [0; 1]).unwrap(), 0, "one that is idle is closed");
@@ -235,12 +243,14 @@ mod tests {
         let surface = Surface::start("t", any, Arc::new(Slow)).unwrap();
         let mut early = TcpStream::connect(surface.address).unwrap();
         early.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        while surface.open.0.load(Relaxed) == 0 {
+        while surface.connections() == 0 {
             std::thread::sleep(LOOK);
         }
         std::thread::scope(|scope| {
             scope.spawn(|| surface.pause(Duration::from_secs(10)));
-            std::thread::sleep(Duration::from_millis(50));
+            while *surface.mode.borrow() == Mode::Accepting {
+                std::thread::sleep(LOOK);
+            }
             write!(early, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
             let answer = String::from_utf8(until(&mut early, b"quick")).unwrap();
             assert!(answer.contains("connection: close"), "{answer}");

@@ -406,16 +406,16 @@ async fn a_shared_connection_is_idle_from_the_end_of_its_last_stream() {
     let endpoint = Endpoint::http2().await;
     let cluster = cluster(&[endpoint.address], |config| {
         config.protocol = UpstreamProtocol::Http2;
-        config.idle_timeout = Some(Duration::from_millis(600));
+        config.idle_timeout = Some(Duration::from_secs(2));
     });
     let pools = Pools::default();
     let first = take(&pools, &cluster, 0).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    tokio::time::sleep(Duration::from_millis(2100)).await;
     drop(first);
     pools.sweep();
     assert_eq!(take(&pools, &cluster, 0).await.unwrap().connect_ms, None);
     assert_eq!(cluster.stats.upstream_cx_idle_timeout().get(), 0);
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    tokio::time::sleep(Duration::from_millis(2100)).await;
     pools.sweep();
     endpoint.open(0).await;
     assert_eq!(cluster.stats.upstream_cx_idle_timeout().get(), 1);

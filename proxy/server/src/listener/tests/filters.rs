@@ -4,12 +4,15 @@ use super::*;
 use sixfold_core::listener::{ClientBytes, Closing, FilterStep, Resume};
 use sixfold_core::plugin::Slot;
 use sixfold_core::stream::FilterObject;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 /// Lets a client in that knocks, once it has been asked who it is.
 #[derive(Debug, Default)]
 struct Knock {
     /// What it was told at the end.
     ends: Arc<Mutex<Vec<String>>>,
+    /// How often it was shown bytes, of whatever connection.
+    shown: Arc<AtomicUsize>,
 }
 
 fn resume(decide: impl FnOnce(&mut Stream) -> FilterStep + Send + 'static) -> Resume {
@@ -33,6 +36,7 @@ impl ConnectionFilter for Knock {
         if let Some(asked) = connection.state::<u32>(slot) {
             *asked += 1;
         }
+        self.shown.fetch_add(1, SeqCst);
         match &bytes.received[..] {
             [b'k', b'n', b'o', b'c', b'k', ..] => {
                 bytes.received.drain(..5);
@@ -83,14 +87,14 @@ async fn filters_see_what_a_client_sends_before_anybody_else() {
         format!("{} {}", var("connection_termination_details"), var("downstream_local_close_reason"))
     });
     let knock = Knock::default();
-    let ends = knock.ends.clone();
+    let (ends, shown) = (knock.ends.clone(), knock.shown.clone());
     let proxy = NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("echo", vec![log])));
     let address = fixture.apply(behind(fixture.listener("a", proxy), vec![Arc::new(knock)])).await;
 
     // Piece by piece: what is held comes again, what is taken out is seen by nobody, and the rest goes on.
     let mut client = TcpStream::connect(address).await.unwrap();
     client.write_all(b"kno").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    eventually(|| shown.load(SeqCst) == 1).await;
     client.write_all(b"ckhello").await.unwrap();
     client.shutdown().await.unwrap();
     let mut heard = String::new();
@@ -145,7 +149,7 @@ async fn filters_may_wait_before_the_connection_goes_on() {
     assert!(ping(&mut client).await);
     assert!(start.elapsed() >= Duration::from_millis(50));
     let ends = Arc::default();
-    let knock = Knock { ends: Arc::clone(&ends) };
+    let knock = Knock { ends: Arc::clone(&ends), ..Knock::default() };
     let later = Knock::default();
     let never = later.ends.clone();
     let filters: Vec<Arc<dyn ConnectionFilter>> =
