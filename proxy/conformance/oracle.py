@@ -27,6 +27,10 @@ AMBIENT = {"server", "x-envoy-upstream-service-time", "x-request-id", "x-envoy-e
 UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
 ADMIN_OFFSET, READY_OFFSET, LISTENER_OFFSET = 90, 91, 100
 USUAL_BASE, LAST_BASE, BLOCK = 21000, 31000, 1000
+# How long is waited for what is still on its way when all answers are there, in seconds: mirrors, statistics.
+LATE = 5
+# Cases that are run a second time at most: what fails in more of them is no matter of time.
+MOST_AGAIN = 20
 # Cases whose answer depends on the numbers of the ports.
 PORT_CASES = ("hash.ring-addresses", "filters.stateful-session-*")
 local_ip_cache = []
@@ -415,6 +419,32 @@ def read_stats(boot, names):
     return {n: table.get(n) for n in names}
 
 
+def wait_for_rest(case, out, ups, boot, opts, end):
+    """Reads the statistics of a case; in a check until they and the hits are those expected, or it is too late."""
+    want = (load_expected(case["family"]).get(case["id"]) if opts.mode == "check" else None) or {}
+    rids, hits = list(found(out, "rid")), sum(map(len, found(want, "hits")))
+    while True:
+        if case.get("stats"):
+            try:
+                out["stats"] = read_stats(boot, case["stats"])
+            except (OSError, ValueError) as err:
+                out["stats"] = {"error": str(err)}
+        there = sum(len(ups.hits(rid)) for rid in rids) >= hits
+        if time.time() > end or (there and (opts.no_stats or out.get("stats") == want.get("stats", out.get("stats")))):
+            return
+        time.sleep(0.1)
+
+
+def found(node, key):
+    """The values of a key, however deep they are."""
+    if isinstance(node, dict):
+        if key in node:
+            yield node[key]
+        node = list(node.values())
+    for inner in node if isinstance(node, list) else ():
+        yield from found(inner, key)
+
+
 def run_batch(cases, opts, ups):
     """Runs cases in one proxy process. Returns {id: outcome} or None if the proxy did not start."""
     with tempfile.TemporaryDirectory(prefix="oracle-") as tmp:
@@ -429,20 +459,16 @@ def run_batch(cases, opts, ups):
             with concurrent.futures.ThreadPoolExecutor(opts.jobs) as pool:
                 outs = list(pool.map(lambda c: CaseRun(c, boot, ups).run(), cases))
             time.sleep(0.4)                                # mirrors, and the access log flush
+            end = time.time() + LATE
             for case, out in zip(cases, outs):
-                if case.get("stats"):
-                    try:
-                        out["stats"] = read_stats(boot, case["stats"])
-                    except (OSError, ValueError) as err:
-                        out["stats"] = {"error": str(err)}
+                wait_for_rest(case, out, ups, boot, opts, end)
         finally:
             proxy.stop()                                   # stopping flushes the rest of the log
         return {c["id"]: finish(c, o, ups, boot) for c, o in zip(cases, outs)}
 
 
-def run_all(cases, opts):
-    ups, outcomes = upstreams.Upstreams(opts.base_port, os.path.join(HERE, "certs")), {}
-    batches = collections.OrderedDict()
+def run_all(cases, opts, ups):
+    outcomes, batches = {}, collections.OrderedDict()
     for case in cases:
         key = case["id"] if opts.per_case or case.get("isolate") else case["family"]
         batches.setdefault(key, []).append(case)
@@ -454,7 +480,6 @@ def run_all(cases, opts):
             for case in batch:
                 got.update(run_batch([case], opts, ups) or {case["id"]: {"error": "proxy did not start"}})
         outcomes.update(got or {batch[0]["id"]: {"error": "proxy did not start"}})
-    ups.close()
     return outcomes
 
 
@@ -516,6 +541,31 @@ def compare(case, exp, got, opts):
     return out
 
 
+def try_again(cases, outcomes, problems, opts, ups):
+    """Runs what failed a second time, each case alone: a machine that is busy does not do the same to it twice.
+
+    What passes now is put in the place of what failed; answers what was different the first time, by case."""
+    failed = [c for c in cases if problems[c["id"]] and load_expected(c["family"]).get(c["id"])]
+    if opts.once or not failed:
+        return {}
+    if len(failed) > MOST_AGAIN:
+        print("%d cases failed, which is too many for a second try" % len(failed))
+        return {}
+    second, first = run_all(failed, argparse.Namespace(**{**vars(opts), "per_case": True}), ups), {}
+    for case in failed:
+        now = compare(case, load_expected(case["family"])[case["id"]], second[case["id"]], opts)
+        if not now:
+            first[case["id"]], problems[case["id"]], outcomes[case["id"]] = problems[case["id"]], [], second[case["id"]]
+    return first
+
+
+def show(problems, opts):
+    for line in problems[:opts.max_diffs]:
+        print("     " + line[:400])
+    if len(problems) > opts.max_diffs:
+        print("     ... and %d more" % (len(problems) - opts.max_diffs))
+
+
 # ---------------------------------------------------------------- command line
 def expected_path(family):
     return os.path.join(HERE, "expected", family + ".json")
@@ -538,6 +588,7 @@ def main():
                     help="uses base .. base+999 on 127.0.0.1; the first free block from %d on by default" % USUAL_BASE)
     ap.add_argument("--jobs", type=int, default=6, help="cases run at once")
     ap.add_argument("--per-case", action="store_true", help="one proxy process per case")
+    ap.add_argument("--once", action="store_true", help="no second try for a case that failed")
     ap.add_argument("--start-limit", type=float, default=20, help="seconds to wait for the proxy")
     ap.add_argument("--loose", action="store_true", help="ignore the headers Envoy adds to everything")
     ap.add_argument("--ignore", action="append", default=[], metavar="HEADER", help="ignore one header")
@@ -565,8 +616,10 @@ def main():
     if opts.mode == "render":
         print(yaml.safe_dump(Bootstrap(cases, opts.base_port, "/tmp").config, sort_keys=False))
         return 0
-    started, outcomes = time.time(), run_all(cases, opts)
+    started, ups = time.time(), upstreams.Upstreams(opts.base_port, os.path.join(HERE, "certs"))
+    outcomes = run_all(cases, opts, ups)
     if opts.mode == "record":
+        ups.close()
         bad = []
         for family in sorted({c["family"] for c in cases}):
             data = load_expected(family)
@@ -585,22 +638,26 @@ def main():
         return 1 if bad else 0
     tally, report = collections.OrderedDict(), {}
     for case in cases:
-        problems = compare(case, load_expected(case["family"]).get(case["id"]), outcomes[case["id"]], opts)
-        report[case["id"]] = problems
+        report[case["id"]] = compare(case, load_expected(case["family"]).get(case["id"]), outcomes[case["id"]], opts)
+    first = try_again(cases, outcomes, report, opts, ups)
+    ups.close()
+    for case in cases:
+        problems = report[case["id"]]
         tally.setdefault(case["family"], [0, 0])[1 if problems else 0] += 1
+        if case["id"] in first:
+            print("passed at the second try: %s - %s" % (case["id"], case.get("about", "")))
+            show(first[case["id"]], opts)
         if problems:
             print("FAIL %s - %s" % (case["id"], case.get("about", "")))
-            for line in problems[:opts.max_diffs]:
-                print("     " + line[:400])
-            if len(problems) > opts.max_diffs:
-                print("     ... and %d more" % (len(problems) - opts.max_diffs))
+            show(problems, opts)
     for family, (good, bad) in tally.items():
         print("%-18s %3d passed %3d failed" % (family, good, bad))
     if opts.report:
         with open(opts.report, "w") as f:
-            json.dump({"diffs": report, "outcomes": outcomes}, f, indent=1, sort_keys=True)
+            json.dump({"diffs": report, "first_try": first, "outcomes": outcomes}, f, indent=1, sort_keys=True)
     good, bad = (sum(t[i] for t in tally.values()) for i in (0, 1))
-    print("%d passed, %d failed (%.0f s)" % (good, bad, time.time() - started))
+    print("%d passed, %s%d failed (%.0f s)" % (
+        good, "%d of them at the second try, " % len(first) if first else "", bad, time.time() - started))
     return 1 if bad else 0
 
 
