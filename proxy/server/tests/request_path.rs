@@ -470,7 +470,7 @@ async fn ends(said: &'static str, reset: bool) -> std::net::SocketAddr {
             socket.write_all(said.as_bytes()).await.unwrap();
             if reset {
                 // What was said is read first.
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                clock::settle().await;
                 socket.set_zero_linger().unwrap();
             }
         }
