@@ -30,6 +30,8 @@ sixfold_core::stat_block! {
             response_incoming_total_size, request_allowed_total_size, response_allowed_total_size,
         ],
         gauges: [request_pending, response_pending],
+        // Of the last piece that came, and that went on.
+        numbers: [request_incoming_size, request_allowed_size, response_incoming_size, response_allowed_size],
         histograms: [request_transfer_duration, response_transfer_duration],
     }
 }
@@ -208,22 +210,22 @@ impl BandwidthLimit {
 
     fn count(&self, direction: Direction, piece: &BodyPiece<'_>, wait: Duration, took: Duration) {
         let (stats, bytes) = (&self.stats, piece.data.len() as u64);
-        let (enforced, incoming, allowed, duration) = match direction {
+        let (enforced, totals, sizes, duration) = match direction {
             Direction::Request => (
                 stats.request_enforced(),
-                stats.request_incoming_total_size(),
-                stats.request_allowed_total_size(),
+                [stats.request_incoming_total_size(), stats.request_allowed_total_size()],
+                [stats.request_incoming_size(), stats.request_allowed_size()],
                 stats.request_transfer_duration(),
             ),
             Direction::Response => (
                 stats.response_enforced(),
-                stats.response_incoming_total_size(),
-                stats.response_allowed_total_size(),
+                [stats.response_incoming_total_size(), stats.response_allowed_total_size()],
+                [stats.response_incoming_size(), stats.response_allowed_size()],
                 stats.response_transfer_duration(),
             ),
         };
-        incoming.add(bytes);
-        allowed.add(bytes);
+        totals.iter().for_each(|total| total.add(bytes));
+        sizes.iter().for_each(|size| size.set(bytes));
         if !wait.is_zero() {
             enforced.inc();
         }

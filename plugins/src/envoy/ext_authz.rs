@@ -40,6 +40,11 @@ sixfold_core::stat_block! {
         counters: [ok, denied, error, disabled, failure_mode_allowed, invalid, ignored_dynamic_metadata],
         gauges: [],
         histograms: [],
+        zeros: [
+            Counter "filter_state_name_collision", Counter "omitted_response_headers",
+            Counter "request_header_limits_reached", Counter "response_header_limits_reached",
+            Counter "shadow_denied", Counter "shadow_error",
+        ],
     }
 }
 

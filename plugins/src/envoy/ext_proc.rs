@@ -50,6 +50,10 @@ sixfold_core::stat_block! {
         ],
         gauges: [],
         histograms: [],
+        zeros: [
+            Counter "clear_route_cache_upstream_ignored", Counter "http_not_ok_resp_received",
+            Counter "server_half_closed",
+        ],
     }
 }
 

@@ -47,6 +47,11 @@ sixfold_core::stat_block! {
         ],
         gauges: [],
         histograms: [],
+        zeros: [
+            Counter "oauth_legacy_cbc_decrypt", Counter "oauth_token_cookie_chunked",
+            Counter "oauth_token_cookie_malformed_chunks", Counter "oauth_token_cookie_oversized",
+            Counter "oauth_token_cookie_reassembled",
+        ],
     }
 }
 

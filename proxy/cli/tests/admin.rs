@@ -298,6 +298,27 @@ fn lists_masks_and_names_choose_from_a_dump() {
     }
 }
 
+/// They were 0: what waits for a control plane to send more waits before it is known to who puts it in force.
+#[test]
+fn what_waits_for_more_to_come_is_warming() {
+    let mut world = World::start();
+    let warming = |world: &World| world.get("/stats?filter=warming").body;
+    let expected = "cluster.eds.warming_state: 0\ncluster.waits.warming_state: 1\ncluster.xds-grpc.warming_state: 0\n\
+                    cluster_manager.warming_clusters: 1\nlistener_manager.total_listeners_warming: 2\n";
+    assert_eq!(warming(&world), expected);
+    let endpoints =
+        format!("- \"@type\": {TYPES}.config.endpoint.v3.ClusterLoadAssignment\n  cluster_name: waits\n");
+    world.directory.write("world/waits-endpoints.yaml", &endpoints);
+    let routes = format!("- \"@type\": {TYPES}.config.route.v3.RouteConfiguration\n  name: nobody-has-it\n");
+    world.directory.write("world/waits-routes.yaml", &routes);
+    world.until("the cluster and a listener", |world| {
+        let now = warming(world);
+        let lines =
+            ["cluster.waits.warming_state: 0", "cluster_manager.warming_clusters: 0", "listeners_warming: 1"];
+        lines.iter().all(|line| now.contains(line)).then_some(())
+    });
+}
+
 #[test]
 fn every_other_command_answers() {
     let mut world = World::start();

@@ -123,7 +123,7 @@ impl LogFilter {
         match self {
             LogFilter::Status(comparison) => comparison.holds(stream.response.status.into()),
             LogFilter::Duration(comparison) => comparison.holds(crate::format::duration_ms(stream)),
-            LogFilter::NotHealthCheck => true,
+            LogFilter::NotHealthCheck => !stream.checks_health,
             LogFilter::Traceable => crate::trace::is_traced(&stream.request.headers),
             LogFilter::Metadata(matcher, if_missing) => match matcher.is_there(&stream.metadata) {
                 true => matcher.matches(&stream.metadata),
@@ -200,6 +200,10 @@ mod tests {
         check(&s, LogFilter::Duration(Comparison::AtLeast(20)), true);
         check(&s, LogFilter::Duration(Comparison::AtMost(19)), false);
         check(&s, LogFilter::NotHealthCheck, true);
+        // They were logged all the same.
+        s.checks_health = true;
+        check(&s, LogFilter::NotHealthCheck, false);
+        s.checks_health = false;
         let never = || LogFilter::Moment { requests: false, connections: true };
         check(&s, never(), false);
         check(&s, LogFilter::Moment { requests: true, connections: false }, true);

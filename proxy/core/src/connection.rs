@@ -130,6 +130,8 @@ pub struct TlsInfo {
     pub version: &'static str,
     /// OpenSSL's name of the cipher suite, such as `ECDHE-RSA-AES128-GCM-SHA256`.
     pub cipher: &'static str,
+    /// BoringSSL's name of the group of the key exchange, such as `X25519` or `P-256`.
+    pub curve: &'static str,
     /// Server name that the client asked for, in lower case, or that was sent to an endpoint.
     pub server_name: Option<Arc<str>>,
     /// ALPN protocol, if one was agreed.

@@ -105,6 +105,7 @@ crate::stat_block! {
             downstream_cx_delayed_close_timeout, downstream_rq_too_many_premature_resets,
             tracing_random_sampling = "tracing.random_sampling", tracing_client_enabled = "tracing.client_enabled",
             tracing_service_forced = "tracing.service_forced", tracing_not_traceable = "tracing.not_traceable",
+            tracing_health_check = "tracing.health_check",
         ],
         gauges: [
             downstream_cx_active, downstream_cx_http1_active, downstream_cx_http2_active, downstream_cx_ssl_active,
@@ -112,11 +113,11 @@ crate::stat_block! {
         ],
         histograms: [downstream_rq_time, downstream_cx_length_ms],
         zeros: [
-            Counter "downstream_cx_http1_soft_drain", Counter "downstream_cx_http3_total", Counter "downstream_rq_http3_total",
+            Gauge "downstream_cx_http1_soft_drain", Counter "downstream_cx_http3_total", Counter "downstream_rq_http3_total",
             Gauge "downstream_cx_http3_active", Gauge "downstream_cx_rx_bytes_buffered",
             Gauge "downstream_cx_tx_bytes_buffered", Counter "downstream_flow_control_paused_reading_total",
             Counter "downstream_flow_control_resumed_reading_total", Counter "rq_overload_local_reply",
-            Counter "rs_too_large", Counter "tracing.health_check",
+            Counter "rs_too_large",
         ],
     }
 }

@@ -8,6 +8,7 @@ pub mod balance;
 pub mod budget;
 pub mod cel;
 pub mod cluster;
+pub mod codec_stats;
 pub mod compile;
 pub mod connection;
 pub mod custom_tag;

@@ -21,13 +21,15 @@ use crate::access_log::AccessLog;
 use crate::cluster::{Criteria, TcpKeepalive};
 use crate::hcm::HttpConnectionManager;
 use crate::metadata::Metadata;
+use crate::metrics::Registry;
 use crate::route::{ClusterChoice, HashPolicy};
-use crate::tls::ServerTls;
+use crate::tls::{ServerTls, TlsSide, TlsStats};
 use bytes::Bytes;
 use ipnet::IpNet;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// A listener as compiled from a source.
@@ -84,22 +86,50 @@ pub struct Spared {
 }
 
 crate::stat_block! {
-    /// Statistics of a listener.
-    pub struct ListenerStats {
+    /// The fixed part of a listener's statistics.
+    pub struct ListenerCounts {
         counters: [
             downstream_cx_total, downstream_cx_destroy, downstream_cx_overflow, downstream_cx_overload_reject,
-            downstream_global_cx_overflow, downstream_pre_cx_timeout,
-            downstream_listener_filter_error, no_filter_chain_match,
-            ssl_handshake = "ssl.handshake", ssl_connection_error = "ssl.connection_error",
-            ssl_fail_verify_error = "ssl.fail_verify_error", ssl_fail_verify_no_cert = "ssl.fail_verify_no_cert",
-            ssl_session_reused = "ssl.session_reused", ssl_no_certificate = "ssl.no_certificate",
+            downstream_global_cx_overflow, downstream_pre_cx_timeout, downstream_cx_transport_socket_connect_timeout,
+            downstream_listener_filter_error, downstream_listener_filter_remote_close, no_filter_chain_match,
         ],
         gauges: [downstream_cx_active, downstream_pre_cx_active],
         histograms: [downstream_cx_length_ms],
         zeros: [
-            Counter "downstream_cx_transport_socket_connect_timeout", Counter "downstream_listener_filter_remote_close",
             Counter "extension_config_missing", Histogram "connections_accepted_per_socket_event", Counter "network_extension_config_missing",
         ],
+    }
+}
+
+/// Statistics of a listener.
+pub struct ListenerStats {
+    counts: ListenerCounts,
+    tls: OnceLock<TlsStats>,
+    registry: Registry,
+    prefix: Box<str>,
+}
+
+impl ListenerStats {
+    /// Zeros under `prefix`.
+    pub fn new(registry: &Registry, prefix: &str) -> ListenerStats {
+        ListenerStats {
+            counts: ListenerCounts::new(registry, prefix),
+            tls: OnceLock::new(),
+            registry: registry.clone(),
+            prefix: prefix.into(),
+        }
+    }
+
+    /// Those of TLS, which are shown from the first call on.
+    pub fn tls(&self) -> &TlsStats {
+        self.tls.get_or_init(|| TlsStats::new(&self.registry, &self.prefix, TlsSide::Server))
+    }
+}
+
+impl Deref for ListenerStats {
+    type Target = ListenerCounts;
+    fn deref(&self) -> &ListenerCounts {
+        &self.counts
     }
 }
 

@@ -55,6 +55,8 @@ pub struct Stream {
     pub remote: SocketAddr,
     /// Whether Envoy takes the request for internal.
     pub internal: bool,
+    /// Whether it is a check of this proxy's health, as the filter `health_check` has found.
+    pub checks_health: bool,
     /// Virtual host the request was matched in.
     pub virtual_host: Option<Arc<VirtualHost>>,
     /// Which of the virtual host's virtual clusters the request is of, once it is forwarded.
@@ -284,6 +286,7 @@ impl Stream {
             response: ResponseHead::default(),
             response_trailers: Headers::new(),
             internal: false,
+            checks_health: false,
             virtual_host: None,
             virtual_cluster: None,
             route: None,
@@ -328,6 +331,7 @@ impl Stream {
             response_trailers,
             remote,
             internal,
+            checks_health,
             virtual_host,
             virtual_cluster,
             route,
@@ -364,6 +368,7 @@ impl Stream {
         response_trailers.clear();
         *remote = connection.remote;
         *internal = false;
+        *checks_health = false;
         *virtual_host = None;
         *virtual_cluster = None;
         *route = None;
@@ -614,6 +619,7 @@ mod tests {
             response_trailers,
             remote,
             internal,
+            checks_health,
             virtual_host,
             virtual_cluster,
             route,
@@ -659,7 +665,7 @@ mod tests {
         [
             format!("{} {random} {start_time:?} {timing:?} {request:?} {request_trailers:?}", connection.id),
             format!(
-                "{original_target:?} {request_body:?} {body_values:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal}"
+                "{original_target:?} {request_body:?} {body_values:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal} {checks_health}"
             ),
             format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {offer:?} {version:?} {destination} {wanted:?} {server:?}"),
             format!("{details:?} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {answered_plainly} {ends_with_head} {head_held} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
@@ -689,6 +695,7 @@ mod tests {
         used.response_trailers.push(b"t", b"2");
         used.remote = "192.0.2.1:1".parse()?;
         used.internal = true;
+        used.checks_health = true;
         used.virtual_cluster = Some(3);
         used.answered_plainly = true;
         used.ends_with_head = true;

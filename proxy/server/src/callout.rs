@@ -10,8 +10,9 @@ mod tests;
 mod trust;
 
 use crate::connect::{Handshake, connect};
-use crate::deadline::{Deadline, after};
+use crate::deadline::{Deadline, TimedOut, after, bounded};
 use crate::dns::DnsCache;
+use crate::http::charge;
 use crate::upstream::{Outbound, Pools, UpstreamError};
 use bytes::{Bytes, BytesMut};
 use services::{Asked, Services};
@@ -26,6 +27,7 @@ use sixfold_core::retry::is_idempotent;
 use std::future::poll_fn;
 use std::path::PathBuf;
 use std::sync::Arc;
+use stream::Open;
 use tokio::time::Instant;
 
 /// How callouts are sent.
@@ -48,30 +50,36 @@ impl Callouts {
 
     /// A request under way, at an endpoint that took it: with its body sent and the head of its response, or open for
     /// the body to come.
-    async fn exchange(&self, request: &CalloutRequest, open: bool) -> Result<Outbound, CalloutError> {
+    async fn exchange(&self, request: &CalloutRequest, open: bool) -> Result<Open, CalloutError> {
         let start = Instant::now();
+        let limit = after(start, request.timeout);
         let uri: http::Uri = request.uri.parse().map_err(failed)?;
         let cluster = match &request.cluster {
             Some(cell) => {
                 cell.load().ok_or_else(|| failed(format_args!("there is no cluster '{}'", cell.name)))?
             }
-            None => self.0.cluster(Asked::of(request, &uri)?).await?,
+            None => {
+                let cluster = self.0.cluster(Asked::of(request, &uri)?);
+                tokio::time::timeout_at(limit, cluster).await.unwrap_or(Err(CalloutError::Timeout))?
+            }
         };
         let head = head(request, &uri, &cluster);
         let mut tried = Vec::new();
         loop {
-            let deadline = Deadline::at(after(start, request.timeout));
-            let Some(mut out) = attempt(&cluster, &mut tried, deadline, head.is_grpc()) else {
+            let attempt = attempt(&cluster, &mut tried, Deadline::at(limit), head.is_grpc());
+            let Some(out) = attempt else {
+                charge::response_to_own(&cluster, 503);
                 return Err(failed("no healthy upstream"));
             };
-            match send(&mut out, request, &head, open).await {
-                Ok(()) => return Ok(out),
-                Err(None) => return Err(CalloutError::Timeout),
-                Err(Some(error)) => {
-                    out.give_up(error.outcome());
-                    if tried.len() > request.retries as usize {
-                        return Err(stream::said(Some(error)));
-                    }
+            let mut attempt = Open::new(out, cluster.clone(), start);
+            match send(&mut attempt.out, request, &head, open, limit).await {
+                Ok(()) => return Ok(attempt),
+                Err(Some(error)) if tried.len() <= request.retries as usize => {
+                    attempt.out.give_up(error.outcome());
+                }
+                Err(error) => {
+                    attempt.fail(error.as_ref());
+                    return Err(stream::said(error));
                 }
             }
         }
@@ -99,15 +107,16 @@ impl Callouts {
     }
 
     async fn answer(&self, request: &CalloutRequest) -> Result<CalloutResponse, CalloutError> {
-        let mut out = self.exchange(request, false).await?;
+        let mut answer = self.exchange(request, false).await?;
+        answer.count_head();
         let mut body = BytesMut::new();
-        while let Some(piece) = poll_fn(|cx| out.poll_piece(cx)).await.map_err(stream::said)? {
+        while let Some(piece) = poll_fn(|cx| answer.poll_data(cx)).await? {
             if body.len() + piece.len() > request.max_body {
                 return Err(failed(format_args!("the answer is longer than {} bytes", request.max_body)));
             }
             body.extend_from_slice(&piece);
         }
-        let (status, headers) = (out.status(), out.take_headers());
+        let (status, headers) = (answer.out.status(), answer.out.take_headers());
         Ok(CalloutResponse { status, headers, body: body.freeze() })
     }
 }
@@ -133,13 +142,15 @@ async fn send(
     request: &CalloutRequest,
     head: &RequestHead,
     open: bool,
+    limit: Instant,
 ) -> Result<(), Option<UpstreamError>> {
     let idempotent = is_idempotent(&head.method);
     loop {
-        let begun = match out.begin(head, &request.body, open).await {
-            Ok(()) if open => return Ok(()),
-            Ok(()) => poll_fn(|cx| out.poll_begun(cx)).await,
-            Err(error) => Err(Some(error)),
+        let begun = match bounded(&mut Deadline::at(limit), out.begin(head, &request.body, open)).await {
+            Ok(Ok(())) if open => return Ok(()),
+            Ok(Ok(())) => poll_fn(|cx| out.poll_begun(cx)).await,
+            Ok(Err(error)) => Err(Some(error)),
+            Err(TimedOut) => Err(None),
         };
         match begun {
             Err(Some(error)) if out.resends(&error, idempotent) => {}
@@ -151,10 +162,7 @@ async fn send(
 impl Callout for Callouts {
     fn send(&self, request: CalloutRequest) -> CalloutFuture {
         let callouts = self.clone();
-        Box::pin(async move {
-            let answer = tokio::time::timeout(request.timeout, callouts.answer(&request)).await;
-            answer.unwrap_or(Err(CalloutError::Timeout))
-        })
+        Box::pin(async move { callouts.answer(&request).await })
     }
 
     fn open(&self, mut request: CalloutRequest) -> CalloutStreamFuture {
@@ -162,9 +170,8 @@ impl Callout for Callouts {
         // Its body comes later, piece by piece.
         request.body = Bytes::new();
         Box::pin(async move {
-            let out = tokio::time::timeout(request.timeout, callouts.exchange(&request, true)).await;
-            let out = out.unwrap_or(Err(CalloutError::Timeout))?;
-            Ok(Box::new(out) as Box<dyn CalloutStream>)
+            let open = callouts.exchange(&request, true).await?;
+            Ok(Box::new(open) as Box<dyn CalloutStream>)
         })
     }
 

@@ -126,11 +126,11 @@ async fn attempt(
     };
     match tls::connect(socket, &context, name, address, config).await {
         Ok((io, info)) => {
-            cluster.stats.ssl_handshake().inc();
+            cluster.stats.tls().into_iter().for_each(|stats| stats.count(&info));
             Ok(Connected { io, local, alpn: info.alpn.clone(), connect_ms: 0, tls: Some(info) })
         }
-        Err(reason) => {
-            cluster.stats.ssl_connection_error().inc();
+        Err((reason, failure)) => {
+            cluster.stats.tls().into_iter().for_each(|stats| stats.count_failure(failure));
             Err(ConnectError::Tls(reason))
         }
     }

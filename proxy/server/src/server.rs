@@ -122,6 +122,7 @@ impl Server {
     /// Sets what resolves the names of DNS clusters. Without it they have no endpoints but fixed ones. Only the
     /// first call counts.
     pub fn set_dns(&self, dns: DnsCache) {
+        dns.count_in(&self.0.shared.metrics);
         let _ = self.0.shared.dns.set(dns);
     }
 

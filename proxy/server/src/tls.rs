@@ -5,7 +5,7 @@ use crate::io::{Io, Socket};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use sixfold_core::connection::TlsInfo;
-use sixfold_core::tls::{ClientContext, ServerTls};
+use sixfold_core::tls::{ClientContext, HandshakeFailure, ServerTls};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -38,6 +38,17 @@ pub(crate) enum HandshakeError {
     /// The connection broke.
     #[error("{0}")]
     Io(io::Error),
+}
+
+impl HandshakeError {
+    /// As which it is counted.
+    pub(crate) fn failure(&self) -> HandshakeFailure {
+        match self {
+            HandshakeError::NoClientCertificate => HandshakeFailure::NoCertificate,
+            HandshakeError::ClientCertificate(reason) => HandshakeFailure::of(reason),
+            _ => HandshakeFailure::Other,
+        }
+    }
 }
 
 impl From<io::Error> for HandshakeError {
@@ -85,24 +96,29 @@ async fn handshake(socket: Socket, tls: &ServerTls) -> Result<Accepted, Handshak
 /// Makes a handshake with an endpoint. Without a server name its address stands in, which is not sent.
 ///
 /// # Errors
-/// Why it failed, in rustls' words.
+/// Why it failed, in rustls' words, and as what that is counted.
 pub(crate) async fn connect(
     socket: Socket,
     context: &ClientContext,
     server_name: Option<&str>,
     address: IpAddr,
     config: Arc<ClientConfig>,
-) -> Result<(Io, TlsInfo), String> {
+) -> Result<(Io, TlsInfo), (String, HandshakeFailure)> {
     let name = match server_name {
         None => ServerName::IpAddress(address.into()),
         Some(name) => {
-            ServerName::try_from(name.to_owned()).map_err(|_| format!("\"{name}\" is no server name"))?
+            let parsed = ServerName::try_from(name.to_owned())
+                .map_err(|_| (format!("\"{name}\" is no server name"), HandshakeFailure::Other))?;
+            if context.sends_names_alone() && !matches!(parsed, ServerName::DnsName(_)) {
+                return Err((format!("\"{name}\" is no host's name"), HandshakeFailure::Names));
+            }
+            parsed
         }
     };
     let connector = TlsConnector::from(config);
     let stream = connector.connect(name, socket).await.map_err(|e| match rustls_error(&e) {
-        Some(tls) => tls.to_string(),
-        None => e.to_string(),
+        Some(tls) => (tls.to_string(), HandshakeFailure::of(tls)),
+        None => (e.to_string(), HandshakeFailure::Other),
     })?;
     let info = TlsInfo { server_name: server_name.map(Into::into), ..context.info(stream.get_ref().1) };
     Ok((Io::tls_client(stream), info))

@@ -9,6 +9,7 @@ use crate::listener::filters::FilterStats;
 use crate::listener::{Adopted, BoundAddresses, Closing, ListenerTable, Slot};
 use crate::sockets::ListenSocket;
 use crate::upstream::Pools;
+use crate::wire::codecs::CodecStats;
 use arc_swap::ArcSwap;
 use sixfold_core::budget::ByteBudget;
 use sixfold_core::cluster::Clusters;
@@ -63,6 +64,8 @@ pub struct Shared {
     pub(crate) accepts: watch::Sender<bool>,
     /// What listener filters have found.
     pub(crate) filter_stats: FilterStats,
+    /// What is counted of the codecs that clients speak with.
+    pub(crate) codecs: CodecStats,
     /// Listeners by address, for connections that are handed over (`use_original_dst`).
     pub(crate) listeners: ArcSwap<ListenerTable>,
     /// What listeners are bound to.
@@ -145,6 +148,7 @@ impl Shared {
             overload: OnceLock::new(),
             accepts: watch::Sender::new(true),
             filter_stats: FilterStats::default(),
+            codecs: CodecStats::default(),
             listeners: ArcSwap::default(),
             addresses: ArcSwap::default(),
             peers: OnceLock::new(),

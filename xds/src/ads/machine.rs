@@ -115,7 +115,7 @@ impl<C: Compile> Machine<C> {
             node,
             registry: registry.clone(),
             random,
-            stats: Stats::new(registry, wildcards.keys().copied()),
+            stats: Stats::new(registry, wildcards.iter().map(|(kind, all)| (*kind, &all.source))),
             applying: None,
             first: first.collect(),
             initialized: false,
@@ -191,6 +191,7 @@ impl<C: Compile> Machine<C> {
         loop {
             let pending = self.look_at_next(now);
             let batch = self.world.settle(now);
+            self.stats.warm(self.world.warming());
             self.pass_on_wants(now);
             for key in self.world.take_late() {
                 self.stats.of_key(&key).for_each(Subscription::timed_out);

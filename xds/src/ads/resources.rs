@@ -200,6 +200,13 @@ impl Batches for Resources {
 impl Compile for Resources {
     type Part = Part;
 
+    fn waits(&self, part: &Part) {
+        if let Part::Cluster(cluster) = part {
+            // It is 0 again when the cluster is in force.
+            cluster.stats.warming_state().set(1);
+        }
+    }
+
     fn compile(&mut self, key: &Key, value: &[u8]) -> Result<Compiled<Part>> {
         let Key { kind, source, name } = key;
         match kind {

@@ -10,6 +10,7 @@ use xxhash_rust::xxh64::xxh64;
 use super::key::{Channel, Key};
 use super::kind::Kind;
 use super::users::Count;
+use crate::rds::Source;
 
 sixfold_core::stat_block! {
     /// Statistics of a stream, under `control_plane.`.
@@ -46,6 +47,16 @@ sixfold_core::stat_block! {
     }
 }
 
+sixfold_core::stat_block! {
+    /// Clusters that wait here, before they are known to who puts them in force and counts those that wait there.
+    pub struct WarmingClusters { counters: [], gauges: [warming_clusters], histograms: [] }
+}
+
+sixfold_core::stat_block! {
+    /// The same of listeners.
+    pub struct WarmingListeners { counters: [], gauges: [total_listeners_warming], histograms: [] }
+}
+
 /// What is counted of a stream.
 pub(super) struct ControlPlaneStats {
     pub(super) counts: ControlPlaneCounts,
@@ -71,10 +82,12 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
-    /// One that begins.
-    fn new(registry: &Registry, prefix: &str, kind: Kind) -> Subscription {
+    /// One that begins. To ask for it is an attempt of its own, which to read a file is not.
+    fn new(registry: &Registry, prefix: &str, kind: Kind, of_file: bool) -> Subscription {
         let counts = SubscriptionCounts::new(registry, prefix);
-        counts.update_attempt().inc();
+        if !of_file {
+            counts.update_attempt().inc();
+        }
         Subscription {
             counts,
             version_text: registry.text(&format!("{prefix}version_text")),
@@ -132,26 +145,37 @@ impl Subscription {
 /// of each cluster.
 pub(super) struct Stats {
     registry: Registry,
+    clusters: WarmingClusters,
+    listeners: WarmingListeners,
     wildcards: BTreeMap<Kind, Subscription>,
     /// By the prefixes under which they are counted, which are several where clusters share an assignment.
     resources: BTreeMap<Key, Vec<(Arc<str>, Subscription)>>,
 }
 
 impl Stats {
-    pub(super) fn new(registry: &Registry, kinds: impl Iterator<Item = Kind>) -> Stats {
-        let of = |kind| {
+    /// Those of these types have everything from a source.
+    pub(super) fn new<'a>(registry: &Registry, kinds: impl Iterator<Item = (Kind, &'a Source)>) -> Stats {
+        let of = |(kind, source): (Kind, &Source)| {
             let prefix = match kind {
                 Kind::Cluster => "cluster_manager.cds.",
                 Kind::Listener => "listener_manager.lds.",
                 _ => return None,
             };
-            Some((kind, Subscription::new(registry, prefix, kind)))
+            Some((kind, Subscription::new(registry, prefix, kind, is_file(source))))
         };
         Stats {
             registry: registry.clone(),
+            clusters: WarmingClusters::new(registry, "cluster_manager."),
+            listeners: WarmingListeners::new(registry, "listener_manager."),
             wildcards: kinds.filter_map(of).collect(),
             resources: BTreeMap::new(),
         }
+    }
+
+    /// So many clusters and listeners wait.
+    pub(super) fn warm(&self, (clusters, listeners): (usize, usize)) {
+        self.clusters.warming_clusters().set(clusters as u64);
+        self.listeners.total_listeners_warming().set(listeners as u64);
     }
 
     /// Those of a type of which everything is wanted.
@@ -168,7 +192,7 @@ impl Stats {
     pub(super) fn count(&mut self, count: Count) {
         match count {
             Count::Under(key, prefix) => {
-                let begun = Subscription::new(&self.registry, &prefix, key.kind);
+                let begun = Subscription::new(&self.registry, &prefix, key.kind, is_file(&key.source));
                 self.resources.entry(key).or_default().push((prefix, begun));
             }
             Count::NoLonger(key, prefix) => {
@@ -184,6 +208,10 @@ impl Stats {
         let single = self.resources.keys().filter(|key| Channel::of(key.kind, &key.source) == *channel);
         all.chain(single.flat_map(|key| self.of_key(key))).for_each(Subscription::failed);
     }
+}
+
+fn is_file(source: &Source) -> bool {
+    matches!(source, Source::Path(_))
 }
 
 /// In milliseconds since 1970.

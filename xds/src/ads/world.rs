@@ -59,6 +59,9 @@ pub trait Compile {
     /// Whether an extension that was compiled last fits all that name it. One that does not is what it was before.
     fn decide(&mut self, _key: &Key, _fits: bool) {}
 
+    /// What was compiled last begins to wait for what it needs, or for its turn.
+    fn waits(&self, _part: &Self::Part) {}
+
     /// What becomes of a resource, for who shows it.
     fn note(&self, _key: &Key, _event: Event<'_>) {}
 
@@ -258,6 +261,12 @@ impl<C: Compile> World<C> {
         names
     }
 
+    /// How many clusters and listeners wait to be put in force.
+    pub(super) fn warming(&self) -> (usize, usize) {
+        let of = |kind| self.waiting.iter().filter(|key| key.kind == kind).count();
+        (of(Kind::Cluster), of(Kind::Listener))
+    }
+
     /// Whether everything that was accepted is in force.
     pub(super) fn is_settled(&self) -> bool {
         self.waiting.is_empty()
@@ -323,6 +332,7 @@ impl<C: Compile> World<C> {
         version.since = previous.as_ref().map_or(version.since, |previous| previous.since);
         let accepted = Event::Accepted { value: &version.value, version: &version.version };
         note(&self.compiler, &self.statics, key, accepted);
+        version.part.iter().for_each(|part| self.compiler.waits(part));
         resource.next = Some(version);
         self.waiting.insert(key.clone());
         self.drop_asks(key, previous.map(|previous| previous.asks));

@@ -83,6 +83,11 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         timeout_or(filters_timeout, Some(Duration::from_secs(15)), "listener_filters_timeout");
     let filters_timeout = faults.take(filters_timeout);
     faults.end(())?;
+    let stats = ListenerStats::new(context.compile.metrics(), &scope);
+    if chains.iter().chain(&default_chain).any(|chain| chain.tls.is_some()) {
+        // Their names are there before the first connection.
+        stats.tls();
+    }
     let deprecated_bind =
         value.deprecated_v1.as_ref().and_then(|DeprecatedV1 { bind_to_port }| *bind_to_port);
     Ok(Listener {
@@ -105,7 +110,7 @@ fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
         backlog: u32_or(&value.tcp_backlog_size, BACKLOG),
         tcp_keepalive: tcp_keepalive(&value.tcp_keepalive),
         inbound: direction == TrafficDirection::Inbound,
-        stats: Arc::new(ListenerStats::new(context.compile.metrics(), &scope)),
+        stats: Arc::new(stats),
         shape: shape(value),
         addresses,
     })

@@ -330,7 +330,8 @@ fn client_settings(
         sni: (!sni.is_empty()).then(|| sni.clone()),
         auto_sni: names.sni,
         auto_host_sni: *auto_host_sni,
-        auto_san_validation: *auto_sni_san_validation || names.san_validation,
+        auto_san_validation: names.san_validation,
+        auto_sni_san_validation: *auto_sni_san_validation,
         resumption: max_session_keys.as_ref().is_none_or(|max| max.value > 0),
     }))
 }

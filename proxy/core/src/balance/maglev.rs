@@ -2,7 +2,7 @@
 
 use super::levels::{Algorithm, LbContext, Weighted};
 use super::ring_hash::hash_key;
-use crate::cluster::Member;
+use crate::cluster::{ClusterStats, Member, share};
 use std::sync::Arc;
 use xxhash_rust::xxh64::xxh64;
 
@@ -10,6 +10,7 @@ use xxhash_rust::xxh64::xxh64;
 pub(super) struct Maglev {
     pub(super) table_size: u64,
     pub(super) use_hostname: bool,
+    pub(super) stats: Arc<ClusterStats>,
 }
 
 /// The host of every slot.
@@ -39,6 +40,11 @@ impl Algorithm for Maglev {
         });
         hosts.retain(|h| h.weight > 0.0);
         let slots = self.fill(&hosts);
+        let shares = share(hosts.len(), slots.iter().copied());
+        if let Some((stats, (least, most))) = self.stats.maglev().zip(shares) {
+            stats.min_entries_per_host().set(least);
+            stats.max_entries_per_host().set(most);
+        }
         Table { slots, members: hosts.into_iter().map(|h| h.member).collect() }
     }
 

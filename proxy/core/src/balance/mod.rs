@@ -88,13 +88,14 @@ fn build_for(
                     "ring hash: sizes {min_size} to {max_size} must ascend from 1 to {MAX_RING}"
                 ));
             }
-            frame.leveled(ring_hash::RingHash { min_size, max_size, murmur, use_hostname })
+            let stats = stats.clone();
+            frame.leveled(ring_hash::RingHash { min_size, max_size, murmur, use_hostname, stats })
         }
         Policy::Maglev { table_size, use_hostname } => {
             if table_size > MAX_MAGLEV || !is_prime(table_size) {
                 return Err(format!("maglev: table size {table_size} must be a prime up to {MAX_MAGLEV}"));
             }
-            frame.leveled(maglev::Maglev { table_size, use_hostname })
+            frame.leveled(maglev::Maglev { table_size, use_hostname, stats: stats.clone() })
         }
         Policy::OriginalDst { cleanup } => Arc::new(original_dst::OriginalDst::new(cleanup)),
         Policy::ApisixRoundRobin => frame.grouped(apisix::RoundRobin),

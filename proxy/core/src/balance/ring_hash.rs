@@ -1,7 +1,7 @@
 //! Envoy's RING_HASH: a Ketama-like ring (source/extensions/load_balancing_policies/ring_hash).
 
 use super::levels::{Algorithm, LbContext, Weighted};
-use crate::cluster::Member;
+use crate::cluster::{ClusterStats, Member, share};
 use std::sync::Arc;
 use xxhash_rust::xxh64::xxh64;
 
@@ -11,6 +11,7 @@ pub(super) struct RingHash {
     pub(super) max_size: u64,
     pub(super) murmur: bool,
     pub(super) use_hostname: bool,
+    pub(super) stats: Arc<ClusterStats>,
 }
 
 /// Points in the order of their hashes, and the hosts they stand for.
@@ -43,6 +44,7 @@ impl Algorithm for RingHash {
             }
         }
         points.sort_unstable();
+        self.show(&points, hosts.len());
         Ring { points, members: hosts.into_iter().map(|h| h.member).collect() }
     }
 
@@ -55,6 +57,16 @@ impl Algorithm for RingHash {
 }
 
 impl RingHash {
+    fn show(&self, points: &[(u64, u32)], hosts: usize) {
+        let shares = share(hosts, points.iter().map(|(_, host)| *host));
+        let shown = self.stats.ring().zip(shares);
+        if let Some((stats, (least, most))) = shown {
+            stats.size().set(points.len() as u64);
+            stats.min_hashes_per_host().set(least);
+            stats.max_hashes_per_host().set(most);
+        }
+    }
+
     fn add_points(
         &self,
         points: &mut Vec<(u64, u32)>,

@@ -194,7 +194,8 @@ crate::stat_block! {
     /// Beside them, with `track_remaining`: how many more are allowed.
     pub struct RemainingStats {
         counters: [],
-        gauges: [remaining_cx, remaining_cx_pools, remaining_pending, remaining_retries, remaining_rq],
+        gauges: [remaining_cx, remaining_pending, remaining_retries, remaining_rq],
+        numbers: [remaining_cx_pools],
         histograms: [],
     }
 }
@@ -224,7 +225,7 @@ impl Breaker {
         let left = |resource| u64::from(self.limit(resource).saturating_sub(self.count(resource)));
         let remaining = RemainingStats::apart(scope);
         remaining.remaining_cx().set(left(Resource::Connections));
-        remaining.remaining_cx_pools().set(i64::MAX as u64);
+        remaining.remaining_cx_pools().set(u64::MAX);
         remaining.remaining_pending().set(left(Resource::Pending));
         remaining.remaining_retries().set(left(Resource::Retries));
         remaining.remaining_rq().set(left(Resource::Requests));

@@ -14,6 +14,7 @@ mod endpoint;
 mod event_log;
 mod filter_stats;
 mod grpc_stats;
+mod hash_stats;
 mod health_check;
 mod host;
 mod in_flight;
@@ -39,6 +40,8 @@ pub use discovery::{Discovery, DnsBackoff, DnsFamily, DnsOptions, DnsServers, Or
 pub use endpoint::{Address, Assignment, EdsHealth, EndpointCheck, HostConfig, LoadPolicy, Locality};
 pub use event_log::{Event, EventLog};
 pub use filter_stats::{AuthzCounts, RateLimitCounts};
+pub(crate) use hash_stats::share;
+pub use hash_stats::{MaglevStats, RingStats};
 pub use health_check::{
     GrpcProbe, HealthCheck, HealthCheckStats, HttpProbe, Intervals, Probe, ProbeHeader, TcpProbe,
 };
@@ -149,6 +152,10 @@ impl Cluster {
             _ if !config.statistics => Arc::new(ClusterStats::none()),
             _ => Arc::new(ClusterStats::named(registry, &config.observability_name)),
         };
+        if config.all_tls().next().is_some() {
+            // Its names are there before its first connection.
+            stats.tls();
+        }
         let before = previous.map(|c| c.hosts.load_full());
         let eds = |config: &ClusterConfig| matches!(config.discovery, Discovery::Eds(_));
         let finds_the_same = previous.filter(|old| old.config.finds_the_same(&config));
@@ -274,7 +281,7 @@ impl Cluster {
         let visibility = self.visibility.lock();
         let before = self.hosts.load_full();
         let set = HostSet::of_cluster(&self.config, hosts, Some(&before), initial(&self.config));
-        if set.is_as(&before) {
+        if set.is_as(&before) && *visibility == Visibility::InForce {
             self.stats.update_no_rebuild().inc();
         }
         self.count_heaviest(&set);

@@ -232,12 +232,11 @@ impl Outliers {
 
     fn eject_one(&self, monitor: &Monitor, why: (Cause, Evidence), now: Instant) -> bool {
         let (cause, _) = why;
-        let (detected, enforced) = self.stats.of(cause);
-        detected.inc();
         let monitors = self.monitors.load();
         if !monitors.contains_key(&monitor.host.id) {
             return false;
         }
+        self.stats.count_detected(cause);
         let active = monitors.values().filter(|monitor| monitor.is_ejected()).count();
         let percent = 100.0 * (active + 1) as f64 / monitors.len() as f64;
         let one = self.config.always_one && active == 0;
@@ -245,6 +244,7 @@ impl Outliers {
             self.stats.ejections_overflow().inc();
             return false;
         }
+        self.stats.count_allowed(cause);
         if fastrand::u32(0..100) >= self.config.enforcing[cause as usize] {
             self.tell_ejection(monitor, why, false, now);
             return false;
@@ -256,7 +256,7 @@ impl Outliers {
         ejection.until = now.checked_add(time.saturating_add(jitter.mul_f64(fastrand::f64())));
         ejection.left = Some(now);
         monitor.host.set_reason(Reasons::EJECTED, true);
-        enforced.inc();
+        self.stats.of(cause).1.inc();
         self.stats.ejections_enforced_total().inc();
         drop(ejection);
         self.tell_ejection(monitor, why, true, now);

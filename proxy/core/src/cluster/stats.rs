@@ -3,8 +3,11 @@
 use super::Member;
 use super::filter_stats::{AuthzCounts, ByPrefix, RateLimitCounts};
 use super::grpc_stats::GrpcStats;
+use super::hash_stats::{MaglevStats, RingStats};
+use crate::codec_stats::Http2Counts;
 use crate::metrics::responses::Responses;
 use crate::metrics::{Registry, named_scope};
+use crate::tls::{TlsSide, TlsStats};
 use arc_swap::ArcSwapOption;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
@@ -32,8 +35,7 @@ crate::stat_block! {
             lb_zone_cluster_too_small, lb_zone_no_capacity_left, lb_zone_routing_all_directly, lb_zone_routing_sampled, lb_zone_routing_cross_zone, membership_change, update_attempt, update_success,
             update_no_rebuild, assignment_stale, assignment_timeout_received, update_failure, update_empty, bind_errors, retry_or_shadow_abandoned,
             upstream_internal_redirect_succeeded_total, upstream_internal_redirect_failed_total,
-            ssl_handshake = "ssl.handshake", ssl_fail_verify_error = "ssl.fail_verify_error",
-            ssl_connection_error = "ssl.connection_error", original_dst_host_invalid,
+            original_dst_host_invalid,
             total_match_count = "default.total_match_count",
         ],
         gauges: [
@@ -50,7 +52,7 @@ crate::stat_block! {
             Gauge "upstream_cx_rx_bytes_buffered", Gauge "upstream_cx_tx_bytes_buffered",
             Counter "upstream_flow_control_backed_up_total", Counter "upstream_flow_control_drained_total",
             Counter "upstream_flow_control_paused_reading_total", Counter "upstream_flow_control_resumed_reading_total",
-            Counter "upstream_http3_broken", Counter "upstream_queue_overloaded", Counter "upstream_rq_0rtt",
+            Counter "upstream_http3_broken", Gauge "upstream_queue_overloaded", Counter "upstream_rq_0rtt",
             Counter "upstream_rq_rx_reset_no_error",
         ],
     }
@@ -63,6 +65,10 @@ const MAX_ZONES: usize = 64;
 pub struct ClusterStats {
     counts: ClusterCounts,
     grpc: OnceLock<GrpcStats>,
+    tls: OnceLock<Box<TlsStats>>,
+    http2: OnceLock<Http2Counts>,
+    ring: OnceLock<RingStats>,
+    maglev: OnceLock<MaglevStats>,
     authz: ByPrefix<AuthzCounts>,
     rate_limit: ByPrefix<RateLimitCounts>,
     responses: Responses,
@@ -131,6 +137,10 @@ impl ClusterStats {
             of_kind: Default::default(),
             zones: ArcSwapOption::empty(),
             grpc: OnceLock::new(),
+            tls: OnceLock::new(),
+            http2: OnceLock::new(),
+            ring: OnceLock::new(),
+            maglev: OnceLock::new(),
             authz: ByPrefix::default(),
             rate_limit: ByPrefix::default(),
             registry: Some((registry.clone(), prefix.into())),
@@ -145,6 +155,10 @@ impl ClusterStats {
             of_kind: Default::default(),
             zones: ArcSwapOption::empty(),
             grpc: OnceLock::new(),
+            tls: OnceLock::new(),
+            http2: OnceLock::new(),
+            ring: OnceLock::new(),
+            maglev: OnceLock::new(),
             authz: ByPrefix::default(),
             rate_limit: ByPrefix::default(),
             registry: None,
@@ -175,6 +189,31 @@ impl ClusterStats {
         let (registry, prefix) = self.registry.as_ref()?;
         let make = || GrpcStats::new(registry, &format!("{prefix}grpc."));
         Some((registry, self.grpc.get_or_init(make)))
+    }
+
+    /// Those of HTTP/2, which are shown from the first call on.
+    pub fn http2(&self) -> Http2Counts {
+        let Some((registry, prefix)) = &self.registry else { return Http2Counts::none() };
+        self.http2.get_or_init(|| Http2Counts::new(registry, &format!("{prefix}http2."))).clone()
+    }
+
+    /// Those of a hash ring, which are shown from the first call on.
+    pub fn ring(&self) -> Option<&RingStats> {
+        let (registry, prefix) = self.registry.as_ref()?;
+        Some(self.ring.get_or_init(|| RingStats::new(registry, &format!("{prefix}ring_hash_lb."))))
+    }
+
+    /// Those of a Maglev table, which are shown from the first call on.
+    pub fn maglev(&self) -> Option<&MaglevStats> {
+        let (registry, prefix) = self.registry.as_ref()?;
+        Some(self.maglev.get_or_init(|| MaglevStats::new(registry, &format!("{prefix}maglev_lb."))))
+    }
+
+    /// Those of TLS, which are shown from the first call on.
+    pub fn tls(&self) -> Option<&TlsStats> {
+        let (registry, prefix) = self.registry.as_ref()?;
+        let make = || Box::new(TlsStats::new(registry, prefix, TlsSide::Client));
+        Some(self.tls.get_or_init(make))
     }
 
     /// Has `count` count what an authorisation service said of a request, by the prefix of the filter that asked it.

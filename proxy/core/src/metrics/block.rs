@@ -65,6 +65,11 @@ impl Block {
         Arc::new(Block::of(prefix, defs, None, false))
     }
 
+    /// A block of zeros of which only what was counted is shown.
+    pub fn sparse(prefix: &str, defs: &'static [StatDef]) -> Arc<Block> {
+        Arc::new(Block::of(prefix, defs, None, true))
+    }
+
     /// A block of zeros that counts statuses too. With `sparse` only what was counted is shown, as of the
     /// statistics that Envoy makes when it counts them.
     pub fn of_responses(prefix: &str, defs: &'static [StatDef], sparse: bool) -> Arc<Block> {
@@ -326,6 +331,11 @@ macro_rules! stat_block {
                 /// Zeros under `prefix` (with its final dot), visible in `registry` for as long as this lives.
                 pub fn new(registry: &Registry, prefix: &str) -> Self {
                     $name(Some(registry.register(Block::new(prefix, DEFS))))
+                }
+
+                /// Zeros under `prefix`, each visible from its first count on.
+                pub fn sparse(registry: &Registry, prefix: &str) -> Self {
+                    $name(Some(registry.register(Block::sparse(prefix, DEFS))))
                 }
 
                 /// Zeros in a block of responses, visible in `registry` for as long as this lives.

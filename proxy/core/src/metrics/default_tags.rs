@@ -38,6 +38,7 @@ pub(super) fn find(found: &mut Found<'_>) {
     of_tls(found);
     of_listener(found);
     of_routes(found);
+    of_proxy_protocol(found);
     let first = found.name.split('.').next().unwrap_or_default();
     for (tag, words) in RULES {
         let (head, _) = words.split_once('.').unwrap_or_default();
@@ -124,6 +125,19 @@ fn address(rest: &str) -> Option<usize> {
     let (ip, port) = rest.get(..at)?.rsplit_once('_')?;
     let is_one = ip.parse::<std::net::Ipv4Addr>().is_ok() && port.parse::<u16>().is_ok();
     is_one.then_some(at)
+}
+
+/// `proxy_proto.versions.v1.`, of which the tag is the number alone.
+fn of_proxy_protocol(found: &mut Found<'_>) {
+    const START: &str = "proxy_proto.";
+    const VERSION: &str = "versions.v";
+    let Some(rest) = found.name.strip_prefix(START).and_then(|rest| rest.strip_prefix(VERSION)) else {
+        return;
+    };
+    let at = START.len() + VERSION.len();
+    if rest.as_bytes().first().is_some_and(u8::is_ascii_digit) && rest.as_bytes().get(1) == Some(&b'.') {
+        found.take("envoy_proxy_protocol_version", (at, at + 1), (START.len(), at + 2));
+    }
 }
 
 /// `http.PREFIX.rds.NAME.` where the name may hold dots, but nothing stranger.

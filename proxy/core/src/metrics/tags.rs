@@ -133,12 +133,8 @@ impl TagRules {
     }
 }
 
-/// Whether a counter is one that Envoy makes with its first response: of a code, or a cluster's of a class. Those of TLS
-/// it makes where there is TLS.
+/// Whether a counter is one that Envoy makes with its first response: of a code, or a cluster's of a class.
 pub(super) fn appears_when_used(name: &str) -> bool {
-    if name.rsplit_once('.').is_some_and(|(scope, _)| scope.ends_with(".ssl")) {
-        return true;
-    }
     let Some((_, code)) = name.rsplit_once("_rq_") else { return false };
     match code.as_bytes() {
         [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9'] => true,
@@ -224,6 +220,9 @@ mod tests {
             ),
             ("tcp.t.idle_timeout", "tcp.idle_timeout envoy_tcp_prefix=t"),
             ("cluster_manager.cds.update_success", "cluster_manager.cds.update_success"),
+            ("proxy_proto.versions.v2.found", "proxy_proto.found envoy_proxy_protocol_version=2"),
+            ("proxy_proto.not_found_allowed", "proxy_proto.not_found_allowed"),
+            ("downstream_cx_proxy_proto_error", "downstream_cx_proxy_proto_error"),
         ] {
             assert_eq!(split(&TagRules::default(), name), expected);
         }

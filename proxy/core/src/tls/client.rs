@@ -2,8 +2,10 @@
 
 use super::reuse::Parts;
 use super::server::version_name;
-use super::verify::{PeerCheck, ServerVerifier};
-use super::{Awaited, ContextChange, Held, Identity, Origin, Protocols, Validation, cipher_name, describe};
+use super::verify::{PeerCheck, SentName, ServerVerifier};
+use super::{
+    Awaited, ContextChange, Held, Identity, Origin, Protocols, Validation, cipher_name, curve_name, describe,
+};
 use crate::connection::TlsInfo;
 use crate::error::ConfigError;
 use arc_swap::ArcSwapOption;
@@ -35,6 +37,8 @@ pub struct ClientSettings {
     pub auto_host_sni: bool,
     /// The certificate must be valid for the name that was sent.
     pub auto_san_validation: bool,
+    /// The same, in place of the names that `validation` lists; those serve where no name is sent.
+    pub auto_sni_san_validation: bool,
     /// Resumes sessions, on by default.
     pub resumption: bool,
 }
@@ -50,6 +54,7 @@ impl Default for ClientSettings {
             auto_sni: false,
             auto_host_sni: false,
             auto_san_validation: false,
+            auto_sni_san_validation: false,
             resumption: true,
         }
     }
@@ -224,7 +229,11 @@ impl ClientContext {
         });
         let verifier = ServerVerifier {
             check,
-            match_name: settings.auto_san_validation,
+            sent_name: match (settings.auto_san_validation, settings.auto_sni_san_validation) {
+                (true, _) => SentName::Checked,
+                (false, true) => SentName::InPlace,
+                (false, false) => SentName::Ignored,
+            },
             algorithms: provider.signature_verification_algorithms,
         };
         let builder = ClientConfig::builder_with_provider(provider)
@@ -296,6 +305,11 @@ impl ClientContext {
         (!host.is_empty()).then(|| host.into())
     }
 
+    /// Whether a name that is sent must be a host's name, which an address is not (`auto_sni_san_validation`).
+    pub fn sends_names_alone(&self) -> bool {
+        self.base.verifier.sent_name == SentName::InPlace
+    }
+
     /// The server name at the endpoint called `hostname`; `of_request` is [`ClientContext::name_of_request`].
     pub fn server_name<'a>(&'a self, of_request: Option<&'a str>, hostname: &'a str) -> Option<&'a str> {
         if self.auto_sni {
@@ -313,6 +327,7 @@ impl ClientContext {
         TlsInfo {
             version: version_name(connection.protocol_version()),
             cipher: connection.negotiated_cipher_suite().map_or("", |s| cipher_name(s.suite())),
+            curve: connection.negotiated_key_exchange_group().map_or("", |group| curve_name(group.name())),
             alpn: connection.alpn_protocol().map(Into::into),
             resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
             peer: chain.first().and_then(|der| describe(der)).map(Arc::new),

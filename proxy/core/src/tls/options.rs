@@ -2,7 +2,7 @@
 
 use crate::error::ConfigError;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
-use rustls::{CipherSuite, SupportedCipherSuite, SupportedProtocolVersion, version};
+use rustls::{CipherSuite, NamedGroup, SupportedCipherSuite, SupportedProtocolVersion, version};
 use std::sync::Arc;
 
 /// Versions of TLS. Older ones don't exist here.
@@ -119,6 +119,18 @@ fn curve(name: &str) -> Result<&'static dyn SupportedKxGroup, ConfigError> {
             return Err(ConfigError::new(format!("curve \"{name}\" is not supported; there are {known}")));
         }
     })
+}
+
+/// BoringSSL's name of a group of the key exchange; empty for one that it does not have.
+pub fn curve_name(group: NamedGroup) -> &'static str {
+    match group {
+        NamedGroup::X25519 => "X25519",
+        NamedGroup::secp256r1 => "P-256",
+        NamedGroup::secp384r1 => "P-384",
+        NamedGroup::secp521r1 => "P-521",
+        NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
+        _ => "",
+    }
 }
 
 /// OpenSSL's name of a cipher suite, which logs show.

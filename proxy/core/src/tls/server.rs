@@ -267,6 +267,7 @@ impl ServerContext {
         TlsInfo {
             version: version_name(connection.protocol_version()),
             cipher: connection.negotiated_cipher_suite().map_or("", |s| cipher_name(s.suite())),
+            curve: connection.negotiated_key_exchange_group().map_or("", |group| curve_name(group.name())),
             server_name: connection.server_name().map(|name| name.to_ascii_lowercase().into()),
             alpn: connection.alpn_protocol().map(Into::into),
             resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),

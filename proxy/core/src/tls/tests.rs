@@ -236,6 +236,36 @@ fn endpoints_are_checked_by_chain_and_name() {
     assert!(reaches(trust(&ca), "a.b.server.test", true).is_err());
     assert!(reaches(exact("a.b.server.test"), "server.test", false).is_err());
     assert!(reaches(trust(&other), "server.test", false).is_err());
+    // The name that is sent stands in the place of those that are listed, which were looked at as well; where none is sent
+    // they serve, and the address of the endpoint was looked for among the certificate's names.
+    let in_place = |validation, name: &str| {
+        let settings =
+            ClientSettings { validation, auto_sni_san_validation: true, ..ClientSettings::default() };
+        handshake(&server, &client(settings), name, AlpnOffer::None).is_ok()
+    };
+    assert!(in_place(exact("nobody.test"), "x.server.test"));
+    assert!(!in_place(exact("server.test"), "evil.test"));
+    assert!(in_place(trust(&ca), "127.0.0.1") && !in_place(exact("nobody.test"), "127.0.0.1"));
+    assert!(in_place(exact("server.test"), "127.0.0.1"));
+}
+
+/// Envoy looks at names before it looks at pins, and counts the first that fails.
+#[test]
+fn names_are_looked_at_before_pins() {
+    let ca = authority("Test CA", None);
+    let theirs = identity(&ca, &["server.test"], &[]);
+    let server = server(ServerSettings { identities: vec![theirs], ..ServerSettings::default() });
+    let failure = |name: &str, hashes: &[String]| {
+        let validation = Some(Validation { hashes: hashes.to_vec(), ..trust(&ca).unwrap() });
+        let client =
+            client(ClientSettings { validation, auto_san_validation: true, ..ClientSettings::default() });
+        handshake(&server, &client, name, AlpnOffer::None).map(drop).map_err(|e| HandshakeFailure::of(&e))
+    };
+    let none = [sha256_hex(b"x")];
+    assert_eq!(failure("server.test", &[]), Ok(()));
+    assert_eq!(failure("server.test", &none), Err(HandshakeFailure::Pins));
+    assert_eq!(failure("evil.test", &none), Err(HandshakeFailure::Names));
+    assert_eq!(failure("evil.test", &[]), Err(HandshakeFailure::Names));
 }
 
 #[test]

@@ -115,7 +115,7 @@ fn dns_matches(pattern: &str, wanted: &[u8]) -> bool {
 
 /// Why a certificate is refused, beyond what webpki says.
 #[derive(Debug, thiserror::Error)]
-enum Refusal {
+pub(super) enum Refusal {
     #[error("no subject alternative name matches")]
     San,
     #[error("neither hash nor public key is among those expected")]
@@ -253,18 +253,33 @@ impl PeerCheck {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Error> {
+        self.check_with(leaf, intermediates, now, |check| check.check_names(leaf))
+    }
+
+    /// The same, in Envoy's order (`verifyCertificate` in common/tls/cert_validator/default_validator.cc): who vouches for
+    /// it, what `names` says of its names, what is pinned.
+    fn check_with(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        names: impl FnOnce(&PeerCheck) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let used = self.max_depth.map_or(intermediates.len(), |depth| depth.min(intermediates.len()));
         if let Some(authorities) = self.authorities.as_deref() {
             authorities.check(leaf, intermediates.get(..used).unwrap_or_default(), now)?;
         }
+        names(self)?;
         let pinned = !self.hashes.is_empty() || !self.spki.is_empty();
         if pinned && !self.is_pinned(leaf) {
             return Err(refuse(Refusal::Pin));
         }
-        if !self.sans.is_empty() && !self.has_name(leaf) {
-            return Err(refuse(Refusal::San));
-        }
         Ok(())
+    }
+
+    /// Whether a name of the certificate is among those that are configured.
+    fn check_names(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
+        if self.sans.is_empty() || self.has_name(leaf) { Ok(()) } else { Err(refuse(Refusal::San)) }
     }
 
     fn is_pinned(&self, leaf: &CertificateDer<'_>) -> bool {
@@ -435,13 +450,24 @@ impl ClientCertVerifier for ClientVerifier {
     verify_signatures!();
 }
 
+/// What the name that was sent to a server has to do with its certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SentName {
+    /// Nothing.
+    Ignored,
+    /// The certificate must be valid for it too (`auto_san_validation`).
+    Checked,
+    /// It must be valid for it, and for none of the names that are configured, which serve where no name is sent
+    /// (`auto_sni_san_validation`).
+    InPlace,
+}
+
 /// Verifies servers. Without a check every certificate will do, as in Envoy without a validation context;
 /// the server must own its key all the same.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
     pub(super) check: Option<PeerCheck>,
-    /// Checks the name that was asked for too (`auto_san_validation`).
-    pub(super) match_name: bool,
+    pub(super) sent_name: SentName,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -455,10 +481,12 @@ impl ServerCertVerifier for ServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         if let Some(check) = self.check.as_ref().filter(|c| !c.accept_untrusted) {
-            check.check(leaf, intermediates, now)?;
-            if self.match_name {
-                verify_server_name(&ParsedCertificate::try_from(leaf)?, server_name)?;
-            }
+            let sent = || verify_server_name(&ParsedCertificate::try_from(leaf)?, server_name);
+            check.check_with(leaf, intermediates, now, |check| match (self.sent_name, server_name) {
+                (SentName::Checked, _) => sent().and_then(|()| check.check_names(leaf)),
+                (SentName::InPlace, ServerName::DnsName(_)) => sent(),
+                _ => check.check_names(leaf),
+            })?;
         }
         Ok(ServerCertVerified::assertion())
     }

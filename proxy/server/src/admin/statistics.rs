@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use regex::Regex;
 use sixfold_core::metrics::Registry;
 use sixfold_core::metrics::render::{Form, Histograms, Kind, Page, Selection};
+use std::collections::BTreeSet;
 
 sixfold_core::stat_block! {
     /// Under `server.`, as Envoy names them. The version is a number of six hexadecimal digits: major, minor, patch.
@@ -34,6 +35,20 @@ sixfold_core::stat_block! {
     }
 }
 
+sixfold_core::stat_block! {
+    /// Under `runtime.`, as Envoy names them. There are no directories of values, nor any that change while it runs.
+    pub struct RuntimeStats {
+        counters: [load_success],
+        gauges: [num_keys, num_layers],
+        histograms: [],
+        zeros: [
+            Gauge "admin_overrides_active", Counter "deprecated_feature_use",
+            Gauge "deprecated_feature_seen_since_process_start", Counter "load_error", Counter "override_dir_exists",
+            Counter "override_dir_not_exists",
+        ],
+    }
+}
+
 /// `server.version`.
 const VERSION: u64 = part(env!("CARGO_PKG_VERSION_MAJOR")) << 16
     | part(env!("CARGO_PKG_VERSION_MINOR")) << 8
@@ -51,6 +66,7 @@ const fn part(digits: &str) -> u64 {
 pub struct Statistics {
     server: ServerStats,
     clusters: ClusterManagerStats,
+    runtime: RuntimeStats,
     /// Whether it is counted how long the start took. A gauge is set by one thread at a time.
     is_start_counted: Mutex<bool>,
 }
@@ -61,6 +77,7 @@ impl Statistics {
         Statistics {
             server: ServerStats::new(registry, "server."),
             clusters: ClusterManagerStats::new(registry, "cluster_manager."),
+            runtime: RuntimeStats::new(registry, "runtime."),
             is_start_counted: Mutex::new(false),
         }
     }
@@ -83,9 +100,14 @@ impl Statistics {
         if let Some(took) = admin.lifecycle.initialization().filter(|_| !*is_start_counted) {
             server.initialization_time_ms().record(took.as_millis().try_into().unwrap_or(u64::MAX));
             *is_start_counted = true;
+            self.runtime.load_success().inc();
         }
         server.total_connections().set(admin.metrics.sum("listener.", "downstream_cx_active"));
         self.clusters.active_clusters().set(admin.clusters.all().len() as u64);
+        let layers = admin.control.runtime();
+        let keys: BTreeSet<&String> = layers.iter().flat_map(|layer| layer.values.keys()).collect();
+        self.runtime.num_layers().set(layers.len() as u64);
+        self.runtime.num_keys().set(keys.len() as u64);
     }
 }
 

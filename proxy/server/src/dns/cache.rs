@@ -9,11 +9,22 @@ use crate::refresh::refresh_every;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use sixfold_core::cluster::DnsServers;
+use sixfold_core::metrics::Registry;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+
+sixfold_core::stat_block! {
+    /// Questions, under the names that those of Envoy's resolver have (`dns.cares.`).
+    pub struct DnsCounts {
+        counters: [resolve_total, not_found, get_addr_failure],
+        gauges: [pending_resolutions],
+        histograms: [],
+        zeros: [Counter "reinits", Counter "timeouts"],
+    }
+}
 
 /// Names that nobody subscribes to, which are kept until their answers are no longer good: those that requests bring.
 /// Envoy's `max_hosts` of a DNS cache.
@@ -33,6 +44,7 @@ pub(super) struct Inner {
     hosts: ArcSwap<Names>,
     system: ArcSwap<System>,
     state: Mutex<State>,
+    counts: OnceLock<DnsCounts>,
     /// Ends the thread.
     _thread: Option<oneshot::Sender<()>>,
 }
@@ -90,6 +102,7 @@ impl DnsCache {
             hosts: ArcSwap::from_pointee(files::names(&hosts)),
             system: ArcSwap::from_pointee(files::system(&system)),
             state: Mutex::default(),
+            counts: OnceLock::new(),
             _thread: thread,
         });
         refresh_every("dns-files", files::LOOK, &inner, move |inner| {
@@ -101,6 +114,11 @@ impl DnsCache {
             }
         });
         DnsCache(inner)
+    }
+
+    /// Has what is counted of questions shown there. Only the first call counts.
+    pub fn count_in(&self, registry: &Registry) {
+        let _ = self.0.counts.set(DnsCounts::new(registry, "dns.cares."));
     }
 
     /// The addresses of a name, from what is known if that is still good. An address stands for itself. May be
@@ -161,6 +179,11 @@ impl DnsCache {
 impl Inner {
     pub(super) fn config(&self) -> &ResolverConfig {
         &self.config
+    }
+
+    /// What is counted of questions, where that is shown.
+    pub(super) fn counts(&self) -> DnsCounts {
+        self.counts.get().cloned().unwrap_or_else(DnsCounts::none)
     }
 
     /// The names of the hosts file.

@@ -263,7 +263,16 @@ impl Entry {
             subscriber.asked();
         }
         let hosts = cache.hosts();
+        let counts = cache.counts();
+        counts.resolve_total().inc();
+        let pending = counts.pending_resolutions().raise();
         let said = self.resolver.load_full().resolve(&self.question, standing, &hosts).await;
+        drop(pending);
+        match &said {
+            Ok(said) if said.addresses.is_empty() => counts.not_found().inc(),
+            Ok(_) => {}
+            Err(_) => counts.get_addr_failure().inc(),
+        }
         let (reading, subscribers) = self.record(said, cache.config());
         if let Outcome::Failed(error) = &reading.outcome {
             tracing::warn!(%error, clusters = subscribers.len(), "DNS look-up failed, its addresses stay as they are");

@@ -68,6 +68,13 @@ pub enum H1Error {
     Truncated,
 }
 
+impl H1Error {
+    /// Whether it is the underscore in a name.
+    pub(crate) fn is_of_underscore(self) -> bool {
+        self == H1Error::Underscore
+    }
+}
+
 impl From<HeaderFault> for H1Error {
     fn from(fault: HeaderFault) -> H1Error {
         match fault {

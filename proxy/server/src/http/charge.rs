@@ -53,7 +53,7 @@ pub(super) fn time(stream: &Stream, millis: u64) {
 }
 
 /// Counts a response to a request of our own: to Envoy it is an internal one.
-pub(super) fn response_to_own(cluster: &Cluster, status: u16) {
+pub(crate) fn response_to_own(cluster: &Cluster, status: u16) {
     cluster.stats.responses().count(status);
     if let Some(responses) = cluster.stats.responses_of(ResponseKind::Internal) {
         responses.count(status);
@@ -61,7 +61,7 @@ pub(super) fn response_to_own(cluster: &Cluster, status: u16) {
 }
 
 /// Counts the milliseconds that such a response took.
-pub(super) fn time_of_own(cluster: &Cluster, millis: u64) {
+pub(crate) fn time_of_own(cluster: &Cluster, millis: u64) {
     cluster.stats.responses().record(millis);
     if let Some(responses) = cluster.stats.responses_of(ResponseKind::Internal) {
         responses.record(millis);

@@ -104,6 +104,7 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
             stats.downstream_rq_http1_total().inc();
             active.get_or_insert_with(|| {
                 stats.downstream_cx_http1_total().inc();
+                env.http1_counts();
                 stats.downstream_cx_http1_active().raise()
             });
         }
@@ -137,6 +138,9 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
             }
             Arrival::Refused(error) => {
                 stats.downstream_cx_protocol_error().inc();
+                if error.is_of_underscore() {
+                    env.http1_counts().requests_rejected_with_underscores_in_headers().inc();
+                }
                 client.keep_alive = false;
                 // What was read belongs to what was refused.
                 client.body = BodyReader::new(BodyLength::UntilClose);

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use sixfold_core::connection::Connection;
-use sixfold_core::headers::{HeaderRules, Headers, Known};
+use sixfold_core::headers::{HeaderFault, HeaderRules, Headers, Known};
 use sixfold_core::message::{Method, RequestHead, ResponseHead, Scheme};
 use sixfold_core::stream::Stream;
 use sixfold_core::traffic::Traffic;
@@ -95,7 +95,10 @@ pub(super) async fn serve_from(io: Io, read: Vec<u8>, connection: Arc<Connection
             match kind {
                 Some(GIVEN_UP) => stats.downstream_rq_too_many_premature_resets().inc(),
                 Some(_) => {}
-                None => stats.downstream_cx_protocol_error().inc(),
+                None => {
+                    stats.downstream_cx_protocol_error().inc();
+                    env.http2_counts().rx_messaging_error().inc();
+                }
             }
             remotely &= !is_ours(&error);
             tracing::debug!(%error, "HTTP/2 connection ended");
@@ -118,7 +121,9 @@ async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: &Arc<Env>)
     let (which, head) = timeouts::first_of_head(timeouts);
     let peer = PeerTimeouts { head: Some(head), write: timeouts.send };
     let heads = Arc::<HeadWatch>::default();
-    let guarded = Guarded::server(io, read, &env.hcm.http2, peer).watched(heads.clone());
+    let guarded = Guarded::server(io, read, &env.hcm.http2, peer)
+        .watched(heads.clone())
+        .counted(env.http2_counts().clone());
     let mut limit = Deadline::after(timeouts.idle.filter(|d| !d.is_zero()).unwrap_or(PREFACE_TIME));
     let handshake = bounded(&mut limit, builder(env).handshake::<_, Bytes>(guarded)).await;
     let Ok(server) = handshake else { return Ok(true) };
@@ -168,6 +173,8 @@ fn builder(env: &Env) -> h2::server::Builder {
 pub(super) async fn serve_stream(opened: Opened, stream: &mut Stream, clock: &mut Clock) {
     let Opened { request, respond, began, connection, env, wishes } = opened;
     env.hcm.stats.downstream_rq_http2_total().inc();
+    let counts = env.http2_counts();
+    let _active = counts.streams_active().raise();
     let secure = connection.tls.is_some();
     stream.connection = connection;
     let now = clock.restart();
@@ -180,6 +187,9 @@ pub(super) async fn serve_stream(opened: Opened, stream: &mut Stream, clock: &mu
     match read {
         Ok(()) => exchange::serve(&mut client, stream, clock, &env).await,
         Err(refused) => {
+            if matches!(refused, Refused::Fields(HeaderFault::Underscore)) {
+                counts.requests_rejected_with_underscores_in_headers().inc();
+            }
             // What was parsed before the error is not shown: it may be anything.
             stream.request.clear();
             let refusal = Refusal::of_http2(refused, env.hcm.profile);

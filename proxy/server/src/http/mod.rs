@@ -6,7 +6,7 @@ mod admit;
 mod after_attempt;
 mod attempt;
 mod body_variables;
-mod charge;
+pub(crate) mod charge;
 mod clock;
 mod downstream;
 pub(crate) mod edge;
@@ -39,6 +39,7 @@ use crate::drain::Drain;
 use crate::h1::{H1Options, HeaderCase, Profile};
 use crate::io::{Io, Meter};
 use crate::worker::Worker;
+use sixfold_core::codec_stats::{Http1Counts, Http2Counts};
 use sixfold_core::connection::Connection;
 use sixfold_core::hcm::{CodecType, HttpConnectionManager};
 use sixfold_core::overload::Overload;
@@ -87,6 +88,18 @@ struct Ending {
     remotely: AtomicBool,
     /// A request is under way then.
     busy: AtomicBool,
+}
+
+impl Env {
+    /// What is counted of HTTP/1 of all clients.
+    fn http1_counts(&self) -> &Http1Counts {
+        self.worker.shared.codecs.http1(&self.worker.shared.metrics)
+    }
+
+    /// The same of HTTP/2.
+    fn http2_counts(&self) -> &Http2Counts {
+        self.worker.shared.codecs.http2(&self.worker.shared.metrics)
+    }
 }
 
 impl Ending {

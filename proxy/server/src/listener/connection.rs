@@ -20,6 +20,8 @@ use sixfold_core::listener::{
 };
 use sixfold_core::overload::Timer;
 use sixfold_core::stream::Stream;
+use sixfold_core::tls::HandshakeFailure;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -114,13 +116,21 @@ async fn inspect(
     socket.unread(seen);
     match outcome {
         Ok(()) => true,
-        Err(FilterError::Closed) => false,
+        Err(FilterError::Closed) => {
+            config.stats.downstream_listener_filter_remote_close().inc();
+            false
+        }
         Err(FilterError::TimedOut) => {
             config.stats.downstream_pre_cx_timeout().inc();
             config.continue_on_timeout
         }
         Err(reason) => {
-            config.stats.downstream_listener_filter_error().inc();
+            match reason {
+                FilterError::Broken => config.stats.downstream_listener_filter_error().inc(),
+                FilterError::ProxyProtocol => shared.filter_stats.proxy_failed(&shared.metrics),
+                // The TLS inspector counts it.
+                _ => {}
+            }
             tracing::debug!(listener = %config.name, %reason, "a listener filter refuses a connection");
             false
         }
@@ -171,7 +181,10 @@ async fn serve_chain(
                     connection.tls = Some(accepted.info);
                     accepted.io
                 }
-                None => return log(listener, Arc::new(connection), None),
+                None => {
+                    count_unserved(&chain.filter);
+                    return log(listener, Arc::new(connection), None);
+                }
             }
         }
     };
@@ -278,31 +291,34 @@ async fn direct(mut io: Io, bytes: &[u8]) {
     closing::linger(&mut io, &mut out, &mut ReadBuffer::default(), ANSWER_TIME).await;
 }
 
+/// Counts a connection that ends with its handshake: a connection manager of Envoy is there before that.
+fn count_unserved(filter: &NetworkFilter) {
+    if let NetworkFilter::Http(manager) = filter {
+        let stats = &manager.stats;
+        stats.downstream_cx_total().inc();
+        stats.downstream_cx_ssl_total().inc();
+        stats.downstream_cx_destroy().inc();
+        stats.downstream_cx_destroy_remote().inc();
+    }
+}
+
 fn count_handshake(
     outcome: Option<Result<tls::Accepted, HandshakeError>>,
     stats: &ListenerStats,
 ) -> Option<tls::Accepted> {
     match outcome {
         Some(Ok(accepted)) => {
-            stats.ssl_handshake().inc();
-            if accepted.info.peer.is_none() {
-                stats.ssl_no_certificate().inc();
-            }
-            if accepted.info.resumed {
-                stats.ssl_session_reused().inc();
-            }
+            stats.tls().count(&accepted.info);
             return Some(accepted);
         }
-        Some(Err(HandshakeError::NoClientCertificate)) => stats.ssl_fail_verify_no_cert().inc(),
-        Some(Err(HandshakeError::ClientCertificate(reason))) => {
-            tracing::debug!(%reason, "a client certificate is refused");
-            stats.ssl_fail_verify_error().inc();
+        Some(Err(HandshakeError::Io(error))) if error.kind() == io::ErrorKind::TimedOut => {
+            stats.downstream_cx_transport_socket_connect_timeout().inc();
         }
         Some(Err(reason)) => {
             tracing::debug!(%reason, "a TLS handshake failed");
-            stats.ssl_connection_error().inc();
+            stats.tls().count_failure(reason.failure());
         }
-        None => stats.ssl_connection_error().inc(),
+        None => stats.tls().count_failure(HandshakeFailure::Other),
     }
     None
 }

@@ -33,7 +33,7 @@ sixfold_core::stat_block! {
         counters: [
             flushed_by_timer, reopen_failed, write_buffered, write_completed, write_failed, write_dropped,
         ],
-        gauges: [], histograms: [],
+        gauges: [write_total_buffered], histograms: [],
     }
 }
 
@@ -226,6 +226,7 @@ impl Shared {
         let after = waiting.len();
         drop(waiting);
         self.stats.write_buffered().inc();
+        self.stats.write_total_buffered().add(line.len() as i64);
         // Only the line that crosses the mark wakes the writer.
         let mark = if matches!(self.flush, Flush::Within(_)) { FLUSH_AT } else { 1 };
         if before < mark && after >= mark {
@@ -323,6 +324,7 @@ impl Writer {
 
     fn write(&mut self, lines: &[u8]) {
         let stats = &self.shared.stats;
+        stats.write_total_buffered().add(-(lines.len() as i64));
         let Some(file) = &mut self.file else { return stats.write_failed().inc() };
         if lines.len() < FLUSH_AT {
             stats.flushed_by_timer().inc();

@@ -13,7 +13,7 @@ use sixfold_core::listener::{Listener, NetworkFilter};
 use sixfold_core::model::Diff;
 use sixfold_core::router::RouteTableCell;
 use sixfold_core::tls::{Awaited, ServerTls};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -113,9 +113,12 @@ impl Warming {
         Warming { clusters: Waiting::new(), listeners: Waiting::new(), stats }
     }
 
-    /// Counts the clusters that come, change and go, and those that get endpoints.
+    /// Counts the clusters that come, change and go, and those that get other endpoints than those that they began with.
     pub(super) fn count_changes(&self, diff: &Diff, known: &Clusters) {
-        self.stats.cluster_updated().add(diff.endpoints.len() as u64);
+        let begin: HashSet<&str> = diff.clusters.iter().map(|(name, _)| &**name).collect();
+        let had_some = |name: &str| known.find(name).is_some_and(|it| it.hosts.load().total() > 0);
+        let updated = diff.endpoints.iter().filter(|(name, _)| !begin.contains(&**name) && had_some(name));
+        self.stats.cluster_updated().add(updated.count() as u64);
         for (name, cluster) in &diff.clusters {
             match (cluster.is_some(), known.find(name).is_some()) {
                 (true, false) => self.stats.cluster_added().inc(),

@@ -340,8 +340,15 @@ impl Way {
             preface: self.preface.as_deref(),
             ..Handshake::default()
         };
-        let connected = dial(cluster, flight.host(), handshake, cluster.config.connect_timeout).await?;
-        Ok(Reached::Tcp(Box::new(connected)))
+        let stats = &cluster.stats;
+        stats.upstream_rq_pending_total().inc();
+        let pending = stats.upstream_rq_pending_active().raise();
+        let connected = dial(cluster, flight.host(), handshake, cluster.config.connect_timeout).await;
+        drop(pending);
+        if let Err(UpstreamError::Connect(_) | UpstreamError::ConnectTimeout) = &connected {
+            stats.upstream_rq_pending_failure_eject().inc();
+        }
+        connected.map(|connected| Reached::Tcp(Box::new(connected)))
     }
 }
 

@@ -14,6 +14,7 @@ use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
 use parking_lot::Mutex;
 use sixfold_core::cluster::{ClusterConfig, ClusterStats, Host, Permit};
+use sixfold_core::codec_stats::Http2Counts;
 use sixfold_core::connection::UpstreamConnection;
 use sixfold_core::headers::{HeaderRules, Headers, Known};
 use sixfold_core::message::{Method, RequestHead, ResponseHead, Scheme};
@@ -50,6 +51,7 @@ pub(super) struct H2State {
     pub(super) opened: Instant,
     pub(super) requests: AtomicU32,
     pub(super) stats: Arc<ClusterStats>,
+    counts: Http2Counts,
     host: Arc<Host>,
     /// [`Host::falls`] when it was opened.
     falls: u32,
@@ -71,6 +73,8 @@ impl H2Connection {
         room: Arc<Notify>,
     ) -> Result<H2Connection, UpstreamError> {
         let (local, options) = (io.local_addr(), &config.http2);
+        let counts = active.stats.http2();
+        let guarded = Guarded::client(io, options, PeerTimeouts::default()).counted(counts.clone());
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(options.stream_window)
             .initial_connection_window_size(options.upstream_window())
@@ -79,7 +83,7 @@ impl H2Connection {
             // None until the upstream has said how many.
             .initial_max_send_streams(0)
             .enable_push(false)
-            .handshake::<_, Bytes>(Guarded::client(io, options, PeerTimeouts::default()))
+            .handshake::<_, Bytes>(guarded)
             .await
             .map_err(|_| UpstreamError::Closed)?;
         let state = Arc::new(H2State {
@@ -88,6 +92,7 @@ impl H2Connection {
             opened: Instant::now(),
             requests: AtomicU32::new(0),
             stats: active.stats.clone(),
+            counts,
             host: active.host.clone(),
             falls: active.host.falls(),
             idle_since: AtomicU64::new(0),
@@ -168,6 +173,7 @@ impl H2Connection {
     /// A place for one more request.
     pub(super) fn stream(&self, request: Permit) -> H2Upstream {
         self.state.streams.fetch_add(1, Relaxed);
+        self.state.counts.streams_active().inc();
         self.state.requests.fetch_add(1, Relaxed);
         H2Upstream {
             connection: self.send.clone(),
@@ -205,6 +211,7 @@ impl H2State {
             self.idle_since.store(since, Relaxed);
         }
         self.streams.fetch_sub(1, Relaxed);
+        self.counts.streams_active().dec();
         self.room.notify_one();
     }
 }
@@ -409,6 +416,7 @@ impl H2Upstream {
             None => {
                 let map = ready!(recv.poll_trailers(cx)).map_err(|e| reason(&e))?;
                 if let Some(map) = map {
+                    self.state.counts.trailers().inc();
                     h2_headers::read_trailers(&map, &self.rules, trailers)
                         .map_err(|_| UpstreamError::Protocol)?;
                 }

@@ -5,6 +5,7 @@
 //! resetting (CVE-2025-8671), PING and SETTINGS and their acknowledgements, PRIORITY, CONTINUATION, empty DATA, frames
 //! of unknown types, and WINDOW_UPDATE without data that it could be for.
 
+mod counts;
 mod frames;
 mod ledger;
 
@@ -16,6 +17,7 @@ use frames::Frames;
 use ledger::{Flood, Ledger};
 use parking_lot::Mutex;
 use sixfold_core::cluster::Http2Options;
+use sixfold_core::codec_stats::Http2Counts;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -141,6 +143,7 @@ pub(crate) struct Guarded<T> {
     past: Vec<u8>,
     /// When the peer must have taken something of what waits.
     write: Deadline,
+    counts: Http2Counts,
 }
 
 impl<T> Guarded<T> {
@@ -182,6 +185,7 @@ impl<T> Guarded<T> {
             watch: None,
             past: Vec::new(),
             write,
+            counts: Http2Counts::none(),
         }
     }
 
@@ -190,10 +194,21 @@ impl<T> Guarded<T> {
         Guarded { watch: Some(watch), ..self }
     }
 
+    /// Has its frames counted, beside what they cost.
+    pub(crate) fn counted(self, counts: Http2Counts) -> Guarded<T> {
+        Guarded { counts, ..self }
+    }
+
     /// Looks at what was read.
     fn received(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let ledger = &mut self.ledger;
-        self.inward.scan(bytes, |frame| ledger.received(frame));
+        let (ledger, counts) = (&mut self.ledger, &self.counts);
+        self.inward.scan(bytes, |frame| {
+            counts::received(counts, frame);
+            ledger.received(frame);
+            if ledger.has_trailers(frame) {
+                counts.trailers().inc();
+            }
+        });
         let block = self.inward.in_header_block().then(|| self.ledger.blocks());
         if block != self.block {
             self.block = block;
@@ -202,7 +217,10 @@ impl<T> Guarded<T> {
         match self.ledger.flood() {
             None => Ok(()),
             Some(Flood::Streams) => Err(io::Error::new(GIVEN_UP, "too many HTTP/2 streams given up")),
-            Some(Flood::Control) => Err(io::Error::new(FLOOD, "too many HTTP/2 control frames")),
+            Some(Flood::Control) => {
+                counts::flooded(&self.counts, self.ledger.last_cheap());
+                Err(io::Error::new(FLOOD, "too many HTTP/2 control frames"))
+            }
         }
     }
 
@@ -221,8 +239,9 @@ impl<T> Guarded<T> {
     /// What a write came to: the peer's time runs while it takes nothing.
     fn written<W>(&mut self, result: Result<W, TimedOut>) -> io::Result<W> {
         self.write.set(None);
-        if let (Err(TimedOut), Some(watch)) = (&result, &self.watch) {
-            watch.stalled.store(true, Relaxed);
+        if result.is_err() {
+            self.counts.tx_flush_timeout().inc();
+            self.watch.iter().for_each(|watch| watch.stalled.store(true, Relaxed));
         }
         result.map_err(|TimedOut| io::Error::new(STALLED, "the peer takes nothing"))
     }
@@ -308,8 +327,11 @@ impl<T: Transport + Unpin> AsyncWrite for Guarded<T> {
         let mut left = n;
         for slice in data {
             let part = left.min(slice.len());
-            let ledger = &mut this.ledger;
-            this.outward.scan(&slice[..part], |frame| ledger.sent(frame));
+            let (ledger, counts) = (&mut this.ledger, &this.counts);
+            this.outward.scan(&slice[..part], |frame| {
+                counts::sent(counts, frame);
+                ledger.sent(frame);
+            });
             left -= part;
         }
         Poll::Ready(Ok(n))

@@ -3,6 +3,7 @@
 
 mod batched;
 pub(crate) mod body;
+pub(crate) mod codecs;
 pub(crate) mod h1_body;
 pub(crate) mod h2_guard;
 pub(crate) mod h2_headers;

@@ -55,6 +55,27 @@ fn choices(policy: Policy, hosts: &HostSet) -> String {
     USERS.iter().map(choose).collect()
 }
 
+/// Nothing told how even the tables of hashes are.
+#[test]
+fn tables_of_hashes_tell_their_sizes() {
+    let registry = crate::metrics::Registry::new();
+    let stats = std::sync::Arc::new(crate::cluster::ClusterStats::named(&registry, "c"));
+    let hosts = keyed(&[("a", 1, Healthy), ("b", 1, Healthy)]);
+    let shown = |scope: &str, names: &[&str]| -> Vec<u64> {
+        names.iter().map(|name| registry.sum(scope, name)).collect()
+    };
+    let build = |policy| {
+        let config = BalanceConfig { policy, ..BalanceConfig::default() };
+        crate::balance::build(&config, &hosts, &stats).unwrap()
+    };
+    let names = ["size", "min_hashes_per_host", "max_hashes_per_host"];
+    let _ring = build(ring(1024, 8 << 20, false, false));
+    assert_eq!(shown("cluster.c.ring_hash_lb.", &names), [1024, 512, 512]);
+    let _maglev = build(Policy::Maglev { table_size: 65537, use_hostname: false });
+    let names = ["min_entries_per_host", "max_entries_per_host"];
+    assert_eq!(shown("cluster.c.maglev_lb.", &names), [32768, 32769]);
+}
+
 #[test]
 fn hashes_choose_what_envoy_chose() {
     let abc = keyed(&[("a", 1, Healthy), ("b", 1, Healthy), ("c", 1, Healthy)]);

@@ -8,6 +8,8 @@ crate::stat_block! {
     pub struct OutlierStats {
         counters: [
             ejections_overflow, ejections_enforced_total,
+            // Deprecated, and asked for by older dashboards.
+            ejections_total, ejections_consecutive_5xx, ejections_success_rate,
             ejections_detected_consecutive_5xx, ejections_enforced_consecutive_5xx,
             ejections_detected_consecutive_gateway_failure, ejections_enforced_consecutive_gateway_failure,
             ejections_detected_consecutive_local_origin_failure,
@@ -20,10 +22,29 @@ crate::stat_block! {
         ],
         gauges: [ejections_active],
         histograms: [],
+        zeros: [Counter "ejections_detected_degradation"],
     }
 }
 
 impl OutlierStats {
+    /// Counts what has been detected. The deprecated counters go by other rules: that of successes for both origins.
+    pub(super) fn count_detected(&self, cause: Cause) {
+        let (detected, _) = self.of(cause);
+        detected.inc();
+        match cause {
+            Cause::Consecutive5xx => self.ejections_consecutive_5xx().inc(),
+            Cause::SuccessRate | Cause::LocalSuccessRate => self.ejections_success_rate().inc(),
+            _ => {}
+        }
+    }
+
+    /// Counts what may be acted on, whether it is or not.
+    pub(super) fn count_allowed(&self, cause: Cause) {
+        if matches!(cause, Cause::Consecutive5xx | Cause::SuccessRate) {
+            self.ejections_total().inc();
+        }
+    }
+
     /// The counters of detections and of those that were acted on.
     pub(super) fn of(&self, cause: Cause) -> (Counter<'_>, Counter<'_>) {
         match cause {

@@ -126,6 +126,34 @@ fn only_so_many_leave_and_detections_may_only_count() {
     assert_eq!(failing(&idle, &set), (0, 0, 4), "it goes on to be counted");
 }
 
+/// They were not counted at all. `ejections_total` is of two kinds alone, whether they are enforced or not, and the others
+/// are of what is detected.
+#[test]
+fn the_deprecated_counters_go_on() {
+    let (enforced, set) = outliers(&config(), 2);
+    let counted = |outliers: &Outliers| {
+        let stats = &outliers.stats;
+        let (total, in_a_row) = (stats.ejections_total().get(), stats.ejections_consecutive_5xx().get());
+        (total, in_a_row, stats.ejections_success_rate().get(), stats.ejections_enforced_total().get())
+    };
+    let failing = |outliers: &Outliers, set: &HostSet, at: usize| {
+        for _ in 0..5 {
+            answer(outliers, &host(set, at), 500);
+        }
+        outliers.eject(Instant::now());
+    };
+    failing(&enforced, &set, 0);
+    assert_eq!(counted(&enforced), (1, 1, 0, 1));
+    let (idle, set) = outliers(&OutlierDetection { enforcing: [0; CAUSES], ..config() }, 2);
+    failing(&idle, &set, 0);
+    assert_eq!(counted(&idle), (1, 1, 0, 0));
+    let (none_may_go, set) =
+        outliers(&OutlierDetection { max_ejected_percent: 10, always_one: false, ..config() }, 2);
+    failing(&none_may_go, &set, 0);
+    assert_eq!(counted(&none_may_go), (0, 1, 0, 0));
+    assert_eq!(none_may_go.stats.ejections_overflow().get(), 1);
+}
+
 #[test]
 fn rates_are_compared_once_enough_endpoints_have_enough_requests() {
     let quiet = OutlierDetection { consecutive_5xx: 0, consecutive_gateway: 0, ..config() };
@@ -147,6 +175,8 @@ fn rates_are_compared_once_enough_endpoints_have_enough_requests() {
         }
         assert_eq!(local, [-1.0, -1.0]);
         let stats = &outliers.stats;
+        let rare = (stats.ejections_success_rate().get(), stats.ejections_detected_success_rate().get());
+        assert_eq!(rare.0, rare.1);
         (stats.ejections_enforced_success_rate().get(), stats.ejections_enforced_failure_percentage().get())
     };
     assert_eq!(run(&quiet, 5, 10), (1, 0));

@@ -58,6 +58,8 @@ impl Findings {
 pub(crate) enum FilterError {
     #[error("the client closed the connection")]
     Closed,
+    #[error("the connection broke")]
+    Broken,
     #[error("the client took too long")]
     TimedOut,
     #[error("the PROXY protocol header is missing or malformed")]
@@ -195,7 +197,8 @@ async fn read_more(
 ) -> Result<(), FilterError> {
     match socket.read_more(seen, deadline).await {
         Ok(1..) => Ok(()),
+        Ok(0) => Err(FilterError::Closed),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(FilterError::TimedOut),
-        _ => Err(FilterError::Closed),
+        Err(_) => Err(FilterError::Broken),
     }
 }

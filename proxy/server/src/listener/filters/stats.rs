@@ -36,17 +36,33 @@ sixfold_core::stat_block! {
     }
 }
 
+sixfold_core::stat_block! {
+    /// Connections without a good header, under no prefix.
+    pub struct ProxyErrors { counters: [downstream_cx_proxy_proto_error], gauges: [], histograms: [] }
+}
+
 /// Of all listeners, each from its first connection on.
 #[derive(Default)]
 pub(crate) struct FilterStats {
     tls: OnceLock<TlsInspectorStats>,
     http: OnceLock<HttpInspectorStats>,
     proxy: OnceLock<ProxyProtocolStats>,
+    proxy_errors: OnceLock<ProxyErrors>,
 }
 
 impl FilterStats {
+    fn proxy_errors(&self, registry: &Registry) -> &ProxyErrors {
+        self.proxy_errors.get_or_init(|| ProxyErrors::new(registry, ""))
+    }
+
     fn proxy(&self, registry: &Registry) -> &ProxyProtocolStats {
+        self.proxy_errors(registry);
         self.proxy.get_or_init(|| ProxyProtocolStats::new(registry, "proxy_proto."))
+    }
+
+    /// A connection is closed for its header, or since it has none.
+    pub(crate) fn proxy_failed(&self, registry: &Registry) {
+        self.proxy_errors(registry).downstream_cx_proxy_proto_error().inc();
     }
 
     /// What the TLS inspector has found in the first `bytes`.

@@ -118,11 +118,11 @@ async fn clients_that_do_not_speak_tls_are_closed_without_a_word() {
     let start = std::time::Instant::now();
     assert_eq!(exchange(address, b"\x16\x03\x01").await, "", "half a handshake ends at its timeout");
     assert!(start.elapsed() >= Duration::from_millis(400));
-    eventually(|| stats.ssl_connection_error().get() == 2).await;
+    eventually(|| stats.tls().counts().connection_error().get() == 2).await;
     let mut good = dial(address, "a.test", ClientSettings::default()).await.unwrap();
     let mut text = String::new();
     good.read_to_string(&mut text).await.unwrap();
-    assert_eq!((text.as_str(), stats.ssl_handshake().get()), ("secret", 1));
+    assert_eq!((text.as_str(), stats.tls().counts().handshake().get()), ("secret", 1));
     fixture.end().await;
 }
 
@@ -151,8 +151,11 @@ async fn client_certificates_are_asked_for_and_counted() {
     assert_eq!(talk(Some(ca.identity("client.test"))).await, "secret");
     assert_eq!(talk(None).await, "");
     assert_eq!(talk(Some(authority().identity("client.test"))).await, "");
-    eventually(|| stats.ssl_fail_verify_no_cert().get() == 1 && stats.ssl_fail_verify_error().get() == 1)
-        .await;
+    eventually(|| {
+        stats.tls().counts().fail_verify_no_cert().get() == 1
+            && stats.tls().counts().fail_verify_error().get() == 1
+    })
+    .await;
     fixture.end().await;
 }
 

@@ -21,6 +21,7 @@ pub(super) struct Frame {
 impl Frame {
     pub(super) const DATA: u8 = 0x0;
     pub(super) const HEADERS: u8 = 0x1;
+    pub(super) const PRIORITY: u8 = 0x2;
     pub(super) const RST_STREAM: u8 = 0x3;
     pub(super) const GOAWAY: u8 = 0x7;
     pub(super) const WINDOW_UPDATE: u8 = 0x8;

@@ -64,6 +64,8 @@ pub(super) struct Ledger {
     control_since: Instant,
     /// WINDOW_UPDATE frames that are paid for.
     updates: u64,
+    /// The kind of the last frame that cost the peer nothing.
+    last_cheap: u8,
 }
 
 impl Ledger {
@@ -93,6 +95,7 @@ impl Ledger {
             control: 0,
             control_since: now,
             updates: 0,
+            last_cheap: 0,
         }
     }
 
@@ -109,12 +112,22 @@ impl Ledger {
             Frame::RST_STREAM if self.server => match self.settle(frame.stream) {
                 Some(opened) if opened.elapsed() < PREMATURE => self.give_up(),
                 Some(_) => {}
-                None => self.control += 1,
+                None => self.cheap(frame.kind),
             },
             Frame::DATA if frame.length > 0 || frame.ends_stream() => {}
             Frame::WINDOW_UPDATE if self.updates > 0 => self.updates -= 1,
-            _ => self.control += 1,
+            kind => self.cheap(kind),
         }
+    }
+
+    fn cheap(&mut self, kind: u8) {
+        self.control += 1;
+        self.last_cheap = kind;
+    }
+
+    /// The kind of the last frame that cost the peer nothing.
+    pub(super) fn last_cheap(&self) -> u8 {
+        self.last_cheap
     }
 
     /// How many header blocks have begun.
@@ -125,6 +138,11 @@ impl Ledger {
     /// Whether the last header block is the head of a new stream.
     pub(super) fn opens(&self) -> bool {
         self.opens
+    }
+
+    /// Whether the frame, the last that was received, begins trailers of a client's.
+    pub(super) fn has_trailers(&self, frame: Frame) -> bool {
+        self.server && frame.kind == Frame::HEADERS && !self.opens
     }
 
     /// The last stream that was opened.
@@ -162,7 +180,7 @@ impl Ledger {
         self.last_stream = stream;
         // One that nobody will answer costs the peer nothing, and must not be kept.
         if stream > self.last_taken || self.unanswered.len() >= self.max_unanswered {
-            self.control += 1;
+            self.cheap(Frame::HEADERS);
             return;
         }
         let now = Instant::now();

@@ -1,5 +1,6 @@
 use super::frames::Frame;
 use super::*;
+use sixfold_core::metrics::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PING: u8 = 0x6;
@@ -27,8 +28,11 @@ impl Guarded<()> {
     }
 
     fn answers(&mut self, bytes: &[u8]) {
-        let ledger = &mut self.ledger;
-        self.outward.scan(bytes, |frame| ledger.sent(frame));
+        let (ledger, counts) = (&mut self.ledger, &self.counts);
+        self.outward.scan(bytes, |frame| {
+            counts::sent(counts, frame);
+            ledger.sent(frame);
+        });
     }
 }
 
@@ -60,6 +64,51 @@ async fn streams_that_are_given_up_are_a_flood_whatever_else_they_carry() {
         guarded.takes(&[head(n), frame(Frame::DATA, 0, n, b"x")].concat())
     });
     assert_eq!(provoked, 10);
+}
+
+/// Nothing was counted of HTTP/2 itself.
+#[test]
+fn frames_are_counted_as_envoy_counts_them() {
+    let registry = Registry::new();
+    let counted = || {
+        let nonzero = |name: &&str| registry.sum("http2.", name) > 0;
+        let names = [
+            "goaway_sent",
+            "inbound_empty_frames_flood",
+            "inbound_priority_frames_flood",
+            "inbound_window_update_frames_flood",
+            "outbound_control_flood",
+            "rx_messaging_error",
+            "rx_reset",
+            "stream_refused_errors",
+            "trailers",
+            "tx_reset",
+        ];
+        names.into_iter().filter(nonzero).collect::<Vec<_>>().join(" ")
+    };
+    let fresh = || server().counted(Http2Counts::new(&registry, "http2."));
+    let mut guarded = fresh();
+    guarded.takes(&head(1));
+    assert_eq!(counted(), "");
+    guarded.takes(&[frame(Frame::DATA, 0, 1, b"x"), frame(Frame::HEADERS, 5, 1, b"t")].concat());
+    assert_eq!(counted(), "trailers");
+    guarded.takes(&reset(1, 7));
+    guarded.takes(&head(3));
+    guarded.answers(&[reset(3, 1), frame(Frame::GOAWAY, 0, 0, &[0, 0, 0, 3, 0, 0, 0, 0])].concat());
+    assert_eq!(counted(), "goaway_sent rx_messaging_error rx_reset stream_refused_errors trailers tx_reset");
+    drop(guarded);
+    assert_eq!(counted(), "");
+    for (kind, payload, name) in [
+        (Frame::PRIORITY, &b"12345"[..], "inbound_priority_frames_flood"),
+        (Frame::WINDOW_UPDATE, b"1234", "inbound_window_update_frames_flood"),
+        (Frame::DATA, b"", "inbound_empty_frames_flood"),
+        (PING, b"12345678", "outbound_control_flood"),
+    ] {
+        let mut guarded = fresh();
+        guarded.takes(&head(1));
+        assert!((0..1000).any(|_| !guarded.takes(&frame(kind, 0, 1, payload))), "{name}");
+        assert_eq!(counted(), name);
+    }
 }
 
 #[tokio::test(start_paused = true)]
