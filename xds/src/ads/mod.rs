@@ -33,5 +33,6 @@ pub use peer::StreamConfig;
 pub use rate::RateLimit;
 pub use resources::{Part, Resources};
 pub use session::{Flavor, Request};
+pub(crate) use stats::now;
 pub use update::{Response, UnknownType};
 pub use world::{Asks, Change, Compile, Compiled, HOLD, LINGER, LINGER_MAX, Need, Static};

@@ -215,7 +215,7 @@ fn is_file(source: &Source) -> bool {
 }
 
 /// In milliseconds since 1970.
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 

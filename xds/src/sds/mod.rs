@@ -18,10 +18,11 @@ pub use store::{Checked, Secrets};
 pub(crate) use user::{SecretsOf, User, client, server};
 
 sixfold_core::stat_block! {
-    /// Statistics of a subscription to a secret, under `sds.NAME.`.
+    /// Statistics of a subscription to a secret, under `sds.NAME.`. `update_time` is when it came, in milliseconds since
+    /// 1970.
     pub struct SecretStats {
         counters: [update_attempt, update_success, update_rejected, update_failure, key_rotation_failed],
-        gauges: [], histograms: []
+        gauges: [], numbers: [update_time], histograms: []
     }
 }
 

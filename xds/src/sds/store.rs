@@ -301,6 +301,7 @@ impl Secrets {
         }
         let Checked { key, value, sent, compiled, version } = checked;
         entry.stats.update_success().inc();
+        entry.stats.update_time().set(crate::ads::now());
         (entry.value, entry.sent) = (Some(value), Some(sent));
         // What was compiled beside other secrets than those that there are now does not count.
         let compiled = if state.version == version { compiled } else { Vec::new() };

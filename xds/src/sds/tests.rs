@@ -191,6 +191,7 @@ fn a_secret_that_does_not_fit_changes_nothing() {
     assert!(Arc::ptr_eq(&before, &tls(&cluster).context().unwrap()));
     let count = |name: &str| context.compile.metrics().sum("sds.", name);
     assert_eq!((count("update_success"), count("update_rejected"), count("update_attempt")), (2, 10, 12));
+    assert!(count("update_time") > 0, "nothing told when they came");
 }
 
 /// What two secrets make of each other: one that was compiled beside the other's predecessor does not count.

@@ -342,7 +342,10 @@ impl Listeners for Manager {
             // The addresses of one that waits and that this one takes the place of.
             self.prepared.remove(&config.name);
             match self.ready(config, going, coming) {
-                Ok(ready) => drop(self.prepared.insert(config.name.clone(), ready)),
+                Ok(ready) => {
+                    self.shared.filter_stats.show(&self.shared.metrics, &config.listener_filters);
+                    self.prepared.insert(config.name.clone(), ready);
+                }
                 Err(reason) => {
                     self.stats.listener_create_failure().inc();
                     refused.push((config.name.clone(), reason));

@@ -2,6 +2,7 @@
 
 use super::proxy_protocol::Version;
 use super::{http_inspector, proxy_protocol, tls_inspector};
+use sixfold_core::listener::ListenerFilter;
 use sixfold_core::metrics::Registry;
 use std::sync::OnceLock;
 
@@ -41,7 +42,7 @@ sixfold_core::stat_block! {
     pub struct ProxyErrors { counters: [downstream_cx_proxy_proto_error], gauges: [], histograms: [] }
 }
 
-/// Of all listeners, each from its first connection on.
+/// Of all listeners, each from the first listener on that has the filter.
 #[derive(Default)]
 pub(crate) struct FilterStats {
     tls: OnceLock<TlsInspectorStats>,
@@ -65,9 +66,26 @@ impl FilterStats {
         self.proxy_errors(registry).downstream_cx_proxy_proto_error().inc();
     }
 
+    fn tls_stats(&self, registry: &Registry) -> &TlsInspectorStats {
+        self.tls.get_or_init(|| TlsInspectorStats::new(registry, "tls_inspector."))
+    }
+
+    /// Shows the names of these filters: they are there before the first connection.
+    pub(crate) fn show(&self, registry: &Registry, filters: &[ListenerFilter]) {
+        for filter in filters {
+            match filter {
+                ListenerFilter::TlsInspector => _ = self.tls_stats(registry),
+                ListenerFilter::HttpInspector => _ = self.http_stats(registry),
+                ListenerFilter::ProxyProtocol { .. } => _ = self.proxy(registry),
+                ListenerFilter::Except(_, filter) => self.show(registry, std::slice::from_ref(filter)),
+                ListenerFilter::OriginalDst | ListenerFilter::OriginalSrc(_) => {}
+            }
+        }
+    }
+
     /// What the TLS inspector has found in the first `bytes`.
     pub(super) fn tls(&self, registry: &Registry, bytes: usize, outcome: &tls_inspector::Outcome) {
-        let stats = self.tls.get_or_init(|| TlsInspectorStats::new(registry, "tls_inspector."));
+        let stats = self.tls_stats(registry);
         match outcome {
             tls_inspector::Outcome::NeedsMore => return,
             tls_inspector::Outcome::NotTls => stats.tls_not_found().inc(),
