@@ -163,12 +163,12 @@ impl SecretSource for Secrets {
     }
 }
 
-/// The context with these secrets, and their places; an empty text has not come.
+/// The context with these secrets, and their places.
 pub(crate) fn with_secrets(
     context: BuildContext,
     secrets: &[(&str, &str)],
 ) -> (BuildContext, BTreeMap<String, Arc<SecretText>>) {
-    let text = |text: &str| SecretText::new((!text.is_empty()).then(|| text.as_bytes().into()));
+    let text = |text: &str| SecretText::new(Some(text.as_bytes().into()));
     let secrets: BTreeMap<String, Arc<SecretText>> =
         secrets.iter().map(|(name, of)| ((*name).to_owned(), text(of))).collect();
     (BuildContext { secrets: Arc::new(Secrets(secrets.clone())), ..context }, secrets)

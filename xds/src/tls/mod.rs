@@ -164,10 +164,16 @@ pub(crate) fn check_secret(value: &Secret) -> Result<()> {
     }
 }
 
-/// The text of a secret that is one.
+/// The text of a secret that is one. Who asks for an empty one finds none.
 pub(crate) fn secret_text(value: &Secret) -> Result<Box<[u8]>> {
     match &value.r#type {
-        Some(secret::Type::GenericSecret(value)) => text(value).in_key("generic_secret"),
+        Some(secret::Type::GenericSecret(generic)) => {
+            let text = text(generic).in_key("generic_secret")?;
+            if text.is_empty() {
+                tracing::warn!("the secret \"{}\" is empty: it is not there for what needs it", value.name);
+            }
+            Ok(text)
+        }
         _ => Err(ConfigError::new(format!("the secret \"{}\" is no generic_secret", value.name))),
     }
 }

@@ -380,14 +380,22 @@ fn users_are_sent_to_allowed_hosts_alone() {
     }
 }
 
+/// What an empty key signs, anybody can sign: a cookie of the client's own was taken for a session.
 #[test]
-fn secrets_that_have_not_come_refuse() {
+fn secrets_that_are_empty_refuse() {
     let (context, secrets) = testing::with_secrets(testing::context(), &[("client", "x"), ("hmac", "")]);
     let bytes = message::<Config>(config(json!({}))).encode_to_vec();
     let filter = testing::filter_in(&factory(), &bytes, &[], &context).unwrap();
-    assert_eq!(now(filter.access(&mut stream("/a", &[]))).unwrap().status, 503);
+    let status = || now(filter.access(&mut stream("/a", &[]))).unwrap().status;
+    assert_eq!(status(), 503);
     secrets["hmac"].replace(b"key".as_slice().into());
-    assert_eq!(now(filter.access(&mut stream("/a", &[]))).unwrap().status, 302);
+    assert_eq!(status(), 302);
+    for secret in ["hmac", "client"] {
+        secrets[secret].replace(Box::default());
+        assert_eq!(status(), 503, "{secret}");
+        secrets[secret].replace(b"key".as_slice().into());
+    }
+    assert_eq!(status(), 302);
 }
 
 #[test]
