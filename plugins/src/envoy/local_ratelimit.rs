@@ -215,26 +215,25 @@ impl LocalRateLimit {
         descriptors
     }
 
-    /// The bucket of a request, of which there is a token in a process that has just begun.
+    /// The buckets of a request, of which there is a token in a process that has just begun: those that only count, and the
+    /// first that limits.
     fn foretell(&self, stream: &Stream) -> Vec<String> {
         if self.enabled.is_none_or(|share| !share.draw(0)) {
             return Vec::new();
         }
-        let now = Instant::now();
-        let Verdict { allowed, told, shadow, .. } = self.buckets.judge(&self.descriptors(stream), 1.0, now);
-        let only_counts = shadow || self.enforced.is_none_or(|share| !share.draw(0));
-        let what = match (only_counts, self.status) {
-            (true, _) => "counts it as limited".to_owned(),
-            (false, status) => format!("answers {status} ({LIMITED})"),
-        };
-        match told.map(|told| told.keep().numbers(now).0) {
-            Some(most) if most > 0 => {
-                let whose = if self.per_connection { " of its connection" } else { "" };
-                vec![format!("{what} once a bucket of {most} tokens{whose} is empty")]
+        let is_enforced = self.enforced.is_some_and(|share| share.draw(0));
+        let of_bucket = |(most, shadow)| {
+            let what = match !shadow && is_enforced {
+                false => "counts it as limited".to_owned(),
+                true => format!("answers {} ({LIMITED})", self.status),
+            };
+            if most == 0 {
+                return what;
             }
-            _ if allowed => Vec::new(),
-            _ => vec![what],
-        }
+            let whose = if self.per_connection { " of its connection" } else { "" };
+            format!("{what} once a bucket of {most} tokens{whose} is empty")
+        };
+        self.buckets.foretell(&self.descriptors(stream)).into_iter().map(of_bucket).collect()
     }
 
     fn judge(&self, stream: &Stream, now: Instant) -> Judged {

@@ -49,6 +49,9 @@ struct Listed {
     bucket: Option<Arc<TokenBucket>>,
 }
 
+/// Places of descriptors, the descriptors, and what of a request matches them.
+type Matched<'a, 'd, 'e> = SmallVec<[(usize, &'a Listed, &'d Descriptor<'e>); 4]>;
+
 /// What the buckets say.
 pub(super) struct Verdict<'b> {
     pub(super) allowed: bool,
@@ -223,9 +226,8 @@ impl Buckets {
             .or_else(|| self.listed.iter().position(|one| one.bucket.is_none() && one.matches(descriptor)))
     }
 
-    /// Takes tokens for a request, of which this process has a `share`.
-    pub(super) fn judge(&self, descriptors: &[Descriptor<'_>], share: f64, now: Instant) -> Verdict<'_> {
-        type Matched<'a, 'd, 'e> = SmallVec<[(usize, &'a Listed, &'d Descriptor<'e>); 4]>;
+    /// The descriptors that a request's match, the strictest first, so that what it refuses costs the others nothing.
+    fn matched<'a, 'd, 'e>(&'a self, descriptors: &'d [Descriptor<'e>]) -> Matched<'a, 'd, 'e> {
         let mut matched: Matched<'_, '_, '_> = descriptors
             .iter()
             .filter_map(|descriptor| {
@@ -233,34 +235,58 @@ impl Buckets {
                 Some((place, self.listed.get(place)?, descriptor))
             })
             .collect();
-        // The strictest is asked first, so that what it refuses costs the others nothing.
         matched.sort_by(|(_, one, _), (_, other, _)| one.fill_rate().total_cmp(&other.fill_rate()));
-        let mut first = None;
-        for (place, one, descriptor) in &matched {
-            let (allowed, told) = self.take(*place, one, descriptor, share, now);
-            let verdict = Verdict {
-                allowed,
-                told: Some(told),
-                shadow: one.shadow,
-                x_ratelimit: descriptor.x_ratelimit,
+        matched
+    }
+
+    /// Takes tokens for a request, of which this process has a `share`. An empty bucket that only counts leaves the word to
+    /// the others: who tries out a stricter limit keeps the one in force.
+    pub(super) fn judge(&self, descriptors: &[Descriptor<'_>], share: f64, now: Instant) -> Verdict<'_> {
+        let (mut first, mut counted) = (None, None);
+        for (place, one, descriptor) in self.matched(descriptors) {
+            let (allowed, told) = self.take(place, one, descriptor, share, now);
+            let (told, shadow, x_ratelimit) = (Some(told), one.shadow, descriptor.x_ratelimit);
+            let verdict = Verdict { allowed, told, shadow, x_ratelimit };
+            let kept = match (allowed, shadow) {
+                (true, _) => &mut first,
+                (false, true) => &mut counted,
+                (false, false) => return verdict,
             };
-            if !allowed {
-                return verdict;
-            }
-            first.get_or_insert(verdict);
+            kept.get_or_insert(verdict);
         }
-        if first.is_some() && !self.consume_default {
-            return first.unwrap_or(ALLOWED);
+        let found = counted.or(first);
+        if found.is_some() && !self.consume_default {
+            return found.unwrap_or(ALLOWED);
         }
         match &self.fallback {
-            Fallback::Unlimited => first.unwrap_or(ALLOWED),
+            Fallback::Unlimited => found.unwrap_or(ALLOWED),
             Fallback::Never => Verdict { allowed: false, ..ALLOWED },
             Fallback::Bucket(_, bucket) => {
                 let allowed = bucket.take(1.0 / share, now);
                 let own = Verdict { allowed, told: Some(Told::Bucket(bucket)), ..ALLOWED };
-                if allowed { first.unwrap_or(own) } else { own }
+                if allowed { found.unwrap_or(own) } else { own }
             }
         }
+    }
+
+    /// The buckets that a request takes from, up to the first that limits: the most tokens of each, and whether it only
+    /// counts.
+    pub(super) fn foretell(&self, descriptors: &[Descriptor<'_>]) -> Vec<(u64, bool)> {
+        let mut asked = Vec::new();
+        for (_, one, _) in self.matched(descriptors) {
+            asked.push((u64::from(one.rate.max), one.shadow));
+            if !one.shadow {
+                return asked;
+            }
+        }
+        if asked.is_empty() || self.consume_default {
+            match &self.fallback {
+                Fallback::Unlimited => {}
+                Fallback::Never => asked.push((0, false)),
+                Fallback::Bucket(rate, _) => asked.push((u64::from(rate.max), false)),
+            }
+        }
+        asked
     }
 
     fn take<'b>(

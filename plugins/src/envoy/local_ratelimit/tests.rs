@@ -197,6 +197,34 @@ async fn the_default_bucket_may_be_spared_and_a_shadow_only_counts() {
     assert_eq!(counted, [1, 1, 0]);
 }
 
+/// An empty bucket that only counts ended the search: the stricter limit that was tried out removed the one in force.
+#[tokio::test]
+async fn a_shadow_leaves_the_others_in_force() {
+    let bucket = |max: u32| format!("token_bucket: {{max_tokens: {max}, fill_interval: 3600s}}");
+    let both = "rate_limits: [{actions: [{request_headers: {header_name: x-user, descriptor_key: user}}]}, \
+                {actions: [{generic_key: {descriptor_value: all}}]}]";
+    let strict = format!("{{entries: [{{key: user}}], {}, shadow_mode: true}}", bucket(1));
+    let enforced = format!("{{entries: [{{key: generic_key, value: all}}], {}}}", bucket(2));
+    let context = context();
+    let config = format!("{{stat_prefix: rl, {ON}, {both}, descriptors: [{strict}, {enforced}]}}");
+    let filter = built(&config, &[], &context).unwrap();
+    assert_eq!(users(&filter, &["a"; 5]).await, [200, 200, 429, 429, 429]);
+    let counted = ["ok", "rate_limited", "shadow_mode", "enforced"];
+    let counted = counted.map(|name| context.metrics.sum("rl.http_local_rate_limit.", name));
+    assert_eq!(counted, [1, 4, 1, 3]);
+    // The default bucket is one of them.
+    let filter = limit(&format!("{ON}, {}, {both}, descriptors: [{strict}]", bucket(2)));
+    assert_eq!(users(&filter, &["a"; 4]).await, [200, 200, 429, 429]);
+    let told = filter.chain.members()[1].plugin.foretell(&stream("/", &[("x-user", "a")]));
+    assert_eq!(
+        told.unwrap(),
+        [
+            "counts it as limited once a bucket of 1 tokens is empty",
+            "answers 429 (local_rate_limited) once a bucket of 2 tokens is empty"
+        ]
+    );
+}
+
 /// 4 workers: what a process shares is asserted over all of them.
 #[test]
 fn wildcards_count_for_the_process() {
