@@ -72,6 +72,8 @@ pub(crate) struct HttpFilters {
     plugins: Registry,
     /// Equal settings give one chain.
     chains: Mutex<Interned<Vec<u8>, Chain>>,
+    /// All filters without settings of a route, for chains in which some are off.
+    all: Mutex<Interned<(), [Member]>>,
     /// Filters for which settings of another's type were passed over, and that type: the log is told once.
     passed_over: Mutex<BTreeSet<(String, String)>>,
 }
@@ -134,8 +136,8 @@ pub(crate) fn compile(
         faults.take::<()>(Err(ConfigError::field("http_filters", "the last filter must be the router")));
     }
     let plugins = context.compile.plugins.clone();
-    let (chains, passed_over) = Default::default();
-    (HttpFilters { filters: compiled, build, plugins, chains, passed_over }, router)
+    let (chains, all, passed_over) = Default::default();
+    (HttpFilters { filters: compiled, build, plugins, chains, all, passed_over }, router)
 }
 
 /// Has each fault of a filter say which one it is.
@@ -251,24 +253,30 @@ impl HttpFilters {
             return faults.end(chain);
         }
         let (mut chain, mut broken) = (ChainBuilder::new().reverse_response(), BTreeSet::new());
+        let (mut off, mut all_are_on) = (Vec::new(), true);
         for (index, (filter, settings)) in self.filters.iter().zip(&settings).enumerate() {
             // A level that configures a filter also turns on one that is off for the listener.
-            if settings.disabled.unwrap_or(filter.disabled && settings.configs.is_empty()) {
+            let is_off = settings.disabled.unwrap_or(filter.disabled && settings.configs.is_empty());
+            all_are_on &= !is_off;
+            if is_off && settings.configs.is_empty() {
                 continue;
             }
             let plugin = match filter.plugin(settings, &build) {
                 Ok(plugin) => plugin,
                 Err(error) => {
                     // What a level says is for all filters of the name, and told once.
-                    if broken.insert(&filter.name) || levels.is_empty() {
+                    if !is_off && (broken.insert(&filter.name) || levels.is_empty()) {
                         faults.take(self.fault(filter, levels, error, &build));
                     }
                     // The chain goes with the fault, whoever tells it; it must not let through what the filter would not.
-                    Arc::new(ecds::missing().build(&Given::default(), &build)?)
+                    refusing(&build)?
                 }
             };
-            let position = Position::of_filter(u16::try_from(index).unwrap_or(u16::MAX));
-            chain.push(Member { name: filter.name.as_str().into(), position, plugin });
+            let member = filter.member(index, plugin);
+            if is_off { off.push(member) } else { chain.push(member) }
+        }
+        if !all_are_on {
+            chain.off(off, self.all(&build)?);
         }
         faults.end(())?;
         let chain = Arc::new(chain.build());
@@ -276,6 +284,21 @@ impl HttpFilters {
             self.chains.lock().insert(key, &chain);
         }
         Ok(chain)
+    }
+
+    /// All filters as they are for routes that say nothing of them. What is wrong with one is told elsewhere.
+    fn all(&self, build: &BuildContext) -> Result<Arc<[Member]>> {
+        let mut known = self.all.lock();
+        if let Some(all) = known.get(&()) {
+            return Ok(all);
+        }
+        let of = |(index, filter): (usize, &Filter)| {
+            let plugin = filter.plugin(&Settings::default(), build).or_else(|_| refusing(build))?;
+            Ok(filter.member(index, plugin))
+        };
+        let all: Arc<[Member]> = self.filters.iter().enumerate().map(of).collect::<Result<_>>()?;
+        known.insert((), &all);
+        Ok(all)
     }
 
     /// Tells of a filter that can't be built with what these levels say. A fault is that of the narrowest level alone if
@@ -367,7 +390,18 @@ impl HttpFilters {
     }
 }
 
+/// What stands in the place of a filter that can't be built: nothing passes it.
+fn refusing(build: &BuildContext) -> Result<Arc<Plugin>> {
+    ecds::missing().build(&Given::default(), build).map(Arc::new)
+}
+
 impl Filter {
+    /// It at its place in the list.
+    fn member(&self, index: usize, plugin: Arc<Plugin>) -> Member {
+        let position = Position::of_filter(u16::try_from(index).unwrap_or(u16::MAX));
+        Member { name: self.name.as_str().into(), position, plugin }
+    }
+
     /// Whether its configuration is to come by itself and has not: nobody knows what it takes from routes.
     fn is_missing(&self) -> bool {
         self.factory.config_type.is_empty()

@@ -3,6 +3,7 @@
 use super::begin::Begins;
 use super::handlers::{Handler, OnBody, OnHead, OnLog, OnTrailers};
 use super::owned::OwnedHeaders;
+use super::settled::Settled;
 use super::{Direction, HeadPhase, Plugin, Position, Slot};
 use crate::format::BodyVariable;
 use crate::stream::Stream;
@@ -49,6 +50,7 @@ pub struct Chain {
     reverse_response: bool,
     /// Positions of what a consumer has brought, once one has.
     brought: Option<Box<[Position]>>,
+    settled: Settled,
 }
 
 /// Collects the plugins of a chain.
@@ -57,6 +59,7 @@ pub struct ChainBuilder {
     members: Vec<Member>,
     reverse_response: bool,
     brought: Option<Box<[Position]>>,
+    settled: Settled,
 }
 
 impl ChainBuilder {
@@ -72,11 +75,14 @@ impl ChainBuilder {
         self
     }
 
-    /// Adds a plugin where its position puts it; of one that stands for others, those.
+    /// Adds a plugin where its position puts it; of one that stands for others, those, or itself where none of them does
+    /// anything: that it is there counts for routes that are chosen again.
     pub fn push(&mut self, member: Member) {
-        match member.plugin.clone().parts.as_slice() {
-            [] => self.members.push(member),
-            parts => self.members.extend(parts.iter().flat_map(|part| part.placed(&member))),
+        let before = self.members.len();
+        let plugin = member.plugin.clone();
+        self.members.extend(plugin.parts.iter().flat_map(|part| part.placed(&member)));
+        if self.members.len() == before {
+            self.members.push(member);
         }
     }
 
@@ -84,6 +90,12 @@ impl ChainBuilder {
     pub fn add(&mut self, name: &str, plugin: Plugin) {
         let position = Position::of_filter(u16::try_from(self.members.len()).unwrap_or(u16::MAX));
         self.push(Member { name: name.into(), position, plugin: Arc::new(plugin) });
+    }
+
+    /// Says what else there is for requests that come from another route, where some filters are off: those that are off and
+    /// have settings of this route, and all filters as they are without any.
+    pub fn off(&mut self, own: Vec<Member>, all: Arc<[Member]>) {
+        self.settled = Settled::new(own, all);
     }
 
     /// The chain.
@@ -136,6 +148,7 @@ impl ChainBuilder {
             members: self.members.into(),
             reverse_response: reverse,
             brought: self.brought,
+            settled: self.settled,
         }
     }
 }
@@ -178,6 +191,16 @@ impl Chain {
     /// The plugins, in the order of their request phases.
     pub fn members(&self) -> &[Member] {
         &self.members
+    }
+
+    /// Whether it is of filters of Envoy, whose responses pass them in reverse.
+    pub(super) fn is_of_filters(&self) -> bool {
+        self.reverse_response
+    }
+
+    /// What it knows of filters that it does not run.
+    pub(super) fn settled(&self) -> &Settled {
+        &self.settled
     }
 
     /// Has the plugins begin what they do by themselves, as [`Model::apply`](crate::model::Model::apply) does when what has
@@ -229,6 +252,7 @@ impl Chain {
             members: kept.chain(consumer).cloned().collect(),
             reverse_response: self.reverse_response,
             brought: Some(brought),
+            settled: Settled::default(),
         }
         .build()
     }

@@ -22,6 +22,7 @@ mod part;
 mod public_api;
 mod registry;
 mod run;
+mod settled;
 mod slot;
 
 pub(crate) use begin::Begins;

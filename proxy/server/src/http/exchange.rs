@@ -439,10 +439,14 @@ impl<D: Downstream> Exchange<'_, D> {
                 Passed::Done => return Ok(None),
                 Passed::Respond(reply) => return Ok(Some(reply)),
                 Passed::ClearRoute => {
+                    let before = Arc::clone(&self.chain);
                     self.find_route(table.as_deref());
                     if let Some(wants) = self.wanted.take_if(|wanted| !wanted.values.is_empty()) {
                         keep(&mut table);
                         Box::pin(self.find_route_by_body(wants, table.as_deref())).await?;
+                    }
+                    if let Some(chain) = self.chain.with_filters_of(&before) {
+                        self.chain = Cow::Owned(chain);
                     }
                 }
                 Passed::Identified if !self.chain.body_variables().is_empty() => {

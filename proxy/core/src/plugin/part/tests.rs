@@ -92,3 +92,11 @@ fn members_say_what_they_are_part_of() {
     let names: Vec<_> = chain().members().iter().map(|member| member.name.to_string()).collect();
     assert_eq!(names, ["f", "f/p", "f/q", "f/p", "f/q", "f"]);
 }
+
+/// A filter whose parts do nothing is there all the same, for a route that is chosen again.
+#[test]
+fn a_filter_of_idle_parts_is_a_member() {
+    let mut chain = ChainBuilder::new().reverse_response();
+    chain.add("f", Plugin::of_parts(vec![Part::new("p", 3, 20, &Plugin::default())]));
+    assert_eq!(chain.build().members().len(), 1);
+}
