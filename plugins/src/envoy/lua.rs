@@ -1,7 +1,8 @@
 //! Envoy's lua filter (source/extensions/filters/http/lua): scripts that look at requests and responses and change them.
 //!
 //! A script runs as a coroutine on the worker of its request. What it waits for - a body, trailers, a service - it is given
-//! when that has come; until then it is kept with the request. Its errors are counted and logged, and the request goes on.
+//! when that has come; until then it is kept with the request. Its errors are counted and logged, and the request goes on;
+//! but not if a bound has ended it that Envoy's scripts do not have, which whoever sends requests could see to.
 
 mod budget;
 mod host;
@@ -30,7 +31,7 @@ use sixfold_xds_api::pb::envoy::extensions::filters::http::lua::v3::lua_per_rout
 use sixfold_xds_api::pb::envoy::extensions::filters::http::lua::v3::{Lua as ProtoLua, LuaPerRoute};
 use sixfold_xds_api::{refuse, values as fields};
 use std::sync::Arc;
-use vm::{Answer, Given, Run, Turn, Vm};
+use vm::{Answer, Failure, Given, Run, Turn, Vm};
 
 /// Bytes of a body that a script may ask for as a whole: what Envoy buffers by default.
 const LONGEST_BODY: usize = 1 << 20;
@@ -40,7 +41,7 @@ const MOST_KEPT: usize = 1 << 20;
 
 sixfold_core::stat_block! {
     /// Statistics under `http.PREFIX.lua.` and the filter's own prefix.
-    pub struct LuaStats { counters: [errors, executions], gauges: [], histograms: [] }
+    pub struct LuaStats { counters: [errors, executions, over_bounds], gauges: [], histograms: [] }
 }
 
 pub(crate) fn factory() -> FilterFactory {
@@ -158,6 +159,8 @@ enum After {
     Answer(Box<LocalReply>),
     /// It waits for something of the message.
     Wait,
+    /// A bound has ended it: nobody knows what it would have said, and nothing goes on.
+    Refuse,
 }
 
 impl Script {
@@ -195,18 +198,23 @@ impl Script {
         }
     }
 
-    fn vm(&self) -> Option<Arc<Vm>> {
-        let error = match self.machines.here() {
-            Ok(vm) => return Some(vm),
-            Err(error) => error?,
-        };
-        self.failed(&error);
-        None
+    /// The machine of this worker. That there can be one was tried before: what keeps it from being made are bounds.
+    fn vm(&self) -> Result<Arc<Vm>, After> {
+        self.machines.here().map_err(|error| {
+            let told = error.unwrap_or_else(|| "the script could not be loaded on this worker".to_owned());
+            self.failed(&Failure { told, by_bound: true })
+        })
     }
 
-    fn failed(&self, error: &str) {
+    /// Counts and logs a failure; what follows it.
+    fn failed(&self, failure: &Failure) -> After {
         self.stats.errors().inc();
-        tracing::warn!("script error: {error}");
+        tracing::warn!("script error: {}", failure.told);
+        if !failure.by_bound {
+            return After::End;
+        }
+        self.stats.over_bounds().inc();
+        After::Refuse
     }
 
     fn access<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
@@ -223,8 +231,9 @@ impl Script {
             Some(running) if running.side == side => *running,
             // A script of the request that waits for more of it has had its time.
             _ => match self.begin(side) {
-                Some(running) => running,
-                None => return Step::Continue,
+                Ok(Some(running)) => running,
+                Ok(None) | Err(After::End) => return Step::Continue,
+                Err(_) => return Step::Respond(over_bounds()),
             },
         };
         match self.turn(stream, &mut running, Given::Nothing, true).0 {
@@ -233,24 +242,20 @@ impl Script {
         }
     }
 
-    fn begin(&self, side: Side) -> Option<Running> {
+    /// A script at its beginning, if there is one for that side.
+    fn begin(&self, side: Side) -> Result<Option<Running>, After> {
         let vm = self.vm()?;
         self.stats.executions().inc();
-        match vm.begin(side) {
-            Ok(run) => Some(Running {
-                run: run?,
-                vm,
-                side,
-                on: None,
-                clear_route: false,
-                holds_head: false,
-                may_keep: MOST_KEPT,
-            }),
-            Err(error) => {
-                self.failed(&error);
-                None
-            }
-        }
+        let run = vm.begin(side).map_err(|failure| self.failed(&failure))?;
+        Ok(run.map(|run| Running {
+            run,
+            vm,
+            side,
+            on: None,
+            clear_route: false,
+            holds_head: false,
+            may_keep: MOST_KEPT,
+        }))
     }
 
     /// One turn, and what takes the place of the body, or of the piece of it that was given.
@@ -294,10 +299,7 @@ impl Script {
                 running.on = Some(wait);
                 After::Wait
             }
-            Err(error) => {
-                self.failed(&error);
-                After::End
-            }
+            Err(failure) => self.failed(&failure),
         };
         if head_is_here && running.side == Side::Request && new_body.is_some() {
             stream.request_body = new_body;
@@ -328,6 +330,7 @@ impl Script {
         let clear_route = running.clear_route && running.side == Side::Request;
         match after {
             After::Answer(reply) => return Step::Respond(*reply),
+            After::Refuse => return Step::Respond(over_bounds()),
             After::Wait => {
                 let (wants_body, side) = (matches!(running.on, Some(Wait::Body)), running.side);
                 running.holds_head = wants_body && side == Side::Response;
@@ -370,17 +373,27 @@ impl Script {
             left -= 1;
             after = self.turn(stream, &mut running, Given::Nothing, head_is_here).0;
         }
-        self.stream_on(stream, slot, running, &after);
+        if self.stream_on(stream, slot, running, after) {
+            return BodyStep::Respond(Box::new(over_bounds()));
+        }
         new_body.map_or(BodyStep::Pass, BodyStep::Replace)
     }
 
-    /// Keeps a script that waits for more. What it can't have any more ends it.
-    fn stream_on(&self, stream: &mut Stream, slot: Slot, running: Running, after: &After) {
-        match after {
-            After::Wait => stream.set_state(slot, running),
-            After::Ask(_) => self.failed("httpCall() is not possible once the body of the message has begun"),
-            After::Answer(_) | After::End => {}
-        }
+    /// Keeps a script that waits for more. What it can't have any more ends it; whether nothing goes on then.
+    fn stream_on(&self, stream: &mut Stream, slot: Slot, running: Running, after: After) -> bool {
+        let after = match after {
+            // The service may be one that judges the request.
+            After::Ask(_) => self.failed(&Failure {
+                told: "httpCall() is not possible once the body of the message has begun".to_owned(),
+                by_bound: running.side == Side::Request,
+            }),
+            After::Wait => {
+                stream.set_state(slot, running);
+                return false;
+            }
+            other => other,
+        };
+        matches!(after, After::Refuse)
     }
 
     fn trailers(&self, stream: &mut Stream, slot: Slot) -> TrailersStep {
@@ -392,7 +405,9 @@ impl Script {
         if matches!(running.on, Some(Wait::Trailers)) {
             after = self.turn(stream, &mut running, Given::Trailers, head_is_here).0;
         }
-        self.stream_on(stream, slot, running, &after);
+        if self.stream_on(stream, slot, running, after) {
+            return TrailersStep::Respond(Box::new(over_bounds()));
+        }
         TrailersStep::Continue
     }
 
@@ -411,6 +426,11 @@ impl Script {
     fn response_trailers(&self, stream: &mut Stream, slot: Slot) -> TrailersStep {
         self.trailers(stream, slot)
     }
+}
+
+/// The answer in the place of what a script that a bound has ended would have let go on, or changed before.
+fn over_bounds() -> LocalReply {
+    LocalReply::new(500, "", "lua_script_over_bounds")
 }
 
 fn has_trailers(stream: &Stream, side: Side) -> bool {

@@ -2,7 +2,7 @@
 
 use super::budget::{Budget, SPENT};
 use super::pattern::{Captured, Fault, Matcher};
-use super::vm::MEMORY;
+use super::vm::{MEMORY, NO_MEMORY};
 use mlua::{Lua, LuaString, MultiValue, Value};
 use std::sync::Arc;
 
@@ -198,7 +198,7 @@ fn expand(
 fn append(matcher: &mut Matcher<'_>, out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), Fault> {
     matcher.spend_bytes(bytes.len() + super::pattern::AT_ONCE)?;
     if out.len() + bytes.len() > MEMORY {
-        return Err(Fault::Pattern("not enough memory"));
+        return Err(Fault::Pattern(NO_MEMORY));
     }
     out.extend_from_slice(bytes);
     Ok(())

@@ -213,12 +213,56 @@ fn no_script_holds_its_worker() {
     ] {
         let filter = filter(&format!("function envoy_on_request(h) {script} end"));
         let begun = worked();
-        filter.request(&mut stream());
+        let outcome = filter.request(&mut stream());
         let took = worked() - begun;
         assert_eq!(filter.errors(), 1, "{script}");
+        // The request went on, unjudged.
+        assert!(matches!(outcome, Outcome::Respond(reply) if reply.status == 500), "{script}");
         // Its turn is half a second; what the last call of the library has begun it ends.
         assert!(took.as_millis() < 2_500, "{took:?}: {script}");
     }
+}
+
+/// A script's own errors let its message go on, as in Envoy; one that a bound has ended does not, for whoever sent the
+/// message could have seen to it: here by a name that takes the pattern's steps.
+#[test]
+fn a_bound_lets_nothing_go_on() {
+    let script = "if h:headers():get('x-name'):match('.*Bad') then h:respond({[':status'] = '401'}, '') end";
+    let text =
+        format!("function envoy_on_request(h) {script} end function envoy_on_response(h) h:none() end");
+    let filter = filter(&text);
+    let request = |name: &str| {
+        let mut stream = stream();
+        stream.request.headers.append("x-name", name.as_bytes());
+        match filter.request(&mut stream) {
+            Outcome::Respond(reply) => (reply.status, reply.details),
+            _ => (200, "".into()),
+        }
+    };
+    let over = |name: &str| filter.context.metrics.sum("http.in.lua.", name);
+    assert_eq!(request("good").0, 200);
+    assert_eq!(
+        (request(&"a".repeat(5_000)), over("over_bounds")),
+        ((500, "lua_script_over_bounds".into()), 1)
+    );
+    assert!(matches!(filter.run(HeadPhase::HeaderFilter, &mut stream()), Outcome::Done));
+    assert_eq!((over("errors"), over("over_bounds")), (2, 1));
+}
+
+/// What it would have taken out of a response goes nowhere either: not its head, and not the rest of its body.
+#[test]
+fn responses_end_with_the_bounds_of_their_scripts() {
+    let forever = "while true do end";
+    let head = filter(&format!("function envoy_on_response(h) {forever} end"));
+    let outcome = head.run(HeadPhase::HeaderFilter, &mut stream());
+    assert!(matches!(outcome, Outcome::Respond(reply) if reply.status == 500));
+    let text = format!("function envoy_on_response(h) for _ in h:bodyChunks() do {forever} end end");
+    let body = filter(&text);
+    let mut stream = stream();
+    assert!(matches!(body.run(HeadPhase::HeaderFilter, &mut stream), Outcome::Done));
+    let mut filters = BodyFilters::new(Direction::Response);
+    let pushed = filters.push(&body.chain, &mut stream, b"a", false);
+    assert!(matches!(pushed, Filtered::Respond(reply) if reply.status == 500));
 }
 
 /// How long this thread has had a processor: other tests have the machine too.

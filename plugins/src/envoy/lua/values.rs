@@ -38,9 +38,12 @@ pub(super) fn table(lua: &Lua, value: Option<&Json>) -> mlua::Result<Value> {
     }
 }
 
+/// Why a script ends that keeps more beside its message than it may.
+pub(super) const TOO_MUCH: &str = "too much dynamic metadata and filter state";
+
 /// Takes bytes of what a script may still keep beside its message.
 pub(super) fn keep(left: &mut usize, bytes: usize) -> mlua::Result<()> {
-    let too_much = || Error::runtime("too much dynamic metadata and filter state");
+    let too_much = || Error::runtime(TOO_MUCH);
     *left = left.checked_sub(bytes).ok_or_else(too_much)?;
     Ok(())
 }

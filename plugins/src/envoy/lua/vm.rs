@@ -3,6 +3,7 @@
 use super::budget::{Budget, SPENT};
 use super::host::{self, Host, Wait};
 use super::strings;
+use super::values::TOO_MUCH;
 use bytes::Bytes;
 use mlua::chunk::ChunkMode;
 use mlua::debug::Debug;
@@ -67,6 +68,16 @@ pub(super) enum Turn {
     /// It waits.
     Waits(Wait),
 }
+
+/// Why a script has ended before its end.
+pub(super) struct Failure {
+    pub(super) told: String,
+    /// One of the bounds has ended it that scripts have here and not in Envoy: whoever sends messages may have seen to it.
+    pub(super) by_bound: bool,
+}
+
+/// How LuaJIT says that the memory is spent.
+pub(super) const NO_MEMORY: &str = "not enough memory";
 
 /// A script that runs, or waits to go on.
 pub(super) struct Run {
@@ -151,18 +162,27 @@ impl Vm {
     }
 
     /// Begins the script of a message; `None` without a function for it.
-    pub(super) fn begin(&self, side: host::Side) -> Result<Option<Run>, String> {
+    pub(super) fn begin(&self, side: host::Side) -> Result<Option<Run>, Failure> {
         let function = match side {
             host::Side::Request => &self.on_request,
             host::Side::Response => &self.on_response,
         };
         let Some(function) = function else { return Ok(None) };
         let number = self.runs.fetch_add(1, Relaxed) + 1;
+        // The script before may have left nothing.
+        self.budget.renew();
         let made = self.lua.create_thread(function.clone()).and_then(|thread| {
             let of = if side == host::Side::Request { 0 } else { 1 };
             Ok(Run { thread, number, handle: Some(self.handle.call((of, number as f64))?) })
         });
-        made.map(Some).map_err(|error| told(&error))
+        made.map(Some).map_err(|error| self.failure(&error))
+    }
+
+    fn failure(&self, error: &mlua::Error) -> Failure {
+        let told = told(error);
+        let ends = |text: &&str| told.ends_with(text);
+        let by_bound = self.budget.is_spent() || [SPENT, NO_MEMORY, TOO_MUCH].iter().any(ends);
+        Failure { told, by_bound: by_bound || is_of_memory(error) }
     }
 
     /// Goes on with a script up to its end, or until it waits.
@@ -171,15 +191,17 @@ impl Vm {
         run: &mut Run,
         host: &mut Host<'_>,
         given: &Given<'_>,
-    ) -> Result<Turn, String> {
+    ) -> Result<Turn, Failure> {
         self.budget.renew();
-        let outcome = self.turn(run, host, given).map_err(|error| told(&error));
+        let outcome = self.turn(run, host, given).map_err(|error| self.failure(&error));
         // What was made for this turn alone goes with it.
         let left = self.enter.call::<()>((mlua::Nil, 0));
-        outcome.and_then(|()| left.map_err(|error| told(&error)))?;
+        outcome.and_then(|()| left.map_err(|error| self.failure(&error)))?;
         match (run.thread.is_resumable(), host.wait.take()) {
             (true, Some(wait)) => Ok(Turn::Waits(wait)),
-            (true, None) => Err("script performed an unexpected yield".to_owned()),
+            (true, None) => {
+                Err(Failure { told: "script performed an unexpected yield".to_owned(), by_bound: false })
+            }
             (false, _) => Ok(Turn::Done),
         }
     }
@@ -231,6 +253,14 @@ fn placed(lua: &Lua, error: &mlua::Error) -> mlua::Error {
     let mut frames = (0..DEEPEST).map_while(|level| lua.inspect_stack(level, place));
     let place = frames.find_map(|found| found).unwrap_or_default();
     mlua::Error::runtime(format!("{place}{}", told(error)))
+}
+
+fn is_of_memory(error: &mlua::Error) -> bool {
+    match error {
+        mlua::Error::MemoryError(_) => true,
+        mlua::Error::CallbackError { cause, .. } => is_of_memory(cause),
+        _ => false,
+    }
 }
 
 /// An error in one line, as Envoy's log has it.
