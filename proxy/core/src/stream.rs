@@ -85,6 +85,8 @@ pub struct Stream {
     /// Whether the client made no call by gRPC, whatever a plugin has made of its request: it gets answers of the proxy as
     /// they are.
     pub answered_plainly: bool,
+    /// Whether the bytes of both sides are those of an upgrade that the upstream has agreed to.
+    pub is_tunnel: bool,
     /// Whether neither body nor trailers follow the head of the response: known where `header_filter` runs.
     pub ends_with_head: bool,
     /// Plugins that have the head of the response wait for the end of its body.
@@ -300,6 +302,7 @@ impl Stream {
             hash: None,
             operation_told: false,
             answered_plainly: false,
+            is_tunnel: false,
             ends_with_head: false,
             head_held: 0,
             metadata: Vec::new(),
@@ -345,6 +348,7 @@ impl Stream {
             hash,
             operation_told,
             answered_plainly,
+            is_tunnel,
             ends_with_head,
             head_held,
             metadata,
@@ -382,6 +386,7 @@ impl Stream {
         *hash = None;
         *operation_told = false;
         *answered_plainly = false;
+        *is_tunnel = false;
         *ends_with_head = false;
         *head_held = 0;
         metadata.clear();
@@ -633,6 +638,7 @@ mod tests {
             hash,
             operation_told,
             answered_plainly,
+            is_tunnel,
             ends_with_head,
             head_held,
             metadata,
@@ -668,7 +674,7 @@ mod tests {
                 "{original_target:?} {request_body:?} {body_values:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal} {checks_health}"
             ),
             format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {offer:?} {version:?} {destination} {wanted:?} {server:?}"),
-            format!("{details:?} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {answered_plainly} {ends_with_head} {head_held} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
+            format!("{details:?} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {answered_plainly} {is_tunnel} {ends_with_head} {head_held} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
         ]
         .join("\n")
     }
@@ -698,6 +704,7 @@ mod tests {
         used.checks_health = true;
         used.virtual_cluster = Some(3);
         used.answered_plainly = true;
+        used.is_tunnel = true;
         used.ends_with_head = true;
         used.hold_response_head(7);
         used.virtual_host = Some(VirtualHost::new("v", VirtualHostOptions::default()));

@@ -268,7 +268,9 @@ impl BodyFilters {
             if piece.as_slice().is_empty() && !last {
                 return Filtered::Data(Bytes::new());
             }
-            let Some(mut held) = self.take_held(at) else {
+            // To plugins of APISIX what goes through a tunnel is no body.
+            let is_seen = !stream.is_tunnel || !filter.position.is_part();
+            let Some(mut held) = self.take_held(at).filter(|_| is_seen) else {
                 at += 1;
                 continue;
             };

@@ -66,6 +66,11 @@ impl Position {
         self.rank >> FILTER_SHIFT
     }
 
+    /// Whether it is of a part of a filter.
+    pub(super) fn is_part(self) -> bool {
+        self.slot.0 & 3 == 3
+    }
+
     /// Of a plugin of APISIX: scopes one after the other, in each the largest priority first, equal ones in the
     /// order of the registry.
     pub fn of_priority(index: u16, scope: Scope, priority: i64) -> Position {

@@ -123,7 +123,7 @@ impl FilteredBody {
         FilteredBody { plugins, ..FilteredBody::unfiltered(direction) }
     }
 
-    /// What no plugin looks at, such as the bytes of a tunnel.
+    /// What no plugin looks at.
     pub(super) fn unfiltered(direction: Direction) -> FilteredBody {
         FilteredBody { plugins: None, direction, stage: Stage::Before }
     }

@@ -365,10 +365,12 @@ impl<D: Downstream> Exchange<'_, D> {
         if tunnel {
             self.clock.set_route(None);
             plan.body.become_tunnel();
+            self.stream.is_tunnel = true;
         } else if self.down.upgrade().is_some() && !self.down.is_http2() {
             self.without_upgrade();
         }
         plan.body.end_without_upgrade();
+        self.request_body.settle_upgrade();
         let result = self.pump(&mut checkout.stream, end, tunnel, &mut plan.body, &mut plan.replay).await;
         note_traffic(self.stream, &checkout.stream);
         if result.is_ok() {

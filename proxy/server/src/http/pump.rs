@@ -14,6 +14,7 @@ use crate::deadline::{Timed, within};
 use crate::upstream::UpstreamStream;
 use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
+use sixfold_core::hcm::Profile;
 use sixfold_core::plugin::{Direction, LocalReply};
 use sixfold_core::stream::Stream;
 use std::task::Poll;
@@ -54,8 +55,9 @@ impl<D: Downstream> Exchange<'_, D> {
     ) -> Result<(), Interrupt> {
         let bodiless = !tunnel && self.has_no_body();
         let end = end || bodiless;
-        // What goes through a tunnel is no body, and no plugin looks at it.
-        let filters = match tunnel || bodiless {
+        // To Envoy's filters what goes through a tunnel is a body that streams; to plugins of APISIX it is none.
+        let unseen = tunnel && self.env.hcm.profile == Profile::Apisix;
+        let filters = match unseen || bodiless {
             true => FilteredBody::unfiltered(Direction::Response),
             false => {
                 let bodies = &self.env.worker.shared.bodies;
@@ -68,7 +70,8 @@ impl<D: Downstream> Exchange<'_, D> {
             self.write_body(Bytes::new()).await?;
             return self.flush().await;
         }
-        let held = limit.filter(|_| filters.is_filtered() && !end).map(|limit| Held {
+        // Neither side of a tunnel says anything before its head is there.
+        let held = limit.filter(|_| filters.is_filtered() && !end && !tunnel).map(|limit| Held {
             pieces: Buffered::new(&self.env.worker.shared.bodies),
             limit: limit.max(self.env.hcm.buffer_limit),
         });

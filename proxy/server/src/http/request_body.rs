@@ -30,13 +30,20 @@ pub(super) struct RequestBody {
     /// The most that a plugin has let in of a body that is in memory as a whole, as filters of Envoy do: what those behind it
     /// make of it may be no longer.
     most: Option<usize>,
+    /// An upgrade is asked for: what the plugins see goes on behind the end of the request's own body, if it has one.
+    goes_on: bool,
 }
 
 impl RequestBody {
     /// What no plugin looks at so far.
     pub(super) fn unfiltered() -> RequestBody {
         let last = FilteredBody::unfiltered(Direction::Request);
-        RequestBody { ahead: Vec::new(), last, until: None, most: None }
+        RequestBody { ahead: Vec::new(), last, until: None, most: None, goes_on: false }
+    }
+
+    /// Whether there is an upgrade is known: what the client sends ends with what comes now.
+    pub(super) fn settle_upgrade(&mut self) {
+        self.goes_on = false;
     }
 
     /// Whether something of the body may be in the filters still.
@@ -83,6 +90,9 @@ impl RequestBody {
                 return Poll::Ready(Ok(event));
             }
             let next = ready!(poll_passed(&mut self.ahead, down, stream, max, cx))?;
+            if self.goes_on && matches!(next, BodyEvent::End) {
+                return Poll::Ready(Ok(BodyEvent::End));
+            }
             if let Some(piece) = take(&mut self.last, stream, next)? {
                 return Poll::Ready(Ok(BodyEvent::Data(piece)));
             }
@@ -157,10 +167,13 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Puts the plugins that look at the request body before it; one that was read whole goes through them at
     /// once, and so the same to every attempt.
     pub(super) async fn filter_request(&mut self) -> Result<(), Interrupt> {
-        if !self.chain.filters_of(Direction::Request, self.stream) || self.down.upgrade().is_some() {
+        let is_upgrade = self.down.upgrade().is_some();
+        let is_unseen = is_upgrade && self.env.hcm.profile == Profile::Apisix;
+        if is_unseen || !self.chain.filters_of(Direction::Request, self.stream) {
             return Ok(());
         }
         self.begin_section(None);
+        self.request_body.goes_on = is_upgrade;
         if self.stream.request_body.is_none() {
             return Ok(());
         }

@@ -1,5 +1,8 @@
 use super::*;
-use crate::plugin::{ChainBuilder, Direction, Outcome, Passed, Plugin, Position, RequestPhases, Slot, Step};
+use crate::plugin::{
+    BodyFilters, BodyPiece, BodyStep, ChainBuilder, Direction, Filtered, Outcome, Passed, Plugin, Position,
+    RequestPhases, Slot, Step,
+};
 use crate::stream::{Stream, fixture};
 
 /// Writes its name into the request, in lower case in `rewrite`, and into the response.
@@ -91,6 +94,29 @@ fn a_part_has_a_slot_and_a_position_of_its_own() {
 fn members_say_what_they_are_part_of() {
     let names: Vec<_> = chain().members().iter().map(|member| member.name.to_string()).collect();
     assert_eq!(names, ["f", "f/p", "f/q", "f/p", "f/q", "f"]);
+}
+
+/// Filters of Envoy see what goes through a tunnel as a body; APISIX's plugins did not expect that.
+#[test]
+fn parts_do_not_see_what_goes_through_a_tunnel() {
+    let replacing = |with: &'static [u8]| {
+        let replace =
+            move |_: &(), _: &mut Stream, _: Slot, _: &BodyPiece<'_>| BodyStep::Replace(with.into());
+        Plugin::of(()).response_body(replace).build()
+    };
+    let part = Plugin::of_parts(vec![Part::new("p", 3, 20, &replacing(b"part"))]);
+    for (filters, seen) in [(vec![part], "frame"), (vec![replacing(b"filter")], "filter")] {
+        let mut chain = ChainBuilder::new().reverse_response();
+        filters.into_iter().for_each(|filter| chain.add("f", filter));
+        let (chain, mut stream) = (chain.build(), fixture::stream("/", &[]));
+        stream.is_tunnel = true;
+        let filtered = BodyFilters::new(Direction::Response).push(&chain, &mut stream, b"frame", false);
+        match filtered {
+            Filtered::Same => assert_eq!(seen, "frame"),
+            Filtered::Data(data) => assert_eq!(seen.as_bytes(), data),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 /// A filter whose parts do nothing is there all the same, for a route that is chosen again.
