@@ -157,7 +157,7 @@ impl HealthCheck {
             return Step::Continue;
         }
         stream.set_state(slot, Check);
-        stream.checks_health = true;
+        stream.health_check = true;
         let cached = self.cache.as_ref().and_then(Cache::get);
         let failing = self.failing.load(Relaxed);
         if self.pass_through && !failing && cached.is_none() {

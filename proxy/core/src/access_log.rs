@@ -63,9 +63,9 @@ pub enum LogFilter {
     Status(Comparison),
     /// Compares the duration in milliseconds.
     Duration(Comparison),
-    /// Not a health check request; sixfold has no health check filter, so all pass.
+    /// Not what a health check filter has taken for a check.
     NotHealthCheck,
-    /// Requests that are traced.
+    /// Requests whose caller has forced that they are traced.
     Traceable,
     /// Dynamic metadata; what is not there passes or not, by the flag.
     Metadata(MetadataMatcher, bool),
@@ -123,8 +123,8 @@ impl LogFilter {
         match self {
             LogFilter::Status(comparison) => comparison.holds(stream.response.status.into()),
             LogFilter::Duration(comparison) => comparison.holds(crate::format::duration_ms(stream)),
-            LogFilter::NotHealthCheck => !stream.checks_health,
-            LogFilter::Traceable => crate::trace::is_traced(&stream.request.headers),
+            LogFilter::NotHealthCheck => !stream.health_check,
+            LogFilter::Traceable => !stream.health_check && crate::trace::is_forced(&stream.request.headers),
             LogFilter::Metadata(matcher, if_missing) => match matcher.is_there(&stream.metadata) {
                 true => matcher.matches(&stream.metadata),
                 false => *if_missing,
@@ -200,10 +200,9 @@ mod tests {
         check(&s, LogFilter::Duration(Comparison::AtLeast(20)), true);
         check(&s, LogFilter::Duration(Comparison::AtMost(19)), false);
         check(&s, LogFilter::NotHealthCheck, true);
-        // They were logged all the same.
-        s.checks_health = true;
+        s.health_check = true;
         check(&s, LogFilter::NotHealthCheck, false);
-        s.checks_health = false;
+        s.health_check = false;
         let never = || LogFilter::Moment { requests: false, connections: true };
         check(&s, never(), false);
         check(&s, LogFilter::Moment { requests: true, connections: false }, true);
@@ -230,7 +229,12 @@ mod tests {
         check(&s, cel("response.code < 500"), false);
         check(&s, cel("request.headers['x-none'] == ''"), false);
         s.request.headers.set("x-request-id", b"00000000-1111-9222-8333-444444444444");
+        check(&s, LogFilter::Traceable, false);
+        s.request.headers.set("x-request-id", b"00000000-1111-a222-8333-444444444444");
         check(&s, LogFilter::Traceable, true);
+        s.health_check = true;
+        check(&s, LogFilter::Traceable, false);
+        s.health_check = false;
         let metadata = |if_missing| {
             let value = crate::matcher::ValueMatcher::Bool(true);
             let (namespace, key, path) = ("ns".into(), "chosen".into(), Box::default());

@@ -55,8 +55,6 @@ pub struct Stream {
     pub remote: SocketAddr,
     /// Whether Envoy takes the request for internal.
     pub internal: bool,
-    /// Whether it is a check of this proxy's health, as the filter `health_check` has found.
-    pub checks_health: bool,
     /// Virtual host the request was matched in.
     pub virtual_host: Option<Arc<VirtualHost>>,
     /// Which of the virtual host's virtual clusters the request is of, once it is forwarded.
@@ -85,6 +83,9 @@ pub struct Stream {
     /// Whether the client made no call by gRPC, whatever a plugin has made of its request: it gets answers of the proxy as
     /// they are.
     pub answered_plainly: bool,
+    /// Whether a filter takes the request for a check whether this proxy, or what is behind it, is well (Envoy's
+    /// `StreamInfo::healthCheck`): logs, traces and what is counted of responses are not for those.
+    pub health_check: bool,
     /// Whether the bytes of both sides are those of an upgrade that the upstream has agreed to.
     pub is_tunnel: bool,
     /// Whether neither body nor trailers follow the head of the response: known where `header_filter` runs.
@@ -288,7 +289,6 @@ impl Stream {
             response: ResponseHead::default(),
             response_trailers: Headers::new(),
             internal: false,
-            checks_health: false,
             virtual_host: None,
             virtual_cluster: None,
             route: None,
@@ -302,6 +302,7 @@ impl Stream {
             hash: None,
             operation_told: false,
             answered_plainly: false,
+            health_check: false,
             is_tunnel: false,
             ends_with_head: false,
             head_held: 0,
@@ -334,7 +335,6 @@ impl Stream {
             response_trailers,
             remote,
             internal,
-            checks_health,
             virtual_host,
             virtual_cluster,
             route,
@@ -348,6 +348,7 @@ impl Stream {
             hash,
             operation_told,
             answered_plainly,
+            health_check,
             is_tunnel,
             ends_with_head,
             head_held,
@@ -372,7 +373,6 @@ impl Stream {
         response_trailers.clear();
         *remote = connection.remote;
         *internal = false;
-        *checks_health = false;
         *virtual_host = None;
         *virtual_cluster = None;
         *route = None;
@@ -386,6 +386,7 @@ impl Stream {
         *hash = None;
         *operation_told = false;
         *answered_plainly = false;
+        *health_check = false;
         *is_tunnel = false;
         *ends_with_head = false;
         *head_held = 0;
@@ -624,7 +625,6 @@ mod tests {
             response_trailers,
             remote,
             internal,
-            checks_health,
             virtual_host,
             virtual_cluster,
             route,
@@ -638,6 +638,7 @@ mod tests {
             hash,
             operation_told,
             answered_plainly,
+            health_check,
             is_tunnel,
             ends_with_head,
             head_held,
@@ -671,10 +672,10 @@ mod tests {
         [
             format!("{} {random} {start_time:?} {timing:?} {request:?} {request_trailers:?}", connection.id),
             format!(
-                "{original_target:?} {request_body:?} {body_values:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal} {checks_health}"
+                "{original_target:?} {request_body:?} {body_values:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
             format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {offer:?} {version:?} {destination} {wanted:?} {server:?}"),
-            format!("{details:?} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {answered_plainly} {is_tunnel} {ends_with_head} {head_held} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
+            format!("{details:?} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {answered_plainly} {health_check} {is_tunnel} {ends_with_head} {head_held} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
         ]
         .join("\n")
     }
@@ -701,9 +702,9 @@ mod tests {
         used.response_trailers.push(b"t", b"2");
         used.remote = "192.0.2.1:1".parse()?;
         used.internal = true;
-        used.checks_health = true;
         used.virtual_cluster = Some(3);
         used.answered_plainly = true;
+        used.health_check = true;
         used.is_tunnel = true;
         used.ends_with_head = true;
         used.hold_response_head(7);

@@ -9,7 +9,7 @@ mod sampling;
 mod tests;
 
 pub use context::{B3Form, Parent, Propagation};
-pub use sampling::{Reason, Sampling, is_traced};
+pub use sampling::{Reason, Sampling, is_forced};
 
 use crate::access_log::LogSink;
 use crate::custom_tag::CustomTag;
@@ -103,6 +103,14 @@ impl Tracing {
         }
         stream.trace = span.sampled.then(|| Box::new(span));
         reason
+    }
+
+    /// Has nobody told of a request that turns out to be a health check, and the upstream told so.
+    pub fn leave_out(&self, stream: &mut Stream) {
+        let (Some(provider), Some(span)) = (&self.provider, stream.trace.take()) else { return };
+        if !self.is_silent {
+            provider.propagation.tell(&mut stream.request.headers, &Span { sampled: false, ..*span });
+        }
     }
 
     /// Tells the collector of a request that has ended.

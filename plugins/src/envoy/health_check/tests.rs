@@ -57,7 +57,7 @@ fn who_asks_is_answered_and_the_others_go_on() {
     assert_eq!(asked(&filter, "/other"), None);
     let mut check = stream("/healthz", &[]);
     let reply = now(filter.access(&mut check)).unwrap();
-    assert!(check.checks_health);
+    assert!(check.health_check, "logs and traces are not for it");
     assert_eq!(reply.flag, Some(Flag::LH));
     let mut other = stream("/other", &[]);
     for (stream, wanted) in [(&mut check, Some("own")), (&mut other, None)] {

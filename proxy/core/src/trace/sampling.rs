@@ -62,9 +62,9 @@ impl Sampling {
     }
 }
 
-/// Whether the id of a request says that it is traced.
-pub fn is_traced(headers: &Headers) -> bool {
-    headers.get(Known::X_REQUEST_ID).is_some_and(|id| decision(id) != Reason::None)
+/// Whether the id of a request says that a service wants it traced.
+pub fn is_forced(headers: &Headers) -> bool {
+    headers.get(Known::X_REQUEST_ID).is_some_and(|id| decision(id) == Reason::Service)
 }
 
 /// What chance is made of: the first eight digits.

@@ -22,9 +22,9 @@ pub(super) fn routes(stream: &Stream) -> [Option<&RouteStats>; 2] {
     [route, virtual_cluster.map(|cluster| &*cluster.stats)]
 }
 
-/// Counts a response of a status: the upstream's, or ours in the place of one.
+/// Counts a response of a status: the upstream's, or ours in the place of one. Those to health checks are not counted.
 pub(super) fn response(stream: &Stream, status: u16) {
-    let Some(cluster) = &stream.upstream.cluster else { return };
+    let Some(cluster) = stream.upstream.cluster.as_ref().filter(|_| !stream.health_check) else { return };
     cluster.stats.responses().count(status);
     if let Some(responses) = cluster.stats.responses_of(origin(stream)) {
         responses.count(status);
@@ -43,7 +43,7 @@ pub(super) fn retried(stream: &Stream, status: u16) {
 
 /// Counts the milliseconds that a response took.
 pub(super) fn time(stream: &Stream, millis: u64) {
-    let Some(cluster) = &stream.upstream.cluster else { return };
+    let Some(cluster) = stream.upstream.cluster.as_ref().filter(|_| !stream.health_check) else { return };
     cluster.stats.responses().record(millis);
     if let Some(responses) = cluster.stats.responses_of(origin(stream)) {
         responses.record(millis);

@@ -235,6 +235,11 @@ impl<D: Downstream> Exchange<'_, D> {
         if let Some(tracing) = &self.env.hcm.tracing {
             tracing.finish(stream);
         }
+        match self.traced.take() {
+            Some(_) if stream.health_check => stats.tracing_health_check().inc(),
+            Some(reason) => stats.count_trace(reason),
+            None => {}
+        }
         for log in &self.env.hcm.access_logs {
             log.log(stream);
         }

@@ -32,6 +32,7 @@ use sixfold_core::redirect;
 use sixfold_core::route::{Action, Forward};
 use sixfold_core::router::{RouteTable, TableOptions};
 use sixfold_core::stream::Stream;
+use sixfold_core::trace::Reason;
 use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -102,6 +103,8 @@ pub(super) struct Exchange<'a, D: Downstream> {
     pub(super) waited: bool,
     /// Nothing is left to be done.
     pub(super) complete: bool,
+    /// Why it is traced, once that is decided.
+    pub(super) traced: Option<Reason>,
     /// Why the stream has no route, where it has none.
     unrouted: Unrouted,
     /// What of the request's body its route depends on, and was not known.
@@ -184,6 +187,7 @@ impl<'a, D: Downstream> Exchange<'a, D> {
             close: false,
             waited: false,
             complete: false,
+            traced: None,
             unrouted: Unrouted::NotFound,
             wanted: None,
             followed: None,
@@ -241,6 +245,9 @@ impl<D: Downstream> Exchange<'_, D> {
         if self.has_request_phases() {
             let announced = self.announced_length();
             let reply = self.request_phases(table).await?;
+            if let Some(tracing) = self.env.hcm.tracing.as_ref().filter(|_| self.stream.health_check) {
+                tracing.leave_out(self.stream);
+            }
             self.frame_request(announced);
             if let Some(reply) = reply {
                 self.name_cluster();
@@ -293,7 +300,7 @@ impl<D: Downstream> Exchange<'_, D> {
             self.find_route(table);
             edge::name_operation(self.env.hcm.spans(), self.stream);
             if let Some(tracing) = &self.env.hcm.tracing {
-                self.env.hcm.stats.count_trace(tracing.begin(self.stream));
+                self.traced = Some(tracing.begin(self.stream));
             }
         }
         reply

@@ -331,12 +331,9 @@ impl<D: Downstream> Exchange<'_, D> {
         self.stream.response.chunked = self.down.is_chunked();
         self.stream.bytes.head_end = self.down.traffic().sent;
         let stats = &self.env.hcm.stats;
-        match self.stream.checks_health {
-            true => stats.tracing_health_check().inc(),
-            false => {
-                stats.downstream_rq_completed().inc();
-                stats.count_class(self.stream.response.status);
-            }
+        if !self.stream.health_check {
+            stats.downstream_rq_completed().inc();
+            stats.count_class(self.stream.response.status);
         }
         if !self.down.request_ended() {
             stats.downstream_rq_response_before_rq_complete().inc();
