@@ -177,6 +177,7 @@ impl Http {
         self.own.tell(&mut headers);
         let request = CalloutRequest {
             uri: self.uri.clone(),
+            target: None,
             cluster: Some(self.cluster.clone()),
             retries: 1,
             method: http::Method::POST,

@@ -151,6 +151,7 @@ impl ForwardAuth {
         }
         CalloutRequest {
             uri: String::from_utf8_lossy(&apisix::value(&self.uri, stream)).into_owned(),
+            target: None,
             cluster: None,
             retries: 0,
             method: if self.body.is_some() { http::Method::POST } else { http::Method::GET },

@@ -119,6 +119,7 @@ impl Deliver for Collector {
     fn deliver(&self, batch: &Arc<Batch>) -> Delivery {
         let request = CalloutRequest {
             uri: self.uri.clone(),
+            target: None,
             cluster: None,
             retries: 0,
             method: http::Method::POST,

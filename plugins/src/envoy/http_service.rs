@@ -96,6 +96,7 @@ impl HttpService {
         self.own.tell(&mut headers);
         CalloutRequest {
             uri: self.uri.clone(),
+            target: None,
             cluster: Some(self.cluster.clone()),
             retries: 0,
             method: method.clone(),

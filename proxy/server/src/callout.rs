@@ -191,7 +191,8 @@ fn failed(reason: impl std::fmt::Display) -> CalloutError {
 fn head(request: &CalloutRequest, uri: &http::Uri, cluster: &Cluster) -> RequestHead {
     let mut head = RequestHead { method: request.method.clone(), ..RequestHead::default() };
     head.scheme = if cluster.config.tls.is_some() { Scheme::Https } else { Scheme::Http };
-    head.target.set(uri.path_and_query().map_or("/", |p| p.as_str()).as_bytes());
+    let of_uri = || uri.path_and_query().map_or("/", |p| p.as_str()).as_bytes();
+    head.target.set(request.target.as_deref().unwrap_or_else(of_uri));
     head.headers = request.headers.clone();
     head.authority = match head.headers.get(Known::HOST) {
         Some(host) => host.to_vec(),

@@ -104,9 +104,12 @@ impl HttpService {
     /// Asks about a request.
     pub(super) fn ask(&self, shape: &Shape, body: Option<&Body>, stream: &Stream) -> Answering {
         let request = self.request(shape, body, stream);
-        if request.uri.parse::<::http::Uri>().is_err() {
+        let target = request.target.as_deref().unwrap_or_default();
+        if target.iter().any(|byte| byte.is_ascii_control() || *byte == b' ') {
             return Box::pin(async { Answer::unaskable() });
         }
+        // Over HTTP/2 not every path can be sent.
+        let is_plain = ::http::uri::PathAndQuery::try_from(target).is_ok();
         let (asked, sorting) = (self.callout.send(request), self.sorting.clone());
         let started = Instant::now();
         Box::pin(async move {
@@ -119,7 +122,7 @@ impl HttpService {
                 }
                 Err(error) => {
                     tracing::debug!(%error, "the authorisation service gave no answer");
-                    Answer::error()
+                    if is_plain { Answer::error() } else { Answer::unaskable() }
                 }
             }
         })
@@ -161,7 +164,8 @@ impl HttpService {
             headers.append(Known::CONTENT_LENGTH, b"0");
         }
         CalloutRequest {
-            uri: format!("http://ext-authz{}", self.path.of(&path)),
+            uri: "http://ext-authz/".to_owned(),
+            target: Some(self.path.of(&path)),
             cluster: Some(self.cluster.clone()),
             retries: 0,
             method,
@@ -188,24 +192,14 @@ fn path(prefix: &str, instead: &str) -> Result<PathChange> {
 }
 
 impl PathChange {
-    /// What the service is asked for in the place of `path`, as a URI can say it.
-    fn of(&self, path: &[u8]) -> String {
+    /// What the service is asked for in the place of `path`, byte for byte what the upstream is.
+    fn of(&self, path: &[u8]) -> Vec<u8> {
         let (prefix, path) = match self {
             PathChange::Prefix(prefix) => (prefix.as_str(), path),
             PathChange::Override(instead) => (instead.as_str(), &b""[..]),
         };
-        let mut uri = String::with_capacity(prefix.len() + path.len() + 1);
-        if !prefix.starts_with('/') && !path.starts_with(b"/") {
-            uri.push('/');
-        }
-        for &byte in prefix.as_bytes().iter().chain(path) {
-            if byte.is_ascii_graphic() && !b"<>`#\"\\^|{}".contains(&byte) {
-                uri.push(char::from(byte));
-            } else {
-                uri.push_str(&format!("%{byte:02X}"));
-            }
-        }
-        uri
+        let slash: &[u8] = if prefix.starts_with('/') || path.starts_with(b"/") { b"" } else { b"/" };
+        [slash, prefix.as_bytes(), path].concat()
     }
 }
 

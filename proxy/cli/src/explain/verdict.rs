@@ -31,7 +31,11 @@ impl Unsent {
     fn note(&self, request: &CalloutRequest) {
         let asked = match &request.cluster {
             Some(cluster) => {
-                let path = request.uri.parse().map(|uri: http::Uri| uri.path().to_owned());
+                let of_uri = || request.uri.parse().map(|uri: http::Uri| uri.path().to_owned());
+                let path = match &request.target {
+                    Some(target) => String::from_utf8_lossy(target).split('?').next().map(str::to_owned),
+                    None => of_uri().ok(),
+                };
                 json!({"cluster": &*cluster.name, "path": path.unwrap_or_default()})
             }
             None => json!({"uri": request.uri}),

@@ -16,6 +16,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub struct CalloutRequest {
     /// Whole URI, `http` or `https`.
     pub uri: String,
+    /// What is asked for in the place of the URI's path and query, byte for byte: what a client has asked for need not be such
+    /// as a URI can have.
+    pub target: Option<Vec<u8>>,
     /// The cluster of the configuration that it goes to: with its endpoints, connections, TLS and circuit breakers. The
     /// URI then says Host and path alone. `None` goes to the URI's own host.
     pub cluster: Option<Arc<ClusterCell>>,

@@ -106,6 +106,7 @@ impl Client {
         self.own.tell(&mut headers);
         let request = CalloutRequest {
             uri: format!("http://{}{path}", self.authority),
+            target: None,
             cluster: Some(self.cluster.clone()),
             retries: 1,
             method: http::Method::POST,

@@ -49,6 +49,7 @@ impl Service {
     fn request(&self, path: &str) -> CalloutRequest {
         CalloutRequest {
             uri: format!("http://127.0.0.1:{}{path}", self.port),
+            target: None,
             cluster: None,
             retries: 0,
             method: http::Method::POST,
@@ -242,6 +243,9 @@ async fn clusters_bring_their_endpoints_unix_sockets_and_retries() {
         let answer = callout.send(request(1)).await.unwrap();
         assert_eq!(answer.body, "POST /p named.test - question");
     }
+    // Where its sender says so, what is asked for is not the URI's.
+    let asked = CalloutRequest { target: Some(br"/a\^|".to_vec()), ..request(1) };
+    assert_eq!(callout.send(asked).await.unwrap().body, r"POST /a\^| named.test - question");
     let mut failed = 0;
     for _ in 0..4 {
         failed += usize::from(callout.send(request(0)).await.is_err());
@@ -282,6 +286,7 @@ async fn a_cluster_says_whose_manners_its_connections_have() {
             let cell = cluster(vec![address.clone()], |config| config.profile = profile);
             let request = CalloutRequest {
                 uri: "http://named.test/p".into(),
+                target: None,
                 cluster: Some(cell),
                 retries: 0,
                 method: http::Method::POST,

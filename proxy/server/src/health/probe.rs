@@ -174,6 +174,7 @@ impl Target {
         let request = CalloutRequest {
             // The cluster says where to; the rest is in the headers.
             uri: format!("http://check{}", probe.path),
+            target: None,
             cluster: Some(self.cell.clone()),
             retries: 0,
             method: probe.method.clone(),

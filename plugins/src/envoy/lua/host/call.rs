@@ -97,6 +97,7 @@ impl Host<'_> {
         self.script.own.clone().within(bound).tell(&mut given.headers);
         Ok(CalloutRequest {
             uri: format!("http://{}{}", text(&authority), text(&path)),
+            target: None,
             cluster: Some(cell),
             retries: 0,
             method,
