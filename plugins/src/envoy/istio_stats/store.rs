@@ -6,7 +6,7 @@ use sixfold_core::metrics::{LabelSet, Labelled, LabelledSample, Registry, Tally,
 use sixfold_core::plugin::BuildContext;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A metric. Its number is its place in [`METRICS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +49,9 @@ const NAMESPACE: &str = "istiocustom";
 /// Bytes of all series. A peer in the mesh may call itself what it likes, so that their number needs a bound: this is room for
 /// some ten thousand of them.
 const MAX_BYTES: usize = 32 << 20;
+/// Series that were not counted for so long give their room to others that find none. Before that they are kept: Istio's own
+/// expire only where a mesh asks for it (`rotation_interval` is 0 by default).
+const IDLE: Duration = Duration::from_secs(3600);
 /// What the labels of a series take, roughly.
 const LABEL_BYTES: usize = 2 << 10;
 /// The value of every label of what found no room.
@@ -149,8 +152,8 @@ impl Store {
         let build = [("component", "proxy"), ("tag", version)];
         let budget = SeriesBudget::new(MAX_BYTES);
         Store {
-            http: Series::new(budget.clone(), LABEL_BYTES, None),
-            tcp: Series::new(budget, LABEL_BYTES, None),
+            http: Series::new(budget.clone(), LABEL_BYTES, Some(IDLE)).while_there_is_room(),
+            tcp: Series::new(budget, LABEL_BYTES, Some(IDLE)).while_there_is_room(),
             build: build.map(|(label, value)| (label.into(), value.into())).into(),
             shown: OnceLock::new(),
         }

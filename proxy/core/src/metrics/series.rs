@@ -2,7 +2,7 @@
 //!
 //! Each worker has maps of its own, so that a request waits for nobody but, for a moment, a reader. What
 //! clients choose may become a label, so all maps together have a bound in bytes: when it is reached, series
-//! that have expired give their room, and what finds none is counted in one series for the rest. A worker's series
+//! that have expired give their room (some are kept until then, and shown), and what finds none is counted in one series for the rest. A worker's series
 //! are in many parts, and nobody holds more than one at a time or looks at all of them for one request.
 
 use super::{shard, shards};
@@ -59,6 +59,10 @@ pub struct Series<T> {
     heap: usize,
     /// Series that were not counted for so long are dropped; `None` keeps them.
     expire: Option<Duration>,
+    /// They are dropped only where others find no room.
+    for_room: bool,
+    /// How many had found none at the last look at all of them.
+    seen: AtomicU64,
     start: Instant,
 }
 
@@ -106,7 +110,15 @@ impl<T: Default> Series<T> {
     pub fn new(budget: Arc<SeriesBudget>, heap: usize, expire: Option<Duration>) -> Series<T> {
         let shard = || Shard { parts: OnceLock::new(), round: Mutex::default() };
         let shards = (0..shards()).map(|_| shard()).collect();
-        Series { shards, hasher: RandomState::new(), budget, heap, expire, start: Instant::now() }
+        let (hasher, start, seen) = (RandomState::new(), Instant::now(), AtomicU64::new(0));
+        Series { shards, hasher, budget, heap, expire, for_room: false, seen, start }
+    }
+
+    /// The same, where what has expired is kept, and shown, as long as there is room for it.
+    #[must_use]
+    pub fn while_there_is_room(mut self) -> Series<T> {
+        self.for_room = true;
+        self
     }
 
     fn seconds(&self, now: Instant) -> u32 {
@@ -187,9 +199,13 @@ impl<T: Default> Series<T> {
         let now = self.seconds(now);
         let mut keys: Vec<(Arc<[u8]>, u64)> = Vec::new();
         let mut rest = None;
+        let refused = self.budget.refused();
+        let sweeps = self.seen.swap(refused, Relaxed) != refused || !self.for_room;
         for part in self.shards.iter().flat_map(Shard::present) {
             let mut part = part.lock();
-            self.sweep(&mut part, now);
+            if sweeps {
+                self.sweep(&mut part, now);
+            }
             keys.extend(part.series.iter().map(|(hash, entry)| (entry.key.clone(), *hash)));
             if let Some(value) = &part.rest {
                 add(rest.get_or_insert_default(), value);
@@ -317,6 +333,24 @@ mod tests {
         assert_eq!(kept.len(), 3, "and the rest");
         assert_eq!(all(&series, at(200)).len(), 1);
         assert_eq!(budget.used(), 0);
+    }
+
+    /// A bound that was reached once was reached for good.
+    #[test]
+    fn what_has_expired_may_stay_until_others_need_its_room() {
+        let (budget, start) = (SeriesBudget::new(1 << 10), Instant::now());
+        let series =
+            Series::<u64>::new(budget.clone(), 100, Some(Duration::from_secs(60))).while_there_is_room();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        series.touch(b"early", at(0), |sum| *sum += 1);
+        assert_eq!(all(&series, at(100)), [(values(b"early"), 1)], "there is room");
+        for n in 0..20u8 {
+            series.touch(&[n], at(100), |sum| *sum += 1);
+        }
+        assert!(!all(&series, at(100)).contains(&(values(b"early"), 1)), "others had none");
+        series.touch(b"late", at(200), |sum| *sum += 1);
+        let kept = all(&series, at(200));
+        assert!(kept.contains(&(values(b"late"), 1)), "{kept:?}");
     }
 
     /// One request looked at every series of its worker, and one reader held them all.
