@@ -1,46 +1,87 @@
 //! State of which each worker has its own, so that nobody waits for another.
 
+use parking_lot::Mutex;
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
-/// A value for each thread that asks, made when it does. Those of one that was dropped go with the next that is made
-/// on their thread.
+/// A value for each thread that asks, made when it does. All go with their owner, on whatever thread that is dropped: a
+/// script's machine may be as large as tens of megabytes, and its worker may never ask for another.
 pub(crate) struct PerThread<T> {
     number: u64,
-    alive: Arc<()>,
     make: Box<dyn Fn() -> T + Send + Sync>,
+    /// The places of all threads.
+    places: Mutex<Vec<Weak<Place<T>>>>,
 }
 
-struct Held {
-    owner: Weak<()>,
-    value: Box<dyn Any>,
-}
+/// Where the value of one thread is; its thread alone looks at it before its owner is dropped, so that nobody waits.
+type Place<T> = Mutex<Option<T>>;
 
 thread_local! {
-    static VALUES: RefCell<HashMap<u64, Held>> = RefCell::default();
+    /// Places of this thread by the numbers of their owners.
+    static PLACES: RefCell<HashMap<u64, Box<dyn Kept>>> = RefCell::default();
 }
 
-impl<T: 'static> PerThread<T> {
+/// A place, whatever is in it.
+trait Kept {
+    /// Whether its owner has emptied it.
+    fn is_over(&self) -> bool;
+    fn as_any(&self) -> &dyn Any;
+}
+
+impl<T: 'static> Kept for Arc<Place<T>> {
+    fn is_over(&self) -> bool {
+        self.lock().is_none()
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl<T: Send + 'static> PerThread<T> {
     /// Values that `make` makes.
     pub(crate) fn new(make: impl Fn() -> T + Send + Sync + 'static) -> PerThread<T> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        PerThread { number: NUMBER.fetch_add(1, Relaxed), alive: Arc::default(), make: Box::new(make) }
+        PerThread { number: NUMBER.fetch_add(1, Relaxed), make: Box::new(make), places: Mutex::default() }
     }
 
     /// Has `look` look at this thread's. Within it no other may be asked for: then there is no value, and `None`.
     pub(crate) fn with<R>(&self, look: impl FnOnce(&mut T) -> R) -> Option<R> {
-        VALUES.with(|values| {
-            let mut values = values.try_borrow_mut().ok()?;
-            if !values.contains_key(&self.number) {
-                values.retain(|_, held| held.owner.strong_count() > 0);
-                let held = Held { owner: Arc::downgrade(&self.alive), value: Box::new((self.make)()) };
-                values.insert(self.number, held);
+        PLACES.with(|places| {
+            let mut places = places.try_borrow_mut().ok()?;
+            if !places.contains_key(&self.number) {
+                places.retain(|_, place| !place.is_over());
+                places.insert(self.number, Box::new(self.place()));
             }
-            values.get_mut(&self.number)?.value.downcast_mut().map(look)
+            let place: &Arc<Place<T>> = places.get(&self.number)?.as_any().downcast_ref()?;
+            place.lock().as_mut().map(look)
         })
+    }
+
+    /// A place for another thread.
+    fn place(&self) -> Arc<Place<T>> {
+        let place = Arc::new(Mutex::new(Some((self.make)())));
+        let mut places = self.places.lock();
+        places.retain(|place| place.strong_count() > 0);
+        places.push(Arc::downgrade(&place));
+        place
+    }
+}
+
+impl<T> Drop for PerThread<T> {
+    fn drop(&mut self) {
+        let values: Vec<T> = self
+            .places
+            .get_mut()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .filter_map(|place| place.lock().take())
+            .collect();
+        // Behind the locks: what goes may take its time.
+        drop(values);
     }
 }
 
@@ -50,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_thread_has_its_own_and_those_of_none_are_dropped() {
+    fn each_thread_has_its_own_and_all_go_with_their_owner() {
         let dropped = Arc::new(());
         let counter = |start| PerThread::new(move || start);
         let (one, other) = (counter(0), counter(10));
@@ -75,9 +116,27 @@ mod tests {
         let held = dropped.clone();
         let gone = PerThread::new(move || held.clone());
         gone.with(|_| ()).unwrap();
-        drop(gone);
-        assert_eq!(Arc::strong_count(&dropped), 2);
+        // Another thread's goes too, though that asks for nothing more: it stayed until it did.
+        let (asked, goes_on) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+        std::thread::scope(|scope| {
+            let gone = Arc::new(gone);
+            let (of_thread, asked, goes_on) = (gone.clone(), &asked, &goes_on);
+            scope.spawn(move || {
+                of_thread.with(|_| ()).unwrap();
+                drop(of_thread);
+                asked.wait();
+                goes_on.wait();
+            });
+            asked.wait();
+            assert_eq!(Arc::strong_count(&dropped), 4);
+            drop(gone);
+            assert_eq!(Arc::strong_count(&dropped), 1);
+            goes_on.wait();
+        });
+        // What is left is the empty place, until another is made.
+        PLACES.with_borrow(|places| assert_eq!(places.len(), 3));
+        drop(one);
         counter(0).with(|_| ()).unwrap();
-        assert_eq!(Arc::strong_count(&dropped), 1);
+        PLACES.with_borrow(|places| assert_eq!(places.len(), 2));
     }
 }
