@@ -14,7 +14,6 @@ use super::messages::{
 };
 use super::mirror::{PLUGINS, Snapshot, Taken, unsigned};
 use crate::plugin;
-use crate::store::last_good::Batch;
 
 /// Values that are read at once: all of them need not fit one message.
 const PAGE: i64 = 1000;
@@ -269,14 +268,11 @@ async fn watch(shared: &Shared) -> Result<End, Status> {
 
 /// Takes changes; answers whether everything is to be read anew.
 fn take(shared: &Shared, response: WatchResponse) -> bool {
-    let of_events = response.events.iter().filter_map(|event| event.kv.as_ref()).map(|kv| kv.mod_revision);
-    // Of a response without events it is what is known up to; other ones may be about an earlier moment.
-    let reached = of_events.max().or(response.header.map(|header| header.revision)).unwrap_or_default();
-    let mut mirror = shared.mirror.lock();
-    let Taken { changed, everything } = mirror.events(response.events, |key| shared.path_of(key));
-    mirror.reached(unsigned(reached));
-    let changed = Batch { revision: mirror.revision, ..changed };
-    drop(mirror);
+    if response.events.is_empty() {
+        // It says that the watch lives.
+        return false;
+    }
+    let Taken { changed, everything } = shared.mirror.lock().take(response, |key| shared.path_of(key));
     shared.tell(changed);
     everything
 }

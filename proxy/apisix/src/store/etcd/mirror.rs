@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::messages::{Event, KeyValue};
+use super::messages::{Event, KeyValue, WatchResponse};
 use crate::config::EnabledPlugins;
 use crate::store::last_good::{Batch, Listed};
 use crate::store::{Kept, Key, Notify};
@@ -17,7 +17,7 @@ pub(super) struct Mirror {
     known: BTreeMap<Key, (u64, u64)>,
     /// What nobody has looked at yet.
     pending: BTreeMap<Key, Option<Kept>>,
-    /// Up to here everything is known.
+    /// Up to here everything is known: it was read then, or an event of then has come.
     pub(super) revision: u64,
     /// The cluster that it is known of; 0 for none.
     pub(super) cluster: u64,
@@ -126,16 +126,26 @@ impl Mirror {
     }
 
     /// Takes what a watch tells; `path_of` answers what a key is called below the prefix.
-    pub(super) fn events(&mut self, events: Vec<Event>, path_of: impl Fn(&[u8]) -> Option<String>) -> Taken {
+    ///
+    /// Only events say how far the watch is. etcd answers a question about progress out of step with them (before 3.4.25 and
+    /// 3.5.8): events of the revision in its header, and of earlier ones, may still be to come.
+    pub(super) fn take(
+        &mut self,
+        response: WatchResponse,
+        path_of: impl Fn(&[u8]) -> Option<String>,
+    ) -> Taken {
         let mut taken =
             Taken { changed: Batch { cluster: self.cluster, ..Batch::default() }, everything: false };
-        for Event { kind, kv } in events {
+        let mut reached = self.revision;
+        for Event { kind, kv } in response.events {
             let Some(kv) = kv else { continue };
             let revision = unsigned(kv.mod_revision);
             // A connection to another member may begin with what is known.
             if revision <= self.revision {
                 continue;
             }
+            // All events of one revision come together.
+            reached = reached.max(revision);
             let (Some(path), is_put) = (path_of(&kv.key), kind == 0) else { continue };
             if path == PLUGINS && self.follows_plugins {
                 let told = is_put.then(|| EnabledPlugins::of_list(&kv.value)).flatten();
@@ -151,6 +161,8 @@ impl Mirror {
             self.pending.insert(key.clone(), value.clone());
             taken.changed.values.insert(key, value);
         }
+        self.revision = reached;
+        taken.changed.revision = reached;
         taken
     }
 
@@ -167,11 +179,6 @@ impl Mirror {
     /// Whether somebody waits for them to be read.
     pub(super) fn is_asked_anew(&self) -> bool {
         self.asked_anew
-    }
-
-    /// Everything is known up to here.
-    pub(super) fn reached(&mut self, revision: u64) {
-        self.revision = self.revision.max(revision);
     }
 
     /// What nobody has looked at yet.
@@ -201,6 +208,7 @@ pub(super) fn unsigned(number: i64) -> u64 {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::messages::ResponseHeader;
     use super::*;
     use crate::config::PluginNames;
 
@@ -245,13 +253,32 @@ mod tests {
         assert_eq!((mirror.generation, mirror.revision), (2, 8));
     }
 
+    fn events(events: Vec<Event>) -> WatchResponse {
+        WatchResponse { events, ..WatchResponse::default() }
+    }
+
+    /// An answer about progress counted as if everything up to it had come: what came late was passed over for good.
+    #[test]
+    fn events_that_come_after_an_answer_about_progress_are_told() {
+        let mut mirror = Mirror::default();
+        mirror.begin_with(snapshot(7, 5, &[("consumers/a", 2, 2)]));
+        told(&mut mirror);
+        let header = Some(ResponseHeader { revision: 9, ..ResponseHeader::default() });
+        let taken = mirror.take(WatchResponse { header, ..WatchResponse::default() }, path_of);
+        assert_eq!((mirror.revision, taken.changed.revision, mirror.has_pending()), (5, 5, false));
+        let deleted = Event { kind: 1, kv: Some(kv("consumers/a", 2, 8)) };
+        let taken = mirror.take(events(vec![deleted]), path_of);
+        assert_eq!(told(&mut mirror), ["-consumer \"a\""]);
+        assert_eq!((mirror.revision, taken.changed.revision, taken.changed.values.len()), (8, 8, 1));
+    }
+
     #[test]
     fn events_are_told_once_and_strange_keys_passed_over() {
         let mut mirror = Mirror::default();
         mirror.begin_with(snapshot(7, 5, &[("routes/a", 2, 2)]));
         told(&mut mirror);
         let event = |kind, key: &str, revision| Event { kind, kv: Some(kv(key, 2, revision)) };
-        let events = vec![
+        let all = vec![
             event(0, "routes/a", 4),
             event(0, "routes/a", 6),
             event(0, "gen_id", 7),
@@ -259,13 +286,13 @@ mod tests {
             event(1, "routes/never", 9),
             event(0, "plugins", 9),
         ];
-        let taken = mirror.events(events, path_of);
+        let taken = mirror.take(events(all), path_of);
         assert_eq!(taken.changed.values.len(), 1);
         assert!(!taken.everything);
         assert_eq!(told(&mut mirror), ["+route \"a\""]);
-        mirror.reached(9);
-        assert!(mirror.events(vec![event(1, "routes/a", 9)], path_of).changed.values.is_empty());
-        mirror.events(vec![event(1, "routes/a", 10)], path_of);
+        assert_eq!((mirror.revision, taken.changed.revision), (9, 9));
+        assert!(mirror.take(events(vec![event(1, "routes/a", 9)]), path_of).changed.values.is_empty());
+        mirror.take(events(vec![event(1, "routes/a", 10)]), path_of);
         assert_eq!(told(&mut mirror), ["-route \"a\""]);
     }
 
@@ -285,7 +312,7 @@ mod tests {
         };
         assert_eq!((pending.len(), plugins), (1, Some(Some(enabled("cors", &["mqtt-proxy"])))));
         let value = || KeyValue { value: r#"[{"name":"echo"}]"#.into(), ..kv("plugins", 3, 6) };
-        assert!(mirror.events(vec![Event { kind: 0, kv: Some(value()) }], path_of).everything);
+        assert!(mirror.take(events(vec![Event { kind: 0, kv: Some(value()) }]), path_of).everything);
         let changed = mirror.replace(with_plugins(r#"[{"name":"echo"}]"#));
         assert_eq!(mirror.pending().plugins, Some(Some(enabled("echo", &[]))));
         assert_eq!(changed.plugins, Some(Some(enabled("echo", &[]))));
@@ -298,20 +325,20 @@ mod tests {
     #[test]
     fn all_values_are_told_again_to_whoever_asks_once_they_were_read() {
         let mut mirror = Mirror::default();
-        let read = || snapshot(7, 5, &[("routes/a", 2, 2), ("routes/b", 3, 3)]);
-        mirror.replace(read());
+        let read = |revision| snapshot(7, revision, &[("routes/a", 2, 2), ("routes/b", 3, 3)]);
+        mirror.replace(read(5));
         assert!(!mirror.pending().anew);
         mirror.ask_anew();
         assert!(!mirror.has_pending() && mirror.is_asked_anew());
         // Meanwhile changes are told as before.
-        mirror.events(vec![Event { kind: 0, kv: Some(kv("routes/c", 6, 6)) }], path_of);
+        mirror.take(events(vec![Event { kind: 0, kv: Some(kv("routes/c", 6, 6)) }]), path_of);
         let pending = mirror.pending();
         assert_eq!((pending.values.len(), pending.anew), (1, false));
-        let changed = mirror.replace(read());
+        let changed = mirror.replace(read(7));
         let pending = mirror.pending();
         assert_eq!((pending.values.len(), pending.anew), (3, true), "and one that went");
         assert_eq!(changed.values.len(), 1, "nothing else is another value");
-        mirror.replace(read());
+        mirror.replace(read(7));
         assert!(!mirror.has_pending() && !mirror.is_asked_anew());
     }
 }
