@@ -193,6 +193,8 @@ fn in_memory(prefix: &str, key: &Key, kept: &Kept, catalog: &Catalog) -> Value {
     let mut value = kept_value(kept);
     let domain = has_domain(&value);
     fill(catalog, key.kind, &mut value);
+    // Whoever asks needs no key.
+    catalog.seal_private_keys(key.kind, &mut value);
     if let Value::Object(value) = &mut value {
         value.insert("id".to_owned(), key.id.as_str().into());
     }
@@ -297,6 +299,18 @@ mod tests {
         // file-logger runs before example-plugin.
         assert_eq!(told(""), ["file-logger", "example-plugin", "what"]);
         assert_eq!(told("plugins: [what, example-plugin]\n"), ["what", "example-plugin", "file-logger"]);
+    }
+
+    /// One that a file has in the clear, or others have put into an etcd, was shown like that to whoever asked.
+    #[test]
+    fn private_keys_are_shown_encrypted() {
+        let config = Config::standalone("", &crate::testing::environment()).unwrap();
+        let catalog = Catalog::default().encrypted(&config);
+        let value = json!({"upstream": {"tls": {"client_key": "\n-----BEGIN PRIVATE KEY-----"}}});
+        let kept = Kept { value: value.to_string().into(), created: 1, modified: 2 };
+        let shown = in_memory("/apisix", &Key::new(Kind::Route, "1"), &kept, &catalog);
+        let key = shown["value"]["upstream"]["tls"]["client_key"].as_str().unwrap();
+        assert!(!key.is_empty() && !key.contains("BEGIN"), "{key}");
     }
 
     #[test]

@@ -69,12 +69,18 @@ impl Keyring {
 
     /// Encrypts the private keys of a resource that are PEM, or decrypts those that are not.
     pub(crate) fn turn(&self, turn: Turn, kind: Kind, value: &mut Value) {
-        each_private_key(kind, value, &mut |text| match (turn, text.starts_with("---")) {
+        each_private_key(kind, value, &mut |text| match (turn, is_pem(text)) {
             (Turn::Seal, true) => self.encrypt(text),
             (Turn::Open, false) => self.decrypt(text),
             _ => None,
         });
     }
+}
+
+/// Whether a private key is written in the clear. PEM is found behind white space, too (RFC 7468, section 2), where APISIX takes it
+/// for one that it has encrypted.
+pub(crate) fn is_pem(text: &str) -> bool {
+    text.trim_start().starts_with("---")
 }
 
 /// Nobody is told the keys.
@@ -221,10 +227,16 @@ mod tests {
         assert_eq!(value, plain);
     }
 
+    /// Behind white space they were kept in the clear.
     #[test]
     fn private_keys_are_kept_encrypted() {
+        for pem in ["-----BEGIN PRIVATE KEY-----", "\n \t\u{2028}-----BEGIN PRIVATE KEY-----"] {
+            sealed_and_opened(pem);
+        }
+    }
+
+    fn sealed_and_opened(pem: &str) {
         let keys = keyring(&["edd1c9f0985e76a2"]);
-        let pem = "-----BEGIN PRIVATE KEY-----";
         let ssl = json!({"cert": pem, "key": pem, "keys": [pem, "$env://KEY"]});
         let route = json!({"uri": "/", "upstream": {"tls": {"client_cert": pem, "client_key": pem}}});
         for (kind, plain) in

@@ -17,6 +17,7 @@ use sixfold_core::plugin::Prepared;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config::EnvVars;
+use crate::encryption::is_pem;
 use crate::plugin::{Catalog, CredentialConfig, OfConsumer, On, PluginConfig};
 use crate::resource::{
     Consumer, ConsumerGroup, Credential, GlobalRule, Id, Kind, PluginConfig as PluginConfigResource, Plugins,
@@ -452,7 +453,7 @@ impl Reading<'_> {
 const UNDECRYPTED: &str = "failed to decrypt previous encrypted key";
 
 fn is_undecrypted(key: &str) -> bool {
-    !key.trim_start().starts_with("---")
+    !is_pem(key)
 }
 
 fn undecrypted() -> Option<String> {

@@ -204,6 +204,11 @@ impl Catalog {
         self.private_keys.turn(Turn::Open, kind, value);
     }
 
+    /// Encrypts those that are not.
+    pub(crate) fn seal_private_keys(&self, kind: Kind, value: &mut Value) {
+        self.private_keys.turn(Turn::Seal, kind, value);
+    }
+
     /// The same for what plugins say alone.
     pub(crate) fn turn_fields(&self, turn: Turn, key: &Key, value: &mut Value) {
         let Some(keyring) = &self.keyring else { return };

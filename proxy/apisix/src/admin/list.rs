@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::message::{AdminReply, AdminRequest};
 use super::resource::kept_json;
+use crate::encryption::is_pem;
 use crate::resource::Kind;
 use crate::source::Checker;
 use crate::store::{Kept, Key};
@@ -18,10 +19,12 @@ pub(crate) fn value(kept: &Kept) -> Value {
     kept_json(kept)
 }
 
-/// The value of a resource with what plugins keep encrypted of it decrypted; private keys stay as they are kept.
+/// The value of a resource with what plugins keep encrypted of it decrypted; private keys are encrypted, in whichever form others
+/// have written them.
 pub(super) fn opened(checker: &Checker, key: &Key, kept: &Kept) -> Value {
     let mut value = value(kept);
     checker.open_fields(key, &mut value);
+    checker.catalog().seal_private_keys(key.kind, &mut value);
     value
 }
 
@@ -42,7 +45,7 @@ fn without_keys(kind: Kind, value: Value) -> Value {
 
 /// As it was written, told to who has written it: private keys as they are kept, those that are not encrypted left out.
 pub(super) fn written(kind: Kind, value: Value) -> Value {
-    let is_pem = |key: &Value| key.as_str().is_some_and(|key| key.starts_with("---"));
+    let is_pem = |key: &Value| key.as_str().is_some_and(is_pem);
     without(kind, value, |keys| match keys {
         Value::Array(keys) => keys.iter().any(is_pem),
         key => is_pem(key),

@@ -717,6 +717,23 @@ fn what_plugins_name_and_private_keys_are_kept_encrypted() {
         assert_eq!(value["keys"], json!(["$env://KEY"]));
     }
     assert!(of(api.ask("GET", "/ssls/1", ""))["value"].get("key").is_none());
+    // White space before a key kept it in the clear.
+    for (target, value) in [
+        ("/ssls/9", json!({"sni": "a.b", "cert": cert, "key": format!("\n {key}")})),
+        (
+            "/routes/9",
+            json!({"uri": "/9", "upstream": {"nodes": {"127.0.0.1:80": 1}, "scheme": "https",
+            "tls": {"client_cert": cert, "client_key": format!("\n{key}")}}}),
+        ),
+    ] {
+        let put = api.ask("PUT", target, &value.to_string());
+        assert!(
+            put.status == 201 && put.body.contains("key\":\"") && !put.body.contains("PRIVATE"),
+            "{}",
+            put.body
+        );
+        assert!(!api.ask("GET", target, "").body.contains("PRIVATE"), "{target}");
+    }
     // As it was read from the store of another gateway.
     with_key["tls"]["client_key"] = kept.into();
     assert_eq!(api.ask("PUT", "/upstreams/1", &with_key.to_string()).status, 200);
