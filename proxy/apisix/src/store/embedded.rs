@@ -90,9 +90,36 @@ pub(super) struct Record<'a> {
 
 /// Why a file is not opened.
 pub(super) struct Unopened {
-    /// Another process has it.
-    pub(super) is_busy: bool,
+    pub(super) cause: Cause,
     pub(super) reason: String,
+}
+
+/// What a file is not opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Another process has it.
+    Busy,
+    /// What is in it can't be read, now or ever.
+    Damaged,
+    /// The disk or the operating system refuses; later it may not.
+    Refused,
+}
+
+impl Cause {
+    pub(super) fn of(error: &redb::Error) -> Cause {
+        use std::io::ErrorKind::{InvalidData, UnexpectedEof};
+        match error {
+            redb::Error::DatabaseAlreadyOpen => Cause::Busy,
+            redb::Error::Corrupted(_)
+            | redb::Error::UpgradeRequired(_)
+            | redb::Error::TableTypeMismatch { .. }
+            | redb::Error::TableIsMultimap(_)
+            | redb::Error::TypeDefinitionChanged { .. } => Cause::Damaged,
+            // No file of tables, and one that was cut off.
+            redb::Error::Io(error) if matches!(error.kind(), InvalidData | UnexpectedEof) => Cause::Damaged,
+            _ => Cause::Refused,
+        }
+    }
 }
 
 impl EmbeddedStore {
@@ -113,7 +140,9 @@ impl EmbeddedStore {
             let deadline = Instant::now() + PATIENCE;
             loop {
                 match database(path, &over) {
-                    Err(refused) if refused.is_busy && Instant::now() < deadline => std::thread::sleep(TRY),
+                    Err(Unopened { cause: Cause::Busy, .. }) if Instant::now() < deadline => {
+                        std::thread::sleep(TRY);
+                    }
                     opened => return opened.map_err(|refused| refused.reason),
                 }
             }
@@ -155,7 +184,7 @@ pub(super) fn database<B: StorageBackend>(
     path: &Path,
     over: &impl Fn(FileBackend) -> B,
 ) -> Result<Database, Unopened> {
-    let unopened = |reason| Unopened { is_busy: false, reason };
+    let unopened = |reason| Unopened { cause: Cause::Refused, reason };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.exists()) {
         // Private keys and credentials are in it.
@@ -169,11 +198,11 @@ pub(super) fn database<B: StorageBackend>(
     if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
         return Err(unopened(told(&"it is no regular file")));
     }
-    let refused = |error| match error {
-        redb::DatabaseError::DatabaseAlreadyOpen => {
-            Unopened { is_busy: true, reason: told(&"another process has it open") }
-        }
-        other => unopened(told(&other)),
+    let refused = |error: redb::DatabaseError| {
+        let error = redb::Error::from(error);
+        let cause = Cause::of(&error);
+        let reason = if cause == Cause::Busy { told(&"another process has it open") } else { told(&error) };
+        Unopened { cause, reason }
     };
     let backend = over(FileBackend::new(file).map_err(refused)?);
     let mut builder = Database::builder();
@@ -184,7 +213,9 @@ pub(super) fn database<B: StorageBackend>(
         let is_whole = database.check_integrity()?;
         Ok((database, is_whole))
     }));
-    let (database, is_whole) = opened.map_err(|_| unopened(told(&"it is damaged")))?.map_err(refused)?;
+    let (database, is_whole) = opened
+        .map_err(|_| Unopened { cause: Cause::Damaged, reason: told(&"it is damaged") })?
+        .map_err(refused)?;
     if !is_whole {
         tracing::error!(file = %path.display(), "it was damaged, and what was written last may be lost");
     }

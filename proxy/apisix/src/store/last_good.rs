@@ -2,7 +2,8 @@
 //! not there.
 //!
 //! A thread writes what has changed, some changes at a time, each time in one transaction: the file is always what the store
-//! was at one moment. Pages have checksums (redb's); a file that is damaged is begun anew. Nobody waits for the disk: what it
+//! was at one moment. Pages have checksums (redb's); a file that is damaged is begun anew, and one that can't be opened or
+//! written for another reason is left as it is. Nobody waits for the disk: what it
 //! has not taken yet waits, of each key the last value alone, and is tried again until the disk takes it.
 
 #[cfg(test)]
@@ -19,7 +20,7 @@ use redb::{
     Database, ReadableDatabase, ReadableTable, StorageBackend, Table, TableDefinition, WriteTransaction,
 };
 
-use super::embedded::{NUMBERS, Record, Unopened, VALUES, database, key_of, name, unavailable};
+use super::embedded::{Cause, NUMBERS, Record, Unopened, VALUES, database, key_of, name, unavailable};
 use super::lent::{Lent, Outcome};
 use super::{Kept, Key, StoreError};
 use crate::config::EnabledPlugins;
@@ -162,7 +163,7 @@ impl LastGood {
         let (database, found) = match file.begin() {
             Ok((database, found)) => (Some(database), found),
             // A process whose place this one takes lets go of it when its disk does.
-            Err(refused) if refused.is_busy => {
+            Err(refused) if refused.cause == Cause::Busy => {
                 tracing::warn!(reason = refused.reason, "what is kept of the configuration is not read");
                 (None, None)
             }
@@ -297,16 +298,18 @@ impl File {
         let begun = || -> Result<(Database, Option<Found>), Unopened> {
             let database = (self.open)(&self.path)?;
             let found = begin(&database, &self.of);
-            let found = found.map_err(|error| Unopened { is_busy: false, reason: error.to_string() })?;
+            let found =
+                found.map_err(|error| Unopened { cause: Cause::of(&error), reason: error.to_string() })?;
             Ok((database, found))
         };
         begun().or_else(|refused| {
-            if refused.is_busy {
+            // The file may be all that there is to serve next time.
+            if refused.cause != Cause::Damaged {
                 return Err(refused);
             }
             tracing::warn!(reason = refused.reason, "what was kept of the configuration is lost");
             let removed = std::fs::remove_file(&self.path);
-            removed.map_err(|error| Unopened { is_busy: false, reason: error.to_string() })?;
+            removed.map_err(|error| Unopened { cause: Cause::Refused, reason: error.to_string() })?;
             begun()
         })
     }
@@ -319,22 +322,12 @@ impl File {
     }
 }
 
-/// Makes the tables, or reads them.
-fn begin(database: &Database, of: &str) -> Result<Option<Found>, StoreError> {
-    let transaction = database.begin_write().map_err(unavailable)?;
-    {
-        let mut numbers = transaction.open_table(NUMBERS).map_err(unavailable)?;
-        let mut texts = transaction.open_table(TEXTS).map_err(unavailable)?;
-        let format = numbers.get(FORMAT_KEY).map_err(unavailable)?.map(|format| format.value());
-        let is_of = texts.get(OF_KEY).map_err(unavailable)?.is_some_and(|written| written.value() == of);
-        if format != Some(FORMAT) || !is_of {
-            clear(&transaction, &mut numbers, &mut texts)?;
-            numbers.insert(FORMAT_KEY, FORMAT).map_err(unavailable)?;
-            texts.insert(OF_KEY, of).map_err(unavailable)?;
-        }
-        transaction.open_table(VALUES).map_err(unavailable)?;
+/// Reads the tables, or makes them where there are none of these values. What is there is not written to: a disk that is full
+/// keeps nobody from it.
+fn begin(database: &Database, of: &str) -> Result<Option<Found>, redb::Error> {
+    if is_begun(database, of) != Some(true) {
+        make(database, of)?;
     }
-    transaction.commit().map_err(unavailable)?;
     read(database)
 }
 
@@ -343,40 +336,67 @@ fn clear(
     transaction: &WriteTransaction,
     numbers: &mut Table<'_, &'static str, u64>,
     texts: &mut Table<'_, &'static str, &'static str>,
-) -> Result<(), StoreError> {
-    transaction.delete_table(VALUES).map_err(unavailable)?;
-    numbers.remove(REVISION_KEY).map_err(unavailable)?;
-    texts.remove(PLUGINS_KEY).map_err(unavailable)?;
+) -> Result<(), redb::Error> {
+    transaction.delete_table(VALUES)?;
+    numbers.remove(REVISION_KEY)?;
+    texts.remove(PLUGINS_KEY)?;
     Ok(())
 }
 
-fn forget(database: &Database) -> Result<(), StoreError> {
-    let transaction = database.begin_write().map_err(unavailable)?;
+fn forget(database: &Database) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
     {
-        let mut numbers = transaction.open_table(NUMBERS).map_err(unavailable)?;
-        let mut texts = transaction.open_table(TEXTS).map_err(unavailable)?;
+        let mut numbers = transaction.open_table(NUMBERS)?;
+        let mut texts = transaction.open_table(TEXTS)?;
         clear(&transaction, &mut numbers, &mut texts)?;
-        transaction.open_table(VALUES).map_err(unavailable)?;
+        transaction.open_table(VALUES)?;
     }
-    transaction.commit().map_err(unavailable)
+    Ok(transaction.commit()?)
 }
 
-fn read(database: &Database) -> Result<Option<Found>, StoreError> {
-    let transaction = database.begin_read().map_err(unavailable)?;
-    let numbers = transaction.open_table(NUMBERS).map_err(unavailable)?;
-    let number =
-        |key| numbers.get(key).map(|number| number.map(|number| number.value())).map_err(unavailable);
+/// Whether all tables are there, and of whom; nothing where that can't be read.
+fn is_begun(database: &Database, of: &str) -> Option<bool> {
+    let transaction = database.begin_read().ok()?;
+    let numbers = transaction.open_table(NUMBERS).ok()?;
+    let texts = transaction.open_table(TEXTS).ok()?;
+    transaction.open_table(VALUES).ok()?;
+    let format = numbers.get(FORMAT_KEY).ok()?.map(|format| format.value());
+    let is_of = texts.get(OF_KEY).ok()?.is_some_and(|written| written.value() == of);
+    Some(format == Some(FORMAT) && is_of)
+}
+
+fn make(database: &Database, of: &str) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    {
+        let mut numbers = transaction.open_table(NUMBERS)?;
+        let mut texts = transaction.open_table(TEXTS)?;
+        let format = numbers.get(FORMAT_KEY)?.map(|format| format.value());
+        let is_of = texts.get(OF_KEY)?.is_some_and(|written| written.value() == of);
+        if format != Some(FORMAT) || !is_of {
+            clear(&transaction, &mut numbers, &mut texts)?;
+            numbers.insert(FORMAT_KEY, FORMAT)?;
+            texts.insert(OF_KEY, of)?;
+        }
+        transaction.open_table(VALUES)?;
+    }
+    Ok(transaction.commit()?)
+}
+
+fn read(database: &Database) -> Result<Option<Found>, redb::Error> {
+    let transaction = database.begin_read()?;
+    let numbers = transaction.open_table(NUMBERS)?;
+    let number = |key| numbers.get(key).map(|number| number.map(|number| number.value()));
     // Nothing was ever kept.
     let Some(revision) = number(REVISION_KEY)? else { return Ok(None) };
     let cluster = number(CLUSTER_KEY)?.unwrap_or_default();
     let mut values = BTreeMap::new();
-    for entry in transaction.open_table(VALUES).map_err(unavailable)?.iter().map_err(unavailable)? {
-        let (name, bytes) = entry.map_err(unavailable)?;
+    for entry in transaction.open_table(VALUES)?.iter()? {
+        let (name, bytes) = entry?;
         let kept = Record::read(bytes.value()).map(|record| record.kept());
         values.extend(key_of(name.value()).zip(kept));
     }
-    let texts = transaction.open_table(TEXTS).map_err(unavailable)?;
-    let listed = texts.get(PLUGINS_KEY).map_err(unavailable)?;
+    let texts = transaction.open_table(TEXTS)?;
+    let listed = texts.get(PLUGINS_KEY)?;
     let plugins = listed.and_then(|listed| EnabledPlugins::of_list(listed.value().as_bytes()));
     Ok(Some(Found { values, plugins, revision, cluster }))
 }

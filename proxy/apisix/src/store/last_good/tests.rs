@@ -103,6 +103,31 @@ fn a_damaged_file_is_begun_anew() {
     assert_eq!(ids(LastGood::open(&folder.file("etcd.redb"), "/apisix").unwrap().1), ["a"]);
 }
 
+/// It was removed, whatever kept it from being opened, and what was in it was not served.
+#[test]
+fn a_full_disk_leaves_what_was_kept_and_damage_alone_begins_anew() {
+    let (folder, disk) = (Folder::new("last-good-start"), Disk::new(Duration::ZERO));
+    let path = folder.file("etcd.redb");
+    let open = || {
+        let over = disk.clone();
+        LastGood::open_over(&path, "/apisix", move |file| OnDisk::new(file, over.clone()))
+    };
+    open().unwrap().0.keep(batch(5, &[("a", true)]), BTreeSet::new);
+    let length = std::fs::metadata(&path).unwrap().len();
+    for room in [length, 0] {
+        disk.room.store(room, SeqCst);
+        match open() {
+            Ok((_, found)) => assert_eq!(ids(found), ["a"], "{room}"),
+            Err(reason) => assert!(room == 0 && reason.contains("I/O error"), "{reason}"),
+        }
+    }
+    disk.room.store(u64::MAX, SeqCst);
+    assert_eq!(ids(open().unwrap().1), ["a"]);
+    // It is cut off in the middle.
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length / 2).unwrap();
+    assert!(open().unwrap().1.is_none());
+}
+
 /// It was not in the file: a plugin that is switched off for all ran again after a restart.
 #[test]
 fn the_list_of_plugins_is_kept() {
