@@ -11,6 +11,7 @@ use sixfold_apisix::control::ControlApi;
 use sixfold_apisix::store::Store;
 use sixfold_apisix::{Reloads, SourceContext};
 use sixfold_core::cluster::Clusters;
+use sixfold_core::files::keep_name;
 use sixfold_core::plugin::{Consumers, PluginMetadata};
 use sixfold_core::tls::{Identity, Pem, ServerContext, ServerSettings, Validation};
 use sixfold_server::surface::{Answer, Content, Query, Reply};
@@ -166,9 +167,10 @@ pub(crate) fn write_key(file: &Path, key: &str) -> std::io::Result<()> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
     let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(file)?;
-    writeln!(file, "{key}")?;
-    file.sync_all()
+    let mut made = options.write(true).create_new(true).mode(0o600).open(file)?;
+    writeln!(made, "{key}")?;
+    made.sync_all()?;
+    keep_name(file)
 }
 
 /// TLS of the Admin API.

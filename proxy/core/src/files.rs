@@ -64,6 +64,19 @@ pub fn read_changed(path: &Path, before: Option<Stamp>, limit: usize) -> Result<
     Ok(Some((stamp, file.read(limit)?)))
 }
 
+/// Has the disk keep the name of a file that was made or renamed, which it does apart from what is in it (fsync(2)): before that
+/// the file may be gone, or the one of before back, when the machine has lost its power.
+///
+/// # Errors
+/// Those of the operating system; a file system that knows no such order has none.
+pub fn keep_name(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match File::open(folder)?.sync_all() {
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+        kept => kept,
+    }
+}
+
 /// A regular file that is open.
 #[derive(Debug)]
 pub struct Regular(File, Metadata);

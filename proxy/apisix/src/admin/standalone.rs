@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use sixfold_core::document::{Format, MAX_DOCUMENT_BYTES};
 use sixfold_core::error::{ConfigError, Place};
+use sixfold_core::files::keep_name;
 
 use super::message::{AdminReply, AdminRequest};
 use super::validate::{self, SECTIONS, version_key};
@@ -76,7 +77,7 @@ impl KeptFile {
         file.write(true).create(true).truncate(true).mode(0o600);
         let mut file = file.open(&next).map_err(told)?;
         file.write_all(kept.to_string().as_bytes()).and_then(|()| file.sync_all()).map_err(told)?;
-        std::fs::rename(&next, &self.0).map_err(told)
+        std::fs::rename(&next, &self.0).and_then(|()| keep_name(&self.0)).map_err(told)
     }
 }
 

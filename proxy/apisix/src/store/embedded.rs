@@ -22,6 +22,7 @@ use parking_lot::{Mutex, RwLock};
 use redb::backends::FileBackend;
 use redb::{Database, ReadTransaction, ReadableDatabase, StorageBackend, TableDefinition};
 use sixfold_core::error::ConfigError;
+use sixfold_core::files::keep_name;
 
 use self::writer::{Ask, Job, Task, Writer};
 use super::lent::Lent;
@@ -189,14 +190,19 @@ pub(super) fn database<B: StorageBackend>(
     if let Some(folder) = folder.filter(|folder| !folder.exists()) {
         // Private keys and credentials are in it.
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        let made = made.and_then(|()| keep_name(folder));
         made.map_err(|error| unopened(format!("can't make the folder {}: {error}", folder.display())))?;
     }
     let told = |error: &dyn std::fmt::Display| format!("can't open {}: {error}", path.display());
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let file = options.open(path).map_err(|error| unopened(told(&error)))?;
-    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+    let Some(metadata) = file.metadata().ok().filter(std::fs::Metadata::is_file) else {
         return Err(unopened(told(&"it is no regular file")));
+    };
+    if metadata.len() == 0 {
+        // What is written into it must not be lost with its name.
+        keep_name(path).map_err(|error| unopened(told(&error)))?;
     }
     let refused = |error: redb::DatabaseError| {
         let error = redb::Error::from(error);

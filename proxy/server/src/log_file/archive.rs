@@ -2,6 +2,7 @@
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use sixfold_core::files::keep_name;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -29,6 +30,8 @@ pub(super) fn compress(path: &Path) -> io::Result<()> {
         let _ = fs::remove_file(&part);
         return made;
     }
+    // The disk may take the two in any order.
+    keep_name(&whole)?;
     fs::remove_file(path)
 }
 
