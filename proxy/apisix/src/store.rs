@@ -174,8 +174,19 @@ pub trait Store: Send + Sync {
     /// As of [`Store::get`].
     fn list(&self, kind: Kind) -> Result<Vec<(Key, Kept)>, StoreError>;
 
+    /// The credentials of a consumer, whether it is there or not.
+    ///
+    /// # Errors
+    /// As of [`Store::get`].
+    fn credentials(&self, consumer: &str) -> Result<Vec<(Key, Kept)>, StoreError> {
+        let mut all = self.list(Kind::Credential)?;
+        all.retain(|(key, _)| key.of_consumer().is_some_and(|(whose, _)| whose == consumer));
+        Ok(all)
+    }
+
     /// Does all of `writes` or none of them, and returns when they will outlive the process, if the store does. Values
-    /// are JSON and are kept without a look at them. All have one revision, larger than any before.
+    /// are JSON and are kept without a look at them. All have one revision, larger than any before. A consumer that is removed
+    /// takes its credentials with it, and so does one whose time is over; in an etcd that keeps its time by itself they stay.
     ///
     /// # Errors
     /// See [`StoreError`]; [`StoreError::Changed`] when one of them is not at its [`Write::expected`], and

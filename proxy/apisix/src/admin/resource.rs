@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 use sixfold_core::plugin::Consumers;
@@ -13,9 +14,12 @@ use super::target::Target;
 use super::{list, patch};
 use crate::resource::Kind;
 use crate::source::Checker;
-use crate::store::{Action, Kept, Key, Store, Write};
+use crate::store::{Action, Committed, Kept, Key, Store, StoreError, Write};
 
 type Answered = Result<AdminReply, AdminReply>;
+
+/// How often a write is tried again that is about another resource, which others change meanwhile.
+const MOST_TRIES: u32 = 16;
 
 /// The resources of a store.
 pub(super) struct Resources<'a> {
@@ -92,11 +96,6 @@ impl Resources<'_> {
     fn put(&self, target: &Target<'_>, body: Option<Value>, ttl: Option<Duration>) -> Answered {
         let mut conf = body.ok_or_else(|| AdminReply::bad("missing configurations"))?;
         let key = self.checked(target, &mut conf, true, Times::Forbidden)?;
-        if let Some(consumer) = target.parent.filter(|_| target.kind == Kind::Credential)
-            && self.store.get(&Key::new(Kind::Consumer, consumer))?.is_none()
-        {
-            return Err(AdminReply::error(StatusCode::NOT_FOUND, "consumer not found"));
-        }
         if target.kind == Kind::PluginMetadata {
             set_id(&mut conf, Value::from(key.id.as_str()));
         } else {
@@ -104,7 +103,38 @@ impl Resources<'_> {
             let created = before.as_ref().and_then(|kept| list::value(kept).get("create_time").cloned());
             stamp(&mut conf, created, true);
         }
-        self.write(&key, conf, ttl, None, None)
+        self.checker.seal(&key, &mut conf);
+        let committed = self.commit_put(&key, &conf.to_string().into(), ttl)?;
+        Ok(self.told(&key, conf, &committed, None))
+    }
+
+    /// Puts a value as far as others let it be there: a credential needs its consumer, and a consumer that is made begins without
+    /// the credentials that one of its name has left.
+    fn commit_put(&self, key: &Key, value: &Bytes, ttl: Option<Duration>) -> Result<Committed, AdminReply> {
+        let mut tries = 0;
+        loop {
+            let put = Write { key: key.clone(), action: Action::Put(value.clone(), ttl), expected: None };
+            let writes = match (key.kind, key.of_consumer()) {
+                (Kind::Credential, Some((consumer, _))) => {
+                    let consumer = Key::new(Kind::Consumer, consumer);
+                    let missing = || AdminReply::error(StatusCode::NOT_FOUND, "consumer not found");
+                    let kept = self.store.get(&consumer)?.ok_or_else(missing)?;
+                    vec![put, Write::keep(consumer, kept.modified)]
+                }
+                (Kind::Consumer, _) if self.store.get(key)?.is_none() => {
+                    let left = self.store.credentials(key.id.as_str())?;
+                    let expected = (!left.is_empty()).then_some(0);
+                    let left = left.into_iter().map(|(key, _)| Write::delete(key));
+                    std::iter::once(Write { expected, ..put }).chain(left).collect()
+                }
+                _ => vec![put],
+            };
+            match self.store.commit(writes) {
+                // The consumer was written in between.
+                Err(StoreError::Changed) if tries < MOST_TRIES => tries += 1,
+                committed => return Ok(committed?),
+            }
+        }
     }
 
     fn post(&self, target: &Target<'_>, body: Option<Value>, ttl: Option<Duration>) -> Answered {
@@ -155,13 +185,8 @@ impl Resources<'_> {
         if !force && let Some(reason) = references::users(self.store, &key)? {
             return Err(AdminReply::bad(reason));
         }
-        let mut writes = vec![Write::delete(key.clone())];
-        if key.kind == Kind::Consumer {
-            let own = format!("{}/credentials/", key.id);
-            let all = self.store.list(Kind::Credential)?.into_iter().map(|(key, _)| key);
-            writes.extend(all.filter(|key| key.id.as_str().starts_with(&own)).map(Write::delete));
-        }
-        if self.store.commit(writes)?.replaced.first() != Some(&true) {
+        // A consumer's credentials go with it.
+        if self.store.commit(vec![Write::delete(key.clone())])?.replaced.first() != Some(&true) {
             return Err(AdminReply::no_key());
         }
         Ok(AdminReply::json(StatusCode::OK, &json!({"deleted": "1", "key": key.path(self.store.prefix())})))
@@ -234,12 +259,17 @@ impl Resources<'_> {
         let value = conf.to_string().into();
         let write = Write { key: key.clone(), action: Action::Put(value, ttl), expected };
         let committed = self.store.commit(vec![write])?;
+        Ok(self.told(key, conf, &committed, status))
+    }
+
+    /// The answer of a write to whoever has asked for it.
+    fn told(&self, key: &Key, conf: Value, committed: &Committed, status: Option<StatusCode>) -> AdminReply {
         let replaced = committed.replaced.first() == Some(&true);
         let usual = if replaced { StatusCode::OK } else { StatusCode::CREATED };
         let mut shown = Map::new();
         shown.insert("key".to_owned(), key.path(self.store.prefix()).into());
         shown.insert("value".to_owned(), list::written(key.kind, conf));
-        Ok(AdminReply::json(status.unwrap_or(usual), &Value::Object(shown)))
+        AdminReply::json(status.unwrap_or(usual), &Value::Object(shown))
     }
 }
 

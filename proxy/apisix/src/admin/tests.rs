@@ -8,7 +8,8 @@ use serde_json::json;
 use super::*;
 use crate::config::AdminKey;
 use crate::config::AdminRole;
-use crate::store::MemoryStore;
+use crate::resource::Kind;
+use crate::store::{Key, MemoryStore, StoreExt};
 use crate::testing;
 
 const CONFIG: &str = "deployment: {role: traditional, role_traditional: {config_provider: embedded}}\n";
@@ -680,6 +681,25 @@ fn a_configuration_is_put_as_a_whole() {
     assert_eq!(validate.status, 200);
 }
 
+/// A lease of etcd ends a consumer by itself, and others may have left such, too.
+#[test]
+fn a_consumer_that_is_made_begins_without_credentials_that_were_left() {
+    let api = Api::new("");
+    let Content::Store(store, _) = &api.api.content else { panic!("it has none") };
+    let left = Key::of_credential("ann", "left");
+    store.put(&left, r#"{"plugins": {}}"#.into()).unwrap();
+    assert_eq!(api.ask("PUT", "/consumers", r#"{"username": "ann"}"#).status, 201);
+    assert_eq!(store.get(&left), Ok(None));
+    let credential = r#"{"plugins": {"knock": {"word": "a"}}}"#;
+    assert_eq!(api.ask("PUT", "/consumers/ann/credentials/one", credential).status, 201);
+    // One that is there keeps its own.
+    assert_eq!(api.ask("PUT", "/consumers", r#"{"username": "ann", "desc": "x"}"#).status, 200);
+    assert_eq!(api.ask("GET", "/consumers/ann/credentials/one", "").status, 200);
+    assert_eq!(api.ask("DELETE", "/consumers/ann", "").status, 200);
+    assert_eq!(store.list(Kind::Credential), Ok(Vec::new()));
+    assert_eq!(api.ask("PUT", "/consumers/ann/credentials/one", credential).status, 404);
+}
+
 #[test]
 fn what_plugins_name_and_private_keys_are_kept_encrypted() {
     let api = Api::new("");
@@ -697,6 +717,23 @@ fn what_plugins_name_and_private_keys_are_kept_encrypted() {
     let (cert, key) = testing::certificate(&["a.b"]);
     let mut with_key = upstream;
     with_key["tls"] = json!({"client_cert": cert, "client_key": key});
+    // White space before a key kept it in the clear.
+    for (target, value) in [
+        ("/ssls/9", json!({"sni": "a.b", "cert": cert, "key": format!("\n {key}")})),
+        (
+            "/routes/9",
+            json!({"uri": "/9", "upstream": {"nodes": {"127.0.0.1:80": 1}, "scheme": "https",
+            "tls": {"client_cert": cert, "client_key": format!("\n{key}")}}}),
+        ),
+    ] {
+        let put = api.ask("PUT", target, &value.to_string());
+        assert!(
+            put.status == 201 && put.body.contains("key\":\"") && !put.body.contains("PRIVATE"),
+            "{}",
+            put.body
+        );
+        assert!(!api.ask("GET", target, "").body.contains("PRIVATE"), "{target}");
+    }
     let answer = of(api.ask("PUT", "/upstreams/1", &with_key.to_string()));
     let kept = answer["value"]["tls"]["client_key"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
     assert!(!kept.contains("BEGIN"));
@@ -717,23 +754,6 @@ fn what_plugins_name_and_private_keys_are_kept_encrypted() {
         assert_eq!(value["keys"], json!(["$env://KEY"]));
     }
     assert!(of(api.ask("GET", "/ssls/1", ""))["value"].get("key").is_none());
-    // White space before a key kept it in the clear.
-    for (target, value) in [
-        ("/ssls/9", json!({"sni": "a.b", "cert": cert, "key": format!("\n {key}")})),
-        (
-            "/routes/9",
-            json!({"uri": "/9", "upstream": {"nodes": {"127.0.0.1:80": 1}, "scheme": "https",
-            "tls": {"client_cert": cert, "client_key": format!("\n{key}")}}}),
-        ),
-    ] {
-        let put = api.ask("PUT", target, &value.to_string());
-        assert!(
-            put.status == 201 && put.body.contains("key\":\"") && !put.body.contains("PRIVATE"),
-            "{}",
-            put.body
-        );
-        assert!(!api.ask("GET", target, "").body.contains("PRIVATE"), "{target}");
-    }
     // As it was read from the store of another gateway.
     with_key["tls"]["client_key"] = kept.into();
     assert_eq!(api.ask("PUT", "/upstreams/1", &with_key.to_string()).status, 200);

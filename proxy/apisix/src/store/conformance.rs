@@ -63,6 +63,36 @@ fn the_embedded_store_outlives_its_process() {
     assert_eq!(told(&store).keys().collect::<Vec<_>>(), ["route \"a\"", "route \"short\""]);
 }
 
+/// They stayed, and were those of the next consumer of its name.
+#[test]
+fn credentials_end_with_their_consumer() {
+    let file = File::new("ends");
+    let embedded = EmbeddedStore::open(&file.0).unwrap();
+    for store in [&embedded as &dyn Store, &MemoryStore::default()] {
+        let (consumer, one) = (Key::new(Kind::Consumer, "ann"), Key::of_credential("ann", "one"));
+        let other = Key::of_credential("annie", "one");
+        let for_so_long = |key: &Key, millis| Write {
+            action: Action::Put("{}".into(), Some(Duration::from_millis(millis))),
+            ..put(key, "{}")
+        };
+        let writes = vec![for_so_long(&consumer, 50), for_so_long(&one, 60_000), put(&other, "{}")];
+        store.commit(writes).unwrap();
+        told(store);
+        let start = std::time::Instant::now();
+        while store.get(&consumer).unwrap().is_some() {
+            assert!(start.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(store.get(&one), Ok(None));
+        assert!(store.get(&other).unwrap().is_some());
+        let gone = ["consumer \"ann\"", "credential \"ann/credentials/one\""];
+        assert_eq!(
+            told(store).into_iter().map(|(key, value)| (key, value.is_none())).collect::<Vec<_>>(),
+            gone.map(|key| (key.to_owned(), true))
+        );
+    }
+}
+
 #[test]
 fn what_is_no_store_is_not_opened() {
     let file = File::new("other");

@@ -233,6 +233,11 @@ pub(super) fn name(key: &Key) -> String {
     format!("{}/{}", key.kind.section(), key.id)
 }
 
+/// What names of a consumer's credentials begin with.
+fn first_credential(consumer: &str) -> String {
+    name(&Key::of_credential(consumer, ""))
+}
+
 pub(super) fn key_of(name: &str) -> Option<Key> {
     let (section, id) = name.split_once('/')?;
     let kind = Kind::ALL.into_iter().find(|kind| kind.section() == section)?;
@@ -383,6 +388,10 @@ impl Store for EmbeddedStore {
 
     fn list(&self, kind: Kind) -> Result<Vec<(Key, Kept)>, StoreError> {
         self.shared.range(&format!("{}/", kind.section()))
+    }
+
+    fn credentials(&self, consumer: &str) -> Result<Vec<(Key, Kept)>, StoreError> {
+        self.shared.range(&first_credential(consumer))
     }
 
     fn commit(&self, writes: Vec<Write>) -> Result<Committed, StoreError> {

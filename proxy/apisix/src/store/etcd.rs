@@ -39,8 +39,8 @@ use crate::resource::Kind;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a write waits for the watch to tell of it, beside being done.
 const ECHO: Duration = Duration::from_secs(1);
-/// Changes of one transaction: etcd takes 128 (`--max-txn-ops`).
-const MAX_CHANGES: usize = 100;
+/// Changes of one transaction: etcd takes 128 (`--max-txn-ops`), and the end of a consumer is two.
+const MAX_CHANGES: usize = 64;
 /// Questions that wait for the thread: each of a caller that waits for the answer.
 const JOBS: usize = 1024;
 
@@ -209,6 +209,11 @@ fn start(shared: Arc<Shared>) -> std::io::Result<mpsc::Sender<Job>> {
     Ok(jobs)
 }
 
+/// What paths of a consumer's credentials begin with, below the prefix.
+fn credentials_path(consumer: &str) -> String {
+    format!("{}/{consumer}/credentials/", Kind::Consumer.section())
+}
+
 impl Shared {
     /// The range of all keys whose paths below the prefix begin like this; the path ends with `/` or is empty.
     fn range(&self, path: &str) -> (Vec<u8>, Vec<u8>) {
@@ -280,33 +285,56 @@ impl Shared {
             Kind::Credential => Kind::Consumer.section(),
             kind => kind.section(),
         };
-        let (key, range_end) = self.range(&format!("{section}/"));
+        let mut all = self.below(&format!("{section}/")).await?;
+        all.retain(|(key, _)| key.kind == kind);
+        Ok(all)
+    }
+
+    /// The resources whose paths begin like this.
+    async fn below(&self, path: &str) -> Result<Vec<(Key, Kept)>, StoreError> {
+        let (key, range_end) = self.range(path);
         let question = RangeRequest { key, range_end, ..RangeRequest::default() };
         let answer: RangeResponse = self.link.ask("/etcdserverpb.KV/Range", &question, Repeat::Safe).await?;
         let named = |kv: messages::KeyValue| Some((Key::of_path(&self.path_of(&kv.key)?)?, kept(kv)));
-        Ok(answer.kvs.into_iter().filter_map(named).filter(|(key, _)| key.kind == kind).collect())
+        Ok(answer.kvs.into_iter().filter_map(named).collect())
     }
 
     /// Does some of a commit in one transaction.
     async fn transact(&self, writes: &[Write]) -> Result<Committed, StoreError> {
         let (mut compare, mut success) = (Vec::new(), Vec::new());
+        // Of each write, whose answer tells what was there.
+        let mut told_by = Vec::new();
         for Write { key, action, expected } in writes {
-            let key = self.key(key);
+            let path = self.key(key);
             if let Some(expected) = expected {
                 let expected = i64::try_from(*expected).unwrap_or(i64::MAX);
-                compare.push(Compare::at(key.clone(), expected));
+                compare.push(Compare::at(path.clone(), expected));
             }
-            let request = match action {
+            let place = success.len();
+            let mut request = |request| success.push(RequestOp { request: Some(request) });
+            match action {
                 Action::Put(value, ttl) => {
                     let lease = match ttl {
                         Some(ttl) => self.lease(*ttl).await?,
                         None => 0,
                     };
-                    Request::Put(PutRequest { key, value: value.clone(), lease, prev_kv: true })
+                    request(Request::Put(PutRequest {
+                        key: path,
+                        value: value.clone(),
+                        lease,
+                        prev_kv: true,
+                    }));
                 }
-                Action::Delete => Request::Delete(DeleteRangeRequest { key }),
-            };
-            success.push(RequestOp { request: Some(request) });
+                Action::Delete => {
+                    request(Request::Delete(DeleteRangeRequest { key: path, range_end: Vec::new() }));
+                    if key.kind == Kind::Consumer {
+                        let (key, range_end) = self.range(&credentials_path(key.id.as_str()));
+                        request(Request::Delete(DeleteRangeRequest { key, range_end }));
+                    }
+                }
+                Action::Keep => {}
+            }
+            told_by.push((!matches!(action, Action::Keep)).then_some(place));
         }
         let question = TxnRequest { compare, success };
         let answer: TxnResponse = self.link.ask("/etcdserverpb.KV/Txn", &question, Repeat::Once).await?;
@@ -315,7 +343,7 @@ impl Shared {
         }
         let revision = unsigned(answer.header.unwrap_or_default().revision);
         let mut changed = false;
-        let replaced = answer.responses.into_iter().map(|response| match response.response {
+        let was_there = answer.responses.into_iter().map(|response| match response.response {
             Some(Response::Put(put)) => {
                 changed = true;
                 put.prev_kv.is_some()
@@ -326,7 +354,10 @@ impl Shared {
             }
             None => false,
         });
-        let replaced = replaced.collect();
+        let was_there: Vec<bool> = was_there.collect();
+        // What is kept is where it was expected.
+        let of = |place: Option<usize>| place.is_none_or(|place| was_there.get(place) == Some(&true));
+        let replaced = told_by.into_iter().map(of).collect();
         if changed {
             self.until_told(revision).await;
         }
@@ -416,6 +447,11 @@ impl Store for EtcdStore {
 
     fn list(&self, kind: Kind) -> Result<Vec<(Key, Kept)>, StoreError> {
         self.ask(move |shared| async move { shared.list(kind).await })
+    }
+
+    fn credentials(&self, consumer: &str) -> Result<Vec<(Key, Kept)>, StoreError> {
+        let path = credentials_path(consumer);
+        self.ask(|shared| async move { shared.below(&path).await })
     }
 
     /// More writes than etcd takes at once are several transactions, that of the first write last: it is what is answered.

@@ -34,8 +34,10 @@ pub struct Write {
 pub enum Action {
     /// It is this one from now on, for so long if there is a time; without one until it is replaced.
     Put(Bytes, Option<Duration>),
-    /// It is there no more.
+    /// It is there no more; of a consumer, its credentials neither.
     Delete,
+    /// It stays as it is: the write says what must be there for the others ([`Write::expected`]).
+    Keep,
 }
 
 /// What has become of writes.
@@ -51,6 +53,11 @@ impl Write {
     /// Puts a value for good, whatever there is.
     pub fn put(key: Key, value: Bytes) -> Write {
         Write { key, action: Action::Put(value, None), expected: None }
+    }
+
+    /// Leaves a value, which must be at this revision.
+    pub fn keep(key: Key, revision: u64) -> Write {
+        Write { key, action: Action::Keep, expected: Some(revision) }
     }
 
     /// Removes a value, whatever there is.

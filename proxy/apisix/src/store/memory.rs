@@ -36,8 +36,18 @@ impl Inner {
         let now = now();
         let over = self.values.iter().filter(|(_, held)| held.end.is_some_and(|end| end <= now));
         for key in over.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
-            self.values.remove(&key);
-            self.changed.insert(key);
+            self.remove(&key);
+        }
+    }
+
+    /// Takes out a value, with a consumer its credentials.
+    fn remove(&mut self, key: &Key) {
+        let is_of = |other: &Key| {
+            let whose = other.of_consumer().map(|(whose, _)| whose);
+            key.kind == Kind::Consumer && whose == Some(key.id.as_str())
+        };
+        for (gone, _) in self.values.extract_if(.., |other, _| other == key || is_of(other)) {
+            self.changed.insert(gone);
         }
     }
 
@@ -51,16 +61,15 @@ impl Inner {
         let replaced = writes.into_iter().map(|Write { key, action, .. }| {
             let replaced = self.values.contains_key(&key);
             match action {
-                Action::Delete => {
-                    self.values.remove(&key);
-                }
+                Action::Delete => self.remove(&key),
+                Action::Keep => return replaced,
                 Action::Put(value, ttl) => {
                     let created = self.values.get(&key).map_or(revision, |held| held.kept.created);
                     let kept = Kept { value, created, modified: revision };
                     self.values.insert(key.clone(), Held { kept, end: ttl.map(end_of) });
                 }
             }
-            if replaced || self.values.contains_key(&key) {
+            if self.values.contains_key(&key) {
                 self.changed.insert(key);
             }
             replaced

@@ -47,6 +47,7 @@ pub(crate) fn conforms(store: &dyn Store) {
     writes_are_done_together_or_not_at_all(store);
     changes_are_told_once(store);
     values_end(store);
+    credentials_go_with_their_consumer(store);
     many_write_at_once(store);
     let mut ids: Vec<u64> = (0..3).map(|_| store.next_id().unwrap()).collect();
     ids.push(store.put(&key("ids"), "{}".into()).unwrap());
@@ -150,6 +151,36 @@ fn values_end(store: &dyn Store) {
         std::thread::sleep(Duration::from_millis(5));
         changes.extend(told(store));
     }
+}
+
+/// Those that were put while their consumer was removed stayed, and were those of the next one of its name.
+fn credentials_go_with_their_consumer(store: &dyn Store) {
+    let consumer = |name: &str| Key::new(Kind::Consumer, name);
+    for name in ["ann", "annie"] {
+        store.put(&consumer(name), "{}".into()).unwrap();
+        for id in ["one", "two"] {
+            store.put(&Key::of_credential(name, id), "{}".into()).unwrap();
+        }
+    }
+    let of = |name: &str| -> Vec<String> {
+        store.credentials(name).unwrap().iter().map(|(key, _)| key.id.to_string()).collect()
+    };
+    assert_eq!(of("annie"), ["annie/credentials/one", "annie/credentials/two"]);
+    told(store);
+    let kept = store.get(&consumer("ann")).unwrap().unwrap();
+    let with = |revision| {
+        let one = Write::put(Key::of_credential("ann", "three"), "{}".into());
+        store.commit(vec![one, Write::keep(consumer("ann"), revision)])
+    };
+    assert_eq!(with(kept.modified - 1), Err(StoreError::Changed));
+    assert_eq!(with(kept.modified).unwrap().replaced, [false, true]);
+    assert_eq!(store.get(&consumer("ann")).unwrap(), Some(kept.clone()));
+    assert_eq!(store.commit(vec![Write::delete(consumer("ann"))]).unwrap().replaced, [true]);
+    assert_eq!(with(kept.modified), Err(StoreError::Changed));
+    assert_eq!((of("ann"), of("annie").len()), (Vec::new(), 2));
+    let changes = told(store);
+    assert_eq!(changes.keys().filter(|key| key.contains("ann/credentials/")).count(), 3, "{changes:?}");
+    assert!(changes.values().all(Option::is_none), "{changes:?}");
 }
 
 pub(crate) fn many_write_at_once(store: &dyn Store) {

@@ -7,8 +7,10 @@ use std::time::Duration;
 use redb::{ReadableTable, Table};
 
 use super::{
-    ENDS, FORMAT, FORMAT_KEY, NUMBERS, QUEUE, REVISION_KEY, Record, Shared, VALUES, key_of, name, unavailable,
+    ENDS, FORMAT, FORMAT_KEY, NUMBERS, QUEUE, REVISION_KEY, Record, Shared, VALUES, first_credential, key_of,
+    name, unavailable,
 };
+use crate::resource::Kind;
 use crate::store::kept::{end_of, now};
 use crate::store::lent::Outcome;
 use crate::store::{Action, Committed, Key, StoreError, Write};
@@ -146,13 +148,18 @@ impl Writer {
         true
     }
 
-    /// Keys whose values have an end.
+    /// Keys whose values have an end, by themselves or with their consumer.
     fn ending(&self) -> Result<Vec<Key>, StoreError> {
         let transaction = self.shared.read()?;
         let ends = transaction.open_table(ENDS).map_err(unavailable)?;
         let mut keys = Vec::new();
         for entry in ends.iter().map_err(unavailable)? {
-            keys.extend(key_of(entry.map_err(unavailable)?.0.value().1));
+            let Some(key) = key_of(entry.map_err(unavailable)?.0.value().1) else { continue };
+            if key.kind == Kind::Consumer {
+                let own = self.shared.range(&first_credential(key.id.as_str()))?;
+                keys.extend(own.into_iter().map(|(key, _)| key));
+            }
+            keys.push(key);
         }
         Ok(keys)
     }
@@ -275,17 +282,14 @@ impl Tables<'_, '_> {
         let mut replaced = Vec::with_capacity(writes.len());
         for Write { key, action, .. } in writes {
             let (name, before) = (name(&key), self.at(&key)?);
-            if let Some((_, _, end)) = before.filter(|(_, _, end)| *end > 0) {
+            let ends = before.filter(|(_, _, end)| *end > 0 && !matches!(action, Action::Keep));
+            if let Some((_, _, end)) = ends {
                 self.ends.remove((end, name.as_str())).map_err(unavailable)?;
             }
             match action {
-                Action::Delete if before.is_none() => {
-                    replaced.push(false);
-                    continue;
-                }
-                Action::Delete => {
-                    self.values.remove(name.as_str()).map_err(unavailable)?;
-                }
+                Action::Keep => {}
+                Action::Delete if before.is_none() => {}
+                Action::Delete => self.remove(&key, &name)?,
                 Action::Put(value, ttl) => {
                     let created = before.map_or(revision, |(created, ..)| created);
                     let end = ttl.map_or(0, end_of);
@@ -294,12 +298,37 @@ impl Tables<'_, '_> {
                     if end > 0 {
                         self.ends.insert((end, name.as_str()), ()).map_err(unavailable)?;
                     }
+                    self.changed.push(key);
                 }
             }
             replaced.push(before.is_some());
-            self.changed.push(key);
         }
         Ok(Committed { revision, replaced })
+    }
+
+    /// Removes a value that has no end any more, with a consumer its credentials.
+    fn remove(&mut self, key: &Key, name: &str) -> Result<(), StoreError> {
+        self.values.remove(name).map_err(unavailable)?;
+        self.changed.push(key.clone());
+        if key.kind != Kind::Consumer {
+            return Ok(());
+        }
+        let prefix = first_credential(key.id.as_str());
+        let mut gone = Vec::new();
+        for entry in self.values.range(prefix.as_str()..).map_err(unavailable)? {
+            let (name, bytes) = entry.map_err(unavailable)?;
+            if !name.value().starts_with(&prefix) {
+                break;
+            }
+            let end = Record::read(bytes.value()).map_or(0, |record| record.end);
+            gone.push((name.value().to_owned(), end));
+        }
+        for (name, end) in gone {
+            self.values.remove(name.as_str()).map_err(unavailable)?;
+            self.ends.remove((end, name.as_str())).map_err(unavailable)?;
+            self.changed.extend(key_of(&name));
+        }
+        Ok(())
     }
 
     /// The revisions of a value, and when it is over.
@@ -316,8 +345,10 @@ impl Tables<'_, '_> {
             && end <= now
         {
             self.ends.remove((end, name.as_str())).map_err(unavailable)?;
-            self.values.remove(name.as_str()).map_err(unavailable)?;
-            self.changed.extend(key_of(&name));
+            match key_of(&name) {
+                Some(key) => self.remove(&key, &name)?,
+                None => drop(self.values.remove(name.as_str()).map_err(unavailable)?),
+            }
         }
         Ok(())
     }
