@@ -13,7 +13,7 @@ use serde_json::Value;
 use sixfold_core::document::{self, Node};
 use sixfold_core::error::{ConfigError, Place};
 use sixfold_core::expr::Expr;
-use sixfold_core::plugin::Prepared;
+use sixfold_core::plugin::{Kind as PluginKind, Prepared};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config::EnvVars;
@@ -226,7 +226,20 @@ impl Reading<'_> {
             fault.message = format!("{}: nobody authenticates with this", fault.message);
             below("plugins", fault)
         }));
+        if kind == Kind::ConsumerGroup {
+            self.leave_out_authenticators();
+        }
         said.refused
+    }
+
+    /// A group is known once somebody has authenticated: APISIX takes plugins that do that, and never runs them there. Laid over a
+    /// route they would have a request authenticate twice, and be another consumer's by the second.
+    fn leave_out_authenticators(&mut self) {
+        for plugin in self.plugins.extract_if(.., |plugin| plugin.factory.kind == PluginKind::Auth) {
+            let name = plugin.factory.name;
+            let reason = format!("{name} does not run in a consumer group: its consumers have authenticated");
+            self.warnings.extend((!plugin.meta.disable).then(|| violation(&["plugins", name], reason)));
+        }
     }
 
     /// What is checked of fields beyond the schema, and what they refer to.

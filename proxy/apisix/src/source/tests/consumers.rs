@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use sixfold_core::plugin::{Passed, RequestPhases};
+use sixfold_core::plugin::{Chain, Passed, RequestPhases};
 
 use super::*;
 
@@ -97,6 +97,21 @@ fn consumers_are_found_and_bring_their_plugins() {
     let own = vec![all[0].clone(), all[2].clone()];
     assert_eq!(served.knock("hello"), Some(("ann".into(), String::new(), own)));
     assert_eq!(served.knock("closed"), None);
+}
+
+/// It ran once the consumer was known: a request authenticated twice, and was another consumer's by the second.
+#[test]
+fn a_group_authenticates_nobody() {
+    let text = |of_group: &str| CONSUMERS.replace("plugins: {late: {}, other: {}}", of_group);
+    let mut served = Served::new(CONSUMERS);
+    let told = served.change(&text("plugins: {late: {}, knock: {}}"));
+    assert!(told.len() == 1 && told[0].contains("knock does not run in a consumer group"), "{told:?}");
+    let jack = served.source.source.context.compile.build.consumers.of("knock").find(b"open").unwrap();
+    let brought = jack.consumer.chain(&Chain::empty());
+    assert_eq!(brought.members().iter().map(|member| &*member.name).collect::<Vec<_>>(), ["late"]);
+    assert_eq!(served.name_of("open").as_deref(), Some("jack"));
+    let off = text("plugins: {late: {}, knock: {_meta: {disable: true}}}");
+    assert_eq!(served.change(&off), [""; 0]);
 }
 
 #[test]
