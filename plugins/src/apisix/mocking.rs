@@ -164,6 +164,24 @@ mod tests {
         assert_eq!(answer(&xml).body, "<data><a>&lt;&amp;</a><l>1</l><l>2</l></data>");
     }
 
+    /// Each list drew up to three of what is in it, and each of these as many: 30 within each other were a billion values.
+    #[test]
+    fn lists_within_lists_stay_small() {
+        let nested = |item: Value| (0..30).fold(item, |items, _| json!({"type": "array", "items": items}));
+        let long = "x".repeat(10_000);
+        for (item, most) in [(json!({"type": "integer"}), 200_000), (json!({"example": long}), 500_000)] {
+            let body = answer(&json!({"response_schema": nested(item)})).body;
+            assert!(body.len() < most, "{}", body.len());
+            assert!(serde_json::from_slice::<Value>(&body).unwrap().is_array());
+        }
+        // What is not in a list is there all the same.
+        let mut fields =
+            json!({"l": nested(json!({"type": "integer"})), "z": {"type": "string", "example": "end"}});
+        fields["m"] = fields["l"].clone();
+        let body = answer(&json!({"response_schema": {"properties": fields}})).body;
+        assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["z"], "end");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn answers_can_be_delayed() {
         let plugin = plugin("mocking", &json!({"response_example": "x", "delay": 3}));

@@ -6,11 +6,17 @@ use std::fmt::Write;
 
 /// How deep a schema may nest.
 const MAX_DEPTH: usize = 32;
+/// Values that are drawn for one answer: arrays get no more items then. What a schema asks for itself, all its properties, counts
+/// and is drawn all the same.
+const MAX_VALUES: usize = 4096;
+/// Characters of a text that is drawn, at most.
+const TEXT: usize = 10;
 
 /// A schema, read when configuration arrives.
 #[derive(Debug)]
 pub(super) enum Sample {
-    Fixed(Value),
+    /// And for how many values it counts.
+    Fixed(Value, usize),
     Text,
     Number,
     Integer,
@@ -30,7 +36,7 @@ impl Sample {
             return Err(ConfigError::new(format!("response_schema nests deeper than {MAX_DEPTH} levels")));
         }
         if let Some(example) = schema.get("example") {
-            return Ok(Sample::Fixed(example.clone()));
+            return Ok(Sample::Fixed(example.clone(), 1 + example.to_string().len() / TEXT));
         }
         Ok(match schema.get("type").and_then(Value::as_str).unwrap_or("object") {
             "string" => Sample::Text,
@@ -55,17 +61,32 @@ impl Sample {
 
     /// A value.
     pub(super) fn draw(&self) -> Value {
+        self.draw_within(&mut { MAX_VALUES })
+    }
+
+    /// A value with so many in it, if arrays are what they are in.
+    fn draw_within(&self, left: &mut usize) -> Value {
+        *left = left.saturating_sub(if let Sample::Fixed(_, counts) = self { *counts } else { 1 });
         match self {
-            Sample::Fixed(value) => value.clone(),
+            Sample::Fixed(value, _) => value.clone(),
             Sample::Text => {
-                (0..fastrand::usize(1..=10)).map(|_| fastrand::alphabetic()).collect::<String>().into()
+                (0..fastrand::usize(1..=TEXT)).map(|_| fastrand::alphabetic()).collect::<String>().into()
             }
             Sample::Number => json!(fastrand::f64() * 10_000.0),
             Sample::Integer => json!(fastrand::u32(1..=10_000)),
             Sample::Boolean => json!(fastrand::bool()),
-            Sample::Array(item) => (0..fastrand::usize(1..=3)).map(|_| item.draw()).collect(),
+            Sample::Array(item) => {
+                let mut items = Vec::new();
+                for _ in 0..fastrand::usize(1..=3) {
+                    if *left > 0 {
+                        items.push(item.draw_within(left));
+                    }
+                }
+                Value::Array(items)
+            }
             Sample::Object(fields) => {
-                Value::Object(fields.iter().map(|(name, s)| (name.clone(), s.draw())).collect::<Map<_, _>>())
+                let drawn = fields.iter().map(|(name, field)| (name.clone(), field.draw_within(left)));
+                Value::Object(drawn.collect::<Map<_, _>>())
             }
         }
     }
