@@ -455,15 +455,21 @@ fn apisix_s_routes_are_explained() {
 fn consumers_are_found_as_the_gateway_finds_them() {
     const RESOURCES: &str = "consumers:
   - {username: jack, group_id: g, labels: {team: a}, plugins: {key-auth: {key: one}, proxy-rewrite: {uri: /x}}}
+  - {username: ann, plugins: {basic-auth: {username: ann, password: x}}}
 consumer_groups:
   - {id: g, plugins: {limit-count: {count: 5, time_window: 60}}}
 routes:
   - {id: r, uri: /a, plugins: {key-auth: {}, limit-count: {count: 1, time_window: 60}}, upstream: {nodes: {'127.0.0.1:1': 1}}}
   - {id: open, uri: /open, plugins: {cors: {}}, upstream: {nodes: {'127.0.0.1:1': 1}}}
+  - {id: both, uri: /both, plugins: {key-auth: {}, basic-auth: {}}, upstream: {nodes: {'127.0.0.1:1': 1}}}
 #END
 ";
     let directory = Directory::new();
     let file = directory.write("apisix.yaml", RESOURCES);
+    // The first that found somebody decided, where the gateway asks all of them.
+    let both = explain(&["GET", "http://a.test/both", "-H", "authorization: Basic YW5uOng=", "-c", &file]);
+    let told = (&both["consumer"]["by"], &both["consumer"]["refused"]["status"]);
+    assert_eq!(told, (&json!("basic-auth and key-auth"), &json!(401)));
     let told = |arguments: &[&str]| explain(&[&["GET", "http://a.test/a", "-c", &file], arguments].concat());
     let story = told(&["-H", "apikey: one"]);
     assert_eq!(

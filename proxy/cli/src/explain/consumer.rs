@@ -5,7 +5,9 @@ use super::source::Known;
 use crate::Failure;
 use crate::process::{plugins, runtime};
 use serde_json::{Value, json};
-use sixfold_core::plugin::{Chain, ChainBuilder, Consumer, HeadPhase, Kind, LocalReply, Outcome, Registry};
+use sixfold_core::plugin::{
+    Chain, ChainBuilder, Consumer, HeadPhase, Kind, LocalReply, Member, Outcome, Registry,
+};
 use sixfold_core::stream::Stream;
 use std::sync::Arc;
 
@@ -20,8 +22,8 @@ pub(super) fn add(
 ) -> Result<Arc<Chain>, Failure> {
     let registry = plugins();
     let authenticators = of_kind_auth(chain, &registry);
-    let by: Vec<String> = authenticators.members().iter().map(|member| member.name.to_string()).collect();
-    let by = by.join(" or ");
+    let by: Vec<&str> = authenticators.iter().map(|member| &*member.name).collect();
+    let by = by.join(" and ");
     if let Some(name) = wanted {
         let none = || Failure::new(format!("no consumer is called \"{name}\""));
         let identity = known.consumers.by_name().find(name.as_bytes()).ok_or_else(none)?;
@@ -29,33 +31,46 @@ pub(super) fn add(
         story.insert("consumer".into(), shown(&identity.consumer, chain, &chain_of, ""));
         return Ok(chain_of);
     }
-    if authenticators.members().is_empty() {
+    if authenticators.is_empty() {
         return Ok(chain.clone());
     }
     let before = stream.request.clone();
-    let outcome = runtime()?.block_on(authenticators.run(HeadPhase::Rewrite, stream));
+    let found = runtime()?.block_on(authenticate(&authenticators, stream));
     stream.request = before;
-    let (told, chain) = match outcome {
-        Outcome::Identify(_, consumer) => {
+    let (told, chain) = match found {
+        Ok(Some(consumer)) => {
             let chain_of = consumer.chain(chain);
             (shown(&consumer, chain, &chain_of, &by), chain_of)
         }
-        Outcome::Respond(reply) => (json!({"by": by, "refused": refused(&reply)}), chain.clone()),
-        _ => (json!({"by": by}), chain.clone()),
+        Ok(None) => (json!({"by": by}), chain.clone()),
+        Err(reply) => (json!({"by": by, "refused": refused(&reply)}), chain.clone()),
     };
     story.insert("consumer".into(), told);
     Ok(chain)
 }
 
-/// The plugins of a chain that find consumers, by themselves.
-fn of_kind_auth(chain: &Chain, registry: &Registry) -> Chain {
-    let mut builder = ChainBuilder::new();
-    for member in chain.members() {
-        if registry.apisix(&member.name).is_some_and(|(_, factory)| factory.kind == Kind::Auth) {
-            builder.push(member.clone());
+/// The plugins of a chain that find consumers.
+fn of_kind_auth<'c>(chain: &'c Chain, registry: &Registry) -> Vec<&'c Member> {
+    let is_auth = |name: &str| registry.apisix(name).is_some_and(|(_, factory)| factory.kind == Kind::Auth);
+    chain.members().iter().filter(|member| is_auth(&member.name)).collect()
+}
+
+/// Runs them one after the other, as the gateway does: each must let the request pass, and it is from whom the last one has found.
+async fn authenticate(
+    authenticators: &[&Member],
+    stream: &mut Stream,
+) -> Result<Option<Arc<Consumer>>, LocalReply> {
+    let mut found = None;
+    for member in authenticators {
+        let mut alone = ChainBuilder::new();
+        alone.push((*member).clone());
+        match alone.build().run(HeadPhase::Rewrite, stream).await {
+            Outcome::Identify(_, consumer) => found = Some(consumer),
+            Outcome::Respond(reply) => return Err(reply),
+            _ => {}
         }
     }
-    builder.build()
+    Ok(found)
 }
 
 fn shown(consumer: &Consumer, before: &Chain, after: &Chain, by: &str) -> Value {
