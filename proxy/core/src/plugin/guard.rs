@@ -15,7 +15,7 @@ use std::sync::Arc;
 #[derive(Clone, Default)]
 pub struct Guard {
     /// Runs the plugin only for requests that it holds for. It is asked once a request, in the plugin's first
-    /// phase, and the answer holds in every phase. One that can't be evaluated lets the plugin run.
+    /// phase, and the answer holds in every phase; of a plugin that a consumer's takes the place of, for that one alone. One that can't be evaluated lets the plugin run.
     pub when: Option<Arc<Expr>>,
     /// In place of the body of the plugin's refusals, those from status 400 on.
     pub refusal: Option<Bytes>,
@@ -54,12 +54,12 @@ impl Plugin {
 }
 
 /// Whether the plugin in `slot` runs for this request.
-fn runs(when: &Expr, stream: &mut Stream, slot: Slot) -> bool {
-    if let Some(known) = stream.plugins.decision(slot) {
+fn runs(when: &Arc<Expr>, stream: &mut Stream, slot: Slot) -> bool {
+    if let Some(known) = stream.plugins.decision(slot, when) {
         return known;
     }
     let runs = when.eval(stream).unwrap_or(true);
-    stream.plugins.decide(slot, runs);
+    stream.plugins.decide(slot, when, runs);
     runs
 }
 

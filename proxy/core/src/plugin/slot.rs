@@ -1,6 +1,8 @@
 //! Which plugin is whose: the slot that its state is found by, and its position in the order.
 
+use crate::expr::Expr;
 use std::any::Any;
+use std::sync::Arc;
 
 /// Identity of a plugin in every chain that one request may meet, and so the key of its state in
 /// [`Stream`](crate::stream::Stream).
@@ -103,8 +105,9 @@ pub(super) enum Stage {
 #[derive(Default)]
 pub struct PluginStates {
     states: Vec<(Slot, Box<dyn Any + Send>)>,
-    /// Whether a plugin with a condition runs for this request.
-    decisions: Vec<(Slot, bool)>,
+    /// Whether a plugin with a condition runs for this request. A consumer's, and one of a route that is chosen anew, have the
+    /// slot of the one before, and each its own condition.
+    decisions: Vec<(Slot, Arc<Expr>, bool)>,
 }
 
 impl PluginStates {
@@ -146,18 +149,20 @@ impl PluginStates {
         self.states.swap_remove(at).1.downcast().ok()
     }
 
-    pub(crate) fn decision(&self, slot: Slot) -> Option<bool> {
-        self.decisions.iter().find(|(s, _)| *s == slot).map(|(_, runs)| *runs)
+    pub(crate) fn decision(&self, slot: Slot, when: &Arc<Expr>) -> Option<bool> {
+        let is_it = |(s, of, _): &&(Slot, Arc<Expr>, bool)| *s == slot && Arc::ptr_eq(of, when);
+        self.decisions.iter().find(is_it).map(|(.., runs)| *runs)
     }
 
-    pub(crate) fn decide(&mut self, slot: Slot, runs: bool) {
-        self.decisions.push((slot, runs));
+    pub(crate) fn decide(&mut self, slot: Slot, when: &Arc<Expr>, runs: bool) {
+        self.decisions.push((slot, when.clone(), runs));
     }
 }
 
 impl std::fmt::Debug for PluginStates {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let states = self.states.iter().map(|(slot, _)| slot);
-        f.debug_list().entries(states).entries(&self.decisions).finish()
+        let decisions = self.decisions.iter().map(|(slot, _, runs)| (slot, runs));
+        f.debug_list().entries(states).entries(decisions).finish()
     }
 }

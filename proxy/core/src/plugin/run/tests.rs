@@ -202,6 +202,25 @@ fn a_plugin_that_does_not_run_still_lets_nobody_say_what_it_would() {
     assert_eq!(run(&mut chain, &mut s), ["n.a1", "n.l2"]);
 }
 
+/// What the route's had decided held for the consumer's as well, which stands in its slot.
+#[test]
+fn a_plugin_of_a_consumer_runs_by_its_own_condition() {
+    let guarded = |name, when| {
+        let when = crate::expr::Expr::new(&serde_json::json!([["arg_a", "==", when]])).unwrap();
+        Note::plugin(name).guarded(&Guard { when: Some(Arc::new(when)), refusal: None })
+    };
+    let jack = vec![member(7, Scope::Route, 50, "jack's", guarded("jack's", "2"))];
+    let jack = Arc::new(Consumer::new("jack".into(), None, jack));
+    let auth = Plugin::of(Auth(jack)).rewrite(Auth::identify).build();
+    let of_route = chain([
+        member(5, Scope::Route, 2500, "auth", auth),
+        member(7, Scope::Route, 50, "route's", guarded("route's", "1")),
+    ]);
+    let noted = |path| run(&mut of_route.clone(), &mut stream(path, &[]));
+    assert_eq!(noted("/?a=1"), ["route's.r1"]);
+    assert_eq!(noted("/?a=2"), ["jack's.a1", "jack's.h2", "jack's.l3"]);
+}
+
 #[test]
 fn the_empty_chain_is_one() {
     assert!(Arc::ptr_eq(&Chain::empty(), &Chain::empty()));
