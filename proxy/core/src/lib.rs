@@ -12,6 +12,7 @@ pub mod codec_stats;
 pub mod compile;
 pub mod connection;
 pub mod custom_tag;
+pub mod deadline;
 pub mod detached;
 pub mod document;
 pub mod draw;

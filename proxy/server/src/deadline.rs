@@ -11,13 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
-/// Longer than any connection lasts.
-pub(crate) const YEAR: Duration = Duration::from_secs(86400 * 365);
-
-/// `limit` after `start`; a limit beyond what the clock can tell (configuration allows any number) is a year.
-pub(crate) fn after(start: Instant, limit: Duration) -> Instant {
-    start.checked_add(limit).unwrap_or(start + YEAR)
-}
+pub(crate) use sixfold_core::deadline::{YEAR, after};
 
 /// The context of a poll whose wait has a limit.
 pub(crate) struct Timed<'w>(Context<'w>);

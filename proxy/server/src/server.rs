@@ -8,6 +8,7 @@ mod warming;
 
 use self::control::{Change, Control, ControlThread};
 use crate::admin::{Lifecycle, State};
+use crate::deadline::after;
 use crate::dns::DnsCache;
 use crate::drain::DrainStrategy;
 use crate::inheritance::Handed;
@@ -274,7 +275,7 @@ impl Server {
     /// The same beside a process that has the sockets of these addresses: what waits in their queues is left to it. Nobody is
     /// told that this one drains: whoever asks means the place that the other one has.
     pub async fn shutdown_beside(&self, deadline: Duration, handed_over: Vec<BindAddress>) {
-        let limit = Instant::now() + deadline.saturating_add(LAST_TURN);
+        let limit = after(Instant::now(), deadline.saturating_add(LAST_TURN));
         let (done, answer) = oneshot::channel();
         let closed = async {
             self.ask(Control::Shutdown(deadline, handed_over, done)).await;

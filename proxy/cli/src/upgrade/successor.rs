@@ -4,6 +4,7 @@ use super::link::{self, DESCRIPTORS, Link, PROTOCOL};
 use super::{Inner, Phase, notify};
 use serde_json::{Value, json};
 use sixfold_apisix::store::Lent;
+use sixfold_core::deadline::after;
 use sixfold_core::listener::BindAddress;
 use sixfold_server::server::Server;
 use std::ffi::OsString;
@@ -19,7 +20,7 @@ const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// Starts a new process, gives it what it needs, and waits until it is ready. Whatever goes wrong ends it, and this one has
 /// everything again.
 pub(super) fn hand_over(process: &Inner, server: &Server, timeout: Duration) -> Result<(), String> {
-    let deadline = Instant::now() + timeout;
+    let deadline = after(Instant::now(), timeout);
     let mut lent = Lent::nothing();
     let outcome =
         begin(process).and_then(|link| converse(process, server, &link, &mut lent, (deadline, timeout)));

@@ -6,6 +6,7 @@
 
 use super::shards::{HEAD, Shards};
 use super::{Background, Batch, Ending, Unfinished};
+use crate::deadline::after;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU64, AtomicUsize, Ordering};
@@ -205,7 +206,7 @@ impl Gathered {
         self.count += count;
         self.come += count;
         if self.since.is_none() {
-            (self.since, self.look_at) = (Some(now), Some(now + rules.inactive));
+            (self.since, self.look_at) = (Some(now), Some(after(now, rules.inactive)));
             // The one that began the wait.
             self.come -= 1;
         }
@@ -217,7 +218,7 @@ impl Gathered {
         let batch = self.entries.split(most);
         self.count -= count;
         let is_left = self.count > 0;
-        (self.since, self.look_at) = (is_left.then_some(now), is_left.then_some(now + rules.inactive));
+        (self.since, self.look_at) = (is_left.then_some(now), is_left.then_some(after(now, rules.inactive)));
         self.come = self.count.saturating_sub(1);
         (batch, count)
     }
@@ -229,7 +230,7 @@ impl Gathered {
             return false;
         }
         let is_due = self.come == 0 || now - since >= rules.duration;
-        (self.come, self.look_at) = (0, Some(now + rules.inactive));
+        (self.come, self.look_at) = (0, Some(after(now, rules.inactive)));
         is_due
     }
 }

@@ -5,6 +5,7 @@ use super::files::{self, File, Names};
 use super::pace::Pace;
 use super::resolver::{Resolver, System};
 use super::{Answer, DnsError, Question, ResolverConfig};
+use crate::deadline::after;
 use crate::refresh::refresh_every;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -128,7 +129,7 @@ impl DnsCache {
     /// [`DnsError`] when no server gave an answer and none is known from before, or when too many names are asked for.
     pub async fn look_up(&self, question: &Question) -> Result<Answer, DnsError> {
         if let Some(address) = question.literal() {
-            let until = Instant::now() + self.0.config.max_ttl;
+            let until = after(Instant::now(), self.0.config.max_ttl);
             return Ok(Answer { addresses: Arc::new([address]), until });
         }
         let mut news = {

@@ -4,6 +4,7 @@ use super::cache::Inner;
 use super::pace::Pace;
 use super::resolver::{Resolver, Said, Standing};
 use super::{Answer, DnsError, Question, ResolverConfig};
+use crate::deadline::after;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::net::IpAddr;
@@ -286,12 +287,12 @@ impl Entry {
         let now = Instant::now();
         let mut state = self.state.lock();
         let before = self.reading();
-        let mut next = Reading { until: now + config.min_ttl, ..before };
+        let mut next = Reading { until: after(now, config.min_ttl), ..before };
         match said {
             Ok(Said { addresses, ttl }) if !addresses.is_empty() => {
                 next.take(addresses);
                 next.outcome = Outcome::Answered(ttl);
-                next.until = now + ttl.unwrap_or(config.min_ttl);
+                next.until = after(now, ttl.unwrap_or(config.min_ttl));
                 (state.failures, state.empty_since) = (0, None);
             }
             Ok(Said { ttl, .. }) => {
@@ -301,7 +302,7 @@ impl Entry {
                     next.take(Vec::new());
                 }
                 next.outcome = Outcome::Empty;
-                next.until = now + ttl.unwrap_or(config.min_ttl);
+                next.until = after(now, ttl.unwrap_or(config.min_ttl));
                 // For those who take it for a failure.
                 state.failures = state.failures.saturating_add(1);
             }

@@ -21,7 +21,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::ReadBuf;
-use tokio::time::Instant;
 
 /// Bytes of an answer that are read.
 const MAX_ANSWER: usize = 1 << 20;
@@ -225,7 +224,7 @@ impl Target {
             Err(ConnectError::Exhausted(_)) => return None,
             Err(error) => return Some(Verdict::silent(error.to_string())),
         };
-        let mut deadline = Deadline::at(Instant::now() + timeout);
+        let mut deadline = Deadline::after(timeout);
         Some(match converse(&mut io, &mut deadline, probe).await {
             Ok(true) => Verdict::Passed { degraded: false },
             Ok(false) => Verdict::failed("another answer"),

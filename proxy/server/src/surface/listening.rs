@@ -1,6 +1,7 @@
 //! Where a surface listens, and whether it does: another process may take its place.
 
 use super::{Answer, accept};
+use crate::deadline::after;
 use crate::inheritance::{Handed, Inheritance};
 use crate::sockets::{self, ListenSocket};
 use sixfold_core::listener::{BindAddress, SocketRights};
@@ -126,7 +127,7 @@ impl Surface {
     /// `limit`. New ones wait until it goes on, or are another process's.
     pub fn pause(&self, limit: Duration) {
         self.mode.send_replace(Mode::Paused);
-        let deadline = Instant::now() + limit;
+        let deadline = after(Instant::now(), limit);
         while self.open.0.load(Relaxed) > 0 && Instant::now() < deadline {
             std::thread::sleep(LOOK);
         }

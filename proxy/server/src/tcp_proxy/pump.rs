@@ -3,7 +3,7 @@
 use super::meter::Meter;
 use super::splice::{Filled, Pipe, WORTH_IT};
 use crate::buffer::{LARGE, PIECE, ReadBuffer, TURN};
-use crate::deadline::{Limit, Timed, poll_timer, within};
+use crate::deadline::{Limit, Timed, after, poll_timer, within};
 use crate::drain::Drain;
 use crate::io::{Filtering, Io, Transport};
 use sixfold_core::stream::ByteCounts;
@@ -425,7 +425,7 @@ impl<F: Future<Output = ()>> Limit for Watch<'_, F> {
             if let Some((every, at)) = &mut self.report
                 && *at <= now
             {
-                *at = now + *every;
+                *at = after(now, *every);
                 return Poll::Ready(End::Report);
             }
             timer.as_mut().reset(next);

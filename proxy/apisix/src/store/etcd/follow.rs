@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
+use sixfold_core::deadline::YEAR;
 use sixfold_core::plugin::grpc::{Call, Status};
 
 use super::Shared;
@@ -107,7 +108,7 @@ impl Waits {
         let count = self.0;
         self.0 = self.0.saturating_add(1);
         if !is_unavailable(status) {
-            return resync_delay.mul_f64(1.0 + 0.5 * fastrand::f64());
+            return resync_delay.min(YEAR).mul_f64(1.0 + 0.5 * fastrand::f64());
         }
         // At first there may be another member, or the same one again.
         let Some(doubled) = count.checked_sub(1) else { return Duration::from_millis(fastrand::u64(0..100)) };

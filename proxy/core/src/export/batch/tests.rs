@@ -78,6 +78,19 @@ async fn entries_are_sent_when_they_are_many_or_none_come() {
     assert_eq!(stats.entries_processed().get(), 5);
 }
 
+/// The task ended with a panic at the first entry, and nothing was sent any more.
+#[tokio::test(start_paused = true)]
+async fn a_time_that_no_clock_can_tell_is_a_long_one() {
+    let service = Service::default();
+    let rules = BatchRules { inactive: Duration::from_secs(i64::MAX.unsigned_abs()), max_size: 2, ..rules() };
+    let (batches, ..) = processor(rules, &service);
+    for entry in ["a", "b", "c", "d"] {
+        batches.push(entry.as_bytes(), 99);
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(service.taken(), ["a b", "c d"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_entry_waits_for_ever_for_others() {
     let service = Service::default();

@@ -86,6 +86,20 @@ async fn nodes_are_well_until_probes_have_failed_and_come_back() {
     until("back", || healthy(&cluster) == 1).await;
 }
 
+/// A connection was a panic with it, and the node was never asked again.
+#[tokio::test]
+async fn a_time_that_no_clock_can_tell_ends_no_checks() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut checks = checks(Some(SOON));
+    (checks.active.http, checks.active.timeout) = (None, Duration::MAX);
+    let (checker, cluster) = (checker(), counted(&[listener.local_addr().unwrap()], Some(checks), None));
+    assert!(checker.watch(&cluster).is_none());
+    checker.take_over(&cluster);
+    for _ in 0..3 {
+        tokio::time::timeout(Duration::from_secs(20), listener.accept()).await.unwrap().unwrap();
+    }
+}
+
 #[tokio::test]
 async fn answers_to_clients_count_too_and_outlive_changes() {
     let (checker, (nobody, _held), (other, _held2)) = (checker(), nobody(), nobody());
