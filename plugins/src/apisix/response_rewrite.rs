@@ -7,6 +7,7 @@ use base64::Engine;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
+use sixfold_core::budget::{Buffered, ByteBudget, Reservation};
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::expr::Expr;
 use sixfold_core::headers::Known;
@@ -75,11 +76,25 @@ struct Filter {
 }
 
 /// That the body of the response is changed, and what undoes its encoding.
-#[derive(Default)]
 struct Changes {
     encoding: Option<Encoding>,
     /// What has come of a body that is filtered. What comes beyond its limit is left out.
-    held: Vec<u8>,
+    held: Buffered,
+}
+
+/// A body that is searched beside the worker, with its place among those that the process has in memory: that is taken for as long
+/// as somebody has it, also where nobody waits for it any more.
+struct Whole {
+    body: Bytes,
+    encoding: Option<Encoding>,
+    _place: Reservation,
+    budget: Arc<ByteBudget>,
+}
+
+/// Why a body was not filtered.
+enum Unfiltered {
+    Undecoded(Undecoded),
+    OverBudget,
 }
 
 impl ResponseRewrite {
@@ -120,17 +135,16 @@ impl ResponseRewrite {
 
     /// How the body is changed; `None` where it stays: what has an encoding that nobody here knows can't be searched.
     fn changes(&self, stream: &Stream) -> Option<Changes> {
+        let changes = |encoding| Changes { encoding, held: Buffered::new(stream.bodies()) };
         match &self.body {
             Body::Keep => None,
-            Body::Replace(_) => Some(Changes::default()),
+            Body::Replace(_) => Some(changes(None)),
             Body::Filter(_) => match stream.response.headers.get(Known::CONTENT_ENCODING) {
-                None => Some(Changes::default()),
+                None => Some(changes(None)),
                 Some(plain) if plain.is_empty() || plain.eq_ignore_ascii_case(b"identity") => {
-                    Some(Changes::default())
+                    Some(changes(None))
                 }
-                Some(encoding) => {
-                    Encoding::named(encoding).map(|known| Changes { encoding: Some(known), held: Vec::new() })
-                }
+                Some(encoding) => Encoding::named(encoding).map(|known| changes(Some(known))),
             },
         }
     }
@@ -172,59 +186,88 @@ impl ResponseRewrite {
             Body::Replace(body) if piece.last => BodyStep::Replace(body.clone()),
             Body::Replace(_) => BodyStep::Replace(Bytes::new()),
             Body::Filter(filters) => {
-                let room = self.max_body.saturating_sub(held.len()).min(piece.data.len());
-                held.extend_from_slice(piece.data.get(..room).unwrap_or_default());
+                let room = self.max_body.saturating_sub(held.as_slice().len()).min(piece.data.len());
+                if !held.push(piece.data.get(..room).unwrap_or_default()) {
+                    return BodyStep::OverBudget;
+                }
                 if !piece.last {
                     return BodyStep::Replace(Bytes::new());
                 }
-                let body = std::mem::take(held);
+                let (encoding, (body, place)) = (*encoding, held.take().finish());
                 let at_once = body.len() <= SEARCHED_AT_ONCE && filters.iter().all(|f| f.pattern.is_linear());
                 match encoding {
                     None if at_once => {
                         let filtered = filter(filters, &body, MatchTime::Worker).into_owned();
                         BodyStep::Replace(filtered.into())
                     }
-                    _ => self.body_beside(filters.clone(), *encoding, body),
+                    _ => {
+                        let budget = stream.bodies().clone();
+                        let whole = Whole { body, encoding, _place: place, budget };
+                        self.body_beside(filters.clone(), Arc::new(whole))
+                    }
                 }
             }
         }
     }
 
-    fn body_beside(&self, filters: Arc<[Filter]>, encoding: Option<Encoding>, body: Vec<u8>) -> BodyStep {
-        let (limit, body) = (self.max_body, Arc::new(body));
+    fn body_beside(&self, filters: Arc<[Filter]>, whole: Arc<Whole>) -> BodyStep {
+        let limit = self.max_body;
         BodyStep::Wait(Box::pin(async move {
-            let lane = Lane::of(body.len());
+            let lane = Lane::of(whole.body.len());
             let least = if lane == Lane::Short { limit.min(SHORT) } else { limit };
-            let mut done = filter_beside(lane, &filters, encoding, &body, least).await;
+            let mut done = filter_beside(lane, &filters, &whole, least).await;
             // Few bytes may stand for many: what turns out to be long takes its turn among the long ones.
-            if least < limit && matches!(done, Some(Err(Undecoded::TooLong(_)))) {
-                done = filter_beside(Lane::Long, &filters, encoding, &body, limit).await;
+            if least < limit && matches!(done, Some(Err(Unfiltered::Undecoded(Undecoded::TooLong(_))))) {
+                done = filter_beside(Lane::Long, &filters, &whole, limit).await;
             }
             match done {
-                Some(Ok(body)) => BodyStep::Replace(body.into()),
-                Some(Err(error)) => refuse(&error.to_string()),
+                // From here on what has been made is accounted for where it goes on.
+                Some(Ok((body, _place))) => BodyStep::Replace(body.into()),
+                Some(Err(Unfiltered::Undecoded(error))) => refuse(&error.to_string()),
+                Some(Err(Unfiltered::OverBudget)) => BodyStep::OverBudget,
                 None => refuse("it could not be worked on"),
             }
         }))
     }
 }
 
+impl Whole {
+    /// The body with all filters applied, and its place in memory.
+    fn filtered(&self, filters: &[Filter], limit: usize) -> Result<(Vec<u8>, Reservation), Unfiltered> {
+        let mut place = Reservation::empty(&self.budget);
+        let decoded = match self.encoding {
+            Some(encoding) => Some(encoding.decode(&self.body, limit).map_err(Unfiltered::Undecoded)?),
+            None => None,
+        };
+        let held = decoded.as_ref().map_or(0, Vec::capacity);
+        if !place.resize(held) {
+            return Err(Unfiltered::OverBudget);
+        }
+        let made = match filter(filters, decoded.as_deref().unwrap_or(&self.body), MatchTime::Offloaded) {
+            Cow::Owned(made) => Some(made),
+            Cow::Borrowed(_) => None,
+        };
+        let body = match made {
+            Some(made) if !place.resize(held + made.capacity()) => return Err(Unfiltered::OverBudget),
+            Some(made) => made,
+            None => decoded.unwrap_or_else(|| self.body.to_vec()),
+        };
+        // No more than it was.
+        if !place.resize(body.capacity()) {
+            return Err(Unfiltered::OverBudget);
+        }
+        Ok((body, place))
+    }
+}
+
 async fn filter_beside(
     lane: Lane,
     filters: &Arc<[Filter]>,
-    encoding: Option<Encoding>,
-    body: &Arc<Vec<u8>>,
+    whole: &Arc<Whole>,
     limit: usize,
-) -> Option<Result<Vec<u8>, Undecoded>> {
-    let (filters, body) = (filters.clone(), body.clone());
-    offload::run(lane, move || match encoding {
-        Some(encoding) => {
-            let body = encoding.decode(&body, limit)?;
-            Ok(filter(&filters, &body, MatchTime::Offloaded).into_owned())
-        }
-        None => Ok(filter(&filters, &body, MatchTime::Offloaded).into_owned()),
-    })
-    .await
+) -> Option<Result<(Vec<u8>, Reservation), Unfiltered>> {
+    let (filters, whole) = (filters.clone(), whole.clone());
+    offload::run(lane, move || whole.filtered(&filters, limit)).await
 }
 
 fn refuse(error: &str) -> BodyStep {
@@ -382,6 +425,33 @@ mod tests {
         go_on.send(()).unwrap();
         assert_eq!(long.await.unwrap(), Some(true));
         assert!(matches!(bomb.await.unwrap(), Filtered::Data(data) if data.len() == SHORT + 1));
+    }
+
+    /// They were held and decoded beside all bounds: 64 MiB each, with as much again for each step.
+    #[tokio::test]
+    async fn bodies_come_out_of_those_that_the_process_may_have() {
+        let plugin = plugin("response-rewrite", &json!({"filters": [{"regex": "o", "replace": "0"}]}));
+        let budget = Arc::new(ByteBudget::new(64 << 10));
+        let begin = |encoding: Option<&str>| {
+            let mut s =
+                response(200, &encoding.map(|e| ("content-encoding", e)).into_iter().collect::<Vec<_>>());
+            s.bodies = Some(budget.clone());
+            now(plugin.header_filter(&mut s));
+            (s, BodyFilters::new(Direction::Response))
+        };
+        let (mut first, mut filters) = begin(None);
+        filters.push(&plugin.chain, &mut first, &[b'o'; 40 << 10], false);
+        assert!(budget.used() >= 40 << 10);
+        let (mut second, mut others) = begin(None);
+        let refused = others.push(&plugin.chain, &mut second, &[b'o'; 40 << 10], false);
+        assert!(matches!(refused, Filtered::OverBudget), "{refused:?}");
+        drop((first, second));
+        assert_eq!(budget.used(), 0);
+        // Few bytes that stand for many.
+        let (mut bomb, mut filters) = begin(Some("gzip"));
+        filters.push(&plugin.chain, &mut bomb, &gzip(&[b'o'; 100 << 10]), true);
+        let refused = std::future::poll_fn(|cx| filters.poll(&plugin.chain, &mut bomb, cx)).await;
+        assert!(matches!(refused, Filtered::OverBudget), "{refused:?}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod vars;
 
 pub use vars::Vars;
 
+use crate::budget::ByteBudget;
 use crate::cluster::{Cluster, ClusterCell, Member, TriedHost};
 use crate::connection::{Connection, UpstreamConnection};
 use crate::draw::Drawn;
@@ -106,6 +107,8 @@ pub struct Stream {
     pub consumer: Option<Arc<Consumer>>,
     /// State that plugins keep between phases.
     pub plugins: PluginStates,
+    /// What the bodies that the process has in memory come out of; `None` outside of a server.
+    pub bodies: Option<Arc<ByteBudget>>,
 }
 
 /// An object of Envoy's filter state: what a filter leaves for what comes after it.
@@ -313,6 +316,7 @@ impl Stream {
             vars: Vars::default(),
             consumer: None,
             plugins: PluginStates::default(),
+            bodies: None,
             connection,
         }
     }
@@ -359,6 +363,8 @@ impl Stream {
             vars,
             consumer,
             plugins,
+            // One for the process.
+            bodies: _,
         } = self;
         *random = 0;
         *start_time = SystemTime::UNIX_EPOCH;
@@ -424,6 +430,11 @@ impl Stream {
     /// or a plugin has given it one.
     pub fn has_request_body(&self) -> bool {
         self.request_body.is_some() || self.timing.request_complete.is_none()
+    }
+
+    /// What bodies come out of that a plugin keeps in its state, for as long as it does.
+    pub fn bodies(&self) -> &Arc<ByteBudget> {
+        self.bodies.as_ref().unwrap_or_else(|| ByteBudget::unbounded())
     }
 
     /// Whether this is the context of a request, and not of a connection of TCP.
@@ -649,6 +660,7 @@ mod tests {
             vars,
             consumer,
             plugins,
+            bodies,
         } = stream;
         let Upstream {
             cluster,
@@ -675,7 +687,7 @@ mod tests {
                 "{original_target:?} {request_body:?} {body_values:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
             format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {offer:?} {version:?} {destination} {wanted:?} {server:?}"),
-            format!("{details:?} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {answered_plainly} {health_check} {is_tunnel} {ends_with_head} {head_held} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?}"),
+            format!("{details:?} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {answered_plainly} {health_check} {is_tunnel} {ends_with_head} {head_held} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?} {}", bodies.is_some()),
         ]
         .join("\n")
     }

@@ -1,16 +1,10 @@
-//! Bodies in memory, and the bound on all of them together: what plugins want whole or hold back, and what a retry may
+//! Bodies in memory, and the bound on all of them together: what plugins want whole, hold back or keep, and what a retry may
 //! need again.
-
-use bytes::Bytes;
-use sixfold_core::budget::ByteBudget;
-use std::sync::Arc;
 
 /// The least that a process may buffer, whatever memory it finds.
 const LEAST_BUDGET: usize = 64 << 20;
 /// Bodies may take this part of the memory there is.
 const PART_OF_MEMORY: usize = 4;
-/// What a buffer takes with its first bytes.
-const FIRST: usize = 4 << 10;
 
 /// The budget for the memory that this process may use: a quarter of it, at least 64 MiB. The bound of its cgroup
 /// goes before what the machine has. Read once, at the start.
@@ -32,99 +26,10 @@ fn machine_memory(meminfo: &str) -> Option<usize> {
     line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }
 
-/// Bytes taken from a budget; dropping it gives them back.
-#[derive(Debug)]
-pub(crate) struct Reservation {
-    budget: Arc<ByteBudget>,
-    bytes: usize,
-}
-
-impl Reservation {
-    /// Nothing yet.
-    pub(crate) fn empty(budget: &Arc<ByteBudget>) -> Reservation {
-        Reservation { budget: budget.clone(), bytes: 0 }
-    }
-
-    /// Makes it so many bytes; `false`, and it stays as it was, when there is no room for the difference.
-    #[must_use]
-    pub(crate) fn resize(&mut self, bytes: usize) -> bool {
-        if bytes > self.bytes && !self.budget.take(bytes - self.bytes) {
-            return false;
-        }
-        self.budget.give_back(self.bytes.saturating_sub(bytes));
-        self.bytes = bytes;
-        true
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.budget.give_back(self.bytes);
-    }
-}
-
-/// A body that grows within the budget.
-#[derive(Debug)]
-pub(crate) struct Buffered {
-    bytes: Vec<u8>,
-    held: Reservation,
-}
-
-impl Buffered {
-    /// Nothing yet; takes no memory.
-    pub(crate) fn new(budget: &Arc<ByteBudget>) -> Buffered {
-        Buffered { bytes: Vec::new(), held: Reservation::empty(budget) }
-    }
-
-    /// Adds a piece; `false`, and nothing is added, when the process holds too much already.
-    #[must_use]
-    pub(crate) fn push(&mut self, piece: &[u8]) -> bool {
-        let needed = self.bytes.len() + piece.len();
-        if needed > self.held.bytes {
-            let grown = needed.max(self.held.bytes * 2).max(FIRST);
-            if !self.held.resize(grown) {
-                return false;
-            }
-            self.bytes.reserve_exact(grown - self.bytes.len());
-        }
-        self.bytes.extend_from_slice(piece);
-        true
-    }
-
-    /// What was added.
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// The whole body, and its place in the budget: keep that for as long as the body.
-    pub(crate) fn finish(self) -> (Bytes, Reservation) {
-        (self.bytes.into(), self.held)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn bodies_grow_within_the_budget_and_give_it_back() {
-        let budget = Arc::new(ByteBudget::new(64 << 10));
-        let (mut one, mut two) = (Buffered::new(&budget), Buffered::new(&budget));
-        assert_eq!(budget.used(), 0);
-        for piece in 0..10u8 {
-            assert!(one.push(&[piece; 3000]));
-        }
-        assert!(budget.used() >= 30_000 && budget.used() < 2 * 30_000);
-        assert!(two.push(&[7; 20_000]) && !two.push(&[7; 20_000]), "there is no room for both");
-        assert_eq!(two.as_slice().len(), 20_000, "a refused piece leaves what was there");
-        let (body, held) = one.finish();
-        assert_eq!((body.len(), body[29_999]), (30_000, 9));
-        drop(held);
-        assert!(two.push(&[7; 20_000]));
-        drop(two);
-        assert_eq!(budget.used(), 0);
-    }
 
     #[test]
     fn a_budget_follows_the_memory_there_is() {

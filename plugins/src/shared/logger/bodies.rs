@@ -3,6 +3,7 @@
 use super::expression;
 use bytes::Bytes;
 use serde_json::Value;
+use sixfold_core::budget::{Buffered, Reservation};
 use sixfold_core::error::ConfigError;
 use sixfold_core::expr::Expr;
 use sixfold_core::plugin::{BodyPiece, Overflow, ReadBody, Slot, Step};
@@ -30,10 +31,10 @@ pub(super) enum Capture {
     #[default]
     Undecided,
     Unwanted,
-    /// It was there as a whole, or so much of it as is kept.
-    Read(Bytes),
+    /// It was there as a whole, or so much of it as is kept, with its place among the bodies that the process has in memory.
+    Read(Bytes, Reservation),
     /// What has come so far.
-    Pieces(Vec<u8>),
+    Pieces(Buffered),
 }
 
 impl BodyRule {
@@ -56,8 +57,8 @@ impl Capture {
     pub(super) fn into_body(self) -> Option<Bytes> {
         match self {
             Capture::Undecided | Capture::Unwanted => None,
-            Capture::Read(body) => Some(body),
-            Capture::Pieces(pieces) => Some(pieces.into()),
+            Capture::Read(body, _) => Some(body),
+            Capture::Pieces(pieces) => Some(pieces.finish().0),
         }
     }
 }
@@ -72,7 +73,9 @@ pub(super) fn read_ahead<'a>(stream: &mut Stream, slot: Slot, most: usize) -> Op
     let read = stream.request_body.as_ref().map(beginning);
     let read = read.or_else(|| stream.read_ahead.as_deref().map(beginning));
     if let Some(body) = read {
-        stream.set_state(slot, Captured { request: Capture::Read(body), ..Captured::default() });
+        let mut place = Reservation::empty(stream.bodies());
+        let request = if place.resize(body.len()) { Capture::Read(body, place) } else { Capture::Unwanted };
+        stream.set_state(slot, Captured { request, ..Captured::default() });
     }
     None
 }
@@ -91,19 +94,20 @@ pub(super) fn decide(
 ) -> bool {
     let is_kept = |capture: &mut Capture| match capture {
         Capture::Undecided => None,
-        Capture::Unwanted | Capture::Read(_) => Some(false),
+        Capture::Unwanted | Capture::Read(..) => Some(false),
         Capture::Pieces(_) => Some(true),
     };
     if let Some(decided) = stream.state::<Captured>(slot).and_then(|captured| is_kept(of(captured))) {
         return decided;
     }
     let decided = wants(stream);
-    let capture = if decided { Capture::Pieces(Vec::new()) } else { Capture::Unwanted };
+    let capture = if decided { Capture::Pieces(Buffered::new(stream.bodies())) } else { Capture::Unwanted };
     stream.change_state(slot, |captured| *of(captured) = capture);
     decided
 }
 
-/// Keeps a piece, as far as there is room for it among `most` bytes.
+/// Keeps a piece, as far as there is room for it among `most` bytes. Where the process has too much of bodies in memory nothing is
+/// kept of this one.
 pub(super) fn keep(
     stream: &mut Stream,
     slot: Slot,
@@ -112,8 +116,44 @@ pub(super) fn keep(
     most: usize,
 ) {
     let Some(captured) = stream.state::<Captured>(slot) else { return };
-    if let Capture::Pieces(pieces) = of(captured) {
-        let room = most.saturating_sub(pieces.len()).min(piece.data.len());
-        pieces.extend_from_slice(piece.data.get(..room).unwrap_or_default());
+    let capture = of(captured);
+    if let Capture::Pieces(pieces) = capture {
+        let room = most.saturating_sub(pieces.as_slice().len()).min(piece.data.len());
+        if !pieces.push(piece.data.get(..room).unwrap_or_default()) {
+            *capture = Capture::Unwanted;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::stream;
+    use sixfold_core::budget::ByteBudget;
+    use sixfold_core::plugin::Scope;
+    use std::sync::Arc;
+
+    /// Half a MiB of each direction of each request was held beside all bounds.
+    #[test]
+    fn what_is_kept_comes_out_of_the_bodies_in_memory() {
+        const SLOT: Slot = Slot::new(1, Scope::Route);
+        let (budget, of) =
+            (Arc::new(ByteBudget::new(8 << 10)), |captured: &mut Captured| &mut captured.response);
+        let piece = BodyPiece { data: &[b'x'; 5 << 10], last: false };
+        let mut logged = stream("/", &[]);
+        logged.bodies = Some(budget.clone());
+        let keep = |logged: &mut Stream| {
+            let decided = decide(logged, SLOT, of, |_| true);
+            keep(logged, SLOT, of, &piece, 1 << 20);
+            decided
+        };
+        assert!(keep(&mut logged));
+        assert_eq!(budget.used(), 5 << 10);
+        // There is no room for twice as much: nothing is left of it.
+        keep(&mut logged);
+        assert_eq!(budget.used(), 0);
+        assert!(!keep(&mut logged));
+        let captured = logged.take_state::<Captured>(SLOT).map(|captured| *captured).unwrap_or_default();
+        assert!(captured.response.into_body().is_none());
     }
 }

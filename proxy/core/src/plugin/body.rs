@@ -39,6 +39,8 @@ pub enum BodyStep {
     Wait(BodyFuture),
     /// An answer in place of the exchange. Once the head of the response has gone out, the stream is cut instead.
     Respond(Box<LocalReply>),
+    /// The handler needs more memory than bodies may take ([`Stream::bodies`]): 503 in place of the exchange, or a cut.
+    OverBudget,
 }
 
 /// What a handler waits for.
@@ -97,6 +99,8 @@ pub enum Filtered {
     Respond(Box<LocalReply>),
     /// Longer than a handler can hold, and it must not pass.
     TooLong,
+    /// There is no room for what a handler keeps.
+    OverBudget,
 }
 
 /// One direction of one exchange on its way through the filters of a chain.
@@ -325,6 +329,7 @@ impl BodyFilters {
                 Settled::End(Filtered::Waiting)
             }
             BodyStep::Respond(reply) => Settled::End(Filtered::Respond(reply)),
+            BodyStep::OverBudget => Settled::End(Filtered::OverBudget),
         }
     }
 

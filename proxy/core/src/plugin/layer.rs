@@ -227,7 +227,7 @@ impl<R> ChainBody<R> {
             Filtered::Data(data) => data,
             Filtered::Waiting => return Ok(Bytes::new()),
             Filtered::Respond(reply) => return self.refused(reply.details),
-            Filtered::TooLong => return self.refused(TOO_LONG.into()),
+            Filtered::TooLong | Filtered::OverBudget => return self.refused(TOO_LONG.into()),
         };
         if self.stage == Stage::End {
             self.stage = Stage::Trailers;

@@ -14,10 +14,10 @@ use super::local_reply;
 use super::request_body::RequestBody;
 use super::stall::Waits;
 use super::timeouts;
-use crate::budget::Reservation;
 use crate::deadline::{Timed, within};
 use crate::upstream::UpstreamError;
 use bytes::Bytes;
+use sixfold_core::budget::Reservation;
 use sixfold_core::cluster::OutcomeKind;
 use sixfold_core::draw::{self, Drawn};
 use sixfold_core::flags::Flag;
@@ -135,6 +135,7 @@ pub(super) fn chain_of<'a>(shared: &'a Arc<Chain>, chain: &Arc<Chain>) -> Cow<'a
 /// Serves the request whose head is in `stream`, and those that follow its redirects.
 pub(super) async fn serve<D: Downstream>(down: &mut D, stream: &mut Stream, clock: &mut Clock, env: &Env) {
     let mut redirected: Option<Box<Next>> = None;
+    stream.bodies.get_or_insert_with(|| env.worker.shared.bodies.clone());
     loop {
         begin(down, stream, clock, env);
         let mut exchange = Exchange::new(down, stream, clock, env);

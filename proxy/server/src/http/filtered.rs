@@ -1,10 +1,9 @@
 //! Bodies on their way through the plugins of the chain, between the codecs of both sides.
 
 use super::exchange::Interrupt;
-use crate::budget::Reservation;
 use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
-use sixfold_core::budget::ByteBudget;
+use sixfold_core::budget::{ByteBudget, Reservation};
 use sixfold_core::plugin::{BodyFilters, Chain, Direction, Filtered, LocalReply, Position};
 use sixfold_core::stream::Stream;
 use std::sync::Arc;
@@ -254,6 +253,7 @@ impl FilteredBody {
                 Ok(Some(data).filter(|data| !data.is_empty()))
             }
             Filtered::Respond(reply) => Err(Interrupt::Refused(reply)),
+            Filtered::OverBudget => Err(Interrupt::OverBudget),
             Filtered::TooLong if self.direction == Direction::Request => Err(Interrupt::TooLarge),
             Filtered::TooLong => {
                 let reply = LocalReply::new(500, "", "response_payload_too_large");

@@ -4,8 +4,8 @@
 use super::downstream::Downstream;
 use super::exchange::{Exchange, Interrupt, guard};
 use super::forward::Plan;
-use crate::budget::Reservation;
 use bytes::Bytes;
+use sixfold_core::budget::Reservation;
 use sixfold_core::draw::Drawn;
 use sixfold_core::internal_redirect::{Followed, InternalRedirect, PassedOn};
 use sixfold_core::message::Scheme;
