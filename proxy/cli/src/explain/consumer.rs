@@ -59,14 +59,14 @@ fn of_kind_auth<'c>(chain: &'c Chain, registry: &Registry) -> Vec<&'c Member> {
 async fn authenticate(
     authenticators: &[&Member],
     stream: &mut Stream,
-) -> Result<Option<Arc<Consumer>>, LocalReply> {
+) -> Result<Option<Arc<Consumer>>, Box<LocalReply>> {
     let mut found = None;
     for member in authenticators {
         let mut alone = ChainBuilder::new();
         alone.push((*member).clone());
         match alone.build().run(HeadPhase::Rewrite, stream).await {
             Outcome::Identify(_, consumer) => found = Some(consumer),
-            Outcome::Respond(reply) => return Err(reply),
+            Outcome::Respond(reply) => return Err(Box::new(reply)),
             _ => {}
         }
     }
