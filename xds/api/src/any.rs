@@ -8,6 +8,7 @@ use sixfold_core::document::Node;
 use sixfold_core::error::ConfigError;
 use std::borrow::Cow;
 
+use crate::constraints;
 use crate::json::encode_node;
 use crate::wire::decode;
 
@@ -44,7 +45,7 @@ pub fn type_name(any: &Any) -> Result<String, ConfigError> {
 /// JSON mapping.
 ///
 /// # Errors
-/// Another type, and bytes or a struct that are not such a message.
+/// Another type, bytes or a struct that are not such a message, and a struct that breaks a rule of it.
 pub fn unpack<M: Message + Default + Name>(any: &Any) -> Result<M, ConfigError> {
     let wanted = M::full_name();
     let name = name_of_url(&any.type_url);
@@ -58,10 +59,12 @@ pub fn unpack<M: Message + Default + Name>(any: &Any) -> Result<M, ConfigError> 
     Err(ConfigError::new(format!("must be of type {wanted}, not {found}")))
 }
 
-/// The full name and the bytes of the message in an `Any`; a `TypedStruct` is converted by the JSON mapping.
+/// The full name and the bytes of the message in an `Any`; a `TypedStruct` is converted by the JSON mapping, and held
+/// against the rules of the message that it stands for: nobody else sees that message, where one that comes as itself is
+/// looked at with what it stands in.
 ///
 /// # Errors
-/// An empty type, a `TypedStruct` that is not valid or does not fit its type.
+/// An empty type, a `TypedStruct` that is not valid, does not fit its type or breaks a rule of it.
 pub fn resolve(any: &Any) -> Result<(String, Cow<'_, [u8]>), ConfigError> {
     let name = type_name(any)?;
     if !is_typed_struct(name_of_url(&any.type_url)) {
@@ -73,7 +76,10 @@ pub fn resolve(any: &Any) -> Result<(String, Cow<'_, [u8]>), ConfigError> {
         error.place = None;
         error.in_key("value")
     })?;
-    Ok((name, Cow::Owned(bytes)))
+    match constraints::faults(&name, &bytes).into_iter().reduce(ConfigError::and) {
+        Some(broken) => Err(broken.in_key("value")),
+        None => Ok((name, Cow::Owned(bytes))),
+    }
 }
 
 /// The JSON of a `TypedStruct`, for a type that is no message of protobuf.
@@ -210,6 +216,38 @@ mod tests {
         let json = serde_json::json!({"a": null, "b": true, "c": 1, "d": 1.5, "e": "x", "f": [1, {"g": []}]});
         let serde_json::Value::Object(members) = json.clone() else { unreachable!() };
         assert_eq!(struct_to_json(json_to_struct(members)), json);
+    }
+
+    // They were held against no rule: `requires_all` of nothing is what everybody has.
+    #[test]
+    fn typed_structs_keep_the_rules_of_what_they_stand_for() {
+        let refused = |kind: &str, value: &str| {
+            let text = format!(
+                "{{'@type': type.googleapis.com/udpa.type.v1.TypedStruct, type_url: type.googleapis.com/{kind}, value: {value}}}"
+            );
+            resolve(&any(&text)).unwrap_err().into_all().iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            refused(
+                "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+                "{rules: [{match: {prefix: /}, requires: {requires_all: {requirements: []}}}]}"
+            ),
+            ["value.rules[0].requires.requires_all.requirements: must have at least 2 items, not 0"]
+        );
+        // Each fault is told, and so are those of what stands within.
+        let fault = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault";
+        assert_eq!(
+            refused(
+                "envoy.config.route.v3.VirtualHost",
+                &format!(
+                    "{{domains: [a], typed_per_filter_config: {{f: {{'@type': {fault}, headers: [{{name: ''}}]}}}}}}"
+                )
+            ),
+            [
+                "value.typed_per_filter_config.f.headers[0].name: must not be empty",
+                "value.name: must not be empty"
+            ]
+        );
     }
 
     #[test]

@@ -214,6 +214,13 @@ fn filters_must_be_known_and_the_router_last() {
             chain(&[&of_struct(""), router]).unwrap_err().to_string(),
             "http_filters[0].typed_config.type_url: HTTP filter \"myf\" of type foo.Bar is unknown"
         );
+        // It was taken, where the same as itself is refused with all of the listener.
+        let compressor =
+            of_struct("").replace("foo.Bar", "envoy.extensions.filters.http.compressor.v3.Compressor");
+        assert_eq!(
+            chain(&[&compressor, router]).unwrap_err().to_string(),
+            "http_filters[0].typed_config.value.compressor_library: is missing (HTTP filter \"myf\")"
+        );
     }
     assert_eq!(
         chain(&[router, &web]).unwrap_err().to_string(),

@@ -594,6 +594,14 @@ fn a_filter_may_be_configured_by_json() {
         nobody.starts_with("virtual_hosts[0].routes[0].typed_per_filter_config.nobody.value.bad: "),
         "{nobody}"
     );
+    // The rules of what a struct stands for were not asked.
+    let lacks = xds
+        .replace("test.Json", "envoy.extensions.filters.http.compressor.v3.CompressorPerRoute")
+        .replace("n: 1", "");
+    assert_eq!(
+        table(&lacks, "").unwrap_err().to_string(),
+        "virtual_hosts[0].routes[0].typed_per_filter_config.js.value: one of disabled, overrides is missing"
+    );
 }
 
 /// The faults of a table for a connection manager with these filters.
