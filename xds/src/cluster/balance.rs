@@ -422,9 +422,9 @@ fn ring_hash(
 
 fn maglev(size: &Option<UInt64Value>, use_hostname: bool) -> Result<Policy> {
     let table_size = u64_or(size, 65_537);
-    let is_prime =
-        table_size >= 2 && (2..).take_while(|n| n * n <= table_size).all(|n| !table_size.is_multiple_of(n));
-    if table_size > 5_000_011 || !is_prime {
+    // Only what is small enough is divided at all.
+    let is_prime = |size: u64| (2..).take_while(|n| n * n <= size).all(|n| !size.is_multiple_of(n));
+    if !(2..=5_000_011).contains(&table_size) || !is_prime(table_size) {
         return Err(ConfigError::field("table_size", "must be a prime number of at most 5000011"));
     }
     Ok(Policy::Maglev { table_size, use_hostname })

@@ -358,6 +358,11 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
             "maglev_lb_config.table_size: must be a prime number of at most 5000011",
         ),
         (
+            // Whether it is a prime was found out first, which took for ever.
+            "lb_policy: MAGLEV\nmaglev_lb_config: {table_size: 18446744073709551557}",
+            "maglev_lb_config.table_size: must be a prime number of at most 5000011",
+        ),
+        (
             "load_assignment: {cluster_name: c, endpoints: [{lb_endpoints: [{endpoint: {}}]}]}",
             "load_assignment.endpoints[0].lb_endpoints[0].endpoint.address: is missing",
         ),
