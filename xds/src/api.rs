@@ -11,7 +11,7 @@ use sixfold_xds_api::pb::envoy::config::core::v3::{
 };
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::target::GrpcTarget;
-use sixfold_xds_api::values::{Result, enum_value, positive_duration};
+use sixfold_xds_api::values::{Result, back_off, enum_value};
 
 use crate::ads::{BackoffConfig, Flavor, RateLimit, StreamConfig, Target};
 use crate::context::Context;
@@ -116,14 +116,9 @@ fn rate_limit(value: &RateLimitSettings) -> Result<RateLimit> {
 
 /// `retry_back_off`; a stream is opened again for ever, whatever `num_retries` says.
 fn backoff(value: Option<&RetryPolicy>) -> Result<BackoffConfig> {
-    let default = BackoffConfig::default();
-    let Some(given) = value.and_then(|value| value.retry_back_off.as_ref()) else { return Ok(default) };
-    let base =
-        positive_duration(&given.base_interval, default.base, "base_interval").in_key("retry_back_off")?;
-    let max = positive_duration(&given.max_interval, base * 10, "max_interval").in_key("retry_back_off")?;
-    if max < base {
-        return Err(ConfigError::field("max_interval", "must not be less than base_interval")
-            .in_key("retry_back_off"));
-    }
+    let Some(given) = value.and_then(|value| value.retry_back_off.as_ref()) else {
+        return Ok(BackoffConfig::default());
+    };
+    let (base, max) = back_off(&given.base_interval, &given.max_interval).in_key("retry_back_off")?;
     Ok(BackoffConfig { base, max })
 }

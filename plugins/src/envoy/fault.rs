@@ -22,7 +22,7 @@ use sixfold_xds_api::pb::envoy::extensions::filters::common::fault::v3::fault_de
 use sixfold_xds_api::pb::envoy::extensions::filters::http::fault::v3::fault_abort::ErrorType;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault};
 use sixfold_xds_api::pb::envoy::r#type::v3::FractionalPercent;
-use sixfold_xds_api::values::fractional_percent;
+use sixfold_xds_api::values::{duration, fractional_percent};
 use sixfold_xds_api::{destructure, matcher};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -300,18 +300,16 @@ impl Fault {
     }
 }
 
-fn duration(seconds: i64, nanos: i32) -> Option<Duration> {
-    Some(Duration::new(seconds.try_into().ok()?, nanos.try_into().ok()?))
-}
-
 impl Delay {
     fn new(value: &FaultDelay, runtime: &Runtime, key: &str) -> Result<Delay, ConfigError> {
         let FaultDelay { percentage: _, fault_delay_secifier } = value;
         let instead = runtime.whole(key).map(Duration::from_millis);
         match fault_delay_secifier {
             Some(FaultDelaySecifier::FixedDelay(time)) => {
-                let time = duration(time.seconds, time.nanos).filter(|time| !time.is_zero());
-                let time = time.ok_or_else(|| ConfigError::field("fixed_delay", "must be greater than 0"))?;
+                let time = duration(time).in_key("fixed_delay")?;
+                if time.is_zero() {
+                    return Err(ConfigError::field("fixed_delay", "must be greater than 0"));
+                }
                 Ok(Delay::Fixed(instead.unwrap_or(time)))
             }
             Some(FaultDelaySecifier::HeaderDelay(_)) => Ok(Delay::Header { instead }),

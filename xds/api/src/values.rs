@@ -22,14 +22,23 @@ use crate::schema::TypeSchema;
 
 pub type Result<T> = std::result::Result<T, ConfigError>;
 
-/// A duration that may be zero but not negative.
+/// Seconds of the longest `google.protobuf.Duration`, ten thousand years.
+pub(crate) const LONGEST_SECONDS: u64 = 315_576_000_000;
+
+/// A duration that may be zero but not negative, nor beyond what `google.protobuf.Duration` may hold: ten times it, or it from now
+/// on, is a time as well.
 pub fn duration(value: &ProtoDuration) -> Result<Duration> {
-    let seconds = u64::try_from(value.seconds).ok();
-    let nanos = u32::try_from(value.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
-    match (seconds, nanos) {
-        (Some(seconds), Some(nanos)) => Ok(Duration::new(seconds, nanos)),
-        _ => Err(ConfigError::new("must not be negative")),
+    let (Ok(seconds), Ok(nanos)) = (u64::try_from(value.seconds), u32::try_from(value.nanos)) else {
+        return Err(ConfigError::new("must not be negative"));
+    };
+    if nanos >= 1_000_000_000 {
+        return Err(ConfigError::new("must have less than 1000000000 nanos"));
     }
+    let duration = Duration::new(seconds, nanos);
+    if duration > Duration::from_secs(LONGEST_SECONDS) {
+        return Err(ConfigError::new(format!("must be at most {LONGEST_SECONDS}s")));
+    }
+    Ok(duration)
 }
 
 /// The duration of a field, if it is given.
@@ -405,6 +414,22 @@ mod tests {
         assert_eq!(cidr(&range("10.1.2.3", 80)).unwrap().to_string(), "10.1.2.3/32");
         assert_eq!(cidr(&range("::1", 129)).unwrap_err().to_string(), "prefix_len: must be at most 128");
         assert!(cidr(&range("ten", 8)).unwrap_err().to_string().contains("\"ten\" is no IP address"));
+    }
+
+    // Seconds had no bound but where they came as text, and ten times as many are more than there can be.
+    #[test]
+    fn durations_end_where_those_of_protobuf_do() {
+        let longest = i64::try_from(LONGEST_SECONDS).unwrap();
+        let of =
+            |seconds, nanos| duration(&ProtoDuration { seconds, nanos }).map_err(|error| error.to_string());
+        assert_eq!(of(longest, 0), Ok(Duration::from_secs(LONGEST_SECONDS)));
+        let too_long = Err("must be at most 315576000000s".to_owned());
+        assert_eq!((of(longest, 1), of(i64::MAX, 0)), (too_long.clone(), too_long));
+        assert_eq!(of(1, 1_000_000_000), Err("must have less than 1000000000 nanos".to_owned()));
+        let base = Some(ProtoDuration { seconds: longest, nanos: 0 });
+        let (_, most) = back_off(&base, &None).unwrap();
+        assert_eq!(most, Duration::from_secs(LONGEST_SECONDS * 10));
+        assert!(std::time::Instant::now().checked_add(most).is_some());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use sixfold_xds_api::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryResponse, DiscoveryResponse, Resource as ProtoResource,
 };
 use sixfold_xds_api::pb::google::protobuf::{Any, Duration as ProtoDuration};
+use sixfold_xds_api::values::duration;
 use sixfold_xds_api::{any, wire};
 
 use super::file::Origin;
@@ -172,8 +173,7 @@ fn fault(reason: String) -> Content {
 }
 
 fn positive(value: ProtoDuration) -> Option<Duration> {
-    let time = Duration::new(u64::try_from(value.seconds).ok()?, u32::try_from(value.nanos).ok()?);
-    (!time.is_zero()).then_some(time)
+    duration(&value).ok().filter(|time| !time.is_zero())
 }
 
 #[cfg(test)]

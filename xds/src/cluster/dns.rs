@@ -22,7 +22,7 @@ use sixfold_xds_api::pb::envoy::extensions::network::dns_resolver::getaddrinfo::
 use sixfold_xds_api::pb::google::protobuf::Duration as ProtoDuration;
 use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{
-    Result, duration_or, enum_value, ip_address, optional_duration, positive_duration, u32_in,
+    Result, back_off, duration_or, enum_value, ip_address, positive_duration, u32_in,
 };
 
 use crate::context::Context;
@@ -116,18 +116,10 @@ fn cluster(context: &Context, value: &DnsCluster) -> Result<Discovery> {
 }
 
 fn backoff(base: &Option<ProtoDuration>, max: &Option<ProtoDuration>) -> Result<DnsBackoff> {
-    let Some(base) = optional_duration(base, "base_interval")? else {
-        return Err(ConfigError::field("base_interval", "is missing"));
-    };
-    let max = duration_or(max, base.saturating_mul(10), "max_interval")?;
+    let (base, max) = back_off(base, max)?;
     // Envoy's rule; and a time that is none asks without end.
-    for (field, time) in [("base_interval", base), ("max_interval", max)] {
-        if time <= Duration::from_millis(1) {
-            return Err(ConfigError::field(field, "must be longer than 0.001s"));
-        }
-    }
-    if max < base {
-        return Err(ConfigError::field("max_interval", "must not be shorter than base_interval"));
+    if base <= Duration::from_millis(1) {
+        return Err(ConfigError::field("base_interval", "must be longer than 0.001s"));
     }
     Ok(DnsBackoff { base, max })
 }

@@ -169,7 +169,8 @@ fn names_are_asked_for_as_often_as_the_cluster_says() {
     assert_eq!(options.failure, Some(backoff));
     for (fields, reason) in [
         ("{}", "base_interval: is missing"),
-        ("{base_interval: 0s}", "base_interval: must be longer than 0.001s"),
+        ("{base_interval: 0s}", "base_interval: must be longer than 0s"),
+        ("{base_interval: 0.001s}", "base_interval: must be longer than 0.001s"),
         ("{base_interval: 2s, max_interval: 1s}", "max_interval: must not be shorter than base_interval"),
     ] {
         let refused = refused(&format!("type: STRICT_DNS\ndns_failure_refresh_rate: {fields}"));

@@ -12,6 +12,7 @@ use sixfold_core::plugin::Direction;
 use sixfold_core::plugin::grpc::{Call, Status};
 use sixfold_xds_api::pb::envoy::service::ext_proc::v3::processing_response::Response;
 use sixfold_xds_api::pb::envoy::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
+use sixfold_xds_api::values::duration;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -206,7 +207,7 @@ impl Session {
     fn more_time(&self, reply: &ProcessingResponse, times: Times) -> Option<Duration> {
         let wanted = reply.override_message_timeout.as_ref().filter(|_| reply.response.is_none())?;
         self.0.stats.override_message_timeout_received().inc();
-        let wanted = Duration::new(u64::try_from(wanted.seconds).ok()?, u32::try_from(wanted.nanos).ok()?);
+        let wanted = duration(wanted).ok()?;
         let fits = wanted >= Duration::from_millis(1) && wanted <= times.most;
         if !fits {
             self.0.stats.override_message_timeout_ignored().inc();

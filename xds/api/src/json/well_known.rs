@@ -7,6 +7,7 @@ use sixfold_core::error::{ConfigContext, ConfigError};
 use super::encode::{fields, message as encode_message, mismatch};
 use super::{scalar, unknown_type};
 use crate::schema::{FieldSchema, Kind, TypeSchema};
+use crate::values::LONGEST_SECONDS;
 use crate::wire::put_delimited;
 
 const PREFIX: &str = "google.protobuf.";
@@ -121,7 +122,8 @@ pub fn parse_duration(text: &str) -> Option<(i64, i32)> {
         None => (false, text),
     };
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    let seconds: i64 = digits(whole)?.parse().ok().filter(|seconds| *seconds <= 315_576_000_000)?;
+    let seconds: i64 =
+        digits(whole)?.parse().ok().filter(|seconds: &i64| seconds.unsigned_abs() <= LONGEST_SECONDS)?;
     let nanos = nanos(fraction)?;
     Some(if negative { (-seconds, -nanos) } else { (seconds, nanos) })
 }

@@ -94,6 +94,14 @@ fn what_is_not_supported_is_refused_by_its_field() {
             "ads_config.grpc_services[0].envoy_grpc.cluster_name: unknown cluster \"other\" in static_resources",
         ),
         (
+            // Ten times it was more than there can be, and the end of the thread.
+            grpc(
+                "{envoy_grpc: {cluster_name: xds-grpc, retry_policy: {retry_back_off: {base_interval: {seconds: 9223372036854775807}}}}}",
+            ),
+            "{ads: {}}",
+            "ads_config.grpc_services[0].envoy_grpc.retry_policy.retry_back_off.base_interval: must be at most 315576000000s",
+        ),
+        (
             grpc("{google_grpc: {target_uri: a, stat_prefix: b}}"),
             "{ads: {}}",
             "ads_config.grpc_services[0].google_grpc: is not supported, envoy_grpc is",
