@@ -282,6 +282,35 @@ mod tests {
         }
     }
 
+    // Each listener had a stream of its own to one collector, and 4 MiB.
+    #[test]
+    #[allow(clippy::unwrap_used)]
+    fn equal_logs_have_one_way_to_their_collector() {
+        const SERVICE: &str = "log_name: n, grpc_service: {envoy_grpc: {cluster_name: sds}}";
+        let context = crate::testing::context();
+        let sink = |kind: &str, fields: &str| {
+            let text = format!(
+                "{{name: l, typed_config: {{'@type': type.googleapis.com/envoy.extensions.access_loggers.{kind}, {fields}}}}}"
+            );
+            super::log(&context, &crate::testing::read(&text)).unwrap().sink
+        };
+        let grpc = |kind: &str, more: &str, beside: &str| {
+            sink(kind, &format!("common_config: {{{SERVICE}{more}}}{beside}"))
+        };
+        let (http, tcp) = ("grpc.v3.HttpGrpcAccessLogConfig", "grpc.v3.TcpGrpcAccessLogConfig");
+        let first = grpc(http, "", "");
+        assert!(Arc::ptr_eq(&first, &grpc(http, "", ", additional_request_headers_to_log: [a]")));
+        for other in [grpc(tcp, "", ""), grpc(http, ", buffer_size_bytes: 1", "")] {
+            assert!(!Arc::ptr_eq(&first, &other));
+        }
+        let otel = |fields: &str| {
+            sink("open_telemetry.v3.OpenTelemetryAccessLogConfig", &format!("{SERVICE}{fields}"))
+        };
+        let first = otel(", body: {string_value: a}");
+        assert!(Arc::ptr_eq(&first, &otel(", body: {string_value: b}")));
+        assert!(!Arc::ptr_eq(&first, &otel(", stat_prefix: other")));
+    }
+
     fn log(path: &str) -> ProtoLog {
         let file = FileAccessLog { path: path.to_owned(), access_log_format: None };
         ProtoLog { config_type: Some(ConfigType::TypedConfig(any::pack(&file))), ..ProtoLog::default() }

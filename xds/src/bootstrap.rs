@@ -281,6 +281,7 @@ fn context(
     let mut context = Context {
         compile,
         tracer: None,
+        exporters: Arc::default(),
         local_cluster,
         locality,
         outlier_log,

@@ -16,6 +16,7 @@ use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use sixfold_xds_api::values::Result;
 
 use crate::ecds::Extensions;
+use crate::exporters::Exporters;
 use crate::rds::FilterLists;
 use crate::sds::{Secrets, SecretsOf};
 use crate::tracker::Tracker;
@@ -39,6 +40,8 @@ pub struct Context {
     pub extensions: Arc<Extensions>,
     /// Who is told of spans where a connection manager does not say (`tracing` of the bootstrap).
     pub tracer: Option<Arc<Provider>>,
+    /// The ways out to collectors, which equal configurations share.
+    pub exporters: Arc<Exporters>,
     /// `node.id` and `node.cluster`: proxy-status, `add_user_agent`.
     pub node: Node,
     /// Whom DNS clusters ask that do not say so themselves; `None` asks those of the process.

@@ -18,6 +18,7 @@ mod custom_tags;
 mod deltas;
 pub mod dump;
 mod ecds;
+mod exporters;
 mod filters;
 pub mod fuzz;
 mod hcm;

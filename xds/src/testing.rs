@@ -73,6 +73,7 @@ pub(crate) fn context() -> Context {
         extensions: Arc::default(),
         bootstrap_clusters: Arc::new(["sds".to_owned()].into()),
         tracer: None,
+        exporters: Arc::default(),
         node: Node { id: "node".into(), cluster: "local".into(), ..Node::default() },
         dns_servers: None,
         outlier_log: None,

@@ -6,6 +6,7 @@ mod zipkin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message;
 use sixfold_core::access_log::LogSink;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::export::{ExportStats, Exporter, Pace, Ship};
@@ -89,7 +90,7 @@ fn share(context: &Context, percent: &Option<Percent>, key: &str) -> Result<Frac
     Ok(Fraction::new(numerator, of))
 }
 
-/// A collector of spans.
+/// A collector of spans: the same for the same configuration, for which all is looked at all the same.
 pub(crate) fn provider(context: &Context, value: &ProtoProvider) -> Result<Arc<Provider>> {
     let ProtoProvider { name, config_type } = value;
     let Some(ConfigType::TypedConfig(config)) = config_type else {
@@ -101,10 +102,12 @@ pub(crate) fn provider(context: &Context, value: &ProtoProvider) -> Result<Arc<P
         other => return Err(refuse::extension("tracing provider", name, other)),
     };
     let Made { propagation, format, ship, stats } = made.in_key("typed_config")?;
-    let build = &context.compile.build;
-    let stats = ExportStats::new(&build.metrics, stats);
-    let sink: Arc<dyn LogSink> = Arc::new(Exporter::new(build.background.clone(), PACE, stats, ship));
-    Ok(Arc::new(Provider { propagation, format, sink }))
+    Ok(context.exporters.tracer(value.encode_to_vec(), || {
+        let build = &context.compile.build;
+        let stats = ExportStats::new(&build.metrics, stats);
+        let sink: Arc<dyn LogSink> = Arc::new(Exporter::new(build.background.clone(), PACE, stats, ship));
+        Provider { propagation, format, sink }
+    }))
 }
 
 /// What a kind of collectors is made of.

@@ -59,6 +59,19 @@ impl<K: Hash + Eq, V: ?Sized> Interned<K, V> {
         self.known.insert(key, Arc::downgrade(value));
     }
 
+    /// The value of this key that somebody holds, else one that is made now.
+    pub fn get_or_insert_with(&mut self, key: K, make: impl FnOnce() -> V) -> Arc<V>
+    where
+        V: Sized,
+    {
+        if let Some(held) = self.get(&key) {
+            return held;
+        }
+        let made = Arc::new(make());
+        self.insert(key, &made);
+        made
+    }
+
     /// The values that somebody holds.
     pub fn held(&self) -> impl Iterator<Item = Arc<V>> {
         self.known.values().filter_map(Weak::upgrade)
@@ -84,6 +97,8 @@ mod tests {
         assert!(Arc::ptr_eq(&known.get("a").unwrap(), &one));
         drop(one);
         assert_eq!((known.get("a"), known.get("b")), (None, None));
+        let made = known.get_or_insert_with("a".to_owned(), || 2);
+        assert!(Arc::ptr_eq(&known.get_or_insert_with("a".to_owned(), || 3), &made));
     }
 
     /// Each new value looked through all others.

@@ -46,7 +46,7 @@ pub(super) fn http(
         response: names(additional_response_headers_to_log, "additional_response_headers_to_log")?,
         trailers: names(additional_response_trailers_to_log, "additional_response_trailers_to_log")?,
     };
-    let (common, sink) = common_of(context, common_config, true)?;
+    let (common, sink) = common_of(context, common_config, super::HTTP_GRPC)?;
     let format =
         Entry { common, write: move |common: &Common, stream: &Stream| entry::http(common, &extra, stream) };
     Ok((Arc::new(format), sink))
@@ -58,14 +58,14 @@ pub(super) fn tcp(
     value: &TcpGrpcAccessLogConfig,
 ) -> Result<(Arc<dyn LineFormat>, Arc<dyn LogSink>)> {
     let TcpGrpcAccessLogConfig { common_config } = value;
-    let (common, sink) = common_of(context, common_config, false)?;
+    let (common, sink) = common_of(context, common_config, super::TCP_GRPC)?;
     Ok((Arc::new(Entry { common, write: entry::tcp }), sink))
 }
 
 fn common_of(
     context: &Context,
     value: &Option<CommonGrpcAccessLogConfig>,
-    is_http: bool,
+    kind: &'static str,
 ) -> Result<(Common, Arc<dyn LogSink>)> {
     let value = required(value, "common_config")?;
     let compile = || -> Result<(Common, Arc<dyn LogSink>)> {
@@ -89,13 +89,14 @@ fn common_of(
             objects: filter_state_objects_to_log.iter().map(|key| key.as_str().into()).collect(),
             tags: custom_tags::tags(custom_tags, "custom_tags")?,
         };
-        let sink = exporter(context, service, is_http, log_name, pace);
+        let make = || exporter(context, service, kind == super::HTTP_GRPC, log_name, pace);
+        let sink: Arc<dyn LogSink> = context.exporters.log(kind, value.encode_to_vec(), make);
         Ok((common, sink))
     };
     compile().in_key("common_config")
 }
 
-fn exporter(context: &Context, service: Grpc, is_http: bool, log_name: &str, pace: Pace) -> Arc<dyn LogSink> {
+fn exporter(context: &Context, service: Grpc, is_http: bool, log_name: &str, pace: Pace) -> Exporter {
     let build = &context.compile.build;
     let stats = ExportStats::new(&build.metrics, "access_logs.grpc_access_log.");
     let ship = Entries {
@@ -103,7 +104,7 @@ fn exporter(context: &Context, service: Grpc, is_http: bool, log_name: &str, pac
         stream: Kept::new(service, METHOD),
         is_http,
     };
-    Arc::new(Exporter::new(build.background.clone(), pace, stats, Box::new(ship)))
+    Exporter::new(build.background.clone(), pace, stats, Box::new(ship))
 }
 
 /// Writes an entry as a message.

@@ -98,12 +98,23 @@ pub(super) fn log(
             false => custom_tags::tags(custom_tags, "custom_tags")?,
         },
     };
-    let build = &context.compile.build;
-    let prefix = scope(&["access_logs.open_telemetry_access_log", stat_prefix]);
-    let stats = ExportStats::new(&build.metrics, &prefix);
-    let ship = Box::new(Records { collector, resource });
-    let sink = Exporter::new(build.background.clone(), pace, stats, ship);
-    Ok((Arc::new(format), Arc::new(sink)))
+    let make = || {
+        let build = &context.compile.build;
+        let prefix = scope(&["access_logs.open_telemetry_access_log", stat_prefix]);
+        let stats = ExportStats::new(&build.metrics, &prefix);
+        let ship = Box::new(Records { collector, resource });
+        Exporter::new(build.background.clone(), pace, stats, ship)
+    };
+    // Logs that differ in what their records say have one way out.
+    let config = OpenTelemetryAccessLogConfig {
+        body: None,
+        attributes: None,
+        formatters: Vec::new(),
+        custom_tags: Vec::new(),
+        ..value.clone()
+    };
+    let sink: Arc<dyn LogSink> = context.exporters.log(super::OPEN_TELEMETRY, config.encode_to_vec(), make);
+    Ok((Arc::new(format), sink))
 }
 
 /// A value whose texts are formats.

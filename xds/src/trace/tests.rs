@@ -86,3 +86,22 @@ fn what_is_wrong_with_collectors_is_told_by_its_field() {
         assert_eq!(refused(kind, &fields), format!("typed_config.{expected}"), "{fields}");
     }
 }
+
+// Each connection manager had a tracer of its own, with a stream and 4 MiB.
+#[test]
+fn equal_configurations_have_one_tracer() {
+    let context = context();
+    let tracer = |name: &str| {
+        let text = format!(
+            "{{name: p, typed_config: {{'@type': type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig, \
+             grpc_service: {{envoy_grpc: {{cluster_name: sds}}}}, service_name: {name}}}}}"
+        );
+        provider(&context, &read(&text)).unwrap()
+    };
+    let first = tracer("a");
+    assert!(Arc::ptr_eq(&first, &tracer("a")));
+    assert!(!Arc::ptr_eq(&first, &tracer("b")));
+    let before = Arc::downgrade(&first);
+    drop(first);
+    assert!(before.upgrade().is_none(), "it is there for who uses it alone");
+}
