@@ -101,9 +101,14 @@ pub trait Listeners {
     /// Takes listeners away. Their addresses are free when this has ended.
     fn remove(&mut self, names: &[Arc<str>]) -> impl Future<Output = ()> + Send;
 
-    /// Opens a listener that is ready, or changes the one of its name; it is live when this has ended. The error
-    /// is a reason, and leaves what was there.
+    /// Opens a listener that is ready, or changes the one of its name; it is live when this has ended, and others know of
+    /// it when [`Listeners::finish`] has. The error is a reason, and leaves what was there.
     fn upsert(&mut self, listener: Arc<Listener>) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Ends a change of listeners: what is to be done for all of it together, however many they are.
+    fn finish(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 
     /// Whether anybody is served by what is put in force. Plugins begin nothing by themselves where nobody is.
     fn serves(&self) -> bool {
@@ -299,6 +304,7 @@ impl Model {
                 Err(reason) => errors.push(ApplyError { kind: ResourceKind::Listener, name, reason }),
             }
         }
+        listeners.finish().await;
     }
 
     /// Drops retired parts that nobody else holds, route tables that no connection manager does, and names that

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// How long handshakes under way are waited for once nothing new may begin.
 const LAST_HANDSHAKES: Duration = Duration::from_millis(200);
@@ -41,7 +42,7 @@ pub(crate) fn accept(
         ListenSocket::Unix(unix) => Listening::Unix(UnixListener::from_std(unix)?),
         ListenSocket::Udp(udp) => return Ok(Either::Right(udp::receive(udp, slot, worker, closing)?)),
     };
-    let acceptor = Acceptor { socket, slot, worker, reserve: reserve(), pause: BACK_OFF.0 };
+    let acceptor = Acceptor { socket, slot, worker, reserve: reserve(), pause: BACK_OFF.0, rests: None };
     Ok(Either::Left(acceptor.run(closing)))
 }
 
@@ -70,6 +71,8 @@ struct Acceptor {
     worker: Arc<Worker>,
     reserve: Option<File>,
     pause: Duration,
+    /// Until when nothing is accepted, for want of descriptors or memory.
+    rests: Option<Instant>,
 }
 
 impl Acceptor {
@@ -79,14 +82,17 @@ impl Acceptor {
         let mut opened = pin!(inheritance.opened());
         let mut is_open = false;
         let closed = loop {
-            let accepting =
-                is_open && (*accepts.borrow_and_update() || self.slot.0.load().config.spared.load);
+            let accepting = is_open
+                && self.rests.is_none()
+                && (*accepts.borrow_and_update() || self.slot.0.load().config.spared.load);
+            let rested = self.rests.unwrap_or_else(Instant::now);
             tokio::select! {
                 biased;
                 closed = &mut closing => break closed.ok(),
                 () = &mut opened, if !is_open => is_open = true,
                 Ok(()) = accepts.changed() => {}
-                accepted = self.socket.accept(), if accepting => self.take(accepted).await,
+                () = tokio::time::sleep_until(rested), if self.rests.is_some() => self.rests = None,
+                accepted = self.socket.accept(), if accepting => self.take(accepted),
             }
         };
         if !closed.as_ref().is_some_and(|closing| closing.handed_over) {
@@ -99,20 +105,20 @@ impl Acceptor {
         }
     }
 
-    async fn take(&mut self, accepted: io::Result<Socket>) {
+    fn take(&mut self, accepted: io::Result<Socket>) {
         match accepted {
             Ok(socket) => {
                 self.pause = BACK_OFF.0;
                 dispatch(socket, &self.slot, &self.worker);
             }
             Err(e) if sockets::is_of_connection(&e) => {}
-            Err(e) => self.back_off(&e).await,
+            Err(e) => self.back_off(&e),
         }
     }
 
-    /// Waits for better times. With no descriptor left one waiting client is turned away, which is kinder
+    /// Has better times waited for. With no descriptor left one waiting client is turned away, which is kinder
     /// than silence.
-    async fn back_off(&mut self, error: &io::Error) {
+    fn back_off(&mut self, error: &io::Error) {
         let name = &self.slot.0.load().config.name.clone();
         tracing::warn!(listener = %name, %error, "can't accept connections");
         if sockets::is_exhaustion(error) && self.reserve.take().is_some() {
@@ -120,7 +126,7 @@ impl Acceptor {
             drop(turned_away);
             self.reserve = reserve();
         }
-        tokio::time::sleep(self.pause).await;
+        self.rests = Some(Instant::now() + self.pause);
         self.pause = (self.pause * 2).min(BACK_OFF.1);
     }
 

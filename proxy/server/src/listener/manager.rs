@@ -4,17 +4,18 @@ use super::{ActiveListener, ListenerTable, Slot};
 use crate::drain::DrainStrategy;
 use crate::inheritance::Handed;
 use crate::sockets::{self, Reserved};
-use crate::worker::{Command, Shared};
+use crate::worker::{Command, Peer, Shared};
 use arc_swap::ArcSwap;
 use sixfold_core::listener::{BindAddress, Listener};
 use sixfold_core::model::Listeners;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 
-/// How long a change waits for workers that look at requests.
+/// How long a change waits for workers that look at requests: one that is held up for longer is not to hold up all changes.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// Listeners by name with the addresses they are bound to.
@@ -42,7 +43,23 @@ pub(crate) struct Manager {
     stats: ManagerStats,
     listeners: BTreeMap<Arc<str>, Managed>,
     prepared: HashMap<Arc<str>, Prepared>,
+    unfinished: Unfinished,
     next_id: u64,
+}
+
+/// What a change of many listeners does for all of them together.
+#[derive(Default)]
+struct Unfinished {
+    /// Whether others don't know yet of some that have come.
+    hidden: bool,
+    /// Whether one of those has no socket: connections are handed over to it.
+    targets: bool,
+    /// Those whose place was taken, and by whom.
+    replaced: Vec<(Arc<ActiveListener>, Arc<ActiveListener>)>,
+    /// Their sockets that nobody goes on with.
+    closing: Vec<OpenSocket>,
+    /// Whether a worker has not answered in time: none is waited for again.
+    late: bool,
 }
 
 /// What a listener that comes has ready.
@@ -70,7 +87,14 @@ impl Manager {
     pub(crate) fn new(shared: Arc<Shared>) -> Manager {
         let stats = ManagerStats::new(&shared.metrics, "listener_manager.");
         stats.workers_started().set(1);
-        Manager { shared, stats, listeners: BTreeMap::new(), prepared: HashMap::new(), next_id: 0 }
+        Manager {
+            shared,
+            stats,
+            listeners: BTreeMap::new(),
+            prepared: HashMap::new(),
+            unfinished: Unfinished::default(),
+            next_id: 0,
+        }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -105,6 +129,10 @@ impl Manager {
     }
 
     async fn replace(&mut self, config: Arc<Listener>) -> Result<(), String> {
+        if config.bind && self.unfinished.targets {
+            // Its clients may be meant for those.
+            self.publish();
+        }
         let name = config.name.clone();
         let previous = self.listeners.get(&name).map(|m| m.active.clone());
         let workers = self.shared.options.concurrency;
@@ -123,19 +151,23 @@ impl Manager {
             }
         }
         self.listeners.insert(name, Managed { active: active.clone(), sockets });
-        self.publish();
+        self.unfinished.hidden = true;
+        self.unfinished.targets |= !active.config.bind;
         match previous {
             Some(previous) => {
                 self.stats.listener_modified().inc();
                 if previous.drain.is(&active.drain) {
                     self.stats.listener_in_place_updated().inc();
                 }
-                let options = &self.shared.options;
-                previous.retire(&active, options.drain_strategy, options.drain_time);
+                self.unfinished.replaced.push((previous, active));
             }
             None => self.stats.listener_added().inc(),
         }
-        self.close(before.into_values()).await;
+        // The file of a socket is in the way of who is to have its path.
+        let is_file = |address: &BindAddress, _: &mut OpenSocket| matches!(address, BindAddress::Unix(_));
+        let files: Vec<_> = before.extract_if(is_file).map(|(_, socket)| socket).collect();
+        self.unfinished.closing.extend(before.into_values());
+        self.close(files.into_iter()).await;
         Ok(())
     }
 
@@ -143,8 +175,8 @@ impl Manager {
     fn ready(
         &self,
         config: &Arc<Listener>,
-        going: &[Arc<str>],
-        coming: &[Arc<Listener>],
+        given_up: &HashSet<BindAddress>,
+        taken: &HashSet<BindAddress>,
     ) -> Result<Prepared, String> {
         config.access_logs().try_for_each(|log| log.sink.open())?;
         let own = self.listeners.get(&config.name);
@@ -155,11 +187,10 @@ impl Manager {
                 continue;
             }
             let failed = |error: std::io::Error| format!("{}: {error}", address);
-            let mut reserved = self.prepared.values().flat_map(|other| other.addresses.values());
-            if reserved.any(|other| other.address == *address) {
+            if taken.contains(address) {
                 return Err(failed(std::io::ErrorKind::AddrInUse.into()));
             }
-            let given_up = self.is_given_up(address, going, coming);
+            let given_up = given_up.contains(address);
             if given_up && matches!(address, BindAddress::Unix(_)) {
                 // Its file is in the way until then.
                 continue;
@@ -173,14 +204,23 @@ impl Manager {
         Ok(Prepared { config: config.clone(), addresses })
     }
 
-    /// Whether a listener has the address that will not have it any more after this change.
-    fn is_given_up(&self, address: &BindAddress, going: &[Arc<str>], coming: &[Arc<Listener>]) -> bool {
-        self.listeners.iter().any(|(name, managed)| {
-            let held = managed.sockets.iter().find(|(_, socket)| socket.bound == *address);
-            let Some((asked, _)) = held else { return false };
-            let next = coming.iter().find(|next| next.name == *name);
-            going.contains(name) || next.is_some_and(|next| !wanted(next).any(|address| address == asked))
-        })
+    /// Addresses of listeners that will not have them any more after this change.
+    fn given_up(&self, going: &[Arc<str>], coming: &[Arc<Listener>]) -> HashSet<BindAddress> {
+        let sockets = |name: &Arc<str>| self.listeners.get(name).into_iter().flat_map(|own| &own.sockets);
+        let gone = going.iter().flat_map(sockets);
+        let left = coming.iter().flat_map(|next| {
+            let kept: HashSet<&BindAddress> = wanted(next).collect();
+            sockets(&next.name).filter(move |(asked, _)| !kept.contains(asked))
+        });
+        gone.chain(left).map(|(_, socket)| socket.bound.clone()).collect()
+    }
+
+    /// Waits for a worker's answer, for a bounded time, once in a change.
+    async fn heard<T>(&mut self, answer: impl Future<Output = T>) -> Option<T> {
+        let bound = if self.unfinished.late { Duration::ZERO } else { SETTLE };
+        let heard = tokio::time::timeout(bound, answer).await.ok();
+        self.unfinished.late |= heard.is_none();
+        heard
     }
 
     /// Opens the sockets that a listener wants and does not have yet. After an error none of them stays.
@@ -208,15 +248,17 @@ impl Manager {
         Ok(opened)
     }
 
-    /// Opens one address and waits until every worker accepts on it.
+    /// Opens one address and waits until every worker accepts on it. One that is held up finds what it is told when it goes on:
+    /// until then the connections that are its wait in the queue of its socket.
     async fn open(
         &mut self,
         address: &BindAddress,
         ready: Option<Reserved>,
         active: &Arc<ActiveListener>,
     ) -> std::io::Result<OpenSocket> {
-        let peers = self.shared.peers.get().map(Vec::as_slice).unwrap_or_default();
-        let (inheritance, rights) = (&self.shared.options.inheritance, active.config.socket);
+        let shared = self.shared.clone();
+        let peers = shared.peers.get().map(Vec::as_slice).unwrap_or_default();
+        let (inheritance, rights) = (&shared.options.inheritance, active.config.socket);
         let reserve = || sockets::inherit_or_reserve(inheritance, address, peers.len(), false, rights);
         let bound = ready.map_or_else(reserve, Ok)?.listen(active.config.backlog)?;
         inheritance.adopt(&bound.address);
@@ -229,24 +271,38 @@ impl Manager {
         let id = self.next_id;
         self.next_id += 1;
         let slot = Arc::new(Slot(ArcSwap::from(active.clone())));
-        let mut waiting = Vec::new();
+        let (mut waiting, mut full) = (Vec::new(), Ok(()));
         // Of sockets that were taken over there may be more than workers.
         for (peer, socket) in peers.iter().cycle().zip(bound.sockets) {
             let (live, acknowledged) = oneshot::channel();
             let command = Command::Listen { id, socket, slot: slot.clone(), live };
-            if peer.commands.send(command).await.is_ok() {
-                waiting.push(acknowledged);
+            match self.heard(peer.commands.send(command)).await {
+                Some(Ok(())) => waiting.push(acknowledged),
+                // It has ended.
+                Some(Err(_)) => {}
+                None => full = Err(std::io::ErrorKind::TimedOut.into()),
             }
         }
         let socket = OpenSocket { id, slot, bound: bound.address, held };
-        for acknowledged in waiting {
-            let outcome = acknowledged.await.unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()));
-            if let Err(error) = outcome {
-                self.close(std::iter::once(socket)).await;
-                return Err(error);
+        let mut outcome = full;
+        for mut acknowledged in waiting {
+            match self.heard(&mut acknowledged).await {
+                Some(told) => {
+                    outcome =
+                        outcome.and(told.unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into())));
+                }
+                None => {
+                    tokio::spawn(late(address.clone(), acknowledged));
+                }
             }
         }
-        Ok(socket)
+        match outcome {
+            Ok(()) => Ok(socket),
+            Err(error) => {
+                self.close(std::iter::once(socket)).await;
+                Err(error)
+            }
+        }
     }
 
     /// Every socket that listens, once more.
@@ -307,42 +363,53 @@ impl Manager {
         for socket in sockets {
             for peer in peers {
                 let (closed, done) = oneshot::channel();
-                if peer.commands.send(Command::Close { id: socket.id, handed_over, closed }).await.is_ok() {
-                    waiting.push(done);
-                }
+                tell(peer, Command::Close { id: socket.id, handed_over, closed });
+                waiting.push(done);
             }
             if let (BindAddress::Unix(path), false) = (&socket.bound, handed_over) {
                 // Nobody shall connect to it any more; connections that wait are still served.
                 let _ = std::fs::remove_file(path);
             }
         }
-        for done in waiting {
-            // A worker that has ended has closed it.
-            let _ = done.await;
-        }
+        answers(waiting).await;
     }
 
-    /// Shows workers the listeners that connections may be handed over to.
-    fn publish(&self) {
+    /// Shows workers the listeners that connections may be handed over to, and drains those whose place they have taken.
+    fn publish(&mut self) {
         let table = ListenerTable::new(self.listeners.values().map(|m| &m.active));
         self.shared.listeners.store(Arc::new(table));
         self.shared.addresses.store(Arc::new(self.addresses()));
         self.stats.total_listeners_active().set(self.listeners.len() as u64);
+        (self.unfinished.hidden, self.unfinished.targets) = (false, false);
+        let options = &self.shared.options;
+        for (previous, next) in self.unfinished.replaced.drain(..) {
+            previous.retire(&next, options.drain_strategy, options.drain_time);
+        }
     }
 }
 
 impl Listeners for Manager {
     fn prepare(&mut self, going: &[Arc<str>], coming: &[Arc<Listener>]) -> Vec<(Arc<str>, String)> {
         let mut refused = Vec::new();
+        let given_up = self.given_up(going, coming);
+        let addresses_of = |ready: &Prepared| -> Vec<_> {
+            ready.addresses.values().map(|reserved| reserved.address.clone()).collect()
+        };
+        let mut taken: HashSet<BindAddress> = self.prepared.values().flat_map(addresses_of).collect();
         coming.iter().flat_map(|config| config.access_logs()).for_each(|log| log.sink.start_opening());
         for config in coming {
             if self.prepared.get(&config.name).is_some_and(|ready| Arc::ptr_eq(&ready.config, config)) {
                 continue;
             }
             // The addresses of one that waits and that this one takes the place of.
-            self.prepared.remove(&config.name);
-            match self.ready(config, going, coming) {
+            let before = self.prepared.remove(&config.name);
+            for address in before.iter().flat_map(addresses_of) {
+                taken.remove(&address);
+            }
+            drop(before);
+            match self.ready(config, &given_up, &taken) {
                 Ok(ready) => {
+                    taken.extend(addresses_of(&ready));
                     self.shared.filter_stats.show(&self.shared.metrics, &config.listener_filters);
                     self.prepared.insert(config.name.clone(), ready);
                 }
@@ -388,23 +455,51 @@ impl Listeners for Manager {
         outcome
     }
 
+    /// Others hear of all that has come, and what of it took the place of something has that end.
+    async fn finish(&mut self) {
+        if self.unfinished.hidden {
+            self.publish();
+        }
+        let closing = std::mem::take(&mut self.unfinished).closing;
+        self.close(closing.into_iter()).await;
+    }
+
     async fn settled(&mut self) {
         let peers = self.shared.peers.get().map(Vec::as_slice).unwrap_or_default();
-        let all = async {
-            let mut waiting = Vec::new();
-            for peer in peers {
-                let (settled, done) = oneshot::channel();
-                if peer.commands.send(Command::Settle(settled)).await.is_ok() {
-                    waiting.push(done);
-                }
-            }
-            for done in waiting {
-                // A worker that has ended looks at nothing.
-                let _ = done.await;
-            }
+        let settle = |peer| {
+            let (settled, done) = oneshot::channel();
+            tell(peer, Command::Settle(settled));
+            done
         };
-        // A worker that is held up for longer is not to hold up all changes.
-        let _ = tokio::time::timeout(SETTLE, all).await;
+        answers(peers.iter().map(settle).collect()).await;
+    }
+}
+
+/// Tells a worker something, at once if it has room for it, else as soon as it has.
+fn tell(peer: &Peer, command: Command) {
+    if let Err(TrySendError::Full(command)) = peer.commands.try_send(command) {
+        let commands = peer.commands.clone();
+        tokio::spawn(async move {
+            // One that has ended has closed all it had.
+            let _ = commands.send(command).await;
+        });
+    }
+}
+
+/// Waits for the answers of workers, for a bounded time. One that has ended answers nothing, and does nothing.
+async fn answers(waiting: Vec<oneshot::Receiver<()>>) {
+    let all = async {
+        for answer in waiting {
+            let _ = answer.await;
+        }
+    };
+    let _ = tokio::time::timeout(SETTLE, all).await;
+}
+
+/// Hears of a worker that was held up whether it accepts.
+async fn late(address: BindAddress, acknowledged: oneshot::Receiver<std::io::Result<()>>) {
+    if let Ok(Err(error)) = acknowledged.await {
+        tracing::error!("a worker does not listen on {address}: {error}");
     }
 }
 

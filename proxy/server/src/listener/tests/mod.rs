@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod chains;
+mod changes;
 mod closing;
 mod filters;
 mod l4;
@@ -56,28 +57,7 @@ impl Fixture {
 
     /// A listener on a port of the system's choice that does one thing with every connection.
     pub(super) fn listener(&self, name: &str, filter: NetworkFilter) -> Listener {
-        let chain = chain("only", FilterChainMatch::default(), 1, filter);
-        Listener {
-            name: name.into(),
-            addresses: vec![BindAddress::Ip((Ipv4Addr::LOCALHOST, 0).into())],
-            bind: true,
-            listener_filters: Vec::new(),
-            filters_timeout: Some(Duration::from_secs(15)),
-            continue_on_timeout: false,
-            chains: FilterChains::one(chain),
-            default_chain: None,
-            use_original_dst: false,
-            access_logs: Vec::new(),
-            socket: SocketRights::default(),
-            exact_balance: false,
-            spared: Default::default(),
-            metadata: Arc::default(),
-            backlog: 1024,
-            tcp_keepalive: None,
-            inbound: false,
-            stats: Arc::new(ListenerStats::new(&self.registry, &format!("listener.{name}."))),
-            shape: 1,
-        }
+        listener(&self.registry, name, filter)
     }
 
     /// Applies a listener and tells where it listens.
@@ -139,6 +119,32 @@ pub(super) fn options() -> Options {
         drain_time: Duration::from_millis(300),
         drain_strategy: DrainStrategy::Immediate,
         ..Options::default()
+    }
+}
+
+/// See [`Fixture::listener`].
+pub(super) fn listener(registry: &Registry, name: &str, filter: NetworkFilter) -> Listener {
+    let chain = chain("only", FilterChainMatch::default(), 1, filter);
+    Listener {
+        name: name.into(),
+        addresses: vec![BindAddress::Ip((Ipv4Addr::LOCALHOST, 0).into())],
+        bind: true,
+        listener_filters: Vec::new(),
+        filters_timeout: Some(Duration::from_secs(15)),
+        continue_on_timeout: false,
+        chains: FilterChains::one(chain),
+        default_chain: None,
+        use_original_dst: false,
+        access_logs: Vec::new(),
+        socket: SocketRights::default(),
+        exact_balance: false,
+        spared: Default::default(),
+        metadata: Arc::default(),
+        backlog: 1024,
+        tcp_keepalive: None,
+        inbound: false,
+        stats: Arc::new(ListenerStats::new(registry, &format!("listener.{name}."))),
+        shape: 1,
     }
 }
 
