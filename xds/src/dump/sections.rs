@@ -279,13 +279,14 @@ impl Dump {
                 secret: Some(held(Kind::Secret, part.bytes())),
             })
         });
-        let tracked = self.tracker.of(Kind::Secret);
+        let tracked = self.tracker.of(Kind::Secret).into_iter();
+        let mut tracked: BTreeMap<_, _> =
+            tracked.map(|(key, tracked)| ((key.source, key.name), tracked)).collect();
         let (mut active, mut warming) = (Vec::new(), Vec::new());
         let named = self.secrets.shown().into_iter().filter(|(key, _)| wanted(&key.name));
         for (key, come) in named {
-            let of_key = |(other, _): &&(Key, Tracked)| other.source == key.source && other.name == key.name;
-            let Tracked { active: sent, waiting: _, refused } =
-                tracked.iter().find(of_key).map(|(_, tracked)| tracked.clone()).unwrap_or_default();
+            let of_key = tracked.remove(&(key.source.clone(), key.name.clone()));
+            let Tracked { active: sent, waiting: _, refused } = of_key.unwrap_or_default();
             let is_there = come.is_some();
             let secret = item(move || {
                 let empty = || Secret { name: key.name.to_string(), ..Secret::default() }.encode_to_vec();
