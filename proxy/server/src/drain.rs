@@ -115,7 +115,8 @@ impl Drain {
     }
 
     /// Starts draining here and below. After `time` all that is left is closed by force; `None` never
-    /// forces. A second call changes only the deadline.
+    /// forces. Where it drains already, the stricter of both holds: clients are told to go as soon as either says, and
+    /// what is left ends at the sooner deadline.
     pub fn start(&self, strategy: DrainStrategy, time: Option<Duration>) {
         let now = self.now();
         let millis = time.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
@@ -126,11 +127,18 @@ impl Drain {
     fn begin(&self, started: u64, window: u64, deadline: u64) {
         let children: Vec<_> = {
             let children = self.0.children.lock();
-            if self.0.started.load(Relaxed) == 0 {
+            let (before, deadlines) =
+                (self.0.started.load(Relaxed), [self.0.deadline.load(Relaxed), deadline]);
+            if before == 0 {
                 self.0.window.store(window, Relaxed);
                 self.0.started.store(started, Relaxed);
+            } else {
+                // What was told goes on from where it began, to the sooner end.
+                let end = started.saturating_add(window).saturating_sub(before);
+                self.0.window.fetch_min(end, Relaxed);
             }
-            self.0.deadline.store(deadline, Relaxed);
+            let sooner = deadlines.into_iter().filter(|deadline| *deadline != 0).min().unwrap_or(0);
+            self.0.deadline.store(sooner, Relaxed);
             children.iter().filter_map(Weak::upgrade).collect()
         };
         self.0.changed.notify_waiters();
@@ -264,10 +272,23 @@ impl<'d, F: Future<Output = ()>> Beginning<'d, F> {
 #[derive(Debug)]
 pub struct ConnectionGuard {
     drain: Drain,
-    waker: Option<usize>,
+    /// Who is told of the beginning, and the number of that.
+    waker: Option<(usize, Waker)>,
 }
 
 impl ConnectionGuard {
+    /// Has the task of this waker told of the beginning, and no other.
+    fn tell(&mut self, waker: &Waker) {
+        if self.waker.as_ref().is_some_and(|(_, told)| told.will_wake(waker)) {
+            return;
+        }
+        let mut wakers = self.drain.0.wakers.lock();
+        if let Some((before, _)) = self.waker.take() {
+            wakers.remove(before);
+        }
+        self.waker = Some((wakers.insert(waker.clone()), waker.clone()));
+    }
+
     /// Drives the connection's work; `None` when it has to be closed by force before it ends. While nothing
     /// drains this costs one load a wake-up.
     pub async fn serve<T>(mut self, work: impl Future<Output = T>) -> Option<T> {
@@ -277,9 +298,7 @@ impl ConnectionGuard {
             if let Poll::Ready(done) = work.as_mut().poll(cx) {
                 return Poll::Ready(Some(done));
             }
-            if self.waker.is_none() {
-                self.waker = Some(self.drain.0.wakers.lock().insert(cx.waker().clone()));
-            }
+            self.tell(cx.waker());
             if self.drain.is_draining() {
                 let drain = &self.drain;
                 let wait = expired.get_or_insert_with(|| {
@@ -296,7 +315,7 @@ impl ConnectionGuard {
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        if let Some(at) = self.waker {
+        if let Some((at, _)) = self.waker {
             self.drain.0.wakers.lock().remove(at);
         }
         let mut node = Some(&self.drain);
@@ -362,6 +381,44 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_millis(30), drain.expired()).await.is_err());
         drain.start(DrainStrategy::Gradual, Some(Duration::from_millis(20)));
         tokio::time::timeout(Duration::from_secs(5), drain.expired()).await.unwrap();
+    }
+
+    // The first call's way of telling held for good: clients heard of the end of the process once in a hundred answers.
+    #[test]
+    fn the_stricter_of_two_drains_holds() {
+        let second = Duration::from_secs(1);
+        let left = |drain: &Drain| drain.0.deadline.load(Relaxed).saturating_sub(drain.now() + 1);
+        let listener = Drain::new();
+        let chain = listener.child();
+        chain.start(DrainStrategy::Gradual, Some(600 * second));
+        listener.start(DrainStrategy::Immediate, Some(5 * second));
+        for drain in [&listener, &chain] {
+            assert!((0..1000).all(|_| drain.should_close()));
+            assert!(left(drain) <= 5000);
+        }
+        // A gentler one changes nothing.
+        listener.start(DrainStrategy::Gradual, Some(600 * second));
+        assert!(chain.should_close() && left(&chain) <= 5000);
+        listener.start(DrainStrategy::Immediate, None);
+        assert!(left(&chain) <= 5000);
+        // Of two gradual ones the one that ends sooner.
+        let drain = Drain::new();
+        drain.start(DrainStrategy::Gradual, Some(600 * second));
+        drain.start(DrainStrategy::Gradual, Some(second / 50));
+        std::thread::sleep(second / 20);
+        assert!((0..1000).all(|_| drain.should_close()));
+    }
+
+    // The first waker alone was told: work that had moved to another task was not dropped.
+    #[tokio::test]
+    async fn the_task_that_drives_a_connection_last_hears_of_the_beginning() {
+        let drain = Drain::new();
+        let mut serving = Box::pin(drain.connection().serve(std::future::pending::<()>()));
+        assert!(futures_util::FutureExt::now_or_never(&mut serving).is_none());
+        let serving = tokio::spawn(serving);
+        tokio::task::yield_now().await;
+        drain.start(DrainStrategy::Immediate, Some(Duration::from_millis(1)));
+        assert_eq!(tokio::time::timeout(Duration::from_secs(10), serving).await.unwrap().unwrap(), None);
     }
 
     #[test]
