@@ -41,10 +41,14 @@ struct State {
     version: u64,
 }
 
+/// Keeps an entry that nobody may name yet, and is locked while its file is read for the first time.
+type Hold = Arc<Mutex<()>>;
+
 struct Entry {
     /// The last good one, with the contents of the files that it names.
     value: Option<Arc<Secret>>,
     users: Users,
+    hold: Hold,
     /// Whether it was said that there is none, or one came that is no good: nobody waits for the first.
     given_up: bool,
     /// As it was sent, and what its files were then: what of it is looked at again.
@@ -159,7 +163,7 @@ impl Secrets {
         named: &[Reference],
         make: impl FnOnce(&dyn Fn(&SecretKey) -> Option<Arc<Secret>>) -> Result<(T, Option<Arc<User>>)>,
     ) -> Result<T> {
-        named.iter().for_each(|reference| self.read_first(&reference.key));
+        let _held: Vec<_> = named.iter().map(|reference| self.read_first(&reference.key)).collect();
         let mut state = self.state.lock();
         let (made, user) = make(&|key| state.value(key))?;
         let Some(user) = user else { return Ok(made) };
@@ -194,14 +198,28 @@ impl Secrets {
         self.state.lock().entries.contains_key(key)
     }
 
-    /// Reads the file that a secret is to be found in. What is wrong with it keeps nobody from serving.
-    fn read_first(&self, key: &SecretKey) {
-        let Source::Path(path) = &key.source else { return };
-        if self.knows(key) {
-            return;
+    /// Keeps what there is of a secret, though nobody may name it yet.
+    fn hold(&self, key: &SecretKey) -> Option<Hold> {
+        self.state.lock().entries.get(key).map(|entry| entry.hold.clone())
+    }
+
+    /// Reads the file that a secret is to be found in, if nobody has; who comes while somebody does waits for that. What is
+    /// wrong with it keeps nobody from serving. The answer keeps what has come until somebody names it.
+    fn read_first(&self, key: &SecretKey) -> Option<Hold> {
+        let Source::Path(path) = &key.source else { return self.hold(key) };
+        let mut state = self.state.lock();
+        if let Some(hold) = state.entries.get(key).map(|entry| entry.hold.clone()) {
+            drop(state);
+            drop(hold.lock());
+            return Some(hold);
         }
+        let entry = Entry::new(&self.registry, key);
+        let hold = entry.hold.clone();
+        // Before anybody finds it.
+        let turn = hold.lock();
+        state.entries.insert(key.clone(), entry);
+        drop(state);
         let text = files::read(path);
-        self.state.lock().entries.insert(key.clone(), Entry::new(&self.registry, key));
         let checked = text
             .map_err(|error| ConfigError::new(error.to_string()))
             .and_then(|text| files::secret(&text, path, &key.name))
@@ -213,6 +231,8 @@ impl Secrets {
                 tracing::error!("secret \"{}\" of {} refused: {error}", key.name, path.display());
             }
         }
+        drop(turn);
+        Some(hold)
     }
 
     /// Whether a secret, as it was sent, fits all who name it. Nothing changes by that.
@@ -375,7 +395,7 @@ impl Secrets {
     /// Secrets that are named and come by `is`. Those that nobody names any more are forgotten.
     pub(super) fn wanted(&self, is: impl Fn(&Source) -> bool) -> Vec<SecretKey> {
         let mut state = self.state.lock();
-        state.entries.retain(|_, entry| entry.users.is_held());
+        state.entries.retain(|_, entry| entry.users.is_held() || Arc::strong_count(&entry.hold) > 1);
         state.entries.keys().filter(|key| is(&key.source)).cloned().collect()
     }
 
@@ -471,7 +491,14 @@ impl Secrets {
 impl Entry {
     fn new(registry: &Registry, key: &SecretKey) -> Entry {
         let stats = SecretStats::new(registry, &named_scope(&["sds", key.name.trim_matches('.')]));
-        Entry { value: None, users: Users::default(), given_up: false, sent: None, stats }
+        Entry {
+            value: None,
+            users: Users::default(),
+            hold: Arc::default(),
+            given_up: false,
+            sent: None,
+            stats,
+        }
     }
 
     /// Whether nothing was sent since that was.
@@ -480,5 +507,44 @@ impl Entry {
             (Some(sent), Some(message)) => Arc::ptr_eq(&sent.message, message),
             (sent, message) => sent.is_none() && message.is_none(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    // A look at the files threw out what had been read for somebody who was not there yet.
+    #[test]
+    fn what_is_read_first_stays_until_somebody_names_it() {
+        let path = std::env::temp_dir().join(format!("sixfold-first-{}.yaml", std::process::id()));
+        std::fs::write(&path, "resources: []\n").unwrap();
+        let (secrets, key) =
+            (Secrets::default(), SecretKey { source: Source::Path(path.clone()), name: "a".into() });
+        let held = secrets.read_first(&key);
+        assert_eq!(secrets.wanted(|_| true), std::slice::from_ref(&key));
+        // It is not begun anew by who comes second: whoever is there would not hear of it any more.
+        let again = secrets.read_first(&key);
+        assert!(Arc::ptr_eq(held.as_ref().unwrap(), again.as_ref().unwrap()));
+        drop((held, again));
+        assert!(secrets.wanted(|_| true).is_empty());
+        std::fs::remove_file(path).unwrap();
+    }
+
+    // It put an entry of its own in the place of the one that had come meanwhile, with all who named it.
+    #[test]
+    fn who_comes_while_a_file_is_read_waits_for_it() {
+        let (secrets, key) =
+            (Secrets::default(), SecretKey { source: Source::Path("/none".into()), name: "a".into() });
+        let hold = secrets.read_first(&key).unwrap();
+        let turn = hold.lock();
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| secrets.read_first(&key).unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(!second.is_finished());
+            drop(turn);
+            assert!(Arc::ptr_eq(&second.join().unwrap(), &hold));
+        });
     }
 }
