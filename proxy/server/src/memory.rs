@@ -9,14 +9,13 @@
 //! then, and gives back what has lain free for two looks.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Time between two looks; memory is back after three of them at the latest.
 pub(crate) const LOOK: Duration = Duration::from_secs(15);
 /// Freed memory that may stay, bytes: giving back and asking again costs page faults.
 const KEPT: u64 = 8 << 20;
-/// What the kernel counts memory in, bytes, on the systems that glibc's figures are compared with.
-const PAGE: u64 = 4096;
 
 /// Remembers what giving back came to.
 #[derive(Default)]
@@ -97,12 +96,42 @@ fn forget(pages: Range<usize>) {
 #[cfg(not(target_os = "linux"))]
 fn forget(_: Range<usize>) {}
 
+/// Resident bytes of the process.
+#[derive(Debug, PartialEq, Eq)]
+struct Resident {
+    all: u64,
+    of_files: u64,
+}
+
+impl Resident {
+    /// By `/proc/self/statm`, which counts pages of so many bytes.
+    fn read(statm: &str, page: u64) -> Option<Resident> {
+        let mut counts = statm.split_ascii_whitespace().skip(1).map_while(|count| count.parse::<u64>().ok());
+        let mut bytes = || counts.next()?.checked_mul(page);
+        Some(Resident { all: bytes()?, of_files: bytes()? })
+    }
+
+    fn now() -> Option<Resident> {
+        Resident::read(&std::fs::read_to_string("/proc/self/statm").ok()?, page())
+    }
+}
+
+/// Resident bytes of the process, where the system says.
+pub(crate) fn resident() -> Option<u64> {
+    Resident::now().map(|resident| resident.all)
+}
+
 /// Resident bytes of the process that are of no file: heap and stacks.
 pub(crate) fn anonymous() -> Option<u64> {
-    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let mut counts = pages.split(' ').skip(1).map_while(|count| count.parse::<u64>().ok());
-    let (resident, of_files) = (counts.next()?, counts.next()?);
-    resident.saturating_sub(of_files).checked_mul(PAGE)
+    Resident::now().map(|resident| resident.all.saturating_sub(resident.of_files))
+}
+
+/// What the kernel counts memory in, bytes: 4 KiB in most places, up to 64 KiB on arm64.
+#[allow(unsafe_code)]
+fn page() -> u64 {
+    static PAGE: OnceLock<u64> = OnceLock::new();
+    // SAFETY: the function takes a number, and touches nothing.
+    *PAGE.get_or_init(|| u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096))
 }
 
 /// Bytes that the allocator has given out.
@@ -167,6 +196,20 @@ Anonymous:             0 kB
         assert_eq!(of("Anonymous: 0 kB\nnonsense\nx r-xp /usr/bin/sixfold\n"), []);
     }
 
+    // A page had 4096 bytes everywhere, and `fixed_heap` saw a sixteenth of what there was.
+    #[test]
+    fn memory_is_counted_in_the_pages_of_the_kernel() {
+        let of = |page| Resident::read("900 30 10 5 0 70 0\n", page).unwrap();
+        assert_eq!(of(4096), Resident { all: 30 * 4096, of_files: 10 * 4096 });
+        assert_eq!(of(65_536), Resident { all: 30 * 65_536, of_files: 10 * 65_536 });
+        assert_eq!(Resident::read("", 4096), None);
+        // What the kernel tells every program: AT_PAGESZ.
+        let told = std::fs::read("/proc/self/auxv").unwrap();
+        let words: Vec<u64> = told.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect();
+        let size = words.as_chunks::<2>().0.iter().find(|[kind, _]| *kind == libc::AT_PAGESZ);
+        assert_eq!(Some(page()), size.map(|[_, size]| *size));
+    }
+
     fn own_code() -> Range<usize> {
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let own = std::fs::read_link("/proc/self/exe").unwrap();
@@ -176,7 +219,7 @@ Anonymous:             0 kB
     /// Maps all code, as if it ran; answers how many bytes it is.
     fn run_all() -> usize {
         let (code, memory) = (own_code(), std::fs::File::open("/proc/self/mem").unwrap());
-        for page in code.clone().step_by(PAGE as usize) {
+        for page in code.clone().step_by(page() as usize) {
             memory.read_exact_at(&mut [0], page as u64).unwrap();
         }
         code.len()
@@ -190,8 +233,8 @@ Anonymous:             0 kB
         // Bit 63 of each page's entry says that it is mapped.
         let pagemap = std::fs::File::open("/proc/self/pagemap").unwrap();
         let mapped = || {
-            let mut entries = vec![0; code.len() / PAGE as usize * 8];
-            pagemap.read_exact_at(&mut entries, (code.start as u64 / PAGE) * 8).unwrap();
+            let mut entries = vec![0; code.len() / page() as usize * 8];
+            pagemap.read_exact_at(&mut entries, (code.start as u64 / page()) * 8).unwrap();
             entries.as_chunks::<8>().0.iter().map(|entry| entry[7] & 0x80 != 0).collect::<Vec<_>>()
         };
         let before = mapped();

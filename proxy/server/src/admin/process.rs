@@ -2,6 +2,7 @@
 
 use super::commands::{bad, json};
 use super::{Admin, CertificateStatus, ContextCertificates};
+use crate::memory;
 use crate::surface::{Query, Reply};
 use http::StatusCode;
 use serde_json::json as object;
@@ -11,11 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Bytes of memory that the process holds; 0 where the system does not say.
 pub(super) fn resident_bytes() -> u64 {
-    const PAGE: u64 = 4096;
-    std::fs::read_to_string("/proc/self/statm")
-        .ok()
-        .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok())
-        .map_or(0, |pages| pages * PAGE)
+    memory::resident().unwrap_or(0)
 }
 
 pub(super) fn memory(_: &Admin, _: &Query) -> Reply {
