@@ -12,7 +12,7 @@ use sixfold_xds_api::pb::envoy::config::core::v3::Node;
 use sixfold_xds_api::values::Result;
 use tokio::sync::mpsc::channel;
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 use super::files::Looks;
 use super::key::SecretKey;
@@ -79,43 +79,51 @@ impl Batches for OneSecret {
 /// Follows every secret that is named and does not come by the stream of all resources, until the process ends, from the
 /// clusters of the last bootstrap. Must run within a `LocalSet`.
 pub async fn follow<A: Apply + Clone + 'static>(statics: watch::Receiver<Statics>, node: Node, apply: A) {
-    let (secrets, mut looks) = (statics.borrow().context.sds.clone(), Looks::new());
+    let secrets = statics.borrow().context.sds.clone();
     let put = {
         let secrets = secrets.clone();
         move |again| secrets.put_again(again)
     };
-    let look = move || secrets.look_at_files(&mut looks);
+    let look = move || {
+        let (secrets, mut looks) = (secrets.clone(), Looks::new());
+        move || secrets.look_at_files(&mut looks)
+    };
     tokio::join!(follow_streams(statics, node, apply.clone()), follow_files(look, put, apply));
 }
 
 /// Looks at files again and again, on a thread that nobody waits for but this: a disk may hang. What is found is `put` here,
-/// where secrets of streams are.
-async fn follow_files(
-    mut look: impl FnMut() -> Vec<Again> + Send + 'static,
+/// where secrets of streams are. A thread that ends is followed by another, which knows of no look of before.
+async fn follow_files<L: FnMut() -> Vec<Again> + Send + 'static>(
+    look: impl Fn() -> L,
     put: impl Fn(Again) -> Vec<ContextChange>,
     mut apply: impl Apply,
 ) {
-    let (found, mut changes) = channel(1);
-    let look = move || {
-        while !found.is_closed() {
-            let read = look();
-            if !read.is_empty() && found.blocking_send(read).is_err() {
-                return;
+    loop {
+        let (found, mut changes) = channel(1);
+        let mut look = look();
+        let look = move || {
+            while !found.is_closed() {
+                let read = look();
+                if !read.is_empty() && found.blocking_send(read).is_err() {
+                    return;
+                }
+                std::thread::sleep(LOOK);
             }
-            std::thread::sleep(LOOK);
+        };
+        if let Err(error) = std::thread::Builder::new().name("secret-files".to_owned()).spawn(look) {
+            tracing::error!("files of secrets are not looked at: {error}");
         }
-    };
-    if let Err(error) = std::thread::Builder::new().name("secret-files".to_owned()).spawn(look) {
-        return tracing::error!("files of secrets are not looked at again: {error}");
-    }
-    while let Some(read) = changes.recv().await {
-        let contexts: Vec<_> = read.into_iter().flat_map(&put).collect();
-        if contexts.is_empty() {
-            continue;
+        while let Some(read) = changes.recv().await {
+            let contexts: Vec<_> = read.into_iter().flat_map(&put).collect();
+            if contexts.is_empty() {
+                continue;
+            }
+            let errors = apply.apply(Diff { contexts, ..Diff::default() }).await;
+            let more = |more| tracing::error!(more, "more settings with secrets are not in force");
+            tell_most(&errors, |error| tracing::error!("{error}"), more);
         }
-        let errors = apply.apply(Diff { contexts, ..Diff::default() }).await;
-        let more = |more| tracing::error!(more, "more settings with secrets are not in force");
-        tell_most(&errors, |error| tracing::error!("{error}"), more);
+        tracing::error!("who looks at files of secrets has ended, and begins again");
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -137,11 +145,25 @@ async fn follow_streams(statics: watch::Receiver<Statics>, node: Node, apply: im
                 ends.spawn_local(one(statics.clone(), node.clone(), key.clone(), apply.clone()))
             });
         }
-        while ends.try_join_next().is_some() {}
+        while let Some(ended) = ends.try_join_next_with_id() {
+            begin_again(&mut streams, ended);
+        }
         tokio::select! {
             () = secrets.named() => {}
             () = tokio::time::sleep(LOOK) => {}
         }
+    }
+}
+
+/// Has a secret asked for anew, in the next turn, whose stream has failed. One that was told to end is not among them.
+fn begin_again(
+    streams: &mut BTreeMap<SecretKey, AbortHandle>,
+    ended: std::result::Result<(Id, ()), JoinError>,
+) {
+    let Err(error) = ended else { return };
+    let failed = streams.extract_if(.., |_, stream| stream.id() == error.id());
+    for (key, _) in failed {
+        tracing::error!("the stream of the secret \"{}\" begins again: {error}", key.name);
     }
 }
 
@@ -206,8 +228,56 @@ mod tests {
             drop(go_on);
         };
         tokio::select! {
+            () = follow_files(once(look), |_| Vec::new(), Nothing) => panic!("never ends"),
+            () = others => {}
+        }
+    }
+
+    type Look = Box<dyn FnMut() -> Vec<Again> + Send>;
+
+    /// Makes this, and nothing after it.
+    fn once(look: impl FnMut() -> Vec<Again> + Send + 'static) -> impl Fn() -> Look {
+        let look = std::cell::RefCell::new(Some(look));
+        move || -> Look {
+            match look.borrow_mut().take() {
+                Some(look) => Box::new(look),
+                None => panic!("it has ended"),
+            }
+        }
+    }
+
+    // Files were never looked at again, without a word.
+    #[tokio::test]
+    async fn a_look_that_fails_is_not_the_last() {
+        let (told, mut looks) = channel(4);
+        let look = move || {
+            let told = told.clone();
+            move || -> Vec<Again> {
+                let _ = told.blocking_send(());
+                panic!("a look has failed")
+            }
+        };
+        let others = async {
+            looks.recv().await.unwrap();
+            looks.recv().await.unwrap();
+        };
+        tokio::select! {
             () = follow_files(look, |_| Vec::new(), Nothing) => panic!("never ends"),
             () = others => {}
         }
+    }
+
+    // It counted as followed for good.
+    #[tokio::test]
+    async fn a_secret_whose_stream_has_failed_is_asked_for_again() {
+        let key = |name: &str| SecretKey { source: Source::Ads, name: name.into() };
+        let mut ends = JoinSet::new();
+        let mut streams = BTreeMap::from([
+            (key("bad"), ends.spawn(async { panic!("a stream has failed") })),
+            (key("good"), ends.spawn(std::future::pending())),
+        ]);
+        let ended = ends.join_next_with_id().await.unwrap();
+        begin_again(&mut streams, ended);
+        assert!(streams.keys().eq([&key("good")]));
     }
 }

@@ -5,12 +5,12 @@ use super::probe::Target;
 use parking_lot::Mutex;
 use sixfold_core::cluster::{ActiveCheck, Cluster, CountedChecks, Counts, Host, Reasons, Seen};
 use sixfold_core::plugin::Callout;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
 
 /// No interval is longer.
@@ -120,7 +120,7 @@ async fn run(cluster: Weak<Cluster>, rounds: Arc<Rounds>, callout: Arc<dyn Callo
         permits: Arc::new(Semaphore::new(rounds.checks.active.concurrency.max(1))),
         rounds,
         callout,
-        targets: HashMap::new(),
+        nodes: HashMap::new(),
         running: JoinSet::new(),
     };
     loop {
@@ -135,7 +135,7 @@ async fn run(cluster: Weak<Cluster>, rounds: Arc<Rounds>, callout: Arc<dyn Callo
         tokio::select! {
             () = news.notified() => {}
             () = probes.rounds.wait() => {}
-            Some(ended) = probes.running.join_next() => probes.take(ended.ok()),
+            Some(ended) = probes.running.join_next() => probes.take(ended),
         }
     }
 }
@@ -176,45 +176,59 @@ struct Probes {
     rounds: Arc<Rounds>,
     callout: Arc<dyn Callout>,
     permits: Arc<Semaphore>,
-    /// By the number of the host; `None` while it is being asked.
-    targets: HashMap<u64, Option<Target>>,
+    /// By the number of the host.
+    nodes: HashMap<u64, Probed>,
     running: JoinSet<(u64, Target)>,
+}
+
+/// A node that is probed.
+enum Probed {
+    /// How it is asked the next time.
+    Known(Target),
+    /// It is being asked by that task, unless that has failed.
+    Asked(AbortHandle),
 }
 
 impl Probes {
     /// Asks all nodes that are used, or all others, but those whose last probe has not come to an end.
     fn start(&mut self, cluster: &Cluster, usable: bool) {
         let hosts = cluster.hosts.load();
-        self.targets.retain(|id, _| hosts.iter().any(|member| member.host.id == *id));
+        let ids: HashSet<u64> = hosts.iter().map(|member| member.host.id).collect();
+        self.nodes.retain(|id, _| ids.contains(id));
         for member in hosts.iter().filter(|member| member.host.counts().health.is_usable() == usable) {
             let host = &member.host;
             let active = &self.rounds.checks.active;
-            let target = match self.targets.remove(&host.id) {
-                Some(None) => {
-                    self.targets.insert(host.id, None);
+            let target = match self.nodes.remove(&host.id) {
+                Some(Probed::Asked(task)) if !task.is_finished() => {
+                    self.nodes.insert(host.id, Probed::Asked(task));
                     continue;
                 }
-                Some(Some(target)) => target,
-                None => Target::of_node(cluster, active, host, self.callout.clone()),
+                Some(Probed::Known(target)) => target,
+                _ => Target::of_node(cluster, active, host, self.callout.clone()),
             };
-            self.targets.insert(host.id, None);
-            let (host, checks, permits) = (host.clone(), self.rounds.checks.clone(), self.permits.clone());
-            self.running.spawn(async move {
+            let (id, host, checks, permits) =
+                (host.id, host.clone(), self.rounds.checks.clone(), self.permits.clone());
+            let task = self.running.spawn(async move {
                 let _permit = permits.acquire().await;
                 let asked = tokio::time::timeout(checks.active.timeout, target.see(&checks.active)).await;
                 if let Some(seen) = asked.unwrap_or(Some(Seen::Timeout)) {
                     host.count(seen, &checks.active.limits);
                 }
-                (host.id, target)
+                (id, target)
             });
+            self.nodes.insert(id, Probed::Asked(task));
         }
     }
 
-    /// Keeps the target of a probe that has ended for the next one.
-    fn take(&mut self, ended: Option<(u64, Target)>) {
-        let Some((id, target)) = ended else { return };
-        if let Some(place) = self.targets.get_mut(&id) {
-            *place = Some(target);
+    /// Keeps the target of a probe that has ended for the next one. After one that has failed that is made anew.
+    fn take(&mut self, ended: Result<(u64, Target), JoinError>) {
+        match ended {
+            Ok((id, target)) => {
+                if let Some(place) = self.nodes.get_mut(&id) {
+                    *place = Probed::Known(target);
+                }
+            }
+            Err(error) => tracing::error!("a probe has failed: {error}"),
         }
     }
 }

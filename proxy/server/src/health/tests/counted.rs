@@ -4,6 +4,7 @@ use super::*;
 use parking_lot::Mutex;
 use sixfold_core::cluster::{ActiveCheck, CountedChecks, Limits, ProbeHeader, Seen};
 use sixfold_core::headers::HeaderName;
+use sixfold_core::plugin::{Callout, CalloutFuture, CalloutRequest, CalloutStreamFuture};
 
 fn limits() -> Limits {
     Limits {
@@ -98,6 +99,33 @@ async fn a_time_that_no_clock_can_tell_ends_no_checks() {
     for _ in 0..3 {
         tokio::time::timeout(Duration::from_secs(20), listener.accept()).await.unwrap().unwrap();
     }
+}
+
+/// Counts what is asked, and fails at each.
+#[derive(Default)]
+struct Fails(std::sync::atomic::AtomicUsize);
+
+impl Callout for Fails {
+    fn send(&self, _: CalloutRequest) -> CalloutFuture {
+        self.0.fetch_add(1, Relaxed);
+        panic!("a probe has failed")
+    }
+
+    fn open(&self, request: CalloutRequest) -> CalloutStreamFuture {
+        drop(self.send(request));
+        panic!("not asked for")
+    }
+}
+
+// The node counted as being asked for good.
+#[tokio::test]
+async fn a_node_whose_probe_has_failed_is_probed_again() {
+    let (fails, (nobody, _held)) = (Arc::new(Fails::default()), nobody());
+    let checker = HealthChecker::new(fails.clone(), Registry::new());
+    let cluster = counted(&[nobody], Some(checks(Some(SOON))), None);
+    checker.take_over(&cluster);
+    until("asked again", || fails.0.load(Relaxed) > 2).await;
+    assert_eq!(healthy(&cluster), 1);
 }
 
 #[tokio::test]
