@@ -11,6 +11,8 @@ use crate::ads::{Key, Kind};
 
 /// Bytes of refused resources that are kept, over all of them: of what goes beyond, only the reason is.
 const MAX_REFUSED_BYTES: usize = 4 << 20;
+/// Bytes of a refused resource's version and of its reason that are kept.
+const MAX_TEXT: usize = 4 << 10;
 /// Refused resources of which no good one has ever come that are kept.
 const MAX_REFUSED: usize = 1024;
 /// Field numbers of a listener's `filter_chains`, `default_filter_chain` and `filter_chain_matcher`.
@@ -201,6 +203,11 @@ fn are_others(one: &[u8], other: &[u8]) -> bool {
     rest(one) != rest(other)
 }
 
+/// As much of a text as is kept.
+fn cut(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default()
+}
+
 impl State {
     fn note(&mut self, key: Key, event: Event<'_>) {
         let mut tracked = self.entries.remove(&key).unwrap_or_default();
@@ -278,17 +285,19 @@ impl State {
                 });
                 tracked.refused = failed.map(|Sent { value, version, .. }| {
                     let value = Some(value).filter(|value| room(value));
+                    let version = cut(&version).into();
                     Refusal { value, version, at, reason: String::new() }
                 });
             }
             Event::Failed(reason) => {
                 if let Some(refused) = &mut tracked.refused {
-                    reason.clone_into(&mut refused.reason);
+                    cut(reason).clone_into(&mut refused.reason);
                 }
             }
             Event::Refused { value, version, reason } => {
                 let value = room(value).then(|| value.into());
-                tracked.refused = Some(Refusal { value, version: version.into(), at, reason: reason.into() });
+                let (version, reason) = (cut(version).into(), cut(reason).into());
+                tracked.refused = Some(Refusal { value, version, at, reason });
             }
             Event::Forgiven => tracked.refused = None,
             Event::Gone => *tracked = Tracked::default(),
@@ -319,6 +328,17 @@ mod tests {
 
     fn some(versions: [&str; 3]) -> [Option<String>; 3] {
         versions.map(|version| (!version.is_empty()).then(|| version.to_owned()))
+    }
+
+    // They had no bound, and those who send choose them.
+    #[test]
+    fn of_what_is_refused_no_more_text_is_kept_than_a_page() {
+        let (tracker, long) = (Tracker::default(), "\u{e9}".repeat(MAX_TEXT));
+        note(&tracker, "a", Event::Refused { value: b"x", version: &long, reason: &long });
+        let refused = tracked(&tracker, "a").unwrap().refused.unwrap();
+        assert_eq!((refused.version.len(), refused.reason.len()), (MAX_TEXT, MAX_TEXT));
+        note(&tracker, "a", Event::Failed(&format!("x{long}")));
+        assert_eq!(tracked(&tracker, "a").unwrap().refused.unwrap().reason.len(), MAX_TEXT - 1);
     }
 
     #[test]
