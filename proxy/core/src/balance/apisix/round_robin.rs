@@ -6,6 +6,9 @@ use crate::cluster::{Choice, Member};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
+/// Turns of one pick. Weights that have nothing in common make rounds of millions, in which few nodes come up but the heaviest.
+const MOST_TURNS: i64 = 4096;
+
 /// Turns, kept by each worker.
 pub(in super::super) struct RoundRobin;
 
@@ -48,7 +51,13 @@ impl Picker for RoundRobin {
         allowed: impl Fn(&Member) -> bool,
     ) -> Option<&'g Arc<Member>> {
         let mut turn = group.turns.get(choice.worker).lock();
-        (0..group.period).find_map(|_| group.advance(&mut turn).filter(|node| allowed(node)))
+        let taken = (0..group.period.min(MOST_TURNS))
+            .find_map(|_| group.advance(&mut turn).filter(|node| allowed(node)));
+        // Those that are left have their turns so seldom that the heaviest has nearly all of them.
+        taken.or_else(|| {
+            let left = group.nodes.iter().filter(|node| node.weight > 0 && allowed(node));
+            left.max_by_key(|node| node.weight)
+        })
     }
 }
 

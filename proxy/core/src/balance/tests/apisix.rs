@@ -124,6 +124,19 @@ fn chash_keeps_its_ring_when_a_node_is_down_and_retries_on_the_next() {
     }
 }
 
+// A pick took a million turns, with its worker's lock held.
+#[test]
+fn huge_weights_do_not_make_huge_rounds() {
+    let hosts = weighted(&[1_000_000, 1]);
+    let rr = balancer(Policy::ApisixRoundRobin, &hosts);
+    let tries = [tried(&hosts.iter().next().unwrap().clone())];
+    let begin = std::time::Instant::now();
+    for _ in 0..2000 {
+        assert_eq!(port(&rr.choose(&Choice { tried: &tries, ..request() }).unwrap()), 2);
+    }
+    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+}
+
 #[test]
 fn huge_weights_do_not_make_huge_rings() {
     let hosts = weighted(&[1_000_003, 999_983]);
