@@ -97,7 +97,8 @@ fn serial(raw: &[u8]) -> String {
     }
 }
 
-fn to_pem(der: &[u8]) -> String {
+/// A certificate in PEM.
+pub(super) fn to_pem(der: &[u8]) -> String {
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let mut pem = String::with_capacity(text.len() + text.len() / 64 + 60);
     pem.push_str("-----BEGIN CERTIFICATE-----\n");

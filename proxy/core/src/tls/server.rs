@@ -1,5 +1,6 @@
 //! TLS towards clients.
 
+use super::certificate::to_pem;
 use super::tickets::{self, KeyedTickets, Tickets};
 use super::verify::{Authorities, ClientVerifier, Peer, PeerCheck};
 use super::{
@@ -263,7 +264,7 @@ impl ServerContext {
     pub fn info(&self, connection: &ServerConnection, local: Option<Arc<Certificate>>) -> TlsInfo {
         let chain = connection.peer_certificates().unwrap_or_default();
         let peer = chain.first().and_then(|der| describe(der)).map(Arc::new);
-        let pem = || chain.iter().filter_map(|der| describe(der)).map(|c| c.pem).collect::<String>();
+        let pem = || chain.iter().map(|der| to_pem(der)).collect::<String>();
         TlsInfo {
             version: version_name(connection.protocol_version()),
             cipher: connection.negotiated_cipher_suite().map_or("", |s| cipher_name(s.suite())),
