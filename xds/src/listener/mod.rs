@@ -34,8 +34,7 @@ use sixfold_xds_api::pb::google::protobuf::StringValue;
 use sixfold_xds_api::pb::xds::core::v3::TypedExtensionConfig;
 use sixfold_xds_api::pb::xds::r#type::matcher::v3::Matcher;
 use sixfold_xds_api::values::{
-    Endpoint, Result, address, bool_or, buffer_limit, enum_value, required, tcp_keepalive, timeout_or,
-    u32_in, u32_or,
+    Endpoint, Result, address, bool_or, buffer_limit, enum_value, required, tcp_keepalive, timeout_or, u32_or,
 };
 use sixfold_xds_api::{any, metadata, refuse, refused};
 
@@ -55,8 +54,6 @@ pub fn compile(context: &Context, value: &ProtoListener) -> std::result::Result<
 fn listener(context: &Context, value: &ProtoListener) -> Result<Listener> {
     let mut faults = Faults::default();
     faults.take(refuse_unsupported(value));
-    let per_event = &value.max_connections_to_accept_per_socket_event;
-    faults.take(u32_in(per_event, 1, 1..=u32::MAX, "max_connections_to_accept_per_socket_event"));
     let use_original_dst = bool_or(&value.use_original_dst, false);
     let addresses = faults.take(addresses(&value.address, &value.additional_addresses));
     let stats = stats_name(&value.stat_prefix, &addresses);

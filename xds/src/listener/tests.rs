@@ -290,10 +290,6 @@ fn bad_and_unsupported_fields_are_refused_by_name() {
             "listener_filters[0].filter_disabled.not_match.or_match.rules: must hold at least two rules",
         ),
         (
-            "max_connections_to_accept_per_socket_event: 0".to_owned(),
-            "max_connections_to_accept_per_socket_event: must be at least 1, not 0",
-        ),
-        (
             "filter_chains: [{filters: [{name: e, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo}}]}]".to_owned(),
             "filter_chains[0].filters[0].typed_config: network filter \"e\" of type envoy.extensions.filters.network.echo.v3.Echo is not supported",
         ),

@@ -7,6 +7,7 @@ use super::*;
 use crate::json::encode_node;
 use crate::pb::envoy::config::bootstrap::v3::Bootstrap;
 use crate::pb::envoy::config::cluster::v3::Cluster;
+use crate::pb::envoy::config::listener::v3::Listener;
 use crate::pb::envoy::config::route::v3::RouteConfiguration;
 
 fn found<M: Name>(yaml: &str) -> Vec<String> {
@@ -62,6 +63,10 @@ fn wrappers_numbers_and_messages_in_any_are_looked_at() {
             "load_assignment.endpoints[0].priority: must be at most 128, not 129",
             "load_assignment.cluster_name: must not be empty",
         ]
+    );
+    assert_eq!(
+        found::<Listener>("max_connections_to_accept_per_socket_event: 0"),
+        ["max_connections_to_accept_per_socket_event: must be more than 0, not 0"]
     );
 }
 
