@@ -193,9 +193,14 @@ pub struct UdpLimits {
     pub waiting: usize,
 }
 
+impl UdpLimits {
+    /// Clients of one worker at once, at most.
+    pub const SESSIONS: usize = 8 << 10;
+}
+
 impl Default for UdpLimits {
     fn default() -> UdpLimits {
-        UdpLimits { sessions: 8 << 10, waiting: 4 << 20 }
+        UdpLimits { sessions: UdpLimits::SESSIONS, waiting: 4 << 20 }
     }
 }
 

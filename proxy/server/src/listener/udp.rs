@@ -12,7 +12,7 @@ use crate::tcp_proxy::{Routed, Terms};
 use crate::udp_proxy::{self, Correspondent, LONGEST, Shown, WAITING, Waiting};
 use crate::worker::Worker;
 use sixfold_core::connection::Connection;
-use sixfold_core::listener::{L4Proxy, L4Subject, NetworkFilter};
+use sixfold_core::listener::{L4Proxy, L4Subject, NetworkFilter, UdpLimits};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Ends of sessions that wait to be heard of. They go before datagrams: there are never more than sessions.
-const ENDS: usize = 16 << 10;
+const ENDS: usize = 2 * UdpLimits::SESSIONS;
 
 /// Datagrams that are taken before other tasks of the worker have their turn.
 const TURN: usize = 64;
