@@ -196,8 +196,6 @@ pub struct ServerHttp1 {
     pub max_head_bytes: usize,
     /// Forwards `Expect: 100-continue` instead of answering it.
     pub proxy_100_continue: bool,
-    /// `stream_error_on_invalid_http_message`: errors keep the connection where they can.
-    pub stream_error_on_invalid: bool,
 }
 
 impl Default for ServerHttp1 {
@@ -212,7 +210,6 @@ impl Default for ServerHttp1 {
             strict: false,
             max_head_bytes: 60 << 10,
             proxy_100_continue: false,
-            stream_error_on_invalid: false,
         }
     }
 }

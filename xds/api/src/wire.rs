@@ -231,7 +231,6 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-/// What follows a field's value.
 /// What is packed into every `Any` of a type in an encoded message, however deep. It is found without decoding the
 /// message, by the bytes of the name: what merely looks like one comes too, and one whose value is written before its
 /// type does not.
@@ -244,6 +243,7 @@ pub fn packed<'a>(message: &'a [u8], type_name: &'a str) -> impl Iterator<Item =
     })
 }
 
+/// What follows a field's value.
 fn skip(wire_type: u64, value: &[u8]) -> Option<&[u8]> {
     // No groups, which no message of Envoy has.
     Value::read(wire_type, value).map(|(_, after)| after)

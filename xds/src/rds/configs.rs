@@ -65,7 +65,8 @@ impl RouteConfigs {
     }
 
     /// Names that connection managers ask for by ADS.
-    pub fn wanted_by_ads(&self) -> BTreeSet<Arc<str>> {
+    #[cfg(test)]
+    pub(crate) fn wanted_by_ads(&self) -> BTreeSet<Arc<str>> {
         self.wanted().filter(|(source, _)| *source == Source::Ads).map(|(_, name)| name).collect()
     }
 

@@ -75,12 +75,4 @@ impl Program {
             Err(_) => false,
         }
     }
-
-    /// Has `take` take its value as text, if it is one: of an extraction, as for a rate limit's descriptor.
-    pub fn with_text<T>(&self, stream: &Stream, take: impl FnOnce(Option<&[u8]>) -> T) -> T {
-        match self.0.eval(stream) {
-            Ok(Value::String(text)) => take(Some(&text)),
-            _ => take(None),
-        }
-    }
 }

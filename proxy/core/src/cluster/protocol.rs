@@ -85,9 +85,6 @@ pub struct Http2Options {
     pub max_control_frames: u32,
     /// Extended CONNECT (RFC 8441).
     pub allow_connect: bool,
-    /// Invalid messages reset their stream instead of closing the connection
-    /// (`override_stream_error_on_invalid_http_message`).
-    pub stream_error_on_invalid: bool,
 }
 
 impl Http2Options {
@@ -116,7 +113,6 @@ impl Default for Http2Options {
             max_resets: 200,
             max_control_frames: 10_000,
             allow_connect: false,
-            stream_error_on_invalid: false,
         }
     }
 }

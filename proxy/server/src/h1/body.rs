@@ -85,7 +85,8 @@ impl Decoder {
     }
 
     /// Whether the body is complete.
-    pub fn is_done(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_done(&self) -> bool {
         matches!(self.state, State::Done)
     }
 

@@ -341,6 +341,7 @@ impl ControlThread {
         let _ =
             tokio::time::timeout(deadline.saturating_add(Duration::from_millis(100)), shared.drain.idle())
                 .await;
+        // The process ends when they have.
         for peer in shared.peers.get().into_iter().flatten() {
             let _ = peer.commands.send(Command::Stop).await;
         }
