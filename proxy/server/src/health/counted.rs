@@ -192,6 +192,9 @@ enum Probed {
 impl Probes {
     /// Asks all nodes that are used, or all others, but those whose last probe has not come to an end.
     fn start(&mut self, cluster: &Cluster, usable: bool) {
+        while let Some(ended) = self.running.try_join_next() {
+            self.take(ended);
+        }
         let hosts = cluster.hosts.load();
         let ids: HashSet<u64> = hosts.iter().map(|member| member.host.id).collect();
         self.nodes.retain(|id, _| ids.contains(id));
