@@ -761,7 +761,8 @@ mod tests {
         used.peers.upstream = Some(crate::workload::Peer::new(Default::default()));
         used.set_var("v", "1");
         used.set_state(Slot::new(3, crate::plugin::Scope::Route), 1u8);
-        used.plugins.decide(Slot::new(4, crate::plugin::Scope::Route), true);
+        let when = Arc::new(crate::expr::Expr::new(&serde_json::json!([["arg_a", "==", "1"]])).unwrap());
+        used.plugins.decide(Slot::new(4, crate::plugin::Scope::Route), &when, true);
         used.identify(Arc::new(Consumer::new("jack".into(), None, Vec::new())));
 
         let start = connection.start;

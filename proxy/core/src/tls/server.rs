@@ -4,7 +4,8 @@ use super::certificate::to_pem;
 use super::tickets::{self, KeyedTickets, Tickets};
 use super::verify::{Authorities, ClientVerifier, Peer, PeerCheck};
 use super::{
-    Awaited, ContextChange, Held, Identity, NameTable, Origin, Protocols, Validation, cipher_name, describe,
+    Awaited, ContextChange, Held, Identity, NameTable, Origin, Protocols, Validation, cipher_name,
+    curve_name, describe,
 };
 use crate::connection::{Certificate, TlsInfo};
 use crate::error::{ConfigContext, ConfigError};

@@ -48,6 +48,7 @@ fn send(chain: &Chain, pieces: &[&str]) -> Vec<String> {
             Filtered::Data(data) => String::from_utf8(data.to_vec()).unwrap(),
             Filtered::Respond(reply) => reply.status.to_string(),
             Filtered::TooLong => "too long".to_owned(),
+            Filtered::OverBudget => "over budget".to_owned(),
             Filtered::Waiting => panic!("it waits"),
         }
     })
