@@ -137,8 +137,10 @@ mod tests {
     #[test]
     fn what_is_kept_comes_out_of_the_bodies_in_memory() {
         const SLOT: Slot = Slot::new(1, Scope::Route);
-        let (budget, of) =
-            (Arc::new(ByteBudget::new(8 << 10)), |captured: &mut Captured| &mut captured.response);
+        fn of(captured: &mut Captured) -> &mut Capture {
+            &mut captured.response
+        }
+        let budget = Arc::new(ByteBudget::new(8 << 10));
         let piece = BodyPiece { data: &[b'x'; 5 << 10], last: false };
         let mut logged = stream("/", &[]);
         logged.bodies = Some(budget.clone());
