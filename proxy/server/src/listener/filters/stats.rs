@@ -77,7 +77,7 @@ impl FilterStats {
                 ListenerFilter::TlsInspector => _ = self.tls_stats(registry),
                 ListenerFilter::HttpInspector => _ = self.http_stats(registry),
                 ListenerFilter::ProxyProtocol { .. } => _ = self.proxy(registry),
-                ListenerFilter::Except(_, filter) => self.show(registry, std::slice::from_ref(filter)),
+                ListenerFilter::Except(_, filter) => self.show(registry, std::slice::from_ref(&**filter)),
                 ListenerFilter::OriginalDst | ListenerFilter::OriginalSrc(_) => {}
             }
         }
