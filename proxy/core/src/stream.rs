@@ -434,7 +434,7 @@ impl Stream {
 
     /// What bodies come out of that a plugin keeps in its state, for as long as it does.
     pub fn bodies(&self) -> &Arc<ByteBudget> {
-        self.bodies.as_ref().unwrap_or_else(ByteBudget::unbounded)
+        self.bodies.as_ref().unwrap_or_else(|| ByteBudget::unbounded())
     }
 
     /// Whether this is the context of a request, and not of a connection of TCP.

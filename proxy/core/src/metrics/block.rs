@@ -312,9 +312,11 @@ macro_rules! stat_block {
             #[allow(unused_imports)]
             use $crate::metrics::{Block, Counter, Gauge, Histogram, Kind, Number, Registry, StatDef, block_slot};
 
-            #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+            // A block of what is never counted alone has none.
+            #[allow(non_camel_case_types, clippy::upper_case_acronyms, dead_code)]
             enum Stat { $($c,)* $($g,)* $($($n,)*)? $($h,)* }
 
+            #[allow(dead_code)]
             const SINGLES: usize =
                 <[&str]>::len(&[$(stringify!($c),)* $(stringify!($g),)* $($(stringify!($n),)*)?]);
 

@@ -4,7 +4,6 @@ use super::clock::{Clock, Expired, time_of_day};
 use super::downstream::{Downstream, DownstreamError};
 use super::respond::{self, Refusal};
 use super::{Env, exchange, h2_server, timeouts};
-use crate::budget::Reservation;
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::closing;
 use crate::deadline::{Timed, after, within};
@@ -15,6 +14,7 @@ use crate::h1::{
 use crate::io::Io;
 use crate::wire::body::{BodyEvent, Piece};
 use crate::wire::h1_body::{BodyError, BodyReader, Next};
+use sixfold_core::budget::Reservation;
 use sixfold_core::connection::Connection;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::{Headers, Known};
