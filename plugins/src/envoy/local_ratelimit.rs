@@ -222,7 +222,7 @@ impl LocalRateLimit {
             return Vec::new();
         }
         let is_enforced = self.enforced.is_some_and(|share| share.draw(0));
-        let of_bucket = |(most, shadow)| {
+        let of_bucket = |(most, shadow): (u64, bool)| {
             let what = match !shadow && is_enforced {
                 false => "counts it as limited".to_owned(),
                 true => format!("answers {} ({LIMITED})", self.status),
