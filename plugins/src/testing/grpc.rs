@@ -10,6 +10,7 @@ use sixfold_core::plugin::{
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 /// What a service does with a message.
 pub(crate) enum Reply {
@@ -28,13 +29,14 @@ type Answer = Box<dyn FnMut(&[u8]) -> Reply + Send>;
 /// A service that answers each message, and keeps what it was sent.
 pub(crate) struct GrpcService {
     answer: Mutex<Answer>,
-    /// Path, headers and messages of each call.
+    /// Path, headers, time and messages of each call.
     pub(crate) calls: Mutex<Vec<Call>>,
 }
 
 pub(crate) struct Call {
     pub(crate) path: String,
     pub(crate) headers: Headers,
+    pub(crate) timeout: Duration,
     pub(crate) messages: Vec<Bytes>,
 }
 
@@ -63,7 +65,8 @@ impl Callout for Caller {
             let path = request.uri.splitn(4, '/').nth(3).map(|path| format!("/{path}")).unwrap_or_default();
             let mut calls = service.calls.lock();
             let call = calls.len();
-            calls.push(Call { path, headers: request.headers, messages: Vec::new() });
+            let CalloutRequest { headers, timeout, .. } = request;
+            calls.push(Call { path, headers, timeout, messages: Vec::new() });
             drop(calls);
             let mut head = Headers::new();
             head.append("content-type", b"application/grpc");

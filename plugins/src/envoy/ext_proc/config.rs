@@ -88,6 +88,9 @@ pub(super) fn compile(
     if off {
         return Ok(None);
     }
+    // A stream lasts as long as its request: the time of a service is that of a call with one answer, as in Envoy. What bounds
+    // the stream is the time of each message.
+    settings.service.timeout = None;
     let route_cache = route_cache(*route_cache_action, *disable_clear_route_cache)?;
     let (told_metadata, taken_metadata) = namespaces(&settings.metadata).in_key("metadata_options")?;
     let default = HeaderForwardingRules::default();

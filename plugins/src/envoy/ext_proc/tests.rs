@@ -150,6 +150,19 @@ async fn heads_are_told_and_changed() {
     );
 }
 
+/// A client that sent its body slowly had the stream end, and with it what the processor has to say of the rest.
+#[tokio::test]
+async fn a_stream_has_no_time_of_its_own() {
+    let service = shouting();
+    let mut config = config();
+    let time = sixfold_xds_api::pb::google::protobuf::Duration { seconds: 2, nanos: 0 };
+    config.grpc_service.as_mut().unwrap().timeout = Some(time);
+    let plugin = filter(&config, &[], &service.context()).unwrap();
+    assert!(finish(plugin.access(&mut bodiless("/", &[]))).await.is_none());
+    let calls = service.calls.lock();
+    assert_eq!((calls[0].timeout, calls[0].headers.get_str("grpc-timeout")), (Duration::MAX, None));
+}
+
 #[tokio::test]
 async fn bodies_are_changed_piece_by_piece_or_as_a_whole() {
     for (mode, told) in [(STREAMED, 3), (BUFFERED, 1)] {
