@@ -1,15 +1,15 @@
 //! APISIX's forward-auth: a service decides whether a request may pass.
 
 use crate::apisix;
-use crate::shared::header_names;
+use crate::shared::{header_names, uri};
 use bytes::Bytes;
 use serde::Deserialize;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::format::Format;
 use sixfold_core::headers::{HeaderName, Headers, Known};
 use sixfold_core::plugin::{
-    ApisixFactory, BuildContext, Built, Callout, CalloutRequest, CalloutResponse, Keepalive, LocalReply,
-    OwnedHeaders, Plugin, ReadBody, Slot, Step,
+    ApisixFactory, BuildContext, Built, Callout, CalloutError, CalloutRequest, CalloutResponse, Keepalive,
+    LocalReply, OwnedHeaders, Plugin, ReadBody, Slot, Step,
 };
 use sixfold_core::stream::Stream;
 use std::collections::BTreeMap;
@@ -130,7 +130,9 @@ impl ForwardAuth {
             [] => head.target.full(),
             original => original,
         };
-        headers.set("X-Forwarded-Uri", stream.var("request_uri").unwrap_or(sent));
+        // Of a decoded path a line end is told encoded: there is no other way to tell it.
+        let uri = stream.var("request_uri").unwrap_or(sent).to_vec();
+        headers.set("X-Forwarded-Uri", &uri::escape_line_ends(uri));
         headers.set("x-forwarded-for", stream.remote_ip().to_string().as_bytes());
         let mut body = Bytes::new();
         if self.body.is_some() {
@@ -150,7 +152,9 @@ impl ForwardAuth {
             }
         }
         CalloutRequest {
-            uri: String::from_utf8_lossy(&apisix::value(&self.uri, stream)).into_owned(),
+            // What variables bring may be what no URI can have, or what ends the path (`#`).
+            uri: String::from_utf8_lossy(&uri::escape_unwritable(apisix::value(&self.uri, stream)))
+                .into_owned(),
             target: None,
             cluster: None,
             retries: 0,
@@ -199,9 +203,11 @@ impl ForwardAuth {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "failed to process forward auth");
-                    match self.degrades {
-                        true => Step::Continue,
-                        false => Step::Respond(LocalReply::new(self.status_on_error, "", "")),
+                    // Only a service that was asked can be down. What can't be asked about is never let through: a client
+                    // could see to it.
+                    match error {
+                        CalloutError::Timeout | CalloutError::Failed(_) if self.degrades => Step::Continue,
+                        _ => Step::Respond(LocalReply::new(self.status_on_error, "", "")),
                     }
                 }
             }
@@ -215,7 +221,7 @@ mod tests {
     use super::*;
     use crate::testing::{build, chain_of, context, context_with, finish, request_header, stream};
     use serde_json::json;
-    use sixfold_core::plugin::{Passed, RequestPhases};
+    use sixfold_core::plugin::{CalloutFuture, CalloutStreamFuture, Passed, RequestPhases};
 
     /// A name that is the beginning of another one, or only stands in a text, is none that the service is told.
     #[test]
@@ -319,6 +325,40 @@ mod tests {
             let reply = finish(plugin.access(&mut stream("/", &[]))).await;
             assert_eq!(reply.map(|r| r.status), status);
         }
+    }
+
+    /// The header of a path with a line end in it was left out where it was written, and the service judged a request without.
+    #[tokio::test]
+    async fn what_a_path_has_is_told_whatever_it_is() {
+        let (context, service) = context_with(Some(answer(200, &[], "")));
+        let config = json!({"uri": "http://a/auth$uri?of=$arg_q", "allow_degradation": true});
+        let plugin = build("forward-auth", &config, &context).unwrap();
+        let mut s = stream("/x?q=%20", &[]);
+        s.set_var("uri", b"/x\r\"<#\xFF".to_vec());
+        s.set_var("request_uri", b"/admin\n/\r".to_vec());
+        finish(plugin.access(&mut s)).await;
+        let asked = service.asked.lock().pop().unwrap();
+        assert_eq!(asked.headers.get("X-Forwarded-Uri"), Some(&b"/admin%0A/%0D"[..]));
+        assert_eq!(asked.uri, "http://a/auth/x%0D%22%3C%23%FF?of=%20");
+        assert!(asked.headers.is_sound() && asked.uri.parse::<http::Uri>().is_ok());
+    }
+
+    /// A client whose request can't be asked about switched the question off.
+    #[tokio::test]
+    async fn what_cannot_be_asked_about_does_not_pass() {
+        struct Unaskable;
+        impl Callout for Unaskable {
+            fn send(&self, _: CalloutRequest) -> CalloutFuture {
+                Box::pin(async { Err(CalloutError::Unaskable("no header".to_owned())) })
+            }
+            fn open(&self, _: CalloutRequest) -> CalloutStreamFuture {
+                Box::pin(async { Err(CalloutError::Timeout) })
+            }
+        }
+        let context = BuildContext { callout: Arc::new(Unaskable), ..context() };
+        let config = json!({"uri": "http://a/", "allow_degradation": true});
+        let plugin = build("forward-auth", &config, &context).unwrap();
+        assert_eq!(finish(plugin.access(&mut stream("/", &[]))).await.map(|reply| reply.status), Some(403));
     }
 
     /// A service that is down let the client's own `X-User` through where it degrades, and `X_User` passed beside

@@ -13,6 +13,12 @@ pub(crate) fn escape_control(query: &[u8]) -> Vec<u8> {
     percent(query, |b| matches!(b, 0..=b' ' | 0x7F))
 }
 
+/// What no URI can have; what parts one stays.
+pub(crate) fn escape_unwritable(text: Vec<u8>) -> Vec<u8> {
+    let escaped = |b: u8| matches!(b, 0..=b' ' | 0x7F.. | b'"' | b'#' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}');
+    if text.iter().any(|b| escaped(*b)) { percent(&text, escaped) } else { text }
+}
+
 fn percent(text: &[u8], escaped: impl Fn(u8) -> bool) -> Vec<u8> {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let mut out = Vec::with_capacity(text.len() + 8);

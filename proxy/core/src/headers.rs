@@ -190,6 +190,11 @@ impl Headers {
         })
     }
 
+    /// Whether each field can be written: codecs leave out what can't.
+    pub fn is_sound(&self) -> bool {
+        self.fields.iter().all(|field| field.flags & SOUND != 0)
+    }
+
     /// The bytes that [`Line::at`] is about; there may be others among them.
     pub fn wire(&self) -> &[u8] {
         &self.buf

@@ -17,7 +17,7 @@ use crate::upstream::{Outbound, Pools, UpstreamError};
 use bytes::{Bytes, BytesMut};
 use services::{Asked, Services};
 use sixfold_core::cluster::{Choice, Cluster, Criteria, TriedHost};
-use sixfold_core::headers::Known;
+use sixfold_core::headers::{Known, has_blank};
 use sixfold_core::message::{RequestHead, Scheme};
 use sixfold_core::plugin::{
     Callout, CalloutError, CalloutFuture, CalloutRequest, CalloutResponse, CalloutStream,
@@ -53,7 +53,7 @@ impl Callouts {
     async fn exchange(&self, request: &CalloutRequest, open: bool) -> Result<Open, CalloutError> {
         let start = Instant::now();
         let limit = after(start, request.timeout);
-        let uri: http::Uri = request.uri.parse().map_err(failed)?;
+        let uri: http::Uri = request.uri.parse().map_err(unaskable)?;
         let cluster = match &request.cluster {
             Some(cell) => {
                 cell.load().ok_or_else(|| failed(format_args!("there is no cluster '{}'", cell.name)))?
@@ -64,6 +64,7 @@ impl Callouts {
             }
         };
         let head = head(request, &uri, &cluster);
+        check(&head)?;
         let mut tried = Vec::new();
         loop {
             let attempt = attempt(&cluster, &mut tried, Deadline::at(limit), head.is_grpc());
@@ -185,6 +186,21 @@ impl Callout for Callouts {
 
 fn failed(reason: impl std::fmt::Display) -> CalloutError {
     CalloutError::Failed(reason.to_string())
+}
+
+fn unaskable(reason: impl std::fmt::Display) -> CalloutError {
+    CalloutError::Unaskable(reason.to_string())
+}
+
+/// Whether all of a request can be written. Without a field that codecs leave out, the service would be asked something else.
+fn check(head: &RequestHead) -> Result<(), CalloutError> {
+    if !head.headers.is_sound() {
+        return Err(unaskable("a header of the request is none"));
+    }
+    if has_blank(head.target.full()) || has_blank(&head.authority) {
+        return Err(unaskable("the request has a blank or a control in its path or authority"));
+    }
+    Ok(())
 }
 
 /// The request as an endpoint gets it.

@@ -12,7 +12,9 @@ use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::format::Format;
 use sixfold_core::headers::{HeaderName, Headers, Known};
 use sixfold_core::matcher::StringMatcher;
-use sixfold_core::plugin::{BuildContext, Callout, CalloutRequest, CalloutResponse, OwnHeaders};
+use sixfold_core::plugin::{
+    BuildContext, Callout, CalloutError, CalloutRequest, CalloutResponse, OwnHeaders,
+};
 use sixfold_core::stream::Stream;
 use sixfold_xds_api::pb::envoy::config::core::v3::HeaderValue;
 use sixfold_xds_api::pb::envoy::extensions::filters::http::ext_authz::v3::{
@@ -122,7 +124,11 @@ impl HttpService {
                 }
                 Err(error) => {
                     tracing::debug!(%error, "the authorisation service gave no answer");
-                    if is_plain { Answer::error() } else { Answer::unaskable() }
+                    match error {
+                        CalloutError::Unaskable(_) => Answer::unaskable(),
+                        _ if is_plain => Answer::error(),
+                        _ => Answer::unaskable(),
+                    }
                 }
             }
         })

@@ -122,6 +122,10 @@ pub enum CalloutError {
     /// Not reachable, or not HTTP.
     #[error("{0}")]
     Failed(String),
+    /// Not asked: no request can say it. Whose request it is about may have seen to that, so that whoever lets requests pass
+    /// where a service is down must not do so here.
+    #[error("{0}")]
+    Unaskable(String),
     /// Not asked: this process has no descriptor or no memory left for a connection.
     #[error("{0}")]
     Exhausted(&'static str),

@@ -31,7 +31,7 @@ impl From<CalloutError> for Status {
     fn from(error: CalloutError) -> Status {
         match error {
             CalloutError::Timeout => Status::new(4, "deadline exceeded"),
-            CalloutError::Failed(reason) => Status::new(14, reason),
+            CalloutError::Failed(reason) | CalloutError::Unaskable(reason) => Status::new(14, reason),
             CalloutError::Exhausted(reason) => Status::new(14, reason),
         }
     }

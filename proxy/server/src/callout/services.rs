@@ -1,6 +1,6 @@
 //! Clusters for the hosts of free URIs: as many as fit a bound, the one used longest ago makes room.
 
-use super::failed;
+use super::{failed, unaskable};
 use super::trust::Trust;
 use crate::dns::{DnsCache, Question};
 use parking_lot::Mutex;
@@ -199,9 +199,9 @@ impl Asked<'_> {
         let tls = match uri.scheme_str() {
             Some("https") => true,
             Some("http") => false,
-            _ => return Err(failed(format_args!("'{}' is neither http nor https", request.uri))),
+            _ => return Err(unaskable(format_args!("'{}' is neither http nor https", request.uri))),
         };
-        let host = uri.host().ok_or_else(|| failed(format_args!("'{}' has no host", request.uri)))?;
+        let host = uri.host().ok_or_else(|| unaskable(format_args!("'{}' has no host", request.uri)))?;
         let keepalive = request.keepalive.map(|k| (k.idle, k.connections));
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
         Ok(Asked { tls, verify: request.verify_tls, host, port, keepalive })

@@ -1,6 +1,6 @@
 //! A callout's body and answer, piece by piece.
 
-use super::failed;
+use super::{failed, unaskable};
 use crate::http::charge;
 use crate::upstream::{Outbound, UpstreamError};
 use bytes::Bytes;
@@ -17,6 +17,7 @@ pub(super) fn said(error: Option<UpstreamError>) -> CalloutError {
         None | Some(UpstreamError::ConnectTimeout) => CalloutError::Timeout,
         Some(UpstreamError::Connect(text)) => failed(text),
         Some(error @ UpstreamError::Exhausted) => CalloutError::Exhausted(error.text()),
+        Some(error @ (UpstreamError::Local | UpstreamError::TooManyHeaders)) => unaskable(error.text()),
         Some(other) => failed(other.text()),
     }
 }

@@ -153,6 +153,32 @@ async fn bounds_and_failures_are_errors() {
     }
 }
 
+/// A codec leaves out a field that no message can have: the service was asked without it.
+#[tokio::test]
+async fn what_no_request_can_say_is_not_asked() {
+    let service = Service::start(None).await;
+    let callout = callout(None);
+    let header = |name: &str, value: &[u8]| {
+        let mut request = service.request("/");
+        request.headers.push(name.as_bytes(), value);
+        request
+    };
+    for request in [
+        header("x-a", b"/a\n"),
+        header("x-a", b"\r"),
+        header("x-a", b"\0"),
+        header("x a", b"1"),
+        header("host", b"a b"),
+        CalloutRequest { target: Some(b"/a b".to_vec()), ..service.request("/") },
+        service.request("/a b"),
+    ] {
+        let error = callout.send(request).await.unwrap_err();
+        assert!(matches!(error, CalloutError::Unaskable(_)), "{error}");
+    }
+    assert_eq!(service.connections.load(SeqCst), 0);
+    assert!(callout.open(header("x-a", b"\n")).await.is_err());
+}
+
 #[tokio::test]
 async fn services_over_tls_are_verified_unless_told_otherwise() {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();

@@ -124,7 +124,7 @@ impl Target {
         match self.request(check.timeout, probe, None).await {
             Ok(answer) => Some(Seen::Status(answer.status)),
             Err(CalloutError::Timeout) => Some(Seen::Timeout),
-            Err(CalloutError::Failed(_)) => Some(Seen::TcpFailure),
+            Err(CalloutError::Failed(_) | CalloutError::Unaskable(_)) => Some(Seen::TcpFailure),
             Err(CalloutError::Exhausted(_)) => None,
         }
     }
