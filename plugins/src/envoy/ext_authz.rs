@@ -211,6 +211,9 @@ impl ExtAuthz {
             Verdict::Ok => {
                 self.stats.ok().inc();
                 count(|counts| counts.ok().inc());
+                if answer.request.iter().any(|change| change.makes_tunnel(&stream.request)) {
+                    return Step::Respond(LocalReply::new(503, "", "ext_authz_invalid"));
+                }
                 let clears = self.clear_route && answer.changes_request();
                 answer.apply(&mut stream.request);
                 if !answer.response.is_empty() {

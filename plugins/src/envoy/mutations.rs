@@ -62,14 +62,29 @@ impl Change {
         is_token(name.as_bytes()) && is_clean(&self.value)
     }
 
+    /// Whether it makes a request a CONNECT that is none: what is then its target, and its body, the request does not say.
+    pub(crate) fn makes_tunnel(&self, head: &RequestHead) -> bool {
+        self.name == ":method" && *self.value == *b"CONNECT" && head.method != Method::CONNECT
+    }
+
+    /// Whether the request can have it: a path must be one, and a method.
+    pub(crate) fn fits(&self, head: &RequestHead) -> bool {
+        self.is_valid()
+            && match self.name.as_str() {
+                ":path" => is_target(&self.value),
+                ":method" => Method::from_bytes(&self.value).is_ok() && !self.makes_tunnel(head),
+                _ => true,
+            }
+    }
+
     /// Changes the request; what no request can have changes nothing.
     pub(crate) fn apply_to_request(&self, head: &mut RequestHead) {
-        if !self.is_valid() {
+        if !self.fits(head) {
             return;
         }
         match self.name.as_str() {
             _ if self.action == AppendAction::AddIfAbsent && is_of_line(&self.name) => {}
-            ":path" if is_target(&self.value) => head.target.set(&self.value),
+            ":path" => head.target.set(&self.value),
             ":method" => {
                 if let Ok(method) = Method::from_bytes(&self.value) {
                     head.method = method;

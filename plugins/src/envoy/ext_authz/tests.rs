@@ -121,6 +121,18 @@ async fn an_answer_over_grpc_changes_request_and_response() {
     assert_eq!((http.headers[":authority"].as_str(), http.headers["x-gone"].as_str()), ("example.com", "1"));
 }
 
+/// What had been a path went to the upstream as nothing, and the body as what follows a CONNECT.
+#[tokio::test]
+async fn no_service_makes_a_connect_of_another_request() {
+    let ok = OkHttpResponse { headers: vec![option(":method", "CONNECT")], ..Default::default() };
+    let ok = response(0, HttpResponse::OkResponse(ok));
+    let service = GrpcService::new(move |_| Reply::Message(ok.clone()));
+    let filter = filter(&asking_grpc(), &[], &service.context()).unwrap();
+    let mut s = routed("/", &[]);
+    assert_eq!(finish(filter.access(&mut s)).await.unwrap().status, 503);
+    assert_eq!(s.request.method, ::http::Method::GET);
+}
+
 #[tokio::test]
 async fn a_denial_is_what_the_service_makes_of_it() {
     let mut cookies = option("set-cookie", "a=1");

@@ -35,7 +35,7 @@ pub(super) enum Outcome {
     Immediate(Box<LocalReply>),
     /// There is no answer that counts.
     Failed(Failure),
-    /// It asks for a change that the rules take for an error.
+    /// It asks for a change that no message can have, or that the rules take for an error.
     Refused,
 }
 
@@ -168,6 +168,9 @@ impl Settings {
         stream: &mut Stream,
     ) -> Result<(), Outcome> {
         let (changes, remove) = self.allowed(value)?;
+        if !changes.iter().all(|change| change.fits(&stream.request)) {
+            return Err(self.refused());
+        }
         let RequestHead { headers, .. } = &mut stream.request;
         remove.iter().for_each(|name| mutations::remove(headers, name));
         changes.iter().for_each(|change| change.apply_to_request(&mut stream.request));
@@ -206,6 +209,7 @@ impl Settings {
     }
 
     /// The changes that the rules let pass. The length of a body is its own, unless the configuration leaves it to the processor.
+    /// One that no message can have is an error, as in Envoy: left out, the client's own header of that name would stay.
     fn allowed(&self, value: Option<HeaderMutation>) -> Result<(Vec<Change>, Vec<String>), Outcome> {
         let HeaderMutation { set_headers, remove_headers } = value.unwrap_or_default();
         let (mut changes, mut remove) = (Vec::new(), Vec::new());
@@ -224,14 +228,22 @@ impl Settings {
                 remove.push(name);
             }
         }
-        for option in set_headers {
+        for option in set_headers.into_iter().filter(|option| option.header.is_some()) {
             let change = change(option);
+            if !change.is_valid() {
+                return Err(self.refused());
+            }
             let is_length = change.name == "content-length" && !self.allow_content_length;
-            if !is_length && change.is_valid() && judge(&change.name)? {
+            if !is_length && judge(&change.name)? {
                 changes.push(change);
             }
         }
         Ok((changes, remove))
+    }
+
+    fn refused(&self) -> Outcome {
+        self.stats.rejected_header_mutations().inc();
+        Outcome::Refused
     }
 
     /// Puts another mode in the place of the configured one, for what of the request is still to come.

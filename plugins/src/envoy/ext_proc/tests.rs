@@ -223,6 +223,49 @@ async fn a_processor_may_answer_by_itself() {
     assert_eq!(finish(plugin.access(&mut bodiless("/", &[]))).await.unwrap().details, "spurious_message");
 }
 
+/// It was left out, and the upstream took the client's word for what the processor had to say.
+#[tokio::test]
+async fn what_no_message_can_have_is_an_error() {
+    for (name, value) in [
+        ("x-user", "bob\n"),
+        ("x-user", "bob\0"),
+        ("x user", "bob"),
+        (":path", "/a b"),
+        (":path", ""),
+        (":method", "CONNECT"),
+    ] {
+        let service = GrpcService::new(move |message| {
+            let response = common(Some(set(name, value)), None);
+            reply(match ProcessingRequest::decode(message).unwrap().request.unwrap() {
+                Request::RequestHeaders(_) => Response::RequestHeaders(HeadersResponse { response }),
+                _ => Response::ResponseHeaders(HeadersResponse { response }),
+            })
+        });
+        let context = service.context();
+        let rules = HeaderMutationRules {
+            allow_all_routing: Some(BoolValue { value: true }),
+            ..HeaderMutationRules::default()
+        };
+        let config = ExternalProcessor { mutation_rules: Some(rules), failure_mode_allow: true, ..config() };
+        let plugin = filter(&config, &[], &context).unwrap();
+        let mut s = bodiless("/", &[("x-user", "admin")]);
+        let answer = finish(plugin.access(&mut s)).await.unwrap();
+        let details = "ext_proc_error_invalid_header_mutation";
+        assert_eq!((answer.status, answer.details.as_ref()), (500, details), "{name}: {value}");
+        assert_eq!(context.metrics.sum("http.h.ext_proc.", "rejected_header_mutations"), 1);
+        if name.starts_with(':') {
+            continue;
+        }
+        // Of a response too.
+        let mode = ProcessingMode { request_header_mode: 2, ..ProcessingMode::default() };
+        let config = ExternalProcessor { processing_mode: Some(mode), ..config };
+        let plugin = filter(&config, &[], &context).unwrap();
+        let mut s = bodiless("/", &[]);
+        s.response.status = 200;
+        assert_eq!(finish(plugin.header_filter(&mut s)).await.unwrap().status, 500);
+    }
+}
+
 /// Whatever the processor does but answer, nothing hangs and nothing passes, unless the configuration says so.
 #[tokio::test(start_paused = true)]
 async fn a_processor_that_fails_holds_nobody_for_long() {

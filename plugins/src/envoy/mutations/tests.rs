@@ -67,6 +67,7 @@ fn what_no_message_can_have_is_not_written() {
         (":path", "/a b"),
         (":path", "a"),
         (":method", "G T"),
+        (":method", "CONNECT"),
         (":scheme", "ftp"),
         (":status", "200"),
         (":path", "/#"),
