@@ -327,7 +327,8 @@ impl Script {
 
     /// What becomes of the message.
     fn settle<'a>(&'a self, stream: &mut Stream, slot: Slot, mut running: Running, after: After) -> Step<'a> {
-        let clear_route = running.clear_route && running.side == Side::Request;
+        let of_request = running.side == Side::Request;
+        let clear_route = running.clear_route && of_request;
         match after {
             After::Answer(reply) => return Step::Respond(*reply),
             After::Refuse => return Step::Respond(over_bounds()),
@@ -343,6 +344,11 @@ impl Script {
                 }
             }
             After::End | After::Ask(_) => {}
+        }
+        // As in Envoy, whose codec answers where the request would be written. Without the field it would be another request.
+        if let Some(name) = of_request.then(|| host::unwritable(&stream.request.headers)).flatten() {
+            let told = format!("invalid header value for: {name}");
+            return Step::Respond(LocalReply::new(503, told, "lua_invalid_header"));
         }
         if clear_route { Step::ClearRoute } else { Step::Continue }
     }

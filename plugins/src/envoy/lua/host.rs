@@ -4,6 +4,8 @@ mod call;
 mod fields;
 mod info;
 
+pub(super) use fields::unwritable;
+
 use super::Script;
 use super::vm::Answer;
 use bytes::Bytes;

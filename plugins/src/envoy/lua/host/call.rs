@@ -1,11 +1,11 @@
 //! Calls of services, answers, and signatures.
 
-use super::fields::status;
+use super::fields::{self, status};
 use super::{Args, Host, Side};
 use aws_lc_rs::signature::{self, UnparsedPublicKey};
 use bytes::Bytes;
 use mlua::{Error, LuaString, MultiValue, Table, Value};
-use sixfold_core::headers::{HeaderName, Headers};
+use sixfold_core::headers::{Headers, is_clean, is_token};
 use sixfold_core::message::Method;
 use sixfold_core::plugin::{CalloutRequest, Keepalive, LocalReply};
 use std::time::Duration;
@@ -40,37 +40,30 @@ impl Given {
             match value {
                 Value::Table(values) => {
                     for value in values.sequence_values::<LuaString>() {
-                        given.add(&name, &value?.as_bytes())?;
+                        given.add(&name, &value?.as_bytes());
                     }
                 }
-                Value::String(value) => given.add(&name, &value.as_bytes())?,
-                Value::Integer(number) => given.add(&name, number.to_string().as_bytes())?,
-                Value::Number(number) => given.add(&name, number.to_string().as_bytes())?,
+                Value::String(value) => given.add(&name, &value.as_bytes()),
+                Value::Integer(number) => given.add(&name, number.to_string().as_bytes()),
+                Value::Number(number) => given.add(&name, number.to_string().as_bytes()),
                 _ => return Err(Error::runtime(format!("header {name}: a string is expected"))),
             }
         }
         Ok(given)
     }
 
-    fn add(&mut self, name: &str, value: &[u8]) -> mlua::Result<()> {
+    /// Takes a field as it is, also one that no header can hold: a script that ended over it would have let a request pass that
+    /// it was about to refuse.
+    fn add(&mut self, name: &str, value: &[u8]) {
         let pseudo = match name {
             ":method" => &mut self.method,
             ":path" => &mut self.path,
             ":authority" | "host" => &mut self.authority,
             ":status" => &mut self.status,
-            ":scheme" => return Ok(()),
-            name => {
-                let name = HeaderName::new(name);
-                let name = name.map_err(|_| Error::runtime("a header has no name that a header can have"))?;
-                if value.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n')) {
-                    return Err(Error::runtime("a header value must not have a line break or NUL in it"));
-                }
-                self.headers.append(&name, value);
-                return Ok(());
-            }
+            ":scheme" => return,
+            name => return fields::add(&mut self.headers, name, value),
         };
         *pseudo = Some(value.to_vec());
-        Ok(())
     }
 }
 
@@ -88,7 +81,11 @@ impl Host<'_> {
                 "http call headers must include ':path', ':method', and ':authority'",
             ));
         };
-        let method = Method::from_bytes(&method).map_err(|_| Error::runtime("http call: no such method"))?;
+        // What can't be a method can't be sent, and the script hears that there is no answer.
+        let method = Method::from_bytes(&method).unwrap_or_else(|_| {
+            fields::add(&mut given.headers, ":method", &method);
+            Method::GET
+        });
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         // What is no number at all is no time either.
         let given_time =
@@ -123,7 +120,10 @@ impl Host<'_> {
         let status = given.status.as_deref().and_then(status);
         let status = status.ok_or_else(|| Error::runtime(":status must be between 200-599"))?;
         let body = body.map(|body| Bytes::copy_from_slice(&body.as_bytes())).unwrap_or_default();
-        Ok(LocalReply { headers: given.headers, ..LocalReply::new(status, body, "lua_response") })
+        // The answer counts, and not how it is spelled.
+        let mut headers = given.headers;
+        headers.retain(|_, name, value| is_token(name) && is_clean(value));
+        Ok(LocalReply { headers, ..LocalReply::new(status, body, "lua_response") })
     }
 }
 

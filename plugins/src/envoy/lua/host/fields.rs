@@ -2,9 +2,12 @@
 
 use super::{Args, Host, Op, Side};
 use mlua::{Error, LuaString, MultiValue, Value};
-use sixfold_core::headers::{HeaderName, Headers};
-use sixfold_core::message::{Method, Scheme};
+use sixfold_core::headers::{Headers, has_blank, is_clean, is_token};
+use sixfold_core::message::{Method, RequestHead, Scheme};
 use sixfold_core::stream::Stream;
+
+/// Bytes of a name that headers keep.
+const LONGEST_NAME: usize = u16::MAX as usize;
 
 /// Which fields an object of a script stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,42 +131,64 @@ impl Host<'_> {
         if name.starts_with(':') || (name == "host" && of == Fields::Request) {
             return if op == Op::HeaderRemove { Ok(()) } else { self.set_pseudo(of, name, &value) };
         }
-        let Ok(name) = HeaderName::new(name) else {
-            return Err(Error::runtime(format!("\"{name}\" is no header name")));
-        };
-        if value.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n')) {
-            return Err(Error::runtime("a header value must not have a line break or NUL in it"));
-        }
         let headers = of.headers_mut(self.stream);
         match op {
-            Op::HeaderRemove => {
-                headers.remove(&name);
+            Op::HeaderAdd => add(headers, name, &value),
+            Op::HeaderReplace if name.len() <= LONGEST_NAME => headers.set(name, &value),
+            Op::HeaderReplace => add(headers, name, &value),
+            _ => {
+                headers.remove(name);
             }
-            Op::HeaderReplace => headers.set(&name, &value),
-            _ => headers.append(&name, &value),
+        }
+        // With a request's such a field stays, and it does not go on.
+        if of != Fields::Request {
+            headers.retain(|_, name, value| is_token(name) && is_clean(value));
         }
         Ok(())
     }
 
     fn set_pseudo(&mut self, of: Fields, name: &str, value: &[u8]) -> mlua::Result<()> {
         let wrong = || Error::runtime(format!("no value for {name}: \"{}\"", String::from_utf8_lossy(value)));
-        let request = &mut self.stream.request;
         match (of, name) {
-            (Fields::Request, ":path") if value.starts_with(b"/") || value == b"*" => {
-                request.target.set(value)
-            }
-            (Fields::Request, ":method") => {
-                request.method = Method::from_bytes(value).map_err(|_| wrong())?
-            }
-            (Fields::Request, ":authority" | "host") if !value.is_empty() => {
-                request.authority = value.to_vec()
-            }
-            (Fields::Request, ":scheme") => request.scheme = Scheme::parse(value).ok_or_else(wrong)?,
+            (Fields::Request, _) => set_line(&mut self.stream.request, name, value),
             (Fields::Response, ":status") => self.stream.response.status = status(value).ok_or_else(wrong)?,
             _ => return Err(wrong()),
         }
         Ok(())
     }
+}
+
+/// Sets a part of a request's line. What can't be one stays among the headers, where it is none either: such a request does not
+/// go on.
+fn set_line(request: &mut RequestHead, name: &str, value: &[u8]) {
+    let kept = if name == "host" { ":authority" } else { name };
+    request.headers.remove(kept);
+    match (name, Method::from_bytes(value), Scheme::parse(value)) {
+        (":path", ..) if is_target(value) => request.target.set(value),
+        (":method", Ok(method), _) if method != Method::CONNECT || request.method == method => {
+            request.method = method;
+        }
+        (":authority" | "host", ..) if !value.is_empty() && !has_blank(value) => {
+            request.authority = value.to_vec();
+        }
+        (":scheme", _, Some(scheme)) => request.scheme = scheme,
+        _ => add(&mut request.headers, kept, value),
+    }
+}
+
+fn is_target(value: &[u8]) -> bool {
+    (value.starts_with(b"/") || value == b"*") && !has_blank(value)
+}
+
+/// Adds a field, also one that no header can hold, which is not written.
+pub(super) fn add(headers: &mut Headers, name: &str, value: &[u8]) {
+    headers.append(if name.len() > LONGEST_NAME { "" } else { name }, value);
+}
+
+/// The first field that no header can hold.
+pub(crate) fn unwritable(headers: &Headers) -> Option<String> {
+    let mut fields = headers.iter().zip(headers.lines());
+    fields.find(|(_, line)| !line.sound).map(|((name, _), _)| String::from_utf8_lossy(name).into_owned())
 }
 
 /// A status of a final response.
