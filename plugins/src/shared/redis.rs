@@ -4,6 +4,7 @@
 //! before (`redis_keepalive_pool` bounds how many a worker may have, and one is never more). Nothing is asked that needs
 //! more than one key, so that a cluster takes it too.
 
+mod bounded;
 mod connection;
 mod settings;
 #[cfg(test)]

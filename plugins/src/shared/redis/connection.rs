@@ -1,5 +1,6 @@
 //! One worker's connection to one server.
 
+use super::bounded::Bounded;
 use super::settings::{Address, Login};
 use super::{Redis, RedisFault};
 use redis::aio::MultiplexedConnection;
@@ -100,7 +101,7 @@ async fn connect(
         tls: settings.tls,
         timeout: settings.connect_timeout,
     };
-    let wire = redis.callout.connect(request).await?;
+    let wire = Bounded::new(redis.callout.connect(request).await?);
     // Times are watched here.
     let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
     let login = login.info();

@@ -76,6 +76,34 @@ async fn futures_of<T>(all: impl Iterator<Item = impl Future<Output = T>>) -> Ve
     out
 }
 
+/// What comes is kept until the answer is whole: a server that never ends one filled the memory until the time was over.
+#[tokio::test]
+async fn an_answer_without_an_end_ends_the_connection() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let sends = tokio::spawn(async move {
+        let mut sent = 0;
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(b"$2000000000\r\n").await;
+            while stream.write_all(&[b'a'; 64 << 10]).await.is_ok() {
+                sent += 64 << 10;
+                assert!(sent < 256 << 20, "all of it is taken");
+            }
+        }
+    });
+    let (context, _) = connecting();
+    let mut config = at(port);
+    config["redis_timeout"] = 20_000.into();
+    let redis = service("redis", config, &context);
+    let begun = std::time::Instant::now();
+    let fault = add(&redis, "k").await.unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(10) && fault != "timeout", "{fault}");
+    assert!(!sends.is_finished());
+    sends.abort();
+}
+
 #[tokio::test]
 async fn whoever_logs_in_has_a_database_of_its_own() {
     let settings = ["--requirepass", "secret", "--user", "alice", "on", ">wonder", "~*", "+@all"];
