@@ -9,7 +9,7 @@ mod http;
 mod tests;
 
 use crate::envoy::{self, authz::CHECK, mutations, service};
-use answer::{Answer, Verdict};
+use answer::{Answer, Verdict, is_framing};
 use check::Shape;
 use config::Body;
 use prost::{Message, Name};
@@ -216,6 +216,8 @@ impl ExtAuthz {
                 }
                 let clears = self.clear_route && answer.changes_request();
                 answer.apply(&mut stream.request);
+                // How the service's own answer came says nothing of the upstream's.
+                answer.response.retain(|change| !is_framing(&change.name));
                 if !answer.response.is_empty() {
                     stream.set_state(slot, State::Response(answer.response));
                 }

@@ -228,7 +228,7 @@ fn is_unreserved(byte: u8) -> bool {
 }
 
 /// Headers about how the service's own answer came, which the connection manager leaves out.
-fn is_framing(name: &str) -> bool {
+pub(super) fn is_framing(name: &str) -> bool {
     matches!(
         name,
         "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" | "content-length"

@@ -121,6 +121,21 @@ async fn an_answer_over_grpc_changes_request_and_response() {
     assert_eq!((http.headers[":authority"].as_str(), http.headers["x-gone"].as_str()), ("example.com", "1"));
 }
 
+/// The length of the service's answer became that of the upstream's.
+#[tokio::test]
+async fn how_the_service_s_answer_came_says_nothing_of_the_upstream_s() {
+    let mut changes = vec![option("x-seen", "1")];
+    changes.extend(["content-length", "transfer-encoding", "connection"].map(|name| option(name, "0")));
+    let ok = OkHttpResponse { response_headers_to_add: changes, ..Default::default() };
+    let ok = response(0, HttpResponse::OkResponse(ok));
+    let service = GrpcService::new(move |_| Reply::Message(ok.clone()));
+    let filter = filter(&asking_grpc(), &[], &service.context()).unwrap();
+    let mut s = routed("/", &[]);
+    assert!(finish(filter.access(&mut s)).await.is_none());
+    finish(filter.header_filter(&mut s)).await;
+    assert_eq!((s.response.headers.len(), testing::response_header(&s, "x-seen")), (1, Some("1")));
+}
+
 /// What had been a path went to the upstream as nothing, and the body as what follows a CONNECT.
 #[tokio::test]
 async fn no_service_makes_a_connect_of_another_request() {
