@@ -28,6 +28,9 @@ pub(super) const CONTINUE_AND_REPLACE: i32 = ResponseStatus::ContinueAndReplace 
 /// A body was changed and its announced length was not.
 pub(super) const WRONG_LENGTH: &str = "mismatch_between_content_length_and_the_length_of_the_mutated_body";
 
+/// Headers that one answer may change.
+const MOST_CHANGES: usize = 1_000;
+
 /// Why a request is not processed further.
 #[derive(Debug)]
 pub(super) enum Outcome {
@@ -212,6 +215,9 @@ impl Settings {
     /// One that no message can have is an error, as in Envoy: left out, the client's own header of that name would stay.
     fn allowed(&self, value: Option<HeaderMutation>) -> Result<(Vec<Change>, Vec<String>), Outcome> {
         let HeaderMutation { set_headers, remove_headers } = value.unwrap_or_default();
+        if set_headers.len().max(remove_headers.len()) > MOST_CHANGES {
+            return Err(self.refused());
+        }
         let (mut changes, mut remove) = (Vec::new(), Vec::new());
         let judge = |name: &str| {
             let verdict = self.rules.judge(name);

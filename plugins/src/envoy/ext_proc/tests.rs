@@ -266,6 +266,21 @@ async fn what_no_message_can_have_is_an_error() {
     }
 }
 
+/// A head of any number of fields went to the upstream.
+#[tokio::test]
+async fn an_answer_changes_so_many_headers() {
+    for (count, status) in [(1_000, None), (1_001, Some(500))] {
+        let service = GrpcService::new(move |_| {
+            let mut changes = set("x-a", "1");
+            changes.set_headers = vec![changes.set_headers[0].clone(); count];
+            reply(Response::RequestHeaders(HeadersResponse { response: common(Some(changes), None) }))
+        });
+        let plugin = filter(&config(), &[], &service.context()).unwrap();
+        let answer = finish(plugin.access(&mut bodiless("/", &[]))).await;
+        assert_eq!(answer.map(|answer| answer.status), status);
+    }
+}
+
 /// Whatever the processor does but answer, nothing hangs and nothing passes, unless the configuration says so.
 #[tokio::test(start_paused = true)]
 async fn a_processor_that_fails_holds_nobody_for_long() {
