@@ -12,6 +12,8 @@ use sixfold_core::cluster::UpstreamProtocol;
 use sixfold_core::format::Format;
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::{HeaderRules, Underscores};
+use sixfold_core::plugin::{ChainBuilder, Plugin, Slot, Step};
+use sixfold_core::stream::Stream;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -156,6 +158,28 @@ async fn one_protocol_goes_on() {
     let (proxy, up) = echo(Profile::Envoy, HeaderRules::ENVOY).await;
     assert!(ask(proxy, &ask_http1(&fields[0..3])).await.starts_with("HTTP/1.1 403 "));
     assert_eq!(up.requests.load(SeqCst), 0);
+}
+
+fn expects<'a>(_: &'a (), stream: &'a mut Stream, _: Slot) -> Step<'a> {
+    stream.request.headers.set("expect", b"100-continue");
+    Step::Continue
+}
+
+/// A client that had not asked for it was told to go on, and the upstream was not asked.
+#[tokio::test]
+async fn what_a_filter_expects_is_asked_of_the_upstream() {
+    let up = upstream(|_, request| ok(request.split("\r\n\r\n").next().unwrap())).await;
+    let mut setup = Setup::new();
+    setup.profile = Profile::Envoy;
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    let mut builder = ChainBuilder::new();
+    builder.add("p", Plugin::of(()).access(expects).build());
+    setup.chain = Arc::new(builder.build());
+    let proxy = setup.serve().await.0;
+    let request = "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi";
+    let seen = ask(proxy, request).await;
+    assert!(seen.starts_with("HTTP/1.1 200 ") && seen.contains("expect: 100-continue"), "{seen}");
 }
 
 /// An HTTP/2 upstream that answers with so many fields in head and trailers.

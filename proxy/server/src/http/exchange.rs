@@ -201,9 +201,7 @@ impl<'a, D: Downstream> Exchange<'a, D> {
 impl<D: Downstream> Exchange<'_, D> {
     /// From the head of the request to the end of the response.
     async fn proxy(&mut self) -> Result<(), Interrupt> {
-        if self.env.hcm.profile == Profile::Envoy {
-            self.answer_expect();
-        }
+        self.answer_expect(self.followed.is_none());
         let mut table = self.env.hcm.routes.peek();
         let refusal = match self.refuse_under_load() {
             None => self.enter(table.as_deref()),

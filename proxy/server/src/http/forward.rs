@@ -59,7 +59,7 @@ impl<D: Downstream> Exchange<'_, D> {
     /// Forwards the request and passes the response on.
     pub(super) async fn forward(&mut self, route: &Route, forward: &Forward) -> Result<(), Interrupt> {
         // Before the upstream's request is made, which has no such header.
-        self.answer_expect();
+        self.answer_expect(false);
         if forward.hash.iter().any(|policy| policy.input.is_of_body()) {
             Box::pin(async {
                 let of_body: Vec<_> =
@@ -232,10 +232,14 @@ impl<D: Downstream> Exchange<'_, D> {
         Some(reply)
     }
 
-    /// Answers `Expect: 100-continue`, unless it is forwarded (`proxy_100_continue`). Envoy does so for every request
-    /// with a head, whatever becomes of it; nginx when it begins to read the body, also where there is none or it has come.
-    pub(super) fn answer_expect(&mut self) {
+    /// Answers `Expect: 100-continue`, unless it is forwarded (`proxy_100_continue`). Envoy does so at the head, whatever becomes
+    /// of the request: what a filter says after it is for the upstream. nginx does when it begins to read the body, also where there
+    /// is none or it has come.
+    pub(super) fn answer_expect(&mut self, at_head: bool) {
         let nginx = self.env.hcm.profile == Profile::Apisix;
+        if nginx == at_head {
+            return;
+        }
         let request = &mut self.stream.request;
         let expects =
             request.headers.get(Known::EXPECT).is_some_and(|v| v.eq_ignore_ascii_case(b"100-continue"));

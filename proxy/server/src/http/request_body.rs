@@ -223,7 +223,7 @@ impl<D: Downstream> Exchange<'_, D> {
     async fn read_body(&mut self, limit: usize, refuses: bool) -> Result<(), Interrupt> {
         let max = self.env.hcm.max_body;
         let mut body = Buffered::new(&self.env.worker.shared.bodies);
-        self.answer_expect();
+        self.answer_expect(false);
         let (down, clock, stream) = (&mut *self.down, &mut *self.clock, &mut *self.stream);
         let filtered = &mut self.request_body;
         let ended = within(clock, |clock, cx| {
