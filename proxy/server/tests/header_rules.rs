@@ -182,6 +182,29 @@ async fn what_a_filter_expects_is_asked_of_the_upstream() {
     assert!(seen.starts_with("HTTP/1.1 200 ") && seen.contains("expect: 100-continue"), "{seen}");
 }
 
+fn removes_upgrade<'a>(_: &'a (), stream: &'a mut Stream, _: Slot) -> Step<'a> {
+    stream.request.headers.remove("upgrade");
+    Step::Continue
+}
+
+/// The upstream got a request that named an option which it did not have.
+#[tokio::test]
+async fn an_upgrade_that_a_filter_removes_is_none() {
+    let up = upstream(|_, request| ok(request.split("\r\n\r\n").next().unwrap())).await;
+    let mut setup = Setup::new();
+    setup.profile = Profile::Envoy;
+    setup.upgrades = Box::new([("websocket".into(), true)]);
+    setup.cluster("a", &[up.address], |_| {});
+    setup.route("/", "a", |_| {});
+    let mut builder = ChainBuilder::new();
+    builder.add("p", Plugin::of(()).access(removes_upgrade).build());
+    setup.chain = Arc::new(builder.build());
+    let proxy = setup.serve().await.0;
+    let seen = ask(proxy, &ask_http1(&[field("Connection", "Upgrade"), field("Upgrade", "websocket")])).await;
+    assert!(seen.starts_with("HTTP/1.1 200 "), "{seen}");
+    assert!(!seen.to_ascii_lowercase().contains("connection: upgrade"), "{seen}");
+}
+
 /// An HTTP/2 upstream that answers with so many fields in head and trailers.
 async fn wide_upstream(head: usize, trailers: usize) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -60,6 +60,7 @@ impl<D: Downstream> Exchange<'_, D> {
     pub(super) async fn forward(&mut self, route: &Route, forward: &Forward) -> Result<(), Interrupt> {
         // Before the upstream's request is made, which has no such header.
         self.answer_expect(false);
+        self.forget_removed_upgrade();
         if forward.hash.iter().any(|policy| policy.input.is_of_body()) {
             Box::pin(async {
                 let of_body: Vec<_> =
@@ -230,6 +231,15 @@ impl<D: Downstream> Exchange<'_, D> {
             reply.headers.set(header, b"true");
         }
         Some(reply)
+    }
+
+    /// Takes `Connection: upgrade` from a request whose `Upgrade` a filter has removed: it would name an option that is not there.
+    fn forget_removed_upgrade(&mut self) {
+        let headers = &mut self.stream.request.headers;
+        let is_envoy = self.env.hcm.profile == Profile::Envoy;
+        if is_envoy && self.down.upgrade().is_some() && !headers.contains(Known::UPGRADE) {
+            headers.remove(Known::CONNECTION);
+        }
     }
 
     /// Answers `Expect: 100-continue`, unless it is forwarded (`proxy_100_continue`). Envoy does so at the head, whatever becomes
