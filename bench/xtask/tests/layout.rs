@@ -124,6 +124,32 @@ fn what_puts_files_in_the_place_of_others_has_their_names_kept() {
     assert!(kept.len() >= 3, "the walk misses files");
 }
 
+/// Commands that write files; what is in them is no secret, or is made for its user alone where it is written.
+const WRITERS: [&str; 6] = [
+    "proxy/cli/src/admin.rs",
+    "proxy/cli/src/arguments.rs",
+    "proxy/cli/src/doctor/machine.rs",
+    "proxy/cli/src/envoy.rs",
+    "proxy/cli/src/replacement.rs",
+    "proxy/cli/src/upgrade.rs",
+];
+
+/// Private keys and passwords stand in files of configuration: `replacement.rs` sees to who may read what is written.
+#[test]
+fn files_of_configuration_are_written_in_one_place() {
+    let sources = layout::sources().unwrap();
+    let writes = |source: &&Source| {
+        let code = source.text.split("#[cfg(test)]").next().unwrap_or_default();
+        source.path.starts_with("proxy/cli/src")
+            && !source.path.ends_with("tests.rs")
+            && ["fs::write(", "File::create", "OpenOptions"].iter().any(|mark| code.contains(mark))
+    };
+    let mut found: Vec<_> =
+        sources.iter().filter(writes).map(|source| source.path.display().to_string()).collect();
+    found.sort();
+    assert_eq!(found, WRITERS);
+}
+
 #[test]
 fn what_uses_files_is_told_from_what_only_names_them() {
     assert!(layout::uses_files("use std::fs;"));

@@ -12,7 +12,6 @@ use comments::Comments;
 use serde_json::Value as Json;
 use sixfold_core::document::{Entry, Format, Node, Options, Value};
 use sixfold_core::error::ConfigError;
-use sixfold_core::files::keep_name;
 use std::io::Write;
 
 /// Top keys of each kind, in their order; others follow as they are.
@@ -89,27 +88,6 @@ pub(crate) fn run(options: &FmtOptions) -> Result<bool, Failure> {
     replace(&options.file, &wanted, Rights::Same)?;
     writeln!(out, "{}: written anew", text.name)?;
     Ok(true)
-}
-
-/// Puts the text in the file's place at once, for those who watch it.
-fn replace(path: &Path, text: &str) -> Result<(), Failure> {
-    let path = path.canonicalize()?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let beside = path.with_file_name(name);
-    let written = std::fs::metadata(&path).and_then(|metadata| {
-        // It is the only copy of what somebody has written by hand.
-        let mut file = std::fs::File::create(&beside)?;
-        file.write_all(text.as_bytes())?;
-        file.set_permissions(metadata.permissions())?;
-        file.sync_all()?;
-        std::fs::rename(&beside, &path)?;
-        keep_name(&path)
-    });
-    if written.is_err() {
-        let _ = std::fs::remove_file(&beside);
-    }
-    Ok(written?)
 }
 
 fn formatted(text: &str, name: &str, kind: Kind) -> Result<String, ConfigError> {

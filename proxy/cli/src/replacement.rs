@@ -1,6 +1,7 @@
 //! Files of configuration that are written whole. Private keys and passwords may stand in them, so nobody may read a byte that
 //! is not to read it later.
 
+use sixfold_core::files::keep_name;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
@@ -37,7 +38,8 @@ pub(crate) fn replace(path: &Path, text: &str, rights: Rights) -> io::Result<()>
     let written = create(&beside, former.as_ref(), rights).and_then(|mut file| {
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&beside, &path)
+        fs::rename(&beside, &path)?;
+        keep_name(&path)
     });
     if written.is_err() {
         let _ = fs::remove_file(&beside);

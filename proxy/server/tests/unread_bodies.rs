@@ -66,6 +66,14 @@ fn denies_later<'a>(_: &'a (), _: &'a mut Stream, _: Slot) -> Step<'a> {
     }))
 }
 
+/// The same once a long body has come.
+fn denies_late<'a>(_: &'a (), _: &'a mut Stream, _: Slot) -> Step<'a> {
+    Step::Wait(Box::pin(async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Step::Respond(LocalReply::new(503, "denied", "denied"))
+    }))
+}
+
 #[tokio::test]
 async fn a_plugin_that_answers_after_a_wait_keeps_it_too() {
     for profile in [Profile::Envoy, Profile::Apisix] {
@@ -79,6 +87,31 @@ async fn a_plugin_that_answers_after_a_wait_keeps_it_too() {
             client.write_all(post("/", framed).as_bytes()).await.unwrap();
             let response = read_message(&mut client).await.unwrap();
             assert!(response.ends_with("denied") && !closes(&response), "{profile:?}: {response}");
+        }
+    }
+}
+
+/// No more than 64 KiB were read of a body while a plugin was waited for, and a connection with a longer one was ended.
+#[tokio::test]
+async fn a_long_body_that_comes_while_a_plugin_is_waited_for_keeps_it_too() {
+    let limit = 512 << 10;
+    for (length, goes_on) in [(300_000, true), (limit - 20_000, true), (2 * limit, false)] {
+        let mut setup = setup(Profile::Envoy);
+        setup.buffer_limit = limit;
+        let mut builder = ChainBuilder::new();
+        builder.add("p", Plugin::of(()).access(denies_late).build());
+        setup.chain = Arc::new(builder.build());
+        let (proxy, _) = setup.serve().await;
+        let mut client = TcpStream::connect(proxy).await.unwrap();
+        let request = post("/", &format!("Content-Length: {length}\r\n\r\n{}", "x".repeat(length)));
+        client.write_all(request.as_bytes()).await.unwrap();
+        let response = read_message(&mut client).await.unwrap();
+        assert!(response.ends_with("denied"), "{response}");
+        assert_eq!(closes(&response), !goes_on, "{length}: {response}");
+        if goes_on {
+            client.write_all(post("/", SIZED).as_bytes()).await.unwrap();
+            let response = read_message(&mut client).await.unwrap();
+            assert!(response.ends_with("denied") && !closes(&response), "{response}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Clusters for the hosts of free URIs: as many as fit a bound, the one used longest ago makes room.
 
-use super::{failed, unaskable};
 use super::trust::Trust;
+use super::{failed, unaskable};
 use crate::dns::{DnsCache, Question};
 use parking_lot::Mutex;
 use sixfold_core::cluster::{

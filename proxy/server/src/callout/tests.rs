@@ -337,6 +337,48 @@ async fn a_cluster_says_whose_manners_its_connections_have() {
     }
 }
 
+// A service was asked again when its pooled connection had died under a request, where Envoy does not: it may have done by then
+// what it was asked for.
+#[tokio::test]
+async fn a_pooled_connection_that_dies_is_replaced_by_nginx_alone() {
+    for (profile, replaces) in [(Profile::Envoy, false), (Profile::Apisix, true)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::Ip(listener.local_addr().unwrap());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        tokio::spawn(async move {
+            // Of each connection the first request is answered, and the second is read.
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut seen = vec![0; 1000];
+                for answered in [true, false] {
+                    let read = stream.read(&mut seen).await.unwrap();
+                    count.fetch_add(usize::from(read > 0), SeqCst);
+                    if answered {
+                        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                    }
+                }
+            }
+        });
+        let cell = cluster(vec![address], |config| config.profile = profile);
+        let callout = callout(None);
+        let request = || CalloutRequest {
+            uri: "http://named.test/p".into(),
+            cluster: Some(cell.clone()),
+            retries: 0,
+            method: http::Method::GET,
+            headers: Headers::new(),
+            body: Bytes::new(),
+            timeout: Duration::from_secs(5),
+            verify_tls: true,
+            max_body: 1000,
+            keepalive: None,
+        };
+        assert!(callout.send(request()).await.is_ok());
+        assert_eq!(callout.send(request()).await.is_ok(), replaces, "{profile:?}");
+        assert_eq!(asked.load(SeqCst), if replaces { 3 } else { 2 });
+    }
+}
+
 // A URI may hold what a client sends: each host was remembered for ever.
 #[tokio::test]
 async fn hosts_of_free_uris_are_bounded_and_leave_with_their_connections() {
