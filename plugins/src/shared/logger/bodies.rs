@@ -32,6 +32,8 @@ pub(super) enum Capture {
     Undecided,
     Unwanted,
     /// It was there as a whole, or so much of it as is kept, with its place among the bodies that the process has in memory.
+    // The place is given back with it.
+    #[allow(dead_code)]
     Read(Bytes, Reservation),
     /// What has come so far.
     Pieces(Buffered),
