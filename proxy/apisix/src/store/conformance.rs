@@ -67,7 +67,7 @@ fn the_embedded_store_outlives_its_process() {
 #[test]
 fn credentials_end_with_their_consumer() {
     let file = File::new("ends");
-    let embedded = EmbeddedStore::open(&file.0).unwrap();
+    let embedded = EmbeddedStore::open(&file.path()).unwrap();
     for store in [&embedded as &dyn Store, &MemoryStore::default()] {
         let (consumer, one) = (Key::new(Kind::Consumer, "ann"), Key::of_credential("ann", "one"));
         let other = Key::of_credential("annie", "one");

@@ -211,7 +211,7 @@ fn keys_that_are_gone_take_no_more_room_than_those_that_are_there() {
     let all = |ids: &[&str]| ids.iter().map(|id| Key::new(Kind::Route, *id)).collect();
     file.keep(batch(1, &[("stays", true), ("goes", true), ("again", true), ("later", true)]), BTreeSet::new);
     // Which is written before the disk hangs.
-    drop(file.lend());
+    drop(file.lend(Instant::now() + LAST_WRITE));
     let held = disk.held.lock();
     file.keep(batch(2, &[("goes", false), ("again", false)]), || all(&["stays", "later"]));
     // The disk has it, and nothing else comes to it.
