@@ -363,6 +363,7 @@ async fn a_pooled_connection_that_dies_is_replaced_by_nginx_alone() {
         let callout = callout(None);
         let request = || CalloutRequest {
             uri: "http://named.test/p".into(),
+            target: None,
             cluster: Some(cell.clone()),
             retries: 0,
             method: http::Method::GET,

@@ -318,7 +318,7 @@ impl Drop for Subscription {
 #[cfg(test)]
 impl Inner {
     /// Names that are known; and how many of them nobody subscribes to.
-    pub(super) fn counts(&self) -> (usize, usize) {
+    pub(super) fn known(&self) -> (usize, usize) {
         let state = self.state.lock();
         (state.entries.len(), state.idle.len())
     }

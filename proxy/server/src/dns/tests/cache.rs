@@ -57,11 +57,11 @@ async fn look_ups_share_a_question_and_its_answer() {
     let answers = futures_util::future::join_all(all).await;
     assert!(answers.iter().all(|answer| answer.as_ref().unwrap().addresses.len() == 2));
     cache.look_up(&asks("A.TEST.", DnsFamily::V4Only)).await.unwrap();
-    assert_eq!((server.asked(A), cache.0.counts()), (1, (1, 1)));
+    assert_eq!((server.asked(A), cache.0.known()), (1, (1, 1)));
     // A cluster that comes needs none.
     let cluster = cluster(Discovery::StrictDns(options(60_000)), vec![name()], None);
     Discoverer::new(cache.clone()).start(&cluster).unwrap().await.unwrap();
-    assert_eq!((labels(&cluster).len(), server.asked(A), cache.0.counts()), (2, 1, (1, 0)));
+    assert_eq!((labels(&cluster).len(), server.asked(A), cache.0.known()), (2, 1, (1, 0)));
 }
 
 #[tokio::test]
@@ -89,7 +89,7 @@ async fn names_on_demand_are_bounded_and_forgotten() {
     for nth in 0..1100 {
         cache.look_up(&asks(&format!("n{nth}.test."), DnsFamily::V4Only)).await.unwrap();
     }
-    assert_eq!(cache.0.counts(), (1025, 1024));
+    assert_eq!(cache.0.known(), (1025, 1024));
     let asked = server.asked(A);
     cache.look_up(&asks("n1099.test.", DnsFamily::V4Only)).await.unwrap();
     assert_eq!(server.asked(A), asked, "the youngest are kept");
@@ -98,7 +98,7 @@ async fn names_on_demand_are_bounded_and_forgotten() {
 
     let brief = Server::start(v4(1), NXDOMAIN).await.cache();
     drop(brief.look_up(&asks("a.test.", DnsFamily::V4Only)).await);
-    until("forgotten", || brief.0.counts() == (0, 0)).await;
+    until("forgotten", || brief.0.known() == (0, 0)).await;
 }
 
 #[tokio::test]
