@@ -124,7 +124,6 @@ pub const FILE_SYSTEM: &[&str] = &[
     "proxy/core/src/log_sink.rs",
     "proxy/core/src/files.rs",
     "proxy/core/src/format/envoy.rs",
-    "proxy/server/src/admin/process.rs",
     "proxy/server/src/budget.rs",
     "proxy/server/src/callout/trust.rs",
     "proxy/server/src/dns/files.rs",

@@ -225,7 +225,10 @@ impl BandwidthLimit {
             ),
         };
         totals.iter().for_each(|total| total.add(bytes));
-        sizes.iter().for_each(|size| size.set(bytes));
+        // The end may come by itself, which is no piece in Envoy.
+        if bytes > 0 {
+            sizes.iter().for_each(|size| size.set(bytes));
+        }
         if !wait.is_zero() {
             enforced.inc();
         }

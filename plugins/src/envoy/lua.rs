@@ -149,6 +149,34 @@ struct Running {
     may_keep: usize,
 }
 
+/// The scripts of one stream that wait, each for more of its message: that of the request may go on behind the head of the
+/// response.
+#[derive(Default)]
+struct Waiting {
+    request: Option<Running>,
+    response: Option<Running>,
+}
+
+impl Waiting {
+    fn of(&mut self, side: Side) -> &mut Option<Running> {
+        match side {
+            Side::Request => &mut self.request,
+            Side::Response => &mut self.response,
+        }
+    }
+
+    /// Takes out the script of that side, if it waits.
+    fn take(stream: &mut Stream, slot: Slot, side: Side) -> Option<Running> {
+        stream.state::<Waiting>(slot)?.of(side).take()
+    }
+
+    /// Keeps a script until more has come.
+    fn keep(stream: &mut Stream, slot: Slot, running: Running) {
+        let side = running.side;
+        stream.change_state(slot, |waiting: &mut Waiting| *waiting.of(side) = Some(running));
+    }
+}
+
 /// What follows a turn of a script.
 enum After {
     /// It is at its end, or has failed.
@@ -227,10 +255,11 @@ impl Script {
 
     /// Runs a script from its beginning, or from where it waits for the body that is there now.
     fn head<'a>(&'a self, stream: &'a mut Stream, slot: Slot, side: Side) -> Step<'a> {
-        let mut running = match stream.take_state::<Running>(slot) {
-            Some(running) if running.side == side => *running,
-            // A script of the request that waits for more of it has had its time.
-            _ => match self.begin(side) {
+        // One that waits for pieces is of a response in whose place this one comes.
+        let waiting = Waiting::take(stream, slot, side);
+        let mut running = match waiting.filter(|running| matches!(running.on, Some(Wait::Body))) {
+            Some(running) => running,
+            None => match self.begin(side) {
                 Ok(Some(running)) => running,
                 Ok(None) | Err(After::End) => return Step::Continue,
                 Err(_) => return Step::Respond(over_bounds()),
@@ -338,7 +367,7 @@ impl Script {
                 if running.holds_head {
                     stream.hold_response_head(0);
                 }
-                stream.set_state(slot, running);
+                Waiting::keep(stream, slot, running);
                 if wants_body && side == Side::Request {
                     return Step::ReadBody(ReadBody { limit: LONGEST_BODY, on_overflow: Overflow::Refuse });
                 }
@@ -354,19 +383,18 @@ impl Script {
     }
 
     /// A piece of a body on its way: a script may wait for pieces, for all of them, or for their end.
-    fn piece(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
-        let Some(running) = stream.take_state::<Running>(slot) else { return BodyStep::Pass };
-        let mut running = *running;
+    fn piece(&self, stream: &mut Stream, slot: Slot, side: Side, piece: &BodyPiece<'_>) -> BodyStep {
+        let Some(mut running) = Waiting::take(stream, slot, side) else { return BodyStep::Pass };
         let given = match &running.on {
             Some(Wait::Body) if !piece.last => {
-                stream.set_state(slot, running);
+                Waiting::keep(stream, slot, running);
                 return BodyStep::Hold(Hold { limit: LONGEST_BODY, on_overflow: Overflow::Refuse });
             }
             Some(Wait::Chunk | Wait::Body) if piece.data.is_empty() => Given::Nothing,
             Some(Wait::Chunk | Wait::Body) => Given::Piece(piece.data),
             Some(Wait::Trailers) if piece.last && !has_trailers(stream, running.side) => Given::Nothing,
             _ => {
-                stream.set_state(slot, running);
+                Waiting::keep(stream, slot, running);
                 return BodyStep::Pass;
             }
         };
@@ -394,7 +422,7 @@ impl Script {
                 by_bound: running.side == Side::Request,
             }),
             After::Wait => {
-                stream.set_state(slot, running);
+                Waiting::keep(stream, slot, running);
                 return false;
             }
             other => other,
@@ -402,9 +430,8 @@ impl Script {
         matches!(after, After::Refuse)
     }
 
-    fn trailers(&self, stream: &mut Stream, slot: Slot) -> TrailersStep {
-        let Some(running) = stream.take_state::<Running>(slot) else { return TrailersStep::Continue };
-        let mut running = *running;
+    fn trailers(&self, stream: &mut Stream, slot: Slot, side: Side) -> TrailersStep {
+        let Some(mut running) = Waiting::take(stream, slot, side) else { return TrailersStep::Continue };
         let given = if matches!(running.on, Some(Wait::Trailers)) { Given::Trailers } else { Given::Nothing };
         let head_is_here = running.holds_head;
         let (mut after, _) = self.turn(stream, &mut running, given, head_is_here);
@@ -418,19 +445,19 @@ impl Script {
     }
 
     fn request_body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
-        self.piece(stream, slot, piece)
+        self.piece(stream, slot, Side::Request, piece)
     }
 
     fn response_body(&self, stream: &mut Stream, slot: Slot, piece: &BodyPiece<'_>) -> BodyStep {
-        self.piece(stream, slot, piece)
+        self.piece(stream, slot, Side::Response, piece)
     }
 
     fn request_trailers(&self, stream: &mut Stream, slot: Slot) -> TrailersStep {
-        self.trailers(stream, slot)
+        self.trailers(stream, slot, Side::Request)
     }
 
     fn response_trailers(&self, stream: &mut Stream, slot: Slot) -> TrailersStep {
-        self.trailers(stream, slot)
+        self.trailers(stream, slot, Side::Response)
     }
 }
 

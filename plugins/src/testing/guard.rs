@@ -106,8 +106,8 @@ fn ext_authz() -> Arc<Chain> {
 
 fn ext_authz_by_http() -> Arc<Chain> {
     let answer = |request: &CalloutRequest| {
-        let path = request.uri.strip_prefix("http://ext-authz/check").unwrap();
-        let status = if is_admin(path) { 403 } else { 200 };
+        let path = request.target.as_deref().unwrap().strip_prefix(b"/check").unwrap();
+        let status = if is_admin(std::str::from_utf8(path).unwrap()) { 403 } else { 200 };
         CalloutResponse { status, headers: Headers::new(), body: bytes::Bytes::new() }
     };
     let context = BuildContext { callout: Arc::new(Answering(answer)), ..super::context() };

@@ -534,6 +534,31 @@ fn bodies_pass_in_pieces() {
     assert_eq!((body.as_str(), filter.errors()), ("<ab><c>", 0));
 }
 
+/// The script of the response took the place of that of the request, and got its pieces too.
+#[test]
+fn a_request_goes_on_behind_the_head_of_its_response() {
+    let filter = filter(
+        "function envoy_on_request(h)
+           for piece in h:bodyChunks() do piece:setBytes('<' .. piece:getBytes(0, piece:length()) .. '>') end
+         end
+         function envoy_on_response(h)
+           for piece in h:bodyChunks() do piece:setBytes('(' .. piece:getBytes(0, piece:length()) .. ')') end
+         end",
+    );
+    let mut stream = stream();
+    assert!(matches!(filter.request(&mut stream), Outcome::Done));
+    stream.response.status = 200;
+    assert!(matches!(filter.run(HeadPhase::HeaderFilter, &mut stream), Outcome::Done));
+    let (request, response) = (Direction::Request, Direction::Response);
+    for (direction, seen) in [(request, "<ping>"), (response, "(ping)"), (request, "<ping>")] {
+        match BodyFilters::new(direction).push(&filter.chain, &mut stream, b"ping", false) {
+            Filtered::Data(data) => assert_eq!(seen.as_bytes(), data),
+            other => panic!("{seen}: {other:?}"),
+        }
+    }
+    assert_eq!(filter.errors(), 0);
+}
+
 /// The head waits for the body, and is the script's until then.
 #[test]
 fn a_script_that_wants_the_whole_response_has_its_head_too() {

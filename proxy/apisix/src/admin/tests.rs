@@ -719,7 +719,7 @@ fn what_plugins_name_and_private_keys_are_kept_encrypted() {
     with_key["tls"] = json!({"client_cert": cert, "client_key": key});
     // White space before a key kept it in the clear.
     for (target, value) in [
-        ("/ssls/9", json!({"sni": "a.b", "cert": cert, "key": format!("\n {key}")})),
+        ("/ssls/9", json!({"sni": "a.b", "cert": cert, "key": format!("\n{key}")})),
         (
             "/routes/9",
             json!({"uri": "/9", "upstream": {"nodes": {"127.0.0.1:80": 1}, "scheme": "https",

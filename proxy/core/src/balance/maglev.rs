@@ -2,7 +2,7 @@
 
 use super::levels::{Algorithm, LbContext, Weighted};
 use super::ring_hash::hash_key;
-use crate::cluster::{ClusterStats, Member, share};
+use crate::cluster::{ClusterStats, HashTable, Member, share};
 use std::sync::Arc;
 use xxhash_rust::xxh64::xxh64;
 
@@ -41,9 +41,8 @@ impl Algorithm for Maglev {
         hosts.retain(|h| h.weight > 0.0);
         let slots = self.fill(&hosts);
         let shares = share(hosts.len(), slots.iter().copied());
-        if let Some((stats, (least, most))) = self.stats.maglev().zip(shares) {
-            stats.min_entries_per_host().set(least);
-            stats.max_entries_per_host().set(most);
+        if let Some((least, most)) = shares {
+            self.stats.keep_table(HashTable::Maglev { least, most });
         }
         Table { slots, members: hosts.into_iter().map(|h| h.member).collect() }
     }

@@ -1,7 +1,7 @@
 //! Envoy's RING_HASH: a Ketama-like ring (source/extensions/load_balancing_policies/ring_hash).
 
 use super::levels::{Algorithm, LbContext, Weighted};
-use crate::cluster::{ClusterStats, Member, share};
+use crate::cluster::{ClusterStats, HashTable, Member, share};
 use std::sync::Arc;
 use xxhash_rust::xxh64::xxh64;
 
@@ -59,11 +59,8 @@ impl Algorithm for RingHash {
 impl RingHash {
     fn show(&self, points: &[(u64, u32)], hosts: usize) {
         let shares = share(hosts, points.iter().map(|(_, host)| *host));
-        let shown = self.stats.ring().zip(shares);
-        if let Some((stats, (least, most))) = shown {
-            stats.size().set(points.len() as u64);
-            stats.min_hashes_per_host().set(least);
-            stats.max_hashes_per_host().set(most);
+        if let Some((least, most)) = shares {
+            self.stats.keep_table(HashTable::Ring { size: points.len() as u64, least, most });
         }
     }
 

@@ -1,5 +1,5 @@
 //! What is told of the tables that hashes choose from (extensions/load_balancing_policies/ring_hash and maglev): those of
-//! the table that was made last.
+//! the table that is in force.
 
 crate::stat_block! {
     /// Under `cluster.NAME.ring_hash_lb.`
@@ -13,6 +13,15 @@ crate::stat_block! {
     pub struct MaglevStats {
         counters: [], gauges: [min_entries_per_host, max_entries_per_host], histograms: [],
     }
+}
+
+/// How even a table is: of each host the entries, at least and at most.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum HashTable {
+    /// A ring of so many entries.
+    Ring { size: u64, least: u64, most: u64 },
+    /// A Maglev table.
+    Maglev { least: u64, most: u64 },
 }
 
 /// The least and the most entries that one of `hosts` has among `entries`, which name hosts by their places; `None`

@@ -40,7 +40,7 @@ pub use discovery::{Discovery, DnsBackoff, DnsFamily, DnsOptions, DnsServers, Or
 pub use endpoint::{Address, Assignment, EdsHealth, EndpointCheck, HostConfig, LoadPolicy, Locality};
 pub use event_log::{Event, EventLog};
 pub use filter_stats::{AuthzCounts, RateLimitCounts};
-pub(crate) use hash_stats::share;
+pub(crate) use hash_stats::{HashTable, share};
 pub use hash_stats::{MaglevStats, RingStats};
 pub use health_check::{
     GrpcProbe, HealthCheck, HealthCheckStats, HttpProbe, Intervals, Probe, ProbeHeader, TcpProbe,
@@ -393,6 +393,7 @@ impl Cluster {
             self.count_heaviest(set);
         }
         self.stats.warming_state().set(0);
+        self.stats.show_table();
         self.count_members(set);
         self.stats.count_zones(&self.config.own_zone, set.iter());
     }

@@ -3,12 +3,13 @@
 use super::Member;
 use super::filter_stats::{AuthzCounts, ByPrefix, RateLimitCounts};
 use super::grpc_stats::GrpcStats;
-use super::hash_stats::{MaglevStats, RingStats};
+use super::hash_stats::{HashTable, MaglevStats, RingStats};
 use crate::codec_stats::Http2Counts;
 use crate::metrics::responses::Responses;
 use crate::metrics::{Registry, named_scope};
 use crate::tls::{TlsSide, TlsStats};
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -69,6 +70,8 @@ pub struct ClusterStats {
     http2: OnceLock<Http2Counts>,
     ring: OnceLock<RingStats>,
     maglev: OnceLock<MaglevStats>,
+    /// The table that was made last, which is told of once it is in force.
+    table: Mutex<Option<HashTable>>,
     authz: ByPrefix<AuthzCounts>,
     rate_limit: ByPrefix<RateLimitCounts>,
     responses: Responses,
@@ -141,6 +144,7 @@ impl ClusterStats {
             http2: OnceLock::new(),
             ring: OnceLock::new(),
             maglev: OnceLock::new(),
+            table: Mutex::default(),
             authz: ByPrefix::default(),
             rate_limit: ByPrefix::default(),
             registry: Some((registry.clone(), prefix.into())),
@@ -159,6 +163,7 @@ impl ClusterStats {
             http2: OnceLock::new(),
             ring: OnceLock::new(),
             maglev: OnceLock::new(),
+            table: Mutex::default(),
             authz: ByPrefix::default(),
             rate_limit: ByPrefix::default(),
             registry: None,
@@ -197,16 +202,36 @@ impl ClusterStats {
         self.http2.get_or_init(|| Http2Counts::new(registry, &format!("{prefix}http2."))).clone()
     }
 
-    /// Those of a hash ring, which are shown from the first call on.
-    pub fn ring(&self) -> Option<&RingStats> {
-        let (registry, prefix) = self.registry.as_ref()?;
-        Some(self.ring.get_or_init(|| RingStats::new(registry, &format!("{prefix}ring_hash_lb."))))
+    /// Keeps what is to be told of a table of hashes, and shows its names. Making one changes no value.
+    pub(crate) fn keep_table(&self, table: HashTable) {
+        let Some((registry, prefix)) = &self.registry else { return };
+        match table {
+            HashTable::Ring { .. } => {
+                self.ring.get_or_init(|| RingStats::new(registry, &format!("{prefix}ring_hash_lb.")));
+            }
+            HashTable::Maglev { .. } => {
+                self.maglev.get_or_init(|| MaglevStats::new(registry, &format!("{prefix}maglev_lb.")));
+            }
+        }
+        *self.table.lock() = Some(table);
     }
 
-    /// Those of a Maglev table, which are shown from the first call on.
-    pub fn maglev(&self) -> Option<&MaglevStats> {
-        let (registry, prefix) = self.registry.as_ref()?;
-        Some(self.maglev.get_or_init(|| MaglevStats::new(registry, &format!("{prefix}maglev_lb."))))
+    /// Tells of the table of hashes that is in force now.
+    pub(crate) fn show_table(&self) {
+        match self.table.lock().take() {
+            Some(HashTable::Ring { size, least, most }) => {
+                let Some(stats) = self.ring.get() else { return };
+                stats.size().set(size);
+                stats.min_hashes_per_host().set(least);
+                stats.max_hashes_per_host().set(most);
+            }
+            Some(HashTable::Maglev { least, most }) => {
+                let Some(stats) = self.maglev.get() else { return };
+                stats.min_entries_per_host().set(least);
+                stats.max_entries_per_host().set(most);
+            }
+            None => {}
+        }
     }
 
     /// Those of TLS, which are shown from the first call on.

@@ -136,7 +136,8 @@ impl Block {
 
     /// Slots of a shard.
     fn slots(&self) -> usize {
-        self.defs.last().map_or(0, |def| def.slot + slots(def.kind))
+        // Those that are never counted stand first, and have none.
+        self.defs.last().filter(|def| def.slot != NEVER).map_or(0, |def| def.slot + slots(def.kind))
     }
 
     #[inline]

@@ -236,7 +236,8 @@ impl<D: Downstream> Exchange<'_, D> {
             tracing.finish(stream);
         }
         match self.traced.take() {
-            Some(_) if stream.health_check => stats.tracing_health_check().inc(),
+            // Counted without any tracing, too.
+            _ if stream.health_check => stats.tracing_health_check().inc(),
             Some(reason) => stats.count_trace(reason),
             None => {}
         }

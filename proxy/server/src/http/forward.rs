@@ -360,7 +360,8 @@ impl<D: Downstream> Exchange<'_, D> {
         self.response_headers(plan);
         self.clock.set_per_try(None);
         if self.chain.has(HeadPhase::HeaderFilter) {
-            self.stream.ends_with_head = end || self.has_no_body();
+            // Behind the 101 of a tunnel there is one: what goes through it.
+            self.stream.ends_with_head = end || (!tunnel && self.has_no_body());
             match self.header_filters().await {
                 Ok(None) => {}
                 Ok(Some(reply)) => {

@@ -429,6 +429,7 @@ impl Downstream for H1Client {
         match ready!(self.body.poll_next(&mut self.read, &mut self.io, cx, trailers, opts)) {
             Ok(Next::Data(at)) => Poll::Ready(Ok(BodyEvent::Data(Piece::Borrowed(&self.read.filled()[at])))),
             Ok(Next::End) => {
+                self.ahead = None;
                 if self.tunnel {
                     self.env.ending.left();
                 }

@@ -68,6 +68,12 @@ fn a_file_that_was_not_closed_in_time_is_the_other_one_s_when_it_is() {
     let (old, _) = opened.unwrap();
     let held = disk.held.lock();
     old.keep(batch(5, &[("a", true), ("b", true)]), BTreeSet::new);
+    // The disk has it.
+    let deadline = Instant::now() + 20 * AGAIN;
+    while old.0.state.lock().waiting.is_some() {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(5));
+    }
     old.lend(Instant::now() + 2 * PAUSE).give();
     let (new, found) = LastGood::open(&folder.file("etcd.redb"), "/apisix").unwrap();
     assert!(found.is_none());

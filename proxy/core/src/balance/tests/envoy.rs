@@ -70,8 +70,11 @@ fn tables_of_hashes_tell_their_sizes() {
     };
     let names = ["size", "min_hashes_per_host", "max_hashes_per_host"];
     let _ring = build(ring(1024, 8 << 20, false, false));
+    assert_eq!(shown("cluster.c.ring_hash_lb.", &names), [0, 0, 0], "it is not in force");
+    stats.show_table();
     assert_eq!(shown("cluster.c.ring_hash_lb.", &names), [1024, 512, 512]);
     let _maglev = build(Policy::Maglev { table_size: 65537, use_hostname: false });
+    stats.show_table();
     let names = ["min_entries_per_host", "max_entries_per_host"];
     assert_eq!(shown("cluster.c.maglev_lb.", &names), [32768, 32769]);
 }
