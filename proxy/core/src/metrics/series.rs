@@ -339,8 +339,7 @@ mod tests {
     #[test]
     fn what_has_expired_may_stay_until_others_need_its_room() {
         let (budget, start) = (SeriesBudget::new(1 << 10), Instant::now());
-        let series =
-            Series::<u64>::new(budget.clone(), 100, Some(Duration::from_secs(60))).while_there_is_room();
+        let series = Series::<u64>::new(budget, 100, Some(Duration::from_secs(60))).while_there_is_room();
         let at = |seconds| start + Duration::from_secs(seconds);
         series.touch(b"early", at(0), |sum| *sum += 1);
         assert_eq!(all(&series, at(100)), [(values(b"early"), 1)], "there is room");

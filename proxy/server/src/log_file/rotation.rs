@@ -136,18 +136,18 @@ impl Rotator {
         }
         fs::rename(&path, &old)?;
         match self.rotation.enable_compression {
-            true => self.compress(path, old),
+            true => self.compress(&path, old),
             false => prune(&path, self.rotation.max_kept),
         }
         Ok(true)
     }
 
     /// Has a thread compress an old file: it takes longer than lines may wait.
-    fn compress(&mut self, path: PathBuf, old: PathBuf) {
+    fn compress(&mut self, path: &Path, old: PathBuf) {
         let most = self.rotation.max_kept;
         if self.archive.is_none() {
             let (archive, queue) = sync_channel(WAITING);
-            let path = path.clone();
+            let path = path.to_owned();
             let thread = thread::Builder::new().name("log-archive".to_owned());
             match thread.spawn(move || compress_all(&queue, &path, most)) {
                 Ok(_) => self.archive = Some(archive),
@@ -157,7 +157,7 @@ impl Rotator {
         let sent =
             self.archive.as_ref().is_some_and(|archive| archive.try_send((old, Instant::now())).is_ok());
         if !sent {
-            prune(&path, most);
+            prune(path, most);
         }
     }
 }
