@@ -69,9 +69,8 @@ fn the_store_in_etcd_conforms() {
     let first = Write::put(Key::new(Kind::Consumer, "jill"), "{}".into());
     store.commit(std::iter::once(first).chain((0..300).map(many)).collect()).unwrap();
     let gone = |n: usize| Write::delete(Key::of_credential("jill", &n.to_string()));
-    // Behind its credentials: they would end with it.
-    let last = Write::delete(Key::new(Kind::Consumer, "jill"));
-    let committed = store.commit((0..300).map(gone).chain([last]).collect()).unwrap();
+    let first = Write::delete(Key::new(Kind::Consumer, "jill"));
+    let committed = store.commit(std::iter::once(first).chain((0..300).map(gone)).collect()).unwrap();
     assert_eq!((committed.replaced.len(), committed.replaced.contains(&false)), (301, false));
 }
 

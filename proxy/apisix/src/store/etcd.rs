@@ -302,6 +302,8 @@ impl Shared {
     /// Does some of a commit in one transaction.
     async fn transact(&self, writes: &[Write]) -> Result<Committed, StoreError> {
         let (mut compare, mut success) = (Vec::new(), Vec::new());
+        // What ends with a consumer, behind what is said of it by name: each of those tells whether it was there.
+        let mut behind = Vec::new();
         // Of each write, whose answer tells what was there.
         let mut told_by = Vec::new();
         for Write { key, action, expected } in writes {
@@ -329,13 +331,15 @@ impl Shared {
                     request(Request::Delete(DeleteRangeRequest { key: path, range_end: Vec::new() }));
                     if key.kind == Kind::Consumer {
                         let (key, range_end) = self.range(&credentials_path(key.id.as_str()));
-                        request(Request::Delete(DeleteRangeRequest { key, range_end }));
+                        let of_consumer = Request::Delete(DeleteRangeRequest { key, range_end });
+                        behind.push(RequestOp { request: Some(of_consumer) });
                     }
                 }
                 Action::Keep => {}
             }
             told_by.push((!matches!(action, Action::Keep)).then_some(place));
         }
+        success.append(&mut behind);
         let question = TxnRequest { compare, success };
         let answer: TxnResponse = self.link.ask("/etcdserverpb.KV/Txn", &question, Repeat::Once).await?;
         if !answer.succeeded {
