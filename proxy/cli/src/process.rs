@@ -225,7 +225,8 @@ impl Process {
     /// Says that it is not ready, unless another process is in its place, then ends connections on a thread of its own.
     fn end(&self, limit: Duration, events: SyncSender<Event>) -> Result<(), Failure> {
         tracing::info!(connections = self.server.connections(), ?limit, "ending");
-        let (server, handed_over) = (self.server.clone(), self.upgrade.handed_over());
+        let (server, upgrade) = (self.server.clone(), self.upgrade.clone());
+        let handed_over = upgrade.handed_over();
         if handed_over.is_none() {
             self.lifecycle.set(State::Draining);
         }
@@ -233,7 +234,9 @@ impl Process {
             if let Ok(runtime) = runtime() {
                 runtime.block_on(async {
                     match handed_over {
-                        Some(addresses) => server.shutdown_beside(limit, addresses).await,
+                        Some(addresses) => {
+                            server.shutdown_beside(limit, addresses, || upgrade.let_go()).await
+                        }
                         None => server.shutdown(limit).await,
                     }
                 });

@@ -16,6 +16,7 @@ pub(crate) use predecessor::Predecessor;
 use crate::Failure;
 use crate::arguments::UpgradeOptions;
 use crate::signals::Event;
+use link::Link;
 use parking_lot::Mutex;
 use sixfold_apisix::store::Store;
 use sixfold_core::listener::BindAddress;
@@ -65,8 +66,8 @@ enum Phase {
     Starting(Child),
     /// This process is to end before the new one is ready.
     Cancelled,
-    /// These addresses are the new one's.
-    HandedOver(Vec<BindAddress>),
+    /// These addresses are the new one's, which waits for the end of the link, as long as there is one.
+    HandedOver(Vec<BindAddress>, Option<Link>),
 }
 
 impl Upgrade {
@@ -107,9 +108,9 @@ impl Upgrade {
         notify("READY=1");
     }
 
-    /// Takes the file with the process's id away, unless another process has put its own there.
+    /// Takes the file with the process's id away, unless another process has put its own there, or does so just now.
     pub(crate) fn withdraw(&self) {
-        let Some(file) = &self.0.pid_file else { return };
+        let Some(file) = self.0.pid_file.as_ref().filter(|_| self.handed_over().is_none()) else { return };
         if std::fs::read_to_string(file).is_ok_and(|text| text.trim() == std::process::id().to_string()) {
             let _ = std::fs::remove_file(file);
         }
@@ -169,14 +170,21 @@ impl Upgrade {
         if matches!(*phase, Phase::Begun | Phase::Starting(_)) {
             *phase = Phase::Cancelled;
         }
-        matches!(*phase, Phase::HandedOver(_))
+        matches!(*phase, Phase::HandedOver(..))
     }
 
     /// Addresses that a new process has; `None` if none has taken over.
     pub(crate) fn handed_over(&self) -> Option<Vec<BindAddress>> {
         match &*self.0.phase.lock() {
-            Phase::HandedOver(addresses) => Some(addresses.clone()),
+            Phase::HandedOver(addresses, _) => Some(addresses.clone()),
             _ => None,
+        }
+    }
+
+    /// Tells the new process that connections are accepted here no more.
+    pub(crate) fn let_go(&self) {
+        if let Phase::HandedOver(_, link) = &mut *self.0.phase.lock() {
+            *link = None;
         }
     }
 

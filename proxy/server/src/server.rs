@@ -6,7 +6,7 @@ mod tests;
 mod waiting;
 mod warming;
 
-use self::control::{Change, Control, ControlThread};
+use self::control::{Change, Control, ControlThread, Ending};
 use crate::admin::{Lifecycle, State};
 use crate::deadline::after;
 use crate::dns::DnsCache;
@@ -269,17 +269,26 @@ impl Server {
     /// to the end of the process.
     pub async fn shutdown(&self, deadline: Duration) {
         self.0.lifecycle.set(State::Draining);
-        self.shutdown_beside(deadline, Vec::new()).await;
+        self.shutdown_beside(deadline, Vec::new(), || ()).await;
     }
 
     /// The same beside a process that has the sockets of these addresses: what waits in their queues is left to it. Nobody is
-    /// told that this one drains: whoever asks means the place that the other one has.
-    pub async fn shutdown_beside(&self, deadline: Duration, handed_over: Vec<BindAddress>) {
+    /// told that this one drains: whoever asks means the place that the other one has. `let_go` is called as soon as
+    /// connections are accepted here no more, or can't be any more.
+    pub async fn shutdown_beside(
+        &self,
+        deadline: Duration,
+        handed_over: Vec<BindAddress>,
+        let_go: impl FnOnce(),
+    ) {
         let limit = after(Instant::now(), deadline.saturating_add(LAST_TURN));
-        let (done, answer) = oneshot::channel();
+        let ((gone, is_gone), (done, is_done)) = (oneshot::channel(), oneshot::channel());
         let closed = async {
-            self.ask(Control::Shutdown(deadline, handed_over, done)).await;
-            let _ = answer.await;
+            let ending = Ending { limit: deadline, handed_over, let_go: gone, done };
+            self.ask(Control::Shutdown(ending)).await;
+            let _ = is_gone.await;
+            let_go();
+            let _ = is_done.await;
         };
         // The control thread waits for every worker, of which one may be held up.
         let _ = tokio::time::timeout_at(limit, closed).await;

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// How long the sockets may take to come: they are sent at once.
 const SOCKETS_WITHIN: Duration = Duration::from_secs(10);
+/// How long the other process may go on accepting before this one is announced all the same.
+const LAST_ACCEPTED: Duration = Duration::from_secs(2);
 /// Bytes of the reason for an end that the other process is told.
 const REASON: usize = 2048;
 /// How often it is looked whether a configuration has come.
@@ -75,7 +77,7 @@ impl Predecessor {
     }
 
     /// Says that this process is ready once `is_loaded` is, and accepts connections when the other one has let go. One that
-    /// is gone has let go.
+    /// is gone has let go. Waits until the other one accepts none any more.
     pub(crate) fn take_over(&self, is_loaded: impl Fn() -> bool) {
         let Some(link) = &self.link else { return };
         while !is_loaded() {
@@ -97,6 +99,9 @@ impl Predecessor {
             tracing::warn!("the process whose place this one takes is gone");
         }
         self.inheritance.open();
+        // It ends the link. Whoever is told of this process then reaches no other; only the telling waits.
+        let deadline = Instant::now() + LAST_ACCEPTED;
+        while let Ok(Some(_)) = link.receive(Some(deadline)) {}
     }
 
     /// Says why this process can't take over.

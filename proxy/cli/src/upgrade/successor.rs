@@ -23,7 +23,7 @@ pub(super) fn hand_over(process: &Inner, server: &Server, timeout: Duration) -> 
     let deadline = after(Instant::now(), timeout);
     let mut lent = Lent::nothing();
     let outcome =
-        begin(process).and_then(|link| converse(process, server, &link, &mut lent, (deadline, timeout)));
+        begin(process).and_then(|link| converse(process, server, link, &mut lent, (deadline, timeout)));
     match outcome {
         Ok(()) => {
             lent.give();
@@ -69,11 +69,11 @@ fn command_line() -> (OsString, Vec<OsString>) {
 fn converse(
     process: &Inner,
     server: &Server,
-    link: &Link,
+    link: Link,
     lent: &mut Lent,
     (deadline, timeout): (Instant, Duration),
 ) -> Result<(), Reason> {
-    give_sockets(process, server, link).map_err(|error| silent(&error))?;
+    give_sockets(process, server, &link).map_err(|error| silent(&error))?;
     let mut adopted: Vec<BindAddress> = Vec::new();
     loop {
         let message = match link.receive(Some(deadline)) {
@@ -105,14 +105,14 @@ fn converse(
 
 /// Lets go, unless this process is to end. Who ends it from now on finds all of it done, and systemd with another process to
 /// look after.
-fn commit(process: &Inner, link: &Link, adopted: Vec<BindAddress>) -> Result<(), Reason> {
+fn commit(process: &Inner, link: Link, adopted: Vec<BindAddress>) -> Result<(), Reason> {
     let mut phase = process.phase.lock();
     let Phase::Starting(child) = &*phase else { return Err(Some("this process ends".to_owned())) };
     let id = child.id();
     link.send(&json!({"go": true}), &[]).map_err(|error| silent(&error))?;
     notify(&format!("MAINPID={id}\nREADY=1"));
     tracing::info!(id, "a new process serves; this one ends when its connections have");
-    *phase = Phase::HandedOver(adopted);
+    *phase = Phase::HandedOver(adopted, Some(link));
     Ok(())
 }
 

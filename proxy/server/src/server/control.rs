@@ -38,7 +38,27 @@ pub(super) enum Control {
     /// Answers every socket that listens.
     Sockets(oneshot::Sender<std::io::Result<Vec<Handed>>>),
     /// Addresses whose sockets another process has.
-    Shutdown(Duration, Vec<BindAddress>, oneshot::Sender<()>),
+    Shutdown(Ending),
+}
+
+/// How a server ends.
+pub(super) struct Ending {
+    /// How long connections have.
+    pub(super) limit: Duration,
+    /// The addresses that another process has.
+    pub(super) handed_over: Vec<BindAddress>,
+    /// Told when no connection is accepted any more.
+    pub(super) let_go: oneshot::Sender<()>,
+    /// Told when connections have ended.
+    pub(super) done: oneshot::Sender<()>,
+}
+
+impl Ending {
+    /// At once, and nobody is told.
+    fn now() -> Ending {
+        let ((let_go, _), (done, _)) = (oneshot::channel(), oneshot::channel());
+        Ending { limit: Duration::ZERO, handed_over: Vec::new(), let_go, done }
+    }
 }
 
 /// A change to be applied.
@@ -114,12 +134,8 @@ impl ControlThread {
                     Some(Control::Warming(answer)) => drop(answer.send(self.warming.names())),
                     Some(Control::Warm(done)) => self.until_warm.push(done),
                     Some(Control::Sockets(answer)) => drop(answer.send(self.manager.sockets())),
-                    Some(Control::Shutdown(deadline, handed_over, done)) => {
-                        self.shutdown(deadline, &handed_over).await;
-                        let _ = done.send(());
-                        return;
-                    }
-                    None => return self.shutdown(Duration::ZERO, &[]).await,
+                    Some(Control::Shutdown(ending)) => return self.shutdown(ending).await,
+                    None => return self.shutdown(Ending::now()).await,
                 },
                 warm = self.warming.warm() => self.warmed(warm).await,
                 () = at(until) => self.release().await,
@@ -332,19 +348,22 @@ impl ControlThread {
         }
     }
 
-    async fn shutdown(&mut self, deadline: Duration, handed_over: &[BindAddress]) {
-        self.manager.give_up(handed_over).await;
+    async fn shutdown(&mut self, ending: Ending) {
+        let Ending { limit, handed_over, let_go, done } = ending;
+        self.manager.give_up(&handed_over).await;
         let shared = self.manager.shared().clone();
-        shared.drain.start(DrainStrategy::Immediate, Some(deadline));
-        self.manager.drain(false, true, DrainStrategy::Immediate, Some(deadline)).await;
-        // Connections past the deadline are dropped by their own tasks; a moment more lets them.
-        let _ =
-            tokio::time::timeout(deadline.saturating_add(Duration::from_millis(100)), shared.drain.idle())
-                .await;
+        shared.drain.start(DrainStrategy::Immediate, Some(limit));
+        self.manager.drain(false, true, DrainStrategy::Immediate, Some(limit)).await;
+        // Of both, nobody may want to know.
+        let _ = let_go.send(());
+        // Connections past the limit are dropped by their own tasks; a moment more lets them.
+        let grace = limit.saturating_add(Duration::from_millis(100));
+        let _ = tokio::time::timeout(grace, shared.drain.idle()).await;
         // The process ends when they have.
         for peer in shared.peers.get().into_iter().flatten() {
             let _ = peer.commands.send(Command::Stop).await;
         }
+        let _ = done.send(());
     }
 }
 

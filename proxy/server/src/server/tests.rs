@@ -164,7 +164,7 @@ async fn nobody_is_told_of_an_end_that_another_process_goes_on_after() {
         let server = &fixture.server;
         server.lifecycle().set(State::Live);
         match is_handed_over {
-            true => server.shutdown_beside(Duration::ZERO, Vec::new()).await,
+            true => server.shutdown_beside(Duration::ZERO, Vec::new(), || ()).await,
             false => server.shutdown(Duration::ZERO).await,
         }
         assert_eq!(server.lifecycle().get(), last);
