@@ -10,7 +10,7 @@ use crate::upgrade::{Predecessor, Upgrade, Uses};
 use sixfold_apisix::config::{Config, EnvVars, ListenAddress, LogRotate, config_path};
 use sixfold_apisix::{Feed, Loaded, Reloads, SourceContext, Update};
 use sixfold_core::error::{ConfigError, tell_most};
-use sixfold_core::listener::BindAddress;
+use sixfold_core::listener::{BindAddress, SocketRights};
 use sixfold_core::metrics::Registry;
 use sixfold_server::callout::CalloutConfig;
 use sixfold_server::descriptors;
@@ -146,10 +146,11 @@ fn make_log_folder(config: &Config) -> Result<(), Failure> {
 /// Takes the listeners for TLS away when their port is the default and is taken: another gateway runs here, and
 /// nobody has asked for TLS. Any other address that can't be listened on is an error of its key.
 fn leave_out_taken(config: &mut Config, inheritance: &Inheritance) -> Result<(), Failure> {
-    // Closed at once, and opened again with the options of the listener when that goes into force.
+    // Given back at once, and opened with the options of the listener when that goes into force. Nothing listens until then:
+    // who connected now would be reset, or take the gateway for one that serves.
     let bind = |address: &BindAddress| match inheritance.has(address) {
         true => Ok(()),
-        false => sockets::bind(address, 1, 1).map(drop),
+        false => sockets::reserve(address, 1, false, SocketRights::default()).map(drop),
     };
     let opened = |listen: &ListenAddress| bind(&BindAddress::Ip(listen.address));
     let (mut faults, mut tls) = (Vec::new(), true);

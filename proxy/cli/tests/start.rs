@@ -4,9 +4,10 @@
 mod support;
 
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
-use support::{Directory, Process, free_port, get, sixfold};
+use std::time::Instant;
+use support::{Directory, LIMIT, Process, free_port, get, read, send, sixfold};
 
 const YAML: &str = "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}\n";
 
@@ -52,6 +53,24 @@ fn run_starts_in_an_empty_folder_and_beside_another_gateway() {
             assert!(errors.contains(key) && errors.contains(&format!(":{port}")), "{key}: {errors}");
         }
     }
+}
+
+/// Its addresses were listened on once to see whether they are free: who connected then was reset, and who waited for the port
+/// took it for a gateway that serves.
+#[test]
+fn whoever_can_connect_is_answered() {
+    let (directory, port) = (Directory::new(), free_port());
+    let _process = gateway(&directory, &format!("{YAML}apisix: {{node_listen: {port}}}\n"));
+    let start = Instant::now();
+    // Without a pause: the moment was a short one.
+    let mut first = loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Ok(stream) => break stream,
+            Err(error) => assert!(start.elapsed() < LIMIT, "{error}"),
+        }
+    };
+    send(&mut first, "GET", "/a", &[]);
+    assert_eq!(read(&mut first).map(|response| response.status), Some(200));
 }
 
 #[test]

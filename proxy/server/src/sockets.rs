@@ -72,7 +72,8 @@ impl AsFd for ListenSocket {
 ///
 /// # Errors
 /// The operating system's, such as an address that is in use.
-pub fn bind(address: &BindAddress, workers: usize, backlog: u32) -> io::Result<Bound> {
+#[cfg(test)]
+pub(crate) fn bind(address: &BindAddress, workers: usize, backlog: u32) -> io::Result<Bound> {
     reserve(address, workers, false, SocketRights::default())?.listen(backlog)
 }
 
