@@ -57,6 +57,38 @@ fn a_lent_file_is_written_by_one_alone_and_again_when_it_is_back() {
     assert_eq!(ids(LastGood::open(&folder.file("etcd.redb"), "/apisix").unwrap().1), ["a", "b"]);
 }
 
+/// The other process went on without one until it ended, and its next start had what this one had left.
+#[test]
+fn a_file_that_was_not_closed_in_time_is_the_other_one_s_when_it_is() {
+    let (folder, disk) = (Folder::new("last-good-slow"), Disk::new(Duration::ZERO));
+    let over = disk.clone();
+    let opened = LastGood::open_over(&folder.file("etcd.redb"), "/apisix", move |file| {
+        OnDisk::new(file, over.clone())
+    });
+    let (old, _) = opened.unwrap();
+    let held = disk.held.lock();
+    old.keep(batch(5, &[("a", true), ("b", true)]), BTreeSet::new);
+    // The disk has it.
+    let deadline = Instant::now() + 20 * AGAIN;
+    while old.0.state.lock().waiting.is_some() {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    old.lend(Instant::now() + 2 * PAUSE).give();
+    let (new, found) = LastGood::open(&folder.file("etcd.redb"), "/apisix").unwrap();
+    assert!(found.is_none());
+    new.keep(batch(6, &[("b", true), ("c", true)]), BTreeSet::new);
+    drop(held);
+    let deadline = Instant::now() + 20 * AGAIN;
+    while !old.0.state.lock().is_closed {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(new);
+    assert_eq!(ids(LastGood::open(&folder.file("etcd.redb"), "/apisix").unwrap().1), ["b", "c"]);
+    drop(old);
+}
+
 /// That there is nothing is something, too.
 #[test]
 fn an_empty_configuration_is_kept() {
