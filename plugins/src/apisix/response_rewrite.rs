@@ -336,6 +336,20 @@ mod tests {
         assert_eq!((response_header(&s, "x-a"), response_header(&s, "x-b")), (None, Some("5")));
     }
 
+    /// The response ended after so many bytes, or could not be written.
+    #[test]
+    fn the_length_of_the_body_is_its_own() {
+        for headers in [
+            json!({"Content-Length": "1"}),
+            json!({"set": {"content-length": "1"}}),
+            json!({"add": ["content-length: 1"]}),
+        ] {
+            let mut s = response(200, &[("content-length", "3")]);
+            assert_eq!(run(json!({ "headers": headers }), &mut s, &["old"]), "old");
+            assert_eq!(s.response.headers.get_all("content-length").collect::<Vec<_>>(), [b"3"]);
+        }
+    }
+
     #[test]
     fn conditions_look_at_the_response() {
         let config = || json!({"vars": [["status", "==", 200]], "status_code": 202, "body": "x"});

@@ -9,7 +9,7 @@ mod http;
 mod tests;
 
 use crate::envoy::{self, authz::CHECK, mutations, service};
-use answer::{Answer, Verdict, is_framing};
+use answer::{Answer, Verdict};
 use check::Shape;
 use config::Body;
 use prost::{Message, Name};
@@ -216,8 +216,6 @@ impl ExtAuthz {
                 }
                 let clears = self.clear_route && answer.changes_request();
                 answer.apply(&mut stream.request);
-                // How the service's own answer came says nothing of the upstream's.
-                answer.response.retain(|change| !is_framing(&change.name));
                 if !answer.response.is_empty() {
                     stream.set_state(slot, State::Response(answer.response));
                 }
@@ -286,7 +284,8 @@ impl ExtAuthz {
 
     fn header_filter(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
         if let Some(State::Response(changes)) = stream.take_state::<State>(slot).map(|state| *state) {
-            changes.iter().for_each(|change| change.apply(&mut stream.response.headers));
+            // How the service's own answer came says nothing of the upstream's.
+            changes.iter().for_each(|change| change.apply_to_response(&mut stream.response.headers));
         }
         Step::Continue
     }

@@ -33,9 +33,10 @@ const NAME: &str = "envoy.filters.http.fault";
 sixfold_core::stat_block! {
     /// Statistics under `http.PREFIX.fault.`, of all configurations of the filter together.
     pub struct FaultStats {
-        counters: [delays_injected, aborts_injected, response_rl_injected, faults_overflow],
+        counters: [delays_injected, aborts_injected, faults_overflow],
         gauges: [active_faults],
         histograms: [],
+        zeros: [Counter "response_rl_injected"],
     }
 }
 

@@ -97,6 +97,18 @@ impl Change {
         }
     }
 
+    /// Changes a response, but not how it is framed: what a service says of that is none of its business.
+    pub(crate) fn apply_to_response(&self, headers: &mut Headers) {
+        if !self.frames() {
+            self.apply(headers);
+        }
+    }
+
+    /// Whether it is of a field that frames a response ([`Known::frames`]).
+    pub(crate) fn frames(&self) -> bool {
+        HeaderName::new(&self.name).is_ok_and(|name| name.known().is_some_and(Known::frames))
+    }
+
     /// Changes headers; what begins with a colon changes nothing.
     pub(crate) fn apply(&self, headers: &mut Headers) {
         let Ok(name) = HeaderName::new(&self.name) else { return };

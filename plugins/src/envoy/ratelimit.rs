@@ -166,7 +166,7 @@ impl RateLimit {
         let entries = answer.metadata.into_iter();
         stream.metadata.extend(entries.map(|(key, value)| (self.namespace.clone(), key.into(), value)));
         let mut added = Headers::new();
-        answer.response.iter().for_each(|change| change.apply(&mut added));
+        answer.response.iter().for_each(|change| change.apply_to_response(&mut added));
         let limited = answer.verdict == Verdict::OverLimit;
         if limited {
             cluster.stats.responses().count(self.limited_status);

@@ -4,7 +4,7 @@ use crate::apisix::template;
 use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::format::Format;
-use sixfold_core::headers::{HeaderName, Headers};
+use sixfold_core::headers::{HeaderName, Headers, Known};
 use sixfold_core::stream::Stream;
 
 /// Changes of one message's headers, in the order add, set, remove.
@@ -50,14 +50,18 @@ impl HeaderChanges {
         Ok(HeaderChanges { add: of("add")?, set: of("set")?, remove })
     }
 
-    /// Makes the changes; `$1` in a value is a group of `groups`.
+    /// Makes the changes; `$1` in a value is a group of `groups`. A response's body has the length that it has, whatever is
+    /// wanted in its head.
     pub(crate) fn apply(&self, stream: &mut Stream, side: Side, groups: Groups<'_>) {
-        for (name, values) in &self.add {
+        let is_wanted = |(name, _): &&(HeaderName, _)| {
+            side == Side::Request || name.known() != Some(Known::CONTENT_LENGTH)
+        };
+        for (name, values) in self.add.iter().filter(is_wanted) {
             for value in resolve(values, stream, groups) {
                 headers(stream, side).append(name, &value);
             }
         }
-        for (name, values) in &self.set {
+        for (name, values) in self.set.iter().filter(is_wanted) {
             let values = resolve(values, stream, groups);
             if side == Side::Request && name.as_str() == "host" {
                 if let Some(host) = values.into_iter().next() {

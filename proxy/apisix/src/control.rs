@@ -13,6 +13,7 @@ use crate::admin::{
     schema_names,
 };
 use crate::config::{Config, EnabledPlugins, EnvVars, Provider};
+use crate::encryption::without_clear_keys;
 use crate::plugin::{self, Catalog};
 use crate::reload::Reloads;
 use crate::resource::Kind;
@@ -195,6 +196,7 @@ fn in_memory(prefix: &str, key: &Key, kept: &Kept, catalog: &Catalog) -> Value {
     fill(catalog, key.kind, &mut value);
     // Whoever asks needs no key.
     catalog.seal_private_keys(key.kind, &mut value);
+    without_clear_keys(key.kind, &mut value);
     if let Value::Object(value) = &mut value {
         value.insert("id".to_owned(), key.id.as_str().into());
     }

@@ -10,7 +10,7 @@ use aws_lc_rs::cipher::{
 use aws_lc_rs::iv::FixedLength;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::resource::Kind;
 
@@ -69,10 +69,19 @@ impl Keyring {
 
     /// Encrypts the private keys of a resource that are PEM, or decrypts those that are not.
     pub(crate) fn turn(&self, turn: Turn, kind: Kind, value: &mut Value) {
-        each_private_key(kind, value, &mut |text| match (turn, is_pem(text)) {
+        // APISIX reads a manager of secrets as it stands.
+        if (kind, turn) == (Kind::Secret, Turn::Seal) {
+            return;
+        }
+        let mut turned = |text: &str| match (turn, is_pem(text)) {
             (Turn::Seal, true) => self.encrypt(text),
             (Turn::Open, false) => self.decrypt(text),
             _ => None,
+        };
+        each_private_key(kind, value, &mut |holder, name| {
+            if let Some(key) = holder.get_mut(name) {
+                leaf(key, &mut turned);
+            }
         });
     }
 }
@@ -108,22 +117,43 @@ fn iv(key: &[u8]) -> Option<FixedLength<16>> {
     Some(FixedLength::from(first))
 }
 
-/// Has `change` look at each private key of a resource, and puts what it answers in its place.
-fn each_private_key(kind: Kind, value: &mut Value, change: &mut dyn FnMut(&str) -> Option<String>) {
-    match kind {
-        Kind::Ssl => {
-            for name in ["key", "keys"] {
-                value.get_mut(name).into_iter().for_each(|key| leaf(key, change));
-            }
+/// What a private key is called in whichever object holds it: an upstream's `tls`, of plugins as well, and `auth_config` of a
+/// manager of secrets.
+const PRIVATE_KEYS: [&str; 2] = ["client_key", "private_key"];
+/// What those of an `ssl` are called, at its top.
+const OF_SSL: [&str; 2] = ["key", "keys"];
+
+/// Leaves out the private keys of a resource that are in the clear: nobody is told them.
+pub(crate) fn without_clear_keys(kind: Kind, value: &mut Value) {
+    each_private_key(kind, value, &mut |holder, name| {
+        let is_clear = |key: &Value| key.as_str().is_some_and(is_pem);
+        let is_clear = match holder.get(name) {
+            Some(Value::Array(keys)) => keys.iter().any(is_clear),
+            key => key.is_some_and(is_clear),
+        };
+        if is_clear {
+            holder.shift_remove(name);
         }
-        Kind::Upstream => of_upstream(value, change),
-        _ => value.get_mut("upstream").into_iter().for_each(|upstream| of_upstream(upstream, change)),
-    }
+    });
 }
 
-fn of_upstream(upstream: &mut Value, change: &mut dyn FnMut(&str) -> Option<String>) {
-    if let Some(key) = upstream.get_mut("tls").and_then(|tls| tls.get_mut("client_key")) {
-        leaf(key, change);
+/// Tells `found` of each private key of a resource: the object that holds it, and its name there.
+fn each_private_key(kind: Kind, value: &mut Value, found: &mut dyn FnMut(&mut Map<String, Value>, &str)) {
+    if let (Kind::Ssl, Value::Object(ssl)) = (kind, &mut *value) {
+        OF_SSL.iter().for_each(|name| found(ssl, name));
+    }
+    below(value, found);
+}
+
+/// Tells of those that are called so anywhere in it.
+fn below(value: &mut Value, found: &mut dyn FnMut(&mut Map<String, Value>, &str)) {
+    match value {
+        Value::Object(map) => {
+            PRIVATE_KEYS.iter().for_each(|name| found(map, name));
+            map.values_mut().for_each(|value| below(value, found));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|value| below(value, found)),
+        _ => {}
     }
 }
 
@@ -239,9 +269,16 @@ mod tests {
         let keys = keyring(&["edd1c9f0985e76a2"]);
         let ssl = json!({"cert": pem, "key": pem, "keys": [pem, "$env://KEY"]});
         let route = json!({"uri": "/", "upstream": {"tls": {"client_cert": pem, "client_key": pem}}});
-        for (kind, plain) in
-            [(Kind::Ssl, ssl), (Kind::Route, route.clone()), (Kind::Upstream, route["upstream"].clone())]
-        {
+        // In the upstreams of a plugin they were kept in the clear.
+        let weighted = json!({"weight": 1, "upstream": route["upstream"]});
+        let split = json!({"plugins": {"traffic-split": {"rules": [{"weighted_upstreams": [weighted]}]}}});
+        for (kind, plain) in [
+            (Kind::Ssl, ssl),
+            (Kind::Route, route.clone()),
+            (Kind::Upstream, route["upstream"].clone()),
+            (Kind::Route, split.clone()),
+            (Kind::Consumer, split),
+        ] {
             let mut value = plain.clone();
             keys.turn(Turn::Seal, kind, &mut value);
             assert_eq!(value.to_string().matches("BEGIN").count(), 1, "{value}");
@@ -250,6 +287,21 @@ mod tests {
             assert_eq!(value, sealed);
             keys.turn(Turn::Open, kind, &mut value);
             assert_eq!(value, plain);
+            without_clear_keys(kind, &mut value);
+            assert_eq!(value.to_string().matches("BEGIN").count(), 1, "{value}");
+            assert!(value.to_string().contains("cert"), "{value}");
         }
+    }
+
+    /// The manager of another gateway could not read what it shares.
+    #[test]
+    fn the_key_of_a_manager_of_secrets_is_kept_and_not_told() {
+        let plain =
+            json!({"auth_config": {"client_email": "a", "private_key": "-----BEGIN PRIVATE KEY-----"}});
+        let mut value = plain.clone();
+        keyring(&["edd1c9f0985e76a2"]).turn(Turn::Seal, Kind::Secret, &mut value);
+        assert_eq!(value, plain);
+        without_clear_keys(Kind::Secret, &mut value);
+        assert_eq!(value, json!({"auth_config": {"client_email": "a"}}));
     }
 }

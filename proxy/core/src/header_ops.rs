@@ -1,7 +1,7 @@
 //! Header changes of a route, a virtual host, a table or a weighted cluster.
 
 use crate::format::Format;
-use crate::headers::{HeaderName, Headers};
+use crate::headers::{HeaderName, Headers, Known};
 use crate::stream::Stream;
 use smallvec::SmallVec;
 use std::ops::Range;
@@ -56,6 +56,10 @@ pub enum Side {
 }
 
 impl Side {
+    fn is_response(self) -> bool {
+        matches!(self, Side::Response | Side::ResponseTrailers)
+    }
+
     /// The fields of that part of a stream.
     pub fn headers(self, stream: &mut Stream) -> &mut Headers {
         match self {
@@ -73,7 +77,7 @@ impl HeaderOps {
         self.remove.is_empty() && self.add.is_empty()
     }
 
-    /// Changes the headers of one side of `stream`. Values and conditions see the message as it is after the
+    /// Changes the headers of one side of `stream`; what frames a response is not added ([`Known::frames`]). Values and conditions see the message as it is after the
     /// removals: no addition sees another one. Replacements come before additions (common/router/header_parser.cc
     /// `HeaderParser::evaluateHeaders`).
     pub fn apply(&self, stream: &mut Stream, side: Side) {
@@ -109,6 +113,9 @@ type Evaluated<'a> = SmallVec<[(&'a HeaderAddition, Range<usize>); 8]>;
 impl HeaderAddition {
     /// Writes its value behind `out`; `false` if it is not to be added.
     fn evaluate(&self, stream: &mut Stream, side: Side, out: &mut Vec<u8>) -> bool {
+        if side.is_response() && self.name.known().is_some_and(Known::frames) {
+            return false;
+        }
         let start = out.len();
         self.value.write_header(stream, out);
         if out.len() == start && !self.keep_empty {
@@ -143,9 +150,8 @@ mod tests {
 
     fn lines(ops: &HeaderOps, sent: &[(&str, &str)], side: Side) -> Vec<String> {
         let mut stream = stream("/", sent);
-        if side == Side::Response {
-            stream.response.headers = std::mem::take(&mut stream.request.headers);
-        }
+        let sent = std::mem::take(&mut stream.request.headers);
+        *side.headers(&mut stream) = sent;
         ops.apply(&mut stream, side);
         let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
         side.headers(&mut stream).iter().map(|(n, v)| format!("{}: {}", text(n), text(v))).collect()
@@ -187,6 +193,31 @@ mod tests {
             let none = ops(&[], &[("x-1", "one", AppendIfExistsOrAdd), ("x-1", "two", OverwriteIfExists)]);
             assert_eq!(lines(&none, &[], side), ["x-1: one"]);
         }
+    }
+
+    /// A second Content-Length made of a good response one that could not be written.
+    #[test]
+    fn what_frames_a_response_is_not_added() {
+        let names = [
+            "content-length",
+            "Transfer-Encoding",
+            "connection",
+            "keep-alive",
+            "proxy-connection",
+            "upgrade",
+        ];
+        for name in names {
+            for action in [AppendIfExistsOrAdd, AddIfAbsent, OverwriteIfExistsOrAdd, OverwriteIfExists] {
+                let one = ops(&[], &[(name, "0", action)]);
+                let two = ops(&[], &[("x-a", "1", AppendIfExistsOrAdd), (name, "0", action)]);
+                for side in [Side::Response, Side::ResponseTrailers] {
+                    assert_eq!(lines(&one, &[("content-length", "5")], side), ["content-length: 5"]);
+                    assert_eq!(lines(&two, &[], side), ["x-a: 1"]);
+                }
+            }
+        }
+        let gone = ops(&["content-length"], &[]);
+        assert!(lines(&gone, &[("content-length", "5")], Side::Response).is_empty());
     }
 
     #[test]

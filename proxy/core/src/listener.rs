@@ -89,14 +89,14 @@ crate::stat_block! {
     /// The fixed part of a listener's statistics.
     pub struct ListenerCounts {
         counters: [
-            downstream_cx_total, downstream_cx_destroy, downstream_cx_overflow, downstream_cx_overload_reject,
+            downstream_cx_total, downstream_cx_destroy, downstream_cx_overload_reject,
             downstream_global_cx_overflow, downstream_pre_cx_timeout, downstream_cx_transport_socket_connect_timeout,
             downstream_listener_filter_error, downstream_listener_filter_remote_close, no_filter_chain_match,
         ],
         gauges: [downstream_cx_active, downstream_pre_cx_active],
         histograms: [downstream_cx_length_ms],
         zeros: [
-            Counter "extension_config_missing", Histogram "connections_accepted_per_socket_event", Counter "network_extension_config_missing",
+            Counter "downstream_cx_overflow", Counter "extension_config_missing", Histogram "connections_accepted_per_socket_event", Counter "network_extension_config_missing",
         ],
     }
 }

@@ -76,7 +76,7 @@ pub(super) fn forward(
     let cluster = faults.keep(cluster::choice(scope, cluster_specifier, metadata_match, levels));
     let host_rewrite = host_rewrite_specifier.as_ref().map(host_rewrite).transpose();
     let retry = retry_policy.as_ref().map(retry::policy).transpose().in_key("retry_policy");
-    let of_host = scope.host.and_then(|host| host.hedge_policy.as_ref());
+    let of_host = scope.host.and_then(|host| host.hedge);
     let mirrors = faults.take(mirror::policies(scope, request_mirror_policies));
     let options = ForwardOptions {
         mirrors: mirrors.or_else(|| scope.mirrors.cloned()),

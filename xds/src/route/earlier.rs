@@ -11,6 +11,8 @@ use sixfold_core::route::Route;
 use sixfold_core::router::{HostRoutes, RouteTable};
 use sixfold_xds_api::pb::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
 
+use super::inherited::{OfHost, OfTable};
+
 /// An earlier version of a route configuration, and its table for the same filters in the same context.
 pub(crate) struct Earlier<'a> {
     pub(crate) value: &'a RouteConfiguration,
@@ -30,7 +32,7 @@ impl<'a> Earlier<'a> {
     /// Its virtual hosts by name; none if those of `next` inherit something else from the table.
     pub(super) fn hosts(&self, next: &RouteConfiguration) -> FastMap<&'a str, EarlierHost<'a>> {
         let Earlier { value, routes, table } = *self;
-        if !inherit_the_same(value, next) {
+        if OfTable::new(value) != OfTable::new(next) {
             return FastMap::default();
         }
         let hosts = value.virtual_hosts.iter().zip(routes).zip(table.virtual_hosts());
@@ -48,26 +50,9 @@ impl EarlierHost<'_> {
 
     /// Its routes by their encoded form; none if those of `next` inherit something else.
     pub(super) fn routes(&self, next: &VirtualHost) -> FastMap<&[u8], &Arc<Route>> {
-        let VirtualHost {
-            name, typed_per_filter_config, cors, request_mirror_policies, hedge_policy, ..
-        } = self.value;
-        // What `Scope` hands on of a virtual host.
-        let same = *name == next.name
-            && *typed_per_filter_config == next.typed_per_filter_config
-            && *cors == next.cors
-            && *request_mirror_policies == next.request_mirror_policies
-            && *hedge_policy == next.hedge_policy;
-        if !same {
+        if OfHost::new(self.value) != OfHost::new(next) {
             return FastMap::default();
         }
         self.encoded.iter().copied().zip(self.compiled.routes()).collect()
     }
-}
-
-/// Whether two tables are alike in what `Scope` hands on to virtual hosts and routes.
-fn inherit_the_same(one: &RouteConfiguration, other: &RouteConfiguration) -> bool {
-    one.typed_per_filter_config == other.typed_per_filter_config
-        && one.max_direct_response_body_size_bytes == other.max_direct_response_body_size_bytes
-        && one.validate_clusters == other.validate_clusters
-        && one.request_mirror_policies == other.request_mirror_policies
 }

@@ -47,7 +47,7 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
         _ => None,
     };
     let mut levels = vec![scope.table_level()];
-    levels.extend(scope.host.map(super::host_level));
+    levels.extend(scope.host.map(super::OfHost::level));
     levels.push(Level::new(typed_per_filter_config).with_cors(cors, "route.cors").named(name));
     let chain = faults.take(scope.filters.chain(&levels, name));
     let nothing = RouteMatch::default();

@@ -6,6 +6,7 @@ mod cluster;
 mod earlier;
 mod entry;
 mod hash;
+mod inherited;
 mod internal;
 mod mirror;
 mod template;
@@ -34,29 +35,44 @@ use crate::context::Context;
 use crate::filters::{HttpFilters, Level, Overrides};
 use crate::retry;
 use earlier::EarlierHost;
+use inherited::{OfHost, OfTable};
 use sixfold_xds_api::matching::{self, Data};
 use sixfold_xds_api::refused;
-use sixfold_xds_api::values::{Result, bool_or, enum_value, header_name, not_empty, required, u32_or};
+use sixfold_xds_api::values::{Result, enum_value, header_name, not_empty, required};
 use sixfold_xds_api::wire::decode;
 use sixfold_xds_api::{any, header_ops, matcher, metadata, rate_limit, refuse};
 
 /// Largest body of a direct response unless the table says otherwise, bytes.
 const MAX_DIRECT_BODY: u32 = 4096;
 
-/// What compiling a route takes from the levels above it.
+/// What compiling a route knows: of the levels above it no more than what [`inherited`] says, and what is made of that.
 pub(crate) struct Scope<'a> {
     pub(crate) context: &'a Context,
     pub(crate) filters: &'a HttpFilters,
     pub(crate) max_direct_body: usize,
     /// Whether clusters must exist.
     pub(crate) validate_clusters: bool,
-    pub(crate) table_overrides: &'a Overrides,
-    pub(crate) host: Option<&'a ProtoHost>,
+    table_overrides: &'a Overrides,
+    host: Option<OfHost<'a>>,
     /// Mirrors of routes that name none.
     mirrors: Option<&'a Arc<[MirrorPolicy]>>,
 }
 
-impl Scope<'_> {
+impl<'a> Scope<'a> {
+    /// What is the same for all routes of a table.
+    fn of_table(context: &'a Context, filters: &'a HttpFilters, table: OfTable<'a>) -> Scope<'a> {
+        let OfTable { overrides, max_direct_body, validate_clusters, mirrors: _ } = table;
+        Scope {
+            context,
+            filters,
+            max_direct_body: max_direct_body.map_or(MAX_DIRECT_BODY, |value| value.value) as usize,
+            validate_clusters: validate_clusters.map_or(context.validate_clusters, |value| value.value),
+            table_overrides: overrides,
+            host: None,
+            mirrors: None,
+        }
+    }
+
     fn table_level(&self) -> Level<'_> {
         Level::new(self.table_overrides)
     }
@@ -80,7 +96,7 @@ impl Scope<'_> {
 
     /// Name of the virtual host, for statistics.
     fn host_name(&self) -> &str {
-        self.host.map_or("", |host| &host.name)
+        self.host.map_or("", |host| host.name)
     }
 }
 
@@ -105,10 +121,11 @@ pub(crate) fn table(
         request_headers_to_add,
         request_headers_to_remove,
         most_specific_header_mutations_wins,
-        validate_clusters,
-        max_direct_response_body_size_bytes,
+        // Of its routes.
+        validate_clusters: _,
+        max_direct_response_body_size_bytes: _,
+        request_mirror_policies: _,
         cluster_specifier_plugins,
-        request_mirror_policies,
         ignore_port_in_host_matching,
         vhost_header,
         ignore_path_parameters_in_path_matching,
@@ -119,16 +136,9 @@ pub(crate) fn table(
     } = value;
     let mut faults = Faults::default();
     faults.take(refused!(vhds, cluster_specifier_plugins, vhost_header, route_specifiers));
-    let scope = Scope {
-        context,
-        filters,
-        max_direct_body: u32_or(max_direct_response_body_size_bytes, MAX_DIRECT_BODY) as usize,
-        validate_clusters: bool_or(validate_clusters, context.validate_clusters),
-        table_overrides: typed_per_filter_config,
-        host: None,
-        mirrors: None,
-    };
-    let mirrors = faults.take(mirror::policies(&scope, request_mirror_policies));
+    let inherited = OfTable::new(value);
+    let scope = Scope::of_table(context, filters, inherited);
+    let mirrors = faults.take(mirror::policies(&scope, inherited.mirrors));
     let scope = Scope { mirrors: mirrors.as_ref(), ..scope };
     // Says what is wrong with settings of filters even if there is no route to use them.
     faults.take(filters.chain(&[Level::new(typed_per_filter_config)], name));
@@ -149,7 +159,7 @@ pub(crate) fn table(
     };
     let earlier = earlier.map(|earlier| earlier.hosts(value)).unwrap_or_default();
     let hosts = virtual_hosts.iter().zip(routes).enumerate().map(|(index, (host, routes))| {
-        let scope = Scope { host: Some(host), ..scope };
+        let scope = Scope { host: Some(OfHost::new(host)), ..scope };
         let earlier = earlier.get(&*host.name);
         let same = earlier.and_then(|earlier| earlier.whole(host, routes));
         if let Some(same) = same.filter(|same| scope.may_keep_all(host, same)) {
@@ -173,7 +183,7 @@ fn virtual_host(
     }
     let mut faults = Faults::default();
     faults.take(refuse_unsupported(value));
-    let mirrors = faults.take(mirror::policies(scope, &value.request_mirror_policies));
+    let mirrors = faults.take(mirror::policies(scope, OfHost::new(value).mirrors));
     let scope = &Scope { mirrors: mirrors.as_ref().or(scope.mirrors), ..*scope };
     faults.take(not_empty(&value.name, "name"));
     if value.domains.is_empty() {
@@ -260,7 +270,7 @@ fn refuse_unsupported(value: &ProtoHost) -> Result<()> {
 
 fn host_options(scope: &Scope<'_>, value: &ProtoHost, faults: &mut Faults) -> VirtualHostOptions {
     let ProtoHost { metadata: host_metadata, .. } = value;
-    let levels = [scope.table_level(), host_level(value)];
+    let levels = [scope.table_level(), OfHost::new(value).level()];
     // Says what is wrong with settings of filters even if there is no route to use them. Requests without a route run none:
     // Envoy asks its route alone for them (`resolveMostSpecificPerFilterConfig`).
     faults.take(scope.filters.chain(&levels, &value.name));
@@ -297,11 +307,6 @@ fn host_options(scope: &Scope<'_>, value: &ProtoHost, faults: &mut Faults) -> Vi
             "rate_limits",
         )),
     }
-}
-
-/// What a virtual host says about filters.
-fn host_level(host: &ProtoHost) -> Level<'_> {
-    Level::new(&host.typed_per_filter_config).with_cors(host.cors.as_ref(), "cors").named(&host.name)
 }
 
 /// `request_body_buffer_limit`, or its older form.

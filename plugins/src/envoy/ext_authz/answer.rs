@@ -194,10 +194,7 @@ impl Answer {
         let mut reply = LocalReply::new(own.unwrap_or(status), body, details);
         reply.flag = Some(Flag::UAEX);
         let mut headers = Headers::new();
-        self.headers
-            .iter()
-            .filter(|change| !is_framing(&change.name))
-            .for_each(|change| change.apply(&mut headers));
+        self.headers.iter().for_each(|change| change.apply_to_response(&mut headers));
         reply.headers = headers;
         reply
     }
@@ -225,14 +222,6 @@ fn of_request(options: Vec<HeaderValueOption>) -> Vec<Change> {
 /// Bytes that a parameter of a query may have as they are.
 fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte)
-}
-
-/// Headers about how the service's own answer came, which the connection manager leaves out.
-pub(super) fn is_framing(name: &str) -> bool {
-    matches!(
-        name,
-        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" | "content-length"
-    )
 }
 
 /// Whether a field can be told of.

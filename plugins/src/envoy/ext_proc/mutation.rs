@@ -6,7 +6,7 @@ use crate::envoy::mutations::{self, Change, Verdict};
 use crate::envoy::service;
 use bytes::Bytes;
 use serde_json::Value;
-use sixfold_core::headers::Headers;
+use sixfold_core::headers::{Headers, Known};
 use sixfold_core::message::RequestHead;
 use sixfold_core::plugin::{Direction, LocalReply};
 use sixfold_core::stream::Stream;
@@ -142,9 +142,8 @@ impl Settings {
         match response {
             Some(Response::ImmediateResponse(answer)) if self.answers => {
                 let answer = session.heed(Some(answer)).map_err(Outcome::Failed)?;
-                let reply = self.immediate(answer);
                 session.close();
-                Err(Outcome::Immediate(Box::new(reply?)))
+                Err(Outcome::Immediate(Box::new(self.immediate(answer))))
             }
             Some(Response::ImmediateResponse(_) | Response::StreamedImmediateResponse(_)) | None => {
                 Err(Outcome::Failed(session.spurious()))
@@ -153,16 +152,31 @@ impl Settings {
         }
     }
 
-    fn immediate(&self, answer: ImmediateResponse) -> Result<LocalReply, Outcome> {
+    /// What the processor answers counts, and not how it is spelled: of its headers those are left out that can't be written, or
+    /// that the rules do not let pass.
+    fn immediate(&self, answer: ImmediateResponse) -> LocalReply {
         let ImmediateResponse { status, headers, body, grpc_status, details } = answer;
         let status = status.and_then(|status| u16::try_from(status.code).ok());
         let status = status.filter(|status| (200..600).contains(status)).unwrap_or(200);
         // Blanks would part the fields of a log.
         let details = details.split_whitespace().collect::<Vec<_>>().join("_");
         let mut reply = LocalReply::new(status, body, details);
-        self.change_headers(headers, &mut reply.headers)?;
+        // There is nothing yet that it could remove.
+        for option in
+            headers.unwrap_or_default().set_headers.into_iter().filter(|option| option.header.is_some())
+        {
+            let change = change(option);
+            match change.is_valid() {
+                true if change.frames() => {}
+                true if self.judge(&change.name).is_ok_and(|allowed| allowed) => {
+                    change.apply(&mut reply.headers)
+                }
+                true => {}
+                false => self.stats.rejected_header_mutations().inc(),
+            }
+        }
         reply.grpc_status = grpc_status.map(|status| status.status);
-        Ok(reply)
+        reply
     }
 
     pub(super) fn change_request(
@@ -194,7 +208,11 @@ impl Settings {
                 .filter(|status| (200..600).contains(status))
             {
                 Some(status) => stream.response.status = status,
-                None => change.apply(&mut stream.response.headers),
+                // The length is the processor's where the configuration leaves it that.
+                None if change.name == Known::CONTENT_LENGTH.as_str() => {
+                    change.apply(&mut stream.response.headers)
+                }
+                None => change.apply_to_response(&mut stream.response.headers),
             }
         }
         Ok(())
@@ -219,18 +237,8 @@ impl Settings {
             return Err(self.refused());
         }
         let (mut changes, mut remove) = (Vec::new(), Vec::new());
-        let judge = |name: &str| {
-            let verdict = self.rules.judge(name);
-            if verdict != Verdict::Allowed {
-                self.stats.rejected_header_mutations().inc();
-            }
-            match verdict {
-                Verdict::Refused => Err(Outcome::Refused),
-                verdict => Ok(verdict == Verdict::Allowed),
-            }
-        };
         for name in remove_headers {
-            if judge(&name.to_ascii_lowercase())? {
+            if self.judge(&name.to_ascii_lowercase())? {
                 remove.push(name);
             }
         }
@@ -240,11 +248,23 @@ impl Settings {
                 return Err(self.refused());
             }
             let is_length = change.name == "content-length" && !self.allow_content_length;
-            if !is_length && judge(&change.name)? {
+            if !is_length && self.judge(&change.name)? {
                 changes.push(change);
             }
         }
         Ok((changes, remove))
+    }
+
+    /// Whether the rules let a change of that header pass.
+    fn judge(&self, name: &str) -> Result<bool, Outcome> {
+        let verdict = self.rules.judge(name);
+        if verdict != Verdict::Allowed {
+            self.stats.rejected_header_mutations().inc();
+        }
+        match verdict {
+            Verdict::Refused => Err(Outcome::Refused),
+            verdict => Ok(verdict == Verdict::Allowed),
+        }
     }
 
     fn refused(&self) -> Outcome {

@@ -16,6 +16,7 @@ use sixfold_xds_api::pb::envoy::service::ext_proc::v3::{
     BodyMutation, BodyResponse, HeaderMutation, HeadersResponse, ImmediateResponse, ProcessingRequest,
     ProcessingResponse, TrailersResponse,
 };
+use sixfold_xds_api::pb::envoy::r#type::matcher::v3::RegexMatcher;
 use sixfold_xds_api::pb::envoy::r#type::v3::HttpStatus;
 use sixfold_xds_api::pb::google::protobuf::BoolValue;
 use std::future::poll_fn;
@@ -222,6 +223,45 @@ async fn a_processor_may_answer_by_itself() {
     let refusing = ExternalProcessor { disable_immediate_response: true, ..config() };
     let plugin = filter(&refusing, &[], &service.context()).unwrap();
     assert_eq!(finish(plugin.access(&mut bodiless("/", &[]))).await.unwrap().details, "spurious_message");
+}
+
+/// One odd header made a bare 500 of a denial, or of a redirect to where one logs in.
+#[tokio::test]
+async fn an_answer_counts_whatever_its_headers_are() {
+    let many = || (0..1_100).map(|_| set("x-many", "1").set_headers.remove(0));
+    let rules = HeaderMutationRules {
+        disallow_is_error: Some(BoolValue { value: true }),
+        disallow_expression: Some(RegexMatcher { regex: "x-not".into(), ..RegexMatcher::default() }),
+        ..HeaderMutationRules::default()
+    };
+    let service = GrpcService::new(move |_| {
+        let mut headers = set("x-why", "no");
+        let odd = [
+            ("x-reason", "no access for bob\n"),
+            ("x why", "1"),
+            ("", "1"),
+            ("x-not", "1"),
+            ("content-length", "3"),
+            ("transfer-encoding", "chunked"),
+            ("x-last", "1"),
+        ];
+        headers.set_headers.extend(odd.iter().flat_map(|(name, value)| set(name, value).set_headers));
+        headers.set_headers.extend(many());
+        reply(Response::ImmediateResponse(ImmediateResponse {
+            status: Some(HttpStatus { code: 403 }),
+            headers: Some(headers),
+            body: b"denied".to_vec(),
+            ..ImmediateResponse::default()
+        }))
+    });
+    let config = ExternalProcessor { mutation_rules: Some(rules), ..config() };
+    let context = service.context();
+    let plugin = filter(&config, &[], &context).unwrap();
+    let answer = finish(plugin.access(&mut bodiless("/", &[]))).await.unwrap();
+    assert_eq!((answer.status, &*answer.body), (403, &b"denied"[..]));
+    let told = |name| answer.headers.get_str(name);
+    assert_eq!((told("x-why"), told("x-last"), answer.headers.len()), (Some("no"), Some("1"), 3));
+    assert_eq!(context.metrics.sum("http.h.ext_proc.", "rejected_header_mutations"), 4);
 }
 
 /// It was left out, and the upstream took the client's word for what the processor had to say.

@@ -153,6 +153,23 @@ fn what_a_script_can_not_write_does_not_go_on() {
     assert_eq!((s.response.headers.len(), s.response.headers.get_str("x-b")), (1, Some("1")));
 }
 
+/// The connection ended without an answer, or with half of one.
+#[test]
+fn a_script_does_not_say_how_a_response_is_framed() {
+    for change in
+        ["add('content-length', '7')", "replace('Content-Length', 'abc')", "replace('content-length', '2')"]
+    {
+        let filter = filter(&format!(
+            "function envoy_on_response(h) h:headers():{change} h:headers():replace('connection', 'close')
+             h:headers():add('Upgrade', 'a') h:headers():add('x-b', '1') end"
+        ));
+        let mut s = stream();
+        s.response.headers.append("content-length", b"5");
+        assert_eq!(filter.response(&mut s, &["hello"], &[]), "hello");
+        assert_eq!((s.response.headers.len(), s.response.headers.get_str("x-b")), (1, Some("1")), "{change}");
+    }
+}
+
 #[test]
 fn an_answer_counts_however_its_headers_are_spelled() {
     for field in ["['x-why'] = 'for\\n'", "['bad name'] = '1'", "[':odd'] = '1'"] {

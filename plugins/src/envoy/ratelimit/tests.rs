@@ -109,6 +109,30 @@ async fn policies_of_route_and_virtual_host_are_chosen_among() {
     assert!(now(filter(&config(), &[], &context).unwrap().access(&mut stream("/", &[]))).is_none());
 }
 
+/// A length of the service's became that of the upstream's response, or made it one that could not be written.
+#[tokio::test]
+async fn the_service_does_not_say_how_a_response_is_framed() {
+    let option = |name: &str| HeaderValue { key: name.into(), value: "0".into(), ..HeaderValue::default() };
+    let names = ["content-length", "Transfer-Encoding", "connection", "x-seen"];
+    let ok = RateLimitResponse {
+        overall_code: 1,
+        response_headers_to_add: names.map(option).into(),
+        ..RateLimitResponse::default()
+    };
+    let service = GrpcService::new(move |_| Reply::Message(ok.encode_to_vec()));
+    let context = service.context();
+    let plugin = filter(&config(), &[], &context).unwrap();
+    let mut s = routed(&cluster(&context), of_route(vec![policy("a", 0)]), Vec::new());
+    assert!(finish(plugin.access(&mut s)).await.is_none());
+    s.response.headers.append("content-length", b"5");
+    finish(plugin.header_filter(&mut s)).await;
+    assert_eq!(s.response.headers.len(), 2);
+    assert_eq!(
+        (response_header(&s, "content-length"), response_header(&s, "x-seen")),
+        (Some("5"), Some("0"))
+    );
+}
+
 #[tokio::test]
 async fn one_beyond_its_limit_gets_the_services_words() {
     let limit = |requests_per_unit, unit, limit_remaining, name: &str| DescriptorStatus {

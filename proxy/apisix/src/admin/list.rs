@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::message::{AdminReply, AdminRequest};
 use super::resource::kept_json;
-use crate::encryption::is_pem;
+use crate::encryption::without_clear_keys;
 use crate::resource::Kind;
 use crate::source::Checker;
 use crate::store::{Kept, Key};
@@ -38,28 +38,17 @@ pub(super) fn shown(prefix: &str, checker: &Checker, key: &Key, kept: &Kept) -> 
     })
 }
 
-/// Leaves out what nobody is told.
-fn without_keys(kind: Kind, value: Value) -> Value {
-    without(kind, value, |_| true)
+/// Leaves out what nobody is told: of an `ssl` that is a key in any form.
+fn without_keys(kind: Kind, mut value: Value) -> Value {
+    if let (Kind::Ssl, Value::Object(ssl)) = (kind, &mut value) {
+        ssl.retain(|name, _| !matches!(&**name, "key" | "keys"));
+    }
+    written(kind, value)
 }
 
 /// As it was written, told to who has written it: private keys as they are kept, those that are not encrypted left out.
-pub(super) fn written(kind: Kind, value: Value) -> Value {
-    let is_pem = |key: &Value| key.as_str().is_some_and(is_pem);
-    without(kind, value, |keys| match keys {
-        Value::Array(keys) => keys.iter().any(is_pem),
-        key => is_pem(key),
-    })
-}
-
-fn without(kind: Kind, mut value: Value, left_out: impl Fn(&Value) -> bool) -> Value {
-    if let (Kind::Ssl, Value::Object(ssl)) = (kind, &mut value) {
-        for name in ["key", "keys"] {
-            if ssl.get(name).is_some_and(&left_out) {
-                ssl.shift_remove(name);
-            }
-        }
-    }
+pub(super) fn written(kind: Kind, mut value: Value) -> Value {
+    without_clear_keys(kind, &mut value);
     value
 }
 

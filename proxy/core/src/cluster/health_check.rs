@@ -128,8 +128,9 @@ pub struct ProbeHeader {
 crate::stat_block! {
     /// Statistics under `cluster.NAME.health_check.`.
     pub struct HealthCheckStats {
-        counters: [attempt, success, failure, passive_failure, network_failure, verify_cluster],
+        counters: [attempt, success, failure, passive_failure, network_failure],
         gauges: [healthy, degraded],
         histograms: [],
+        zeros: [Counter "verify_cluster"],
     }
 }

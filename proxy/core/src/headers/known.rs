@@ -181,6 +181,25 @@ const fn bits() -> [u64; NAMES.len()] {
     bits
 }
 
+/// Fields that say how a response is framed, and what becomes of its connection: the codecs' own.
+const OF_FRAMING: KnownSet = KnownSet::of(&[
+    Known::CONNECTION,
+    Known::CONTENT_LENGTH,
+    Known::KEEP_ALIVE,
+    Known::PROXY_CONNECTION,
+    Known::TRANSFER_ENCODING,
+    Known::UPGRADE,
+]);
+
+impl Known {
+    /// Whether the field says how a response is framed, or what becomes of its connection. Who knows no more of the response than
+    /// what a configuration, a service or a script wants in it never sets such a field: its body has the length that it has.
+    #[inline]
+    pub fn frames(self) -> bool {
+        OF_FRAMING.contains(self)
+    }
+}
+
 /// A set of well-known names.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct KnownSet {

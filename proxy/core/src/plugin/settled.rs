@@ -3,7 +3,7 @@
 //! brings none.
 
 use super::{Chain, ChainBuilder, Member};
-use parking_lot::Mutex;
+use arc_swap::ArcSwap;
 use std::sync::Arc;
 
 /// Chains for other routes' filters that one chain keeps; what is beyond is made for each request.
@@ -12,6 +12,9 @@ const MOST_KEPT: usize = 64;
 /// Indices of filters, ascending.
 type Filters = Box<[i64]>;
 
+/// Chains by the filters that they run.
+type Made = Vec<(Filters, Arc<Chain>)>;
+
 /// What a chain knows of filters that it does not run.
 #[derive(Default)]
 pub(super) struct Settled {
@@ -19,13 +22,13 @@ pub(super) struct Settled {
     own: Box<[Member]>,
     /// Every filter as the connection manager configures it; nothing where all are on.
     all: Arc<[Member]>,
-    /// The same chain for requests whose first route had other filters on.
-    made: Mutex<Vec<(Filters, Arc<Chain>)>>,
+    /// The same chain for requests whose first route had other filters on. Workers look at it without waiting for each other.
+    made: ArcSwap<Made>,
 }
 
 impl Settled {
     pub(super) fn new(own: Vec<Member>, all: Arc<[Member]>) -> Settled {
-        Settled { own: own.into(), all, made: Mutex::default() }
+        Settled { own: own.into(), all, made: ArcSwap::default() }
     }
 
     /// A filter that is off, as it would be if it were on.
@@ -43,17 +46,24 @@ impl Chain {
             return None;
         }
         let on: Filters = before.filters_on().collect();
-        let mut made = self.settled().made.lock();
-        if let Some((_, chain)) = made.iter().find(|(filters, _)| *filters == on) {
-            return Some(chain.clone());
+        let kept =
+            |made: &Made| made.iter().find(|(filters, _)| *filters == on).map(|(_, chain)| chain.clone());
+        let made = &self.settled().made;
+        if let Some(chain) = kept(&made.load()) {
+            return Some(chain);
         }
         let chain = Arc::new(self.of(&on));
         // What was off has not begun anything.
         chain.begin();
-        if made.len() < MOST_KEPT {
-            made.push((on, chain.clone()));
-        }
-        Some(chain)
+        made.rcu(|made| {
+            // Another worker may have been first.
+            let room = made.len() < MOST_KEPT && kept(made).is_none();
+            let mut next = Made::clone(made);
+            next.extend(room.then(|| (on.clone(), chain.clone())));
+            next
+        });
+        let first = kept(&made.load());
+        Some(first.unwrap_or(chain))
     }
 
     /// The indices of its filters.
@@ -118,6 +128,27 @@ mod tests {
         let bare = chain(&[], &[]);
         assert_eq!(names(&bare.with_filters_of(&made).unwrap()), [(0, "manager"), (2, "manager")]);
         assert!(again.with_filters_of(&chain(&[(0, "x"), (1, "x")], &[])).is_none(), "the same filters");
+    }
+
+    /// They waited for each other at every such request.
+    #[test]
+    fn workers_have_one_chain_and_no_more_than_so_many_are_kept() {
+        let again = chain(&[(0, "again")], &[]);
+        let firsts = [chain(&[(1, "first")], &[]), chain(&[(1, "first"), (2, "first")], &[])];
+        let worker = || firsts.each_ref().map(|first| again.with_filters_of(first).unwrap());
+        let all: Vec<_> = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..4).map(|_| scope.spawn(worker)).collect();
+            workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+        });
+        for made in &all {
+            assert!(made.iter().zip(&all[0]).all(|(one, other)| Arc::ptr_eq(one, other)));
+        }
+        for filters in 0..70 {
+            let on: Vec<_> =
+                (1..8).filter(|bit| (filters >> (bit - 1)) & 1 == 1).map(|bit| (bit, "first")).collect();
+            assert!(again.with_filters_of(&chain(&on, &[])).is_some(), "{filters}");
+        }
+        assert_eq!(again.settled().made.load().len(), MOST_KEPT);
     }
 
     #[test]

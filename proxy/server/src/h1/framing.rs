@@ -64,6 +64,21 @@ pub enum ContentLength {
     Invalid,
 }
 
+impl ContentLength {
+    /// Reads them off a finished block.
+    pub fn of(headers: &Headers) -> ContentLength {
+        headers.get_all(Known::CONTENT_LENGTH).fold(ContentLength::Absent, ContentLength::and)
+    }
+
+    /// With one more field.
+    fn and(self, value: &[u8]) -> ContentLength {
+        match (self, parse_length(value)) {
+            (ContentLength::Absent, Some(n)) => ContentLength::Bytes(n),
+            _ => ContentLength::Invalid,
+        }
+    }
+}
+
 /// The Transfer-Encoding fields of a message, taken together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum TransferEncoding {
@@ -133,12 +148,7 @@ impl FramingFields {
 
     fn take(&mut self, known: Known, value: &[u8]) {
         match known {
-            Known::CONTENT_LENGTH => {
-                self.content_length = match (self.content_length, parse_length(value)) {
-                    (ContentLength::Absent, Some(n)) => ContentLength::Bytes(n),
-                    _ => ContentLength::Invalid,
-                }
-            }
+            Known::CONTENT_LENGTH => self.content_length = self.content_length.and(value),
             Known::TRANSFER_ENCODING => {
                 self.transfer_encoding = match self.transfer_encoding {
                     TransferEncoding::Absent if value.eq_ignore_ascii_case(b"chunked") => {

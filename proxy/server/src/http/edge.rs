@@ -12,6 +12,7 @@ pub(crate) mod tests;
 mod trust;
 mod xfcc;
 
+use crate::h1::framing::ContentLength;
 use crate::h1::{hop, is_upgrade};
 use sixfold_core::hcm::{HttpConnectionManager, Profile, ServerHeader};
 use sixfold_core::headers::{Headers, Known, KnownSet};
@@ -162,6 +163,10 @@ fn is_empty(headers: &Headers, name: Known) -> bool {
 /// Prepares the headers of a response for the client. Runs after all filters. `now` is the moment of the last
 /// event.
 pub(crate) fn response(hcm: &HttpConnectionManager, now: Instant, stream: &mut Stream) {
+    // No upstream says that, for its codec has looked: it is a filter's word, and no reason to lose a good response.
+    if ContentLength::of(&stream.response.headers) == ContentLength::Invalid {
+        stream.response.headers.remove(Known::CONTENT_LENGTH);
+    }
     // APISIX passes on what an upstream says of the time, and says nothing for one that does not.
     if hcm.profile != Profile::Apisix || stream.source != ResponseSource::Upstream {
         date::with_date(now, |date| stream.response.headers.set_if_absent(Known::DATE, date));

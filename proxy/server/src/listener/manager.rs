@@ -8,7 +8,7 @@ use crate::worker::{Command, Peer, Shared};
 use arc_swap::ArcSwap;
 use sixfold_core::listener::{BindAddress, Listener};
 use sixfold_core::model::Listeners;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,10 +30,10 @@ sixfold_core::stat_block! {
         ],
         gauges: [
             total_listeners_active, total_listeners_draining, total_listeners_warming,
-            total_filter_chains_draining, workers_started,
+            workers_started,
         ],
         histograms: [],
-        zeros: [Gauge "workers_pinned"],
+        zeros: [Gauge "total_filter_chains_draining", Gauge "workers_pinned"],
     }
 }
 
@@ -58,8 +58,20 @@ struct Unfinished {
     replaced: Vec<(Arc<ActiveListener>, Arc<ActiveListener>)>,
     /// Their sockets that nobody goes on with.
     closing: Vec<OpenSocket>,
-    /// Whether a worker has not answered in time: none is waited for again.
-    late: bool,
+    /// Workers that have not answered in time: they are not waited for again.
+    late: BTreeSet<usize>,
+}
+
+impl Unfinished {
+    /// Waits for a worker's answer, for a bounded time, until it has been late once. What holds one up is nothing to the others.
+    async fn heard<T>(&mut self, worker: usize, answer: impl Future<Output = T>) -> Option<T> {
+        let bound = if self.late.contains(&worker) { Duration::ZERO } else { SETTLE };
+        let heard = tokio::time::timeout(bound, answer).await.ok();
+        if heard.is_none() {
+            self.late.insert(worker);
+        }
+        heard
+    }
 }
 
 /// What a listener that comes has ready.
@@ -215,14 +227,6 @@ impl Manager {
         gone.chain(left).map(|(_, socket)| socket.bound.clone()).collect()
     }
 
-    /// Waits for a worker's answer, for a bounded time, once in a change.
-    async fn heard<T>(&mut self, answer: impl Future<Output = T>) -> Option<T> {
-        let bound = if self.unfinished.late { Duration::ZERO } else { SETTLE };
-        let heard = tokio::time::timeout(bound, answer).await.ok();
-        self.unfinished.late |= heard.is_none();
-        heard
-    }
-
     /// Opens the sockets that a listener wants and does not have yet. After an error none of them stays.
     async fn open_missing(
         &mut self,
@@ -273,11 +277,11 @@ impl Manager {
         let slot = Arc::new(Slot(ArcSwap::from(active.clone())));
         let (mut waiting, mut full) = (Vec::new(), Ok(()));
         // Of sockets that were taken over there may be more than workers.
-        for (peer, socket) in peers.iter().cycle().zip(bound.sockets) {
+        for ((worker, peer), socket) in peers.iter().enumerate().cycle().zip(bound.sockets) {
             let (live, acknowledged) = oneshot::channel();
             let command = Command::Listen { id, socket, slot: slot.clone(), live };
-            match self.heard(peer.commands.send(command)).await {
-                Some(Ok(())) => waiting.push(acknowledged),
+            match self.unfinished.heard(worker, peer.commands.send(command)).await {
+                Some(Ok(())) => waiting.push((worker, acknowledged)),
                 // It has ended.
                 Some(Err(_)) => {}
                 None => full = Err(std::io::ErrorKind::TimedOut.into()),
@@ -285,8 +289,8 @@ impl Manager {
         }
         let socket = OpenSocket { id, slot, bound: bound.address, held };
         let mut outcome = full;
-        for mut acknowledged in waiting {
-            match self.heard(&mut acknowledged).await {
+        for (worker, mut acknowledged) in waiting {
+            match self.unfinished.heard(worker, &mut acknowledged).await {
                 Some(told) => {
                     outcome =
                         outcome.and(told.unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into())));
@@ -506,4 +510,24 @@ async fn late(address: BindAddress, acknowledged: oneshot::Receiver<std::io::Res
 /// The addresses a listener opens.
 fn wanted(listener: &Listener) -> impl Iterator<Item = &BindAddress> {
     listener.addresses.iter().filter(|_| listener.bind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::{pending, ready};
+    use tokio::time::{Instant, sleep};
+
+    /// Once a worker had been held up, a listener was refused where the queue of another one was full for a moment.
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_is_late_is_not_waited_for_again_and_the_others_are() {
+        let (mut unfinished, begun) = (Unfinished::default(), Instant::now());
+        assert_eq!(unfinished.heard(0, pending::<()>()).await, None);
+        assert!(begun.elapsed() >= SETTLE);
+        let begun = Instant::now();
+        assert_eq!(unfinished.heard(0, pending::<()>()).await, None);
+        assert!(begun.elapsed() < SETTLE);
+        assert_eq!(unfinished.heard(1, sleep(SETTLE / 2)).await, Some(()));
+        assert_eq!(unfinished.heard(0, ready(7)).await, Some(7));
+    }
 }

@@ -163,8 +163,33 @@ pub(crate) async fn dial(
                 }
                 ConnectError::Exhausted(_) => UpstreamError::Exhausted,
                 ConnectError::Tls(_) | ConnectError::NoSecret => UpstreamError::Connect(error.to_string()),
-                ConnectError::Bind(text) => UpstreamError::Connect(text),
+                ConnectError::Bind(text) => {
+                    stats.bind_errors().inc();
+                    UpstreamError::Connect(text)
+                }
             })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use sixfold_core::cluster::{Address, ClusterConfig, HostConfig};
+    use sixfold_core::metrics::Registry;
+
+    /// It was shown and never counted.
+    #[tokio::test]
+    async fn a_source_address_that_can_t_be_taken_is_counted() {
+        let source_address = Some("203.0.113.7:0".parse().unwrap());
+        let config = ClusterConfig { source_address, ..ClusterConfig::named("c") };
+        let hosts = vec![HostConfig::new(Address::Ip("127.0.0.1:9".parse().unwrap()))];
+        let cluster = Cluster::new(config, hosts, None, &Registry::new()).unwrap();
+        let host = cluster.hosts.load_full().iter().next().unwrap().host.clone();
+        let dialled = dial(&cluster, &host, Handshake::default(), Duration::from_secs(5)).await;
+        assert!(matches!(dialled, Err(UpstreamError::Connect(_))));
+        let stats = &cluster.stats;
+        assert_eq!((stats.bind_errors().get(), stats.upstream_cx_connect_fail().get()), (1, 1));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Args, Host, Op, Side};
 use mlua::{Error, LuaString, MultiValue, Value};
-use sixfold_core::headers::{Headers, has_blank, is_clean, is_token};
+use sixfold_core::headers::{Headers, Known, has_blank, is_clean, is_token};
 use sixfold_core::message::{Method, RequestHead, Scheme};
 use sixfold_core::stream::Stream;
 
@@ -131,8 +131,14 @@ impl Host<'_> {
         if name.starts_with(':') || (name == "host" && of == Fields::Request) {
             return if op == Op::HeaderRemove { Ok(()) } else { self.set_pseudo(of, name, &value) };
         }
+        let frames = of == Fields::Response && Known::find(name.as_bytes()).is_some_and(Known::frames);
         let headers = of.headers_mut(self.stream);
         match op {
+            // Whatever a script says of the length, the body may have another one: it goes on without.
+            Op::HeaderAdd | Op::HeaderReplace if name == Known::CONTENT_LENGTH.as_str() && frames => {
+                headers.remove(Known::CONTENT_LENGTH);
+            }
+            Op::HeaderAdd | Op::HeaderReplace if frames => {}
             Op::HeaderAdd => add(headers, name, &value),
             Op::HeaderReplace if name.len() <= LONGEST_NAME => headers.set(name, &value),
             Op::HeaderReplace => add(headers, name, &value),

@@ -388,6 +388,25 @@ fn responses_carry_server_id_and_proxy_status() {
     assert_eq!(status(short, Some(Flag::NR)), (Some("node; error=destination_not_found".to_owned()), 500));
 }
 
+/// The client was told that its request was bad, or had no answer at all.
+#[test]
+fn a_length_that_is_none_is_left_out() {
+    for (lengths, kept) in
+        [(&["5"][..], 1), (&["5", "0"], 0), (&["5", "5"], 0), (&["5,0"], 0), (&["abc"], 0), (&[""], 0)]
+    {
+        for profile in [Profile::Envoy, Profile::Apisix] {
+            let mut s = stream(&[], None);
+            s.response.status = 200;
+            for length in lengths {
+                s.response.headers.append("content-length", length.as_bytes());
+            }
+            let hcm = HttpConnectionManager { profile, ..hcm(ClientAddress::default(), own_headers()) };
+            response(&hcm, Instant::now(), &mut s);
+            assert_eq!(s.response.headers.get_all(Known::CONTENT_LENGTH).count(), kept, "{lengths:?}");
+        }
+    }
+}
+
 #[test]
 fn internal_only_headers_are_taken_off_outside_requests() {
     let options = TableOptions {
