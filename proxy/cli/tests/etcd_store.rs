@@ -115,6 +115,42 @@ fn changes_that_were_missed_and_compacted_are_found() {
     until("a later change", || told(&store).contains_key("route \"later\""));
 }
 
+/// What others do in the cluster is compacted as well.
+#[test]
+fn a_store_that_nobody_has_changed_goes_on_where_it_was() {
+    let (etcd, directory) = (Etcd::start(), Directory::new());
+    let relay = Relay::to(etcd.port);
+    let store = open(&directory, &hosts(&[&format!("http://127.0.0.1:{}", relay.port)])).unwrap();
+    for id in ["stays", "goes", "changes"] {
+        store.put(&key(id), r#"{"n":1}"#.into()).unwrap();
+    }
+    store.delete(&key("goes")).unwrap();
+    told(&store);
+    let interrupted = |between: &dyn Fn()| {
+        relay.set_open(false);
+        between();
+        etcd.compact(etcd.put("/others/one", "1"));
+        relay.set_open(true);
+    };
+    interrupted(&|| ());
+    etcd.put("/apisix/routes/later", "{}");
+    until("a later change", || told(&store).contains_key("route \"later\""));
+    // As many as before, and others.
+    interrupted(&|| {
+        etcd.delete("/apisix/routes/stays");
+        etcd.put("/apisix/routes/new", "{}");
+    });
+    let mut changes = BTreeMap::new();
+    until("what was compacted", || {
+        changes.extend(told(&store));
+        changes.len() == 2
+    });
+    assert!(changes["route \"stays\""].is_none() && changes["route \"new\""].is_some());
+    // One less, and nothing new.
+    interrupted(&|| etcd.delete("/apisix/routes/changes"));
+    until("what was deleted", || told(&store).get("route \"changes\"") == Some(&None));
+}
+
 /// An etcd that was put back to an earlier state has smaller revisions, of which a watch waits for later ones.
 #[test]
 fn another_etcd_at_the_same_place_is_read_whole() {

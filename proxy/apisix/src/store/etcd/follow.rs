@@ -47,6 +47,8 @@ enum End {
     Asked,
     /// Changes were missed: everything is to be read again.
     Missed(&'static str),
+    /// Changes were compacted, of others perhaps.
+    Compacted,
     /// The member has ended it, or is gone.
     Lost(Status),
 }
@@ -84,6 +86,12 @@ pub(super) async fn follow(shared: Arc<Shared>) {
         }
         match ended {
             Ok(End::Asked) => {}
+            Ok(End::Compacted) => {
+                known = is_unchanged(&shared).await;
+                if !known {
+                    tracing::info!("changes were compacted: everything is read from etcd again");
+                }
+            }
             Ok(End::Missed(reason)) => {
                 tracing::info!(reason, "everything is read from etcd again");
                 known = false;
@@ -128,12 +136,14 @@ async fn read(shared: &Shared) -> Result<Snapshot, Status> {
             limit: PAGE,
             // The first page says which one.
             revision: i64::try_from(snapshot.revision).unwrap_or_default(),
+            ..RangeRequest::default()
         };
         let answer: RangeResponse =
             shared.link.ask("/etcdserverpb.KV/Range", &question, Repeat::Safe).await?;
         let header = answer.header.unwrap_or_default();
         if snapshot.revision == 0 {
             (snapshot.revision, snapshot.cluster) = (unsigned(header.revision), header.cluster_id);
+            snapshot.count = Some(unsigned(answer.count));
         }
         let last = answer.kvs.last().map(|kv| kv.key.to_vec());
         for kv in answer.kvs {
@@ -149,6 +159,25 @@ async fn read(shared: &Shared) -> Result<Snapshot, Status> {
             _ => return Ok(snapshot),
         }
     }
+}
+
+/// Whether nothing has changed below the prefix since what is known, which is then known at a later revision: where others write
+/// to the cluster, what is compacted need not be anything of here. An answer that does not come says that it may have.
+async fn is_unchanged(shared: &Shared) -> bool {
+    let known = shared.mirror.lock().revision;
+    let (key, range_end) = shared.range("");
+    let min_mod_revision = i64::try_from(known + 1).unwrap_or(i64::MAX);
+    let question = RangeRequest {
+        key,
+        range_end,
+        limit: 1,
+        min_mod_revision,
+        keys_only: true,
+        ..RangeRequest::default()
+    };
+    let asked: Result<RangeResponse, Status> =
+        shared.link.ask("/etcdserverpb.KV/Range", &question, Repeat::Safe).await;
+    asked.is_ok_and(|answer| shared.mirror.lock().is_as_at(known, &answer))
 }
 
 /// Makes the directories that are not there, as `apisix init_etcd` does; a gateway of APISIX wants them.
@@ -280,7 +309,7 @@ fn take(shared: &Shared, response: WatchResponse) -> bool {
 
 fn canceled(response: &WatchResponse) -> Option<Result<End, Status>> {
     if response.compact_revision > 0 {
-        return Some(Ok(End::Missed("changes were compacted")));
+        return Some(Ok(End::Compacted));
     }
     let reason = || response.cancel_reason.clone();
     response.canceled.then(|| match response.cancel_reason.contains("permission denied") {

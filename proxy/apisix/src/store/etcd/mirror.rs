@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::messages::{Event, KeyValue, WatchResponse};
+use super::messages::{Event, KeyValue, RangeResponse, WatchResponse};
 use crate::config::EnabledPlugins;
 use crate::store::last_good::{Batch, Listed};
 use crate::store::{Kept, Key, Notify};
@@ -19,6 +19,8 @@ pub(super) struct Mirror {
     pending: BTreeMap<Key, Option<Kept>>,
     /// Up to here everything is known: it was read then, or an event of then has come.
     pub(super) revision: u64,
+    /// Keys that there are then, strange ones among them; unknown of what was kept of before.
+    count: Option<u64>,
     /// The cluster that it is known of; 0 for none.
     pub(super) cluster: u64,
     /// Revisions of different ones are not comparable.
@@ -41,6 +43,8 @@ pub(super) struct Mirror {
 pub(super) struct Snapshot {
     pub(super) cluster: u64,
     pub(super) revision: u64,
+    /// Keys that there are, if that was read.
+    pub(super) count: Option<u64>,
     pub(super) values: BTreeMap<Key, Kept>,
     pub(super) plugins: Listed,
     /// What directories there are, as APISIX makes them.
@@ -91,7 +95,7 @@ impl Mirror {
 
     /// Takes all values, and answers what is different.
     pub(super) fn replace(&mut self, snapshot: Snapshot) -> Batch {
-        let Snapshot { cluster, revision, values, plugins, .. } = snapshot;
+        let Snapshot { cluster, revision, count, values, plugins, .. } = snapshot;
         let others = cluster != self.cluster || revision < self.revision;
         let anew = std::mem::take(&mut self.asked_anew);
         self.told_anew |= anew;
@@ -122,7 +126,23 @@ impl Mirror {
             }
         }
         (self.revision, self.cluster, self.is_loaded) = (revision, cluster, true);
+        self.count = count;
         changed
+    }
+
+    /// Whether everything is as it was at the revision `known`, by an answer about what has changed since: then nothing has,
+    /// and no key is gone if there are as many. It is so at the revision of the answer.
+    pub(super) fn is_as_at(&mut self, known: u64, changed: &RangeResponse) -> bool {
+        let header = changed.header.clone().unwrap_or_default();
+        let revision = unsigned(header.revision);
+        let same = (known, header.cluster_id) == (self.revision, self.cluster)
+            && revision >= known
+            && changed.kvs.is_empty()
+            && self.count == Some(unsigned(changed.count));
+        if same {
+            self.revision = revision;
+        }
+        same
     }
 
     /// Takes what a watch tells; `path_of` answers what a key is called below the prefix.
@@ -146,6 +166,11 @@ impl Mirror {
             }
             // All events of one revision come together.
             reached = reached.max(revision);
+            self.count = match kind {
+                0 if kv.create_revision == kv.mod_revision => self.count.map(|count| count.saturating_add(1)),
+                0 => self.count,
+                _ => self.count.map(|count| count.saturating_sub(1)),
+            };
             let (Some(path), is_put) = (path_of(&kv.key), kind == 0) else { continue };
             if path == PLUGINS && self.follows_plugins {
                 let told = is_put.then(|| EnabledPlugins::of_list(&kv.value)).flatten();
@@ -270,6 +295,38 @@ mod tests {
         let taken = mirror.take(events(vec![deleted]), path_of);
         assert_eq!(told(&mut mirror), ["-consumer \"a\""]);
         assert_eq!((mirror.revision, taken.changed.revision, taken.changed.values.len()), (8, 8, 1));
+    }
+
+    /// Beside others who write to the cluster, a gateway without changes of its own read everything after each interruption.
+    #[test]
+    fn what_nobody_has_changed_is_known_at_a_later_revision() {
+        let changed = |revision, count, kvs: &[(&str, i64, i64)]| RangeResponse {
+            header: Some(ResponseHeader { revision, cluster_id: 7, ..ResponseHeader::default() }),
+            kvs: kvs.iter().map(|(key, created, modified)| kv(key, *created, *modified)).collect(),
+            count,
+            ..RangeResponse::default()
+        };
+        let mut mirror = Mirror::default();
+        let kept = [("routes/a", 2, 2), ("routes/b", 3, 3), ("routes/", 1, 1)];
+        mirror.begin_with(snapshot(7, 5, &kept));
+        assert!(!mirror.is_as_at(5, &changed(50, 3, &[])), "nobody has counted");
+        mirror.replace(Snapshot { count: Some(3), ..snapshot(7, 6, &kept) });
+        let event = |kind, key: &str, created, revision| Event { kind, kv: Some(kv(key, created, revision)) };
+        let all = vec![event(0, "routes/a", 2, 7), event(0, "gen_id", 8, 8), event(0, "routes/c", 9, 9)];
+        mirror.take(events(all), path_of);
+        mirror.take(events(vec![event(1, "routes/b", 0, 10)]), path_of);
+        for (known, answer) in [
+            (10, changed(50, 3, &[])),
+            (10, changed(50, 4, &[("routes/d", 11, 11)])),
+            (10, changed(9, 4, &[])),
+            (9, changed(50, 4, &[])),
+        ] {
+            assert!(!mirror.is_as_at(known, &answer), "{answer:?}");
+        }
+        assert!(!mirror.is_as_at(10, &RangeResponse { header: None, ..changed(50, 4, &[]) }));
+        assert_eq!(mirror.revision, 10);
+        assert!(mirror.is_as_at(10, &changed(50, 4, &[])));
+        assert_eq!(mirror.revision, 50);
     }
 
     #[test]
