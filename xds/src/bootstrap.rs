@@ -2,10 +2,12 @@
 
 mod ads;
 mod faults;
+mod fixed;
 mod manager;
 mod odd;
 mod overload;
 mod runtime;
+mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use sixfold_core::overload::Settings as Load;
 use sixfold_core::plugin::LocalNode;
 use sixfold_core::stats_sink::Sinks;
 use sixfold_xds_api::any::{self, struct_to_json};
+use sixfold_xds_api::constraints;
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::bootstrap::{DynamicResources, StaticResources};
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::{Admin as ProtoAdmin, Bootstrap};
 use sixfold_xds_api::pb::envoy::config::core::v3::{
@@ -31,14 +34,16 @@ use sixfold_xds_api::pb::envoy::config::core::v3::{
 };
 use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
 use sixfold_xds_api::pb::envoy::config::trace::v3::Tracing;
+use sixfold_xds_api::pb::envoy::extensions::regex_engines::v3::GoogleRe2;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use sixfold_xds_api::pb::google::protobuf::Struct;
-use sixfold_xds_api::{bootstrap_with_faults, constraints};
 
 pub use self::ads::Ads;
 use self::faults::{Faults, Unread};
+pub use self::fixed::Fixed;
 pub use self::odd::odd_settings;
 pub(crate) use self::runtime::values as runtime_values;
+pub use self::sources::{Document, NodeNames, Sources};
 use crate::ads::{Asks, Key, Kind, Static, Statics};
 use crate::context::{Context, Node};
 use crate::dump::Shown;
@@ -47,7 +52,7 @@ use crate::sds::Secrets;
 use crate::skipped::{BOOTSTRAP_EXTENSION, is_skipped};
 use crate::tracker::Tracker;
 use crate::{access_log, cluster, listener, stats, stats_sinks, trace};
-use sixfold_xds_api::values::Result;
+use sixfold_xds_api::values::{Result, required};
 use sixfold_xds_api::{destructure, refuse};
 
 /// What the process gives to compile its bootstraps with, one after the other.
@@ -87,6 +92,8 @@ pub struct Compiled {
     pub overload: Option<Load>,
     /// Itself, to be shown.
     pub shown: Shown,
+    /// What of it is for the life of the process.
+    pub fixed: Fixed,
 }
 
 /// Where resources come from after the bootstrap.
@@ -131,15 +138,25 @@ pub fn load(
     file: &str,
     process: &ProcessContext,
 ) -> std::result::Result<Compiled, Vec<ConfigError>> {
-    let (mut bootstrap, unread) = bootstrap_with_faults(text, file).map_err(ConfigError::into_all)?;
+    load_merged(&Sources::one(text, file), process)
+}
+
+/// The same of several texts.
+///
+/// # Errors
+/// As [`load`], each with the file that it is in.
+pub fn load_merged(
+    sources: &Sources<'_>,
+    process: &ProcessContext,
+) -> std::result::Result<Compiled, Vec<ConfigError>> {
+    let (mut bootstrap, unread) = sources.read()?;
     bootstrap.node = Some(node(&bootstrap));
     let mut faults = Faults::default();
     let encoded = bootstrap.encode_to_vec();
-    if unread.is_none() {
+    if unread.is_empty() {
         access_log::expect(&*process.compile.log_sinks, std::iter::once(&*encoded));
     }
     let compiled = compile(&bootstrap, process, &mut faults);
-    let unread: Vec<ConfigError> = unread.map(ConfigError::into_all).unwrap_or_default();
     let missing = Unread::new(&unread);
     faults.leave_out_consequences(&missing);
     faults.broken_rules(&bootstrap, constraints::faults(&Bootstrap::full_name(), &encoded), &missing);
@@ -147,9 +164,10 @@ pub fn load(
     match compiled {
         Some((diff, admin, tags, sinks, overload, followed)) if faults.is_empty() => {
             let shown = Shown { encoded: encoded.into(), at: SystemTime::now() };
-            Ok(Compiled { diff, admin, tags, sinks, overload, followed, shown })
+            let fixed = Fixed::of(bootstrap);
+            Ok(Compiled { diff, admin, tags, sinks, overload, followed, shown, fixed })
         }
-        _ => Err(faults.placed(text, file)),
+        _ => Err(sources.placed(faults.into_found())),
     }
 }
 
@@ -356,6 +374,7 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             cluster_manager: _,
             overload_manager: _,
             bootstrap_extensions,
+            default_regex_engine,
             // A handle is made when it is first counted, whatever this says.
             deferred_stat_options: _,
             // Lines of the process's own log have the form that the command line gives them.
@@ -380,7 +399,6 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             certificate_provider_instances,
             inline_headers,
             perf_tracing_file_path,
-            default_regex_engine,
             xds_delegate_extension,
             xds_config_tracker_extension,
             listener_manager,
@@ -393,7 +411,17 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
     for (index, extension) in bootstrap_extensions.iter().enumerate() {
         known_extension(extension).in_index(index).in_key("bootstrap_extensions")?;
     }
-    Ok(())
+    default_regex_engine.as_ref().map_or(Ok(()), |engine| regex_engine(engine).in_key("default_regex_engine"))
+}
+
+/// All patterns are of RE2's language, whose engine is the one that Envoy has built in.
+fn regex_engine(value: &TypedExtensionConfig) -> Result<()> {
+    let TypedExtensionConfig { name, typed_config } = value;
+    let config = required(typed_config, "typed_config")?;
+    match any::type_name(config).in_key("typed_config")? {
+        kind if kind == GoogleRe2::full_name() => Ok(()),
+        kind => Err(refuse::extension("regular expression engine", name, &kind)),
+    }
 }
 
 fn known_extension(value: &TypedExtensionConfig) -> Result<()> {

@@ -15,11 +15,14 @@ pub(crate) fn tags(config: Option<&StatsConfig>) -> Result<TagRules> {
         stats_tags,
         use_all_default_tags,
         stats_matcher,
-        // Buckets are Envoy's default ones.
+        // Buckets are Envoy's default ones, which is warned of.
         histogram_bucket_settings: _,
         // A tag that is configured always comes before one of the same name by default.
         allow_default_tag_overrides: _,
     } = config;
+    if let Some(fault) = without_effect(config) {
+        tracing::warn!("stats_config.{fault}");
+    }
     let mut rules = TagRules {
         defaults: use_all_default_tags.as_ref().is_none_or(|all| all.value),
         filter: stats_matcher.as_ref().map(filter).transpose().in_key("stats_matcher")?.unwrap_or_default(),
@@ -31,6 +34,13 @@ pub(crate) fn tags(config: Option<&StatsConfig>) -> Result<TagRules> {
         .map(|(index, tag)| add_tag(&mut rules, tag).in_index(index).in_key("stats_tags"));
     collect(tags)?;
     Ok(rules)
+}
+
+/// What is asked for and not done.
+pub(crate) fn without_effect(config: &StatsConfig) -> Option<ConfigError> {
+    let reason = "has no effect: histograms have Envoy's default buckets";
+    let asked = !config.histogram_bucket_settings.is_empty();
+    asked.then(|| ConfigError::field("histogram_bucket_settings", reason))
 }
 
 fn add_tag(rules: &mut TagRules, tag: &TagSpecifier) -> Result<()> {

@@ -13,14 +13,15 @@ use sixfold_core::export::{ExportStats, Exporter, Pace, Ship};
 use sixfold_core::hcm::SpanKind;
 use sixfold_core::runtime::Fraction;
 use sixfold_core::stream::Stream;
-use sixfold_core::trace::{Part, Propagation, Provider, Sampling, SpanFormat, Tracing};
+use sixfold_core::trace::{Part, Propagation, Provider, RouteTracing, Sampling, SpanFormat, Tracing};
 use sixfold_xds_api::any;
+use sixfold_xds_api::pb::envoy::config::route::v3::Tracing as ProtoRouteTracing;
 use sixfold_xds_api::pb::envoy::config::trace::v3::tracing::Http as ProtoProvider;
 use sixfold_xds_api::pb::envoy::config::trace::v3::tracing::http::ConfigType;
 use sixfold_xds_api::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::Tracing as ProtoTracing;
-use sixfold_xds_api::pb::envoy::r#type::v3::Percent;
+use sixfold_xds_api::pb::envoy::r#type::v3::{FractionalPercent, Percent};
 use sixfold_xds_api::refuse;
-use sixfold_xds_api::values::Result;
+use sixfold_xds_api::values::{Result, fraction};
 
 use crate::context::Context;
 use crate::custom_tags;
@@ -61,7 +62,6 @@ pub(crate) fn compile(
         client: share(client_sampling, "tracing.client_enabled", "client_sampling")?,
         random: share(random_sampling, "tracing.random_sampling", "random_sampling")?,
         overall: share(overall_sampling, "tracing.global_enabled", "overall_sampling")?,
-        by_request_id,
     };
     let provider = match provider {
         Some(value) => Some(self::provider(context, value).in_key("provider")?),
@@ -70,12 +70,37 @@ pub(crate) fn compile(
     Ok(Tracing {
         kind,
         sampling,
+        by_request_id,
         max_path: max_path_tag_length.as_ref().map_or(MAX_PATH, |length| length.value) as usize,
         tags: custom_tags::tags(custom_tags, "custom_tags")?,
         spawns_upstream: spawn_upstream_span.as_ref().is_some_and(|spawns| spawns.value),
         provider,
         is_silent: *no_context_propagation,
     })
+}
+
+/// `tracing` of a route.
+pub(crate) fn of_route(context: &Context, value: &ProtoRouteTracing) -> Result<RouteTracing> {
+    let ProtoRouteTracing {
+        client_sampling,
+        random_sampling,
+        overall_sampling,
+        custom_tags,
+        operation,
+        upstream_operation,
+    } = value;
+    refuse!(operation, upstream_operation);
+    // What is not given is everything, not what the connection manager says (common/router/config_impl.cc RouteTracingImpl).
+    let share = |value: &Option<FractionalPercent>, key: &str, field: &str| {
+        let all = FractionalPercent { numerator: 100, ..FractionalPercent::default() };
+        fraction(&context.runtime, key, value.as_ref().unwrap_or(&all)).in_key(field)
+    };
+    let sampling = Sampling {
+        client: share(client_sampling, "tracing.client_enabled", "client_sampling")?,
+        random: share(random_sampling, "tracing.random_sampling", "random_sampling")?,
+        overall: share(overall_sampling, "tracing.global_enabled", "overall_sampling")?,
+    };
+    Ok(RouteTracing { sampling, tags: custom_tags::tags(custom_tags, "custom_tags")? })
 }
 
 /// A share of requests, all by default; the share of a runtime key goes before it.

@@ -3,6 +3,7 @@
 use crate::Failure;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use sixfold_xds::bootstrap::NodeNames;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -158,6 +159,42 @@ pub(crate) struct ValidateOptions {
     /// How what was found is written: lines, or one JSON object on standard output
     #[arg(short, long, value_enum, default_value_t = OutputForm::Text)]
     pub(crate) output: OutputForm,
+    #[command(flatten)]
+    pub(crate) node: NodeOptions,
+}
+
+/// Who this process is; of an Envoy bootstrap alone.
+#[derive(Debug, Args)]
+pub(crate) struct NodeOptions {
+    /// Name of the service this process belongs to; goes before the bootstrap's node.cluster
+    #[arg(long)]
+    pub(crate) service_cluster: Option<String>,
+    /// Name of this node; goes before the bootstrap's node.id
+    #[arg(long)]
+    pub(crate) service_node: Option<String>,
+    /// Zone of this node; goes before the bootstrap's node.locality.zone
+    #[arg(long)]
+    pub(crate) service_zone: Option<String>,
+}
+
+impl NodeOptions {
+    /// As they are compiled.
+    pub(crate) fn names(&self) -> NodeNames {
+        let NodeOptions { service_cluster, service_node, service_zone } = self;
+        NodeNames { id: service_node.clone(), cluster: service_cluster.clone(), zone: service_zone.clone() }
+    }
+}
+
+/// `NAME:VALUE` as Envoy takes it (source/common/stats/tag_utility.cc).
+fn stats_tag(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("must be NAME:VALUE")?;
+    if !name.chars().all(|c| c.is_ascii_alphanumeric()) {
+        return Err("the name must be of letters and digits".to_owned());
+    }
+    if value.is_empty() || value.contains('.') {
+        return Err("the value must not be empty, nor hold a dot".to_owned());
+    }
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Options of `sixfold doctor`.
@@ -400,15 +437,8 @@ pub(crate) struct EnvoyOptions {
     /// How clients are told to go while draining: gradual or immediate
     #[arg(long, default_value = "gradual")]
     pub(crate) drain_strategy: Strategy,
-    /// Name of the service this process belongs to; node.cluster where the bootstrap has none
-    #[arg(long)]
-    pub(crate) service_cluster: Option<String>,
-    /// Name of this node; node.id where the bootstrap has none
-    #[arg(long)]
-    pub(crate) service_node: Option<String>,
-    /// Zone of this node; node.locality.zone where the bootstrap has none
-    #[arg(long)]
-    pub(crate) service_zone: Option<String>,
+    #[command(flatten)]
+    pub(crate) node: NodeOptions,
     /// File that the administration address is written to
     #[arg(long)]
     pub(crate) admin_address_path: Option<PathBuf>,
@@ -474,8 +504,9 @@ pub(crate) struct AcceptedOptions {
     enable_core_dump: bool,
     #[arg(long, hide = true)]
     cpuset_threads: bool,
-    #[arg(long, hide = true)]
-    stats_tag: Vec<String>,
+    /// A tag of every statistic, NAME:VALUE; may be given several times
+    #[arg(long, value_parser = stats_tag)]
+    pub(crate) stats_tag: Vec<(String, String)>,
     #[arg(long, hide = true)]
     file_flush_min_size_kb: Option<u32>,
     #[arg(long, hide = true)]
@@ -636,6 +667,20 @@ mod tests {
         let options = envoy(&format!("sixfold envoy {options}"));
         assert!(options.hot_restart_version);
         assert_eq!(options.disable_extensions.as_deref(), Some("a/b,c/d"));
+    }
+
+    /// They were taken and had no effect. What is refused is what Envoy 1.40 refuses.
+    #[test]
+    fn tags_of_statistics_are_read_as_by_envoy() {
+        let of = |tag: &str| stats_tag(tag).ok();
+        let tag = |name: &str, value: &str| Some((name.to_owned(), value.to_owned()));
+        assert_eq!((of("foo:bar"), of("1a:b:c")), (tag("foo", "bar"), tag("1a", "b:c")));
+        assert_eq!((of("a:b-c_d/e f"), of(":b")), (tag("a", "b-c_d/e f"), tag("", "b")));
+        for wrong in ["a", "a_b:c", "a.b:c", "a-b:c", "a:b.c", "a:"] {
+            assert_eq!(of(wrong), None, "{wrong}");
+        }
+        let options = envoy("sixfold envoy -c a --stats-tag a:b --stats-tag c:d");
+        assert_eq!(options.stats_tag.len(), 2);
     }
 
     #[test]

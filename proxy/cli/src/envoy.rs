@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sixfold_core::access_log::AccessLog;
 use sixfold_core::compile::CompileContext;
-use sixfold_core::document::{MAX_DOCUMENT_BYTES, Node, Options as DocumentOptions};
+use sixfold_core::document::MAX_DOCUMENT_BYTES;
 use sixfold_core::error::ConfigError;
 use sixfold_core::files;
 use sixfold_core::listener::BindAddress;
@@ -30,7 +30,7 @@ use sixfold_server::server::Server;
 use sixfold_server::stats_sinks::{self, Refresh};
 use sixfold_server::surface::Surface;
 use sixfold_server::worker::Options;
-use sixfold_xds::bootstrap::{self, Compiled, ProcessContext};
+use sixfold_xds::bootstrap::{self, Compiled, Document, Fixed, NodeNames, ProcessContext, Sources};
 use sixfold_xds::dump::Shown;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -39,17 +39,6 @@ use std::path::PathBuf;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-
-/// Parts of a bootstrap that are for the life of the process.
-const FIXED: [&str; 7] = [
-    "admin",
-    "node",
-    "stats_config",
-    "stats_sinks",
-    "stats_flush_interval",
-    "stats_flush_on_admin",
-    "overload_manager",
-];
 
 /// Serves until it is told to end.
 pub(crate) fn run(options: EnvoyOptions) -> Result<(), Failure> {
@@ -93,8 +82,9 @@ fn serve(
     if let Some(warning) = crate::validate::second_document(&text) {
         tracing::warn!("{warning}");
     }
-    let (node, at_start) = text.node_and_fixed()?;
-    let Compiled { diff, admin, tags, sinks, overload, followed, shown } = text.load(&process_context)?;
+    let Compiled { diff, admin, mut tags, sinks, overload, followed, shown, fixed } =
+        text.load(&process_context)?;
+    tags.fixed.extend(options.stats_tag.iter().cloned());
     if let Some(settings) = overload {
         process.server.set_overload(Overload::new(settings, &process.metrics));
     }
@@ -112,7 +102,8 @@ fn serve(
     let (address, access_logs) =
         admin.map_or((None, Vec::new()), |admin| (Some(admin.address), admin.access_logs));
     let tags = Arc::new(tags);
-    let admin = Arc::new(administration(&options, &process, access_logs, tags.clone(), node, control));
+    let admin =
+        Arc::new(administration(&options, &process, access_logs, tags.clone(), fixed.node(), control));
     let administered =
         address.map(|address| serve_administration(&options, &admin, &address, predecessor)).transpose()?;
     process.upgrade.keep(administered, Uses::Nothing);
@@ -129,7 +120,7 @@ fn serve(
         return Ok(());
     }
     let server = process.server.clone();
-    let mut in_force = InForce { options, process_context, server, names, shown, following, at_start };
+    let mut in_force = InForce { options, process_context, server, names, shown, following, at_start: fixed };
     let reloads = Reloads::start(move || tell(in_force.reload()))?;
     process.announce(predecessor.clone(), || true)?;
     process.serve(events, sender, || reloads.ask())
@@ -151,7 +142,7 @@ impl InForce {
     /// behind.
     fn reload(&mut self) -> Result<(), Failure> {
         let text = Text::of(&self.options)?;
-        let Compiled { mut diff, followed, shown, .. } = text.load(&self.process_context)?;
+        let Compiled { mut diff, followed, shown, fixed, .. } = text.load(&self.process_context)?;
         let names = self.names.replaced(&mut diff, followed.late_listeners());
         // What it waits for is asked for meanwhile, and must not come before it. By then it is refused no more, but for what
         // happens between its sockets are reserved and they listen.
@@ -163,10 +154,8 @@ impl InForce {
         }
         applied?;
         following.compare(&followed.ads);
-        for ((key, was), is) in FIXED.iter().zip(&self.at_start).zip(text.fixed()) {
-            if *was != is {
-                tracing::warn!("{}: {key} has changed, which a new start alone takes", text.name);
-            }
+        for key in self.at_start.changed(&fixed) {
+            tracing::warn!("{}: {key} has changed, which a new start alone takes", text.name);
         }
         self.names = names;
         *self.shown.lock() = shown;
@@ -231,9 +220,9 @@ fn shown_options(options: &EnvoyOptions, concurrency: usize) -> Value {
         "component_log_level": options.component_log_level,
         "log_format": text(&options.log_format),
         "log_path": path(&options.log_path),
-        "service_cluster": text(&options.service_cluster),
-        "service_node": text(&options.service_node),
-        "service_zone": text(&options.service_zone),
+        "service_cluster": text(&options.node.service_cluster),
+        "service_node": text(&options.node.service_node),
+        "service_zone": text(&options.node.service_zone),
         "file_flush_interval": seconds(options.file_flush_interval_msec),
         "drain_time": format!("{}s", options.drain_time_s),
         "drain_strategy": match options.drain_strategy {
@@ -319,59 +308,35 @@ fn tell_services(sinks: Sinks, process: &Process, tags: &Arc<metrics::TagRules>,
 pub(crate) struct Text {
     pub(crate) text: String,
     pub(crate) name: String,
-    /// What the options have changed.
-    pub(crate) merged_over: Option<Box<Text>>,
+    /// A text of the command line that is merged over it.
+    over: Option<String>,
+    /// Who this is, where the command line says so.
+    node: NodeNames,
 }
+
+/// The name of what `--config-yaml` gives.
+const INLINE: &str = "--config-yaml";
 
 fn name_of(options: &EnvoyOptions) -> String {
-    options.config_path.as_ref().map_or_else(|| "--config-yaml".to_owned(), |path| path.display().to_string())
-}
-
-/// What a bootstrap says of each of [`FIXED`].
-type Fixed = [Option<Value>; FIXED.len()];
-
-fn fixed(tree: &Node) -> Fixed {
-    FIXED.map(|key| tree.get(key).map(Node::to_json))
+    options.config_path.as_ref().map_or_else(|| INLINE.to_owned(), |path| path.display().to_string())
 }
 
 impl Text {
-    /// What the options name: a file, a text, or a text merged over a file.
+    /// Of this name.
+    pub(crate) fn new(text: impl Into<String>, name: impl Into<String>) -> Text {
+        Text { text: text.into(), name: name.into(), over: None, node: NodeNames::default() }
+    }
+
+    /// What the options name: a file, a text, or a text that is merged over a file. As for Envoy an empty text is none.
     fn of(options: &EnvoyOptions) -> Result<Text, Failure> {
         let file = options.config_path.as_deref().map(Text::read).transpose()?;
-        let inline = options.config_yaml.clone().map(|text| Text {
-            text,
-            name: "--config-yaml".to_owned(),
-            merged_over: None,
-        });
-        let mut text = match (file, inline) {
-            (Some(file), None) => file,
-            (None, Some(inline)) => inline,
-            (Some(file), Some(inline)) => {
-                let mut document = file.mergeable()?;
-                merge(&mut document, inline.mergeable()?);
-                file.merged(&document, "--config-yaml")
-            }
+        let inline = options.config_yaml.clone().filter(|text| !text.is_empty());
+        let text = match (file, inline) {
+            (Some(file), inline) => Text { over: inline, ..file },
+            (None, Some(inline)) => Text::new(inline, INLINE),
             (None, None) => return Err(Failure::new("one of --config-path and --config-yaml is needed")),
         };
-        let node = [
-            ("/node/id", &options.service_node),
-            ("/node/cluster", &options.service_cluster),
-            ("/node/locality/zone", &options.service_zone),
-        ];
-        if node.iter().any(|(_, value)| value.is_some()) {
-            let mut document = text.mergeable()?;
-            for (path, value) in node {
-                // What the command line says overrides the file.
-                if let Some(value) = value {
-                    merge(&mut document, nested(path, value));
-                }
-            }
-            // Places are kept as long as nothing had to be changed.
-            if document != text.mergeable()? {
-                text = text.merged(&document, "the node of the command line");
-            }
-        }
-        Ok(text)
+        Ok(text.of_node(options.node.names()))
     }
 
     /// A file.
@@ -380,72 +345,30 @@ impl Text {
         let bytes =
             files::read(path, MAX_DOCUMENT_BYTES).map_err(|e| Failure::new(format!("{name}: {e}")))?;
         let text = ConfigError::utf8(bytes).map_err(|error| error.in_file(&name))?;
-        Ok(Text { text, name, merged_over: None })
+        Ok(Text::new(text, name))
+    }
+
+    /// The same for this node, whatever it says itself.
+    pub(crate) fn of_node(self, node: NodeNames) -> Text {
+        Text { node, ..self }
     }
 
     /// Compiles it.
     pub(crate) fn load(&self, context: &ProcessContext) -> Result<Compiled, Failure> {
-        let loaded = bootstrap::load(&self.text, &self.name, context);
-        if let (Err(_), Some(file)) = (&loaded, &self.merged_over) {
-            // What is wrong in the file has its place there.
-            file.load(context)?;
-        }
-        loaded.map_err(Failure::from)
+        let own = Document { text: &self.text, name: &self.name };
+        let over = self.over.as_deref().map(|text| Document { text, name: INLINE });
+        let documents = std::iter::once(own).chain(over).collect();
+        let sources = Sources { documents, node: self.node.clone() };
+        bootstrap::load_merged(&sources, context).map_err(Failure::from)
     }
 
-    /// Itself with something else in it.
-    fn merged(self, document: &Value, with: &str) -> Text {
-        let name = format!("{} with {with}", self.name);
-        Text { text: document.to_string(), name, merged_over: Some(Box::new(self)) }
-    }
-
-    /// Its `node`, as `/server_info` shows it, and what it says of [`FIXED`].
-    fn node_and_fixed(&self) -> Result<(Value, Fixed), Failure> {
-        let tree = self.tree()?;
-        Ok((tree.get("node").map_or_else(|| json!({}), Node::to_json), fixed(&tree)))
-    }
-
-    /// What it says of [`FIXED`].
-    fn fixed(&self) -> Fixed {
-        self.tree().map_or([const { None }; FIXED.len()], |tree| fixed(&tree))
-    }
-
-    /// As it is shown. Of a key that is given twice the last one counts, as when it is compiled.
-    fn tree(&self) -> Result<Node, Failure> {
-        Ok(Node::parse(&self.text, &DocumentOptions::envoy(&self.name))
-            .map_err(|error| error.in_file(&self.name))?)
-    }
-
-    /// As a document that may be written as JSON and read as a bootstrap again.
-    pub(crate) fn mergeable(&self) -> Result<Value, Failure> {
+    /// As a document.
+    pub(crate) fn document(&self) -> Result<Value, Failure> {
         let document = sixfold_xds_api::parse_bootstrap(&self.text, &self.name)?.to_json();
         if !document.is_object() {
             return Err(ConfigError::new("must be an object").in_file(&self.name).into());
         }
         Ok(document)
-    }
-}
-
-/// `{"a": {"b": value}}` for `/a/b`.
-fn nested(path: &str, value: &str) -> Value {
-    path.rsplit('/').filter(|key| !key.is_empty()).fold(value.into(), |inner, key| json!({ (key): inner }))
-}
-
-/// Merges as protobuf does: objects key by key, lists one after the other, the rest replaced.
-fn merge(into: &mut Value, from: Value) {
-    match (into, from) {
-        (Value::Object(into), Value::Object(from)) => {
-            for (key, value) in from {
-                match into.get_mut(&key) {
-                    Some(existing) => merge(existing, value),
-                    None => {
-                        into.insert(key, value);
-                    }
-                }
-            }
-        }
-        (Value::Array(into), Value::Array(from)) => into.extend(from),
-        (into, from) => *into = from,
     }
 }
 
@@ -486,32 +409,12 @@ mod tests {
     use super::*;
     use crate::process::plugins;
 
-    #[test]
-    fn documents_merge_as_messages_do() {
-        let mut document = json!({"a": {"x": 1, "l": [1]}, "b": 1});
-        merge(&mut document, json!({"a": {"y": 2, "l": [2]}, "b": 2}));
-        assert_eq!(document, json!({"a": {"x": 1, "y": 2, "l": [1, 2]}, "b": 2}));
-        assert_eq!(nested("/node/locality/zone", "z"), json!({"node": {"locality": {"zone": "z"}}}));
-    }
-
-    // A number where text is wanted (a version as a name) was refused as soon as the command line added to the file.
-    #[test]
-    fn merging_keeps_text_that_looks_like_a_number() {
-        let text =
-            Text { text: "node: {id: 1.5}\n".to_owned(), name: "envoy.yaml".to_owned(), merged_over: None };
-        assert_eq!(text.mergeable().unwrap(), json!({"node": {"id": "1.5"}}));
-    }
-
-    /// What compiles is also shown: both are read alike.
+    /// What is shown of the node is what was compiled.
     #[test]
     fn a_key_that_is_given_twice_is_shown_as_it_counts() {
-        let text = Text {
-            text: "node: {id: a}\nnode: {id: b}\n".to_owned(),
-            name: "e.yaml".to_owned(),
-            merged_over: None,
-        };
-        assert_eq!(text.node_and_fixed().unwrap().0["id"], "b");
+        let text = Text::new("node: {id: a}\nnode: {id: b}\n", "e.yaml");
         let compiled = text.load(&ProcessContext::new(CompileContext::detached(plugins()))).unwrap();
+        assert_eq!(compiled.fixed.node()["id"], "b");
         let node = sixfold_xds_api::wire::messages(&compiled.shown.encoded, &[1]).remove(0);
         assert_eq!(sixfold_xds_api::wire::text(&compiled.shown.encoded[node], 1), Some("b"));
     }

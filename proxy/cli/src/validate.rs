@@ -32,7 +32,7 @@ pub(crate) enum Kind {
 
 /// Checks the file and says that it is fine, or what is wrong with it.
 pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
-    let text = Text::read(&options.config)?;
+    let text = Text::read(&options.config)?.of_node(options.node.names());
     let mut found = Found::default();
     let kind = match kind(&text) {
         Ok(kind) => {
@@ -260,8 +260,7 @@ mod tests {
 
     #[test]
     fn files_are_told_by_their_keys() {
-        let of =
-            |text: &str| kind(&Text { text: text.to_owned(), name: "f.yaml".to_owned(), merged_over: None });
+        let of = |text: &str| kind(&Text::new(text, "f.yaml"));
         assert_eq!(of("static_resources: {}\n").unwrap(), Kind::Bootstrap);
         assert_eq!(of("deployment: {}\n").unwrap(), Kind::Configuration);
         assert_eq!(of("routes: []\n#END\n").unwrap(), Kind::Resources);

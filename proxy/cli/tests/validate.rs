@@ -217,7 +217,26 @@ fn faults_of_a_file_have_their_places_whatever_the_options_add() {
     }
     let message =
         refused(&output(&["envoy", "--mode", "validate", "-c", &file, "--config-yaml", "admin:{}"]));
-    assert!(message.starts_with("--config-yaml: must be an object"), "{message}");
+    assert!(message.starts_with("--config-yaml:1:1: must be an object"), "{message}");
+}
+
+/// Beside a fault of the file another was told, of the node that the command line names, and `validate` could not be told it.
+#[test]
+fn a_node_of_the_command_line_is_not_missing() {
+    let directory = Directory::new();
+    let lds = directory.write("lds.yaml", "resources: []\n");
+    let bootstrap = format!("dynamic_resources: {{lds_config: {{path_config_source: {{path: {lds}}}}}}}\n");
+    let file = directory.write("b.yaml", &bootstrap);
+    let node = ["--service-node", "a", "--service-cluster", "b"];
+    let told = output(&[&["validate", "-c", &file][..], &node].concat());
+    assert_eq!(told.status.code(), Some(0), "{told:?}");
+    assert!(refused(&output(&["validate", "-c", &file])).contains("needs the id and the cluster of a node"));
+    let file = directory.write("b.yaml", &format!("{bootstrap}typo: 1\n"));
+    let message = refused(&output(&[&["envoy", "--mode", "validate", "-c", &file][..], &node].concat()));
+    assert!(message.starts_with(&format!("{file}:2:1: typo: unknown field")), "{message}");
+    assert_eq!(message.trim_end().lines().count(), 1, "{message}");
+    let empty = output(&["envoy", "--mode", "validate", "--config-yaml", ""]);
+    assert!(refused(&empty).contains("one of --config-path and --config-yaml is needed"));
 }
 
 /// They became the name of a file.

@@ -9,6 +9,7 @@ use crate::metrics::Registry;
 use crate::metrics::responses::Responses;
 use crate::plugin::Chain;
 use crate::regex::{Regex, Rewrite};
+use crate::trace::RouteTracing;
 use bytes::Bytes;
 use std::borrow::Cow;
 use std::ops::Deref;
@@ -58,12 +59,23 @@ pub struct Route {
 }
 
 /// What few configurations say of routes.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct RareOptions {
     /// `request_body_buffer_limit`, bytes kept for a retry; `None` takes the listener's limit.
     pub body_buffer_limit: Option<u64>,
     /// What the operation is called.
     pub decorator: Option<Decorator>,
+    /// How its requests are traced, if not as the connection manager says.
+    pub tracing: Option<RouteTracing>,
+}
+
+impl RareOptions {
+    /// Itself, if it says anything.
+    pub fn boxed(self) -> Option<Box<RareOptions>> {
+        let RareOptions { body_buffer_limit, decorator, tracing } = &self;
+        let says = body_buffer_limit.is_some() || decorator.is_some() || tracing.is_some();
+        says.then(|| Box::new(self))
+    }
 }
 
 /// The name of an operation (config/route/v3 Decorator).
@@ -114,6 +126,11 @@ impl Route {
     /// Bytes kept for a retry; `None` takes the virtual host's limit, or the listener's.
     pub fn body_buffer_limit(&self) -> Option<u64> {
         self.rare.as_ref()?.body_buffer_limit
+    }
+
+    /// How its requests are traced, if not as the connection manager says.
+    pub fn tracing(&self) -> Option<&RouteTracing> {
+        self.rare.as_ref()?.tracing.as_ref()
     }
 
     /// What the operation is called.

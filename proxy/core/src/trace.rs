@@ -23,11 +23,14 @@ use std::sync::Arc;
 pub struct Tracing {
     /// Whose part of a call is seen here.
     pub kind: SpanKind,
-    /// Which requests are traced.
+    /// Which requests are traced, unless their route says it.
     pub sampling: Sampling,
+    /// Whether the request's id says what was decided and is what chance is made of (`use_request_id_for_trace_sampling`); else
+    /// the tracer decides.
+    pub by_request_id: bool,
     /// Bytes of a path in tags, 256 by default (`max_path_tag_length`).
     pub max_path: usize,
-    /// Tags beside the usual ones.
+    /// Tags beside the usual ones; a route's of the same name go before them.
     pub tags: Vec<CustomTag>,
     /// Whether what goes to the upstream has a span of its own (`spawn_upstream_span`).
     pub spawns_upstream: bool,
@@ -35,6 +38,15 @@ pub struct Tracing {
     pub provider: Option<Arc<Provider>>,
     /// Whether the other side is told nothing (`no_context_propagation`).
     pub is_silent: bool,
+}
+
+/// Tracing of the requests of a route (config/route/v3 Tracing).
+#[derive(Debug)]
+pub struct RouteTracing {
+    /// Which are traced, whatever the connection manager says.
+    pub sampling: Sampling,
+    /// Tags beside the usual ones and the connection manager's.
+    pub tags: Vec<CustomTag>,
 }
 
 /// A collector of spans, and how the other side is told of them.
@@ -90,7 +102,7 @@ impl std::fmt::Debug for Provider {
 impl Tracing {
     /// Decides about a request whose route is known, and tells the upstream. Answers why it is traced.
     pub fn begin(&self, stream: &mut Stream) -> Reason {
-        let reason = self.sampling.decide(&mut stream.request.headers);
+        let reason = self.decide(stream);
         let Some(provider) = &self.provider else { return reason };
         let traced = reason != Reason::None;
         let headers = &mut stream.request.headers;
@@ -103,6 +115,17 @@ impl Tracing {
         }
         stream.trace = span.sampled.then(|| Box::new(span));
         reason
+    }
+
+    /// Decides whether a request is traced. As in Envoy a route with `tracing` has shares of its own, all of them
+    /// (common/http/conn_manager_utility.cc).
+    fn decide(&self, stream: &mut Stream) -> Reason {
+        if !self.by_request_id {
+            return Reason::Sampling;
+        }
+        let route = stream.route.as_ref().and_then(|route| route.tracing());
+        let sampling = route.map_or(&self.sampling, |tracing| &tracing.sampling);
+        sampling.decide(&mut stream.request.headers)
     }
 
     /// Has nobody told of a request that turns out to be a health check, and the upstream told so.
@@ -148,8 +171,13 @@ impl Tracing {
             tags.upstream(stream);
         }
         tags.response(stream);
-        let own =
-            self.tags.iter().filter_map(|tag| Some((tag.name.to_string(), tag.value(stream)?.into_owned())));
+        let of_route = stream.route.as_ref().and_then(|route| route.tracing());
+        let of_route = of_route.map_or(&[][..], |tracing| &tracing.tags);
+        let other = self.tags.iter().filter(|tag| !of_route.iter().any(|known| known.name == tag.name));
+        let own = of_route
+            .iter()
+            .chain(other)
+            .filter_map(|tag| Some((tag.name.to_string(), tag.value(stream)?.into_owned())));
         let own: Vec<_> = own.collect();
         tags.0.retain(|(name, _)| !own.iter().any(|(other, _)| other == name));
         tags.0.extend(own);

@@ -2,13 +2,12 @@
 
 use std::collections::HashSet;
 
-use sixfold_core::document::{Node as DocumentNode, Options};
 use sixfold_core::error::ConfigError;
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::Bootstrap;
 use sixfold_xds_api::values::Result;
 
 use crate::context::is_unknown_cluster;
-use crate::places::{place_of, snake_case};
+use crate::places::snake_case;
 
 /// Errors, each with the path of its field from the root of the document.
 #[derive(Default)]
@@ -93,16 +92,9 @@ impl Faults {
         }
     }
 
-    /// All of them with their places, in the order of the file.
-    pub(super) fn placed(self, text: &str, file: &str) -> Vec<ConfigError> {
-        let root = DocumentNode::parse(text, &Options::envoy(file)).ok();
-        let placed = self.found.into_iter().map(|(path, mut fault)| {
-            fault.place = fault.place.or_else(|| Some(place_of(root.as_ref()?, &path)));
-            fault.in_file(file)
-        });
-        let mut faults: Vec<ConfigError> = placed.collect();
-        faults.sort_by_key(|fault| fault.place);
-        faults
+    /// All of them with the paths of their fields.
+    pub(super) fn into_found(self) -> Vec<(String, ConfigError)> {
+        self.found
     }
 }
 

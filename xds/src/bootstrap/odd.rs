@@ -20,19 +20,27 @@ use sixfold_xds_api::{any, bootstrap_with_faults};
 
 use crate::filters::{self, Overrides};
 use crate::places::place_of;
+use crate::stats;
 
 /// Filters of a connection manager by their names; what one takes from routes is not known of the router, of those that come
 /// by themselves and of those that this binary does not have.
 type Named<'a> = Vec<(&'a str, Option<&'a Arc<FilterFactory>>)>;
 
-/// What is odd about settings of filters in a bootstrap's routes, with file and place: those of a type that the filter of
+/// What is odd about a bootstrap, with file and place: statistics' settings without effect, and settings of filters in its
+/// routes, those of a type that the filter of
 /// their name does not take, and those for a filter that there is not while another one takes their type. The running
 /// proxy passes both over, as Envoy does.
 pub fn odd_settings(text: &str, file: &str, plugins: &Registry) -> Vec<ConfigError> {
     let Ok((bootstrap, _)) = bootstrap_with_faults(text, file) else { return Vec::new() };
-    let listeners = bootstrap.static_resources.map(|resources| resources.listeners).unwrap_or_default();
     let root = DocumentNode::parse(text, &Options::envoy(file)).ok();
     let mut all = Vec::new();
+    if let Some(fault) = bootstrap.stats_config.as_ref().and_then(stats::without_effect) {
+        let fault = fault.in_key("stats_config");
+        let place = root.as_ref().zip(fault.field.as_deref()).map(|(root, path)| place_of(root, path));
+        let fault = ConfigError { place, ..fault };
+        all.push(fault.in_file(file));
+    }
+    let listeners = bootstrap.static_resources.map(|resources| resources.listeners).unwrap_or_default();
     for (index, listener) in listeners.iter().enumerate() {
         for fault in of_listener(listener, plugins) {
             let path =
@@ -161,6 +169,16 @@ mod tests {
         );
         let all = odd_settings(&text, "b.yaml", &process().compile.plugins);
         all.iter().map(ToString::to_string).collect()
+    }
+
+    // Nothing said that they change nothing.
+    #[test]
+    fn buckets_without_effect_are_told() {
+        let text = "stats_config:\n  histogram_bucket_settings: [{match: {prefix: a}, buckets: [1]}]\n";
+        let told = odd_settings(text, "b.yaml", &process().compile.plugins);
+        let told: Vec<_> = told.iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with("b.yaml:2:3: stats_config.histogram_bucket_settings: has no effect"));
     }
 
     #[test]

@@ -478,3 +478,19 @@ fn a_missing_file_of_endpoints_is_one_fault() {
         assert!(matches!(&*told, [one] if one.ends_with(expected)), "{told:#?}");
     }
 }
+
+// Both were refused, though they ask for what is done anyway.
+#[test]
+fn what_is_done_anyway_may_be_asked_for() {
+    let engine = |kind: &str| {
+        format!(
+            "default_regex_engine: {{name: e, typed_config: {{'@type': type.googleapis.com/{kind}}}}}\nadmin: "
+        )
+    };
+    let of = |from: &str, to: &str| load(&BOOTSTRAP.replacen(from, to, 1), "envoy.yaml", &process());
+    assert!(of("admin: ", &engine("envoy.extensions.regex_engines.v3.GoogleRE2")).is_ok());
+    let error = refused("admin: ", &engine("envoy.extensions.filters.http.router.v3.Router"));
+    assert!(error.starts_with("envoy.yaml:3:33: default_regex_engine.typed_config: "), "{error}");
+    assert!(of("connect_timeout", "ignore_health_on_host_removal: true\n    connect_timeout").is_ok());
+    assert!(of("[{lb_endpoints", "[{metadata: {filter_metadata: {a: {b: 1}}}, lb_endpoints").is_ok());
+}

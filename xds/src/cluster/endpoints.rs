@@ -95,14 +95,15 @@ fn millionths(value: &FractionalPercent) -> Result<u32> {
 fn locality(value: &LocalityLbEndpoints, hosts: &mut Vec<HostConfig>) -> Result<()> {
     let LocalityLbEndpoints {
         locality,
-        metadata,
+        // For people: nothing here is chosen by it or shows it.
+        metadata: _,
         lb_endpoints,
         load_balancing_weight,
         priority,
         proximity,
         lb_config,
     } = value;
-    refuse!(metadata, proximity, lb_config);
+    refuse!(proximity, lb_config);
     if *priority > 128 {
         return Err(ConfigError::field("priority", "must be at most 128"));
     }

@@ -230,7 +230,8 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         protocol_selection: _,
         upstream_connection_options: _,
         close_connections_on_host_health_failure,
-        ignore_health_on_host_removal,
+        // An endpoint that discovery takes away always leaves at once, whatever its checks say.
+        ignore_health_on_host_removal: _,
         filters: _,
         load_balancing_policy: _,
         lrs_server,
@@ -249,7 +250,6 @@ fn refuse_unsupported(value: &ProtoCluster) -> Result<()> {
         stats_matcher,
         per_connection_buffer_high_watermark_timeout,
         close_connections_on_host_health_failure,
-        ignore_health_on_host_removal,
         lrs_server,
         lrs_report_endpoint_metrics,
         track_timeout_budgets,

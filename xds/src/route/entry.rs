@@ -14,6 +14,7 @@ use sixfold_xds_api::pb::envoy::r#type::matcher::v3::filter_state_matcher::Match
 use sixfold_xds_api::{header_ops, matcher, metadata, refused};
 
 use crate::filters::Level;
+use crate::trace;
 
 use super::{Scope, action, answer, body_limit, template};
 use sixfold_xds_api::values::{Result, bool_or, full_regex, not_empty, one_of, required, runtime_fraction};
@@ -25,8 +26,7 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
         r#match,
         metadata: route_metadata,
         decorator,
-        // Only says how requests are traced, which connection managers refuse to do.
-        tracing: _,
+        tracing: route_tracing,
         typed_per_filter_config,
         request_headers_to_add,
         request_headers_to_remove,
@@ -74,6 +74,10 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
     let rare = RareOptions {
         body_buffer_limit: faults.take(limit),
         decorator: faults.take(decorator.as_ref().map(compile_decorator).transpose().in_key("decorator")),
+        tracing: {
+            let compiled = route_tracing.as_ref().map(|value| trace::of_route(scope.context, value));
+            faults.take(compiled.transpose().in_key("tracing"))
+        },
     };
     let (path, predicates) = faults.kept(conditions)?;
     let action = faults.kept(action)?;
@@ -93,7 +97,7 @@ pub(super) fn route(scope: &Scope<'_>, value: &ProtoRoute) -> Result<Route> {
             let prefix = format!("vhost.{}.route.{stat_prefix}.", scope.host_name());
             Arc::new(RouteStats::new(scope.context.compile.metrics(), &prefix))
         }),
-        rare: (rare != RareOptions::default()).then(|| Box::new(rare)),
+        rare: rare.boxed(),
     })
 }
 

@@ -261,6 +261,15 @@ fn operations_have_names() {
 }
 
 #[test]
+fn routes_say_how_they_are_traced() {
+    let of =
+        |tracing: &str| format!("{{match: {{prefix: /}}, tracing: {tracing}, non_forwarding_action: {{}}}}");
+    assert!(one_route(&of("{overall_sampling: {}}")).unwrap().tracing().is_some());
+    assert!(one_route("{match: {prefix: /}, non_forwarding_action: {}}").unwrap().tracing().is_none());
+    assert_eq!(refused(&of("{operation: a}")), "tracing.operation: is not supported");
+}
+
+#[test]
 fn redirects_and_direct_responses() {
     let action = |text: &str| {
         let route = one_route(&format!("{{match: {{prefix: /}}, {text}}}")).unwrap();

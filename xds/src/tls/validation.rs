@@ -100,8 +100,7 @@ pub(super) fn validation(value: &CertificateValidationContext) -> Result<Validat
         custom_validator_config,
         only_verify_leaf_cert_crl,
         max_verify_depth,
-        // The list of authorities is a hint to clients.
-        suppress_client_ca_list: _,
+        suppress_client_ca_list,
     } = value;
     refuse!(
         ca_certificate_provider_instance,
@@ -127,6 +126,7 @@ pub(super) fn validation(value: &CertificateValidationContext) -> Result<Validat
             TrustChainVerification::VerifyTrustChain => false,
             TrustChainVerification::AcceptUntrusted => true,
         },
+        hides_authorities: *suppress_client_ca_list,
         max_depth: max_verify_depth.as_ref().map(|depth| depth.value as usize),
     })
 }

@@ -11,8 +11,7 @@ fn sampling(values: &str, fields: &str) -> [String; 3] {
     let runtime = Arc::new(Runtime::new(serde_json::from_str(values).unwrap()));
     let context = Context { runtime, ..context() };
     let tracing = super::compile(&context, &read(fields), SpanKind::Server, true).unwrap();
-    let Sampling { client, random, overall, by_request_id: _ } = tracing.sampling;
-    [client, random, overall].map(|share| share.to_string())
+    shares(&tracing.sampling)
 }
 
 /// An object of both counted for nothing, and a fraction was kept.
@@ -23,6 +22,27 @@ fn keys_of_the_runtime_are_shares() {
     let values = r#"{"tracing.client_enabled": "1.9",
         "tracing.random_sampling": {"numerator": 3, "denominator": "TEN_THOUSAND"}, "tracing.global_enabled": true}"#;
     assert_eq!(sampling(values, fields), ["1 of 100", "3 of 10000", "10000 of 10000"]);
+}
+
+fn shares(Sampling { client, random, overall }: &Sampling) -> [String; 3] {
+    [client, random, overall].map(|share| share.to_string())
+}
+
+#[test]
+fn routes_have_shares_of_their_own() {
+    let of = |values: &str, fields: &str| {
+        let runtime = Arc::new(Runtime::new(serde_json::from_str(values).unwrap()));
+        let tracing = of_route(&Context { runtime, ..context() }, &read(fields));
+        tracing.map(|tracing| shares(&tracing.sampling)).map_err(|error| error.to_string())
+    };
+    let fields = "{random_sampling: {numerator: 5, denominator: MILLION}, client_sampling: {}}";
+    let all = "100 of 100";
+    assert_eq!(of("{}", fields).unwrap(), ["0 of 100", "5 of 1000000", all]);
+    let values = r#"{"tracing.random_sampling": 3}"#;
+    assert_eq!(of(values, fields).unwrap(), ["0 of 100", "3 of 100", all], "a key of the runtime goes first");
+    assert_eq!(of("{}", "{}").unwrap(), [all; 3]);
+    let error = of("{}", "custom_tags: [{tag: a}]").unwrap_err();
+    assert!(error.starts_with("custom_tags[0]."), "{error}");
 }
 
 fn refused(kind: &str, fields: &str) -> String {

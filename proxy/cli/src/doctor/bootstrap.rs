@@ -19,7 +19,7 @@ use std::sync::Arc;
 /// Looks at a bootstrap.
 pub(super) fn look(report: &mut Report, text: &Text, path: &Path) -> Result<(), Failure> {
     let mut found = Found::default();
-    let document = text.mergeable()?;
+    let document = text.document()?;
     found.walk(&document, "", false);
     let compile = CompileContext {
         log_sinks: Arc::new(LogCheck { makes_folders: false }),

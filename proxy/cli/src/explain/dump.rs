@@ -42,7 +42,7 @@ struct Parts {
 pub(super) fn compile(text: &str, name: &str, process: &ProcessContext) -> Result<(Diff, Faulty), Failure> {
     let parts = Parts::read(text).map_err(|error| error.in_file(name))?;
     let name = format!("the dump of {name}");
-    let bootstrap = Text { text: parts.bootstrap().to_string(), name, merged_over: None };
+    let bootstrap = Text::new(parts.bootstrap().to_string(), name);
     let context = bootstrap.load(process)?.followed.context;
     // Also what can't be compiled here is there.
     let bootstrap_clusters =

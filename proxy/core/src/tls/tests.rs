@@ -1,6 +1,7 @@
 //! Handshakes in memory between the two sides, with certificates made here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use super::verify::{Authorities, ClientVerifier, Peer, PeerCheck};
 use super::*;
 use crate::connection::TlsInfo;
 use crate::matcher::StringMatcher;
@@ -9,7 +10,9 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
     SerialNumber,
 };
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::ServerName;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConnection, Error, ServerConnection};
 use std::sync::Arc;
 
@@ -516,3 +519,16 @@ La4Vrlsgn5B0AhzylVgEQxTwfoM+JPcUi/C2tHK0wIqGhVsae9Vni/KrtBYSPK/u\n\
 MyrC6oOJjlnUuDvhPhedVL4=\n\
 -----END PRIVATE KEY-----\n\
 ";
+
+// They were told all the same.
+#[test]
+fn clients_are_told_of_authorities_unless_these_are_hidden() {
+    let (ca, provider) = (authority("Test CA", None), Arc::new(aws_lc_rs::default_provider()));
+    let told = |hides_authorities| {
+        let validation = Validation { hides_authorities, ..trust(&ca).unwrap() };
+        let check = PeerCheck::new(validation, |of| Authorities::new(of, Peer::Client, &provider)).unwrap();
+        let algorithms = provider.signature_verification_algorithms;
+        ClientVerifier { check: Some(Arc::new(check)), required: true, algorithms }.root_hint_subjects().len()
+    };
+    assert_eq!((told(false), told(true)), (1, 0));
+}

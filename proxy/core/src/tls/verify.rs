@@ -39,6 +39,8 @@ pub struct Validation {
     pub accept_untrusted: bool,
     /// Intermediate certificates that may be used; `None` is no limit.
     pub max_depth: Option<usize>,
+    /// Clients are not told which authorities their certificate may be of (`suppress_client_ca_list`).
+    pub hides_authorities: bool,
 }
 
 /// The file in which this system keeps the authorities that it trusts, if there is one.
@@ -135,6 +137,8 @@ pub(super) struct PeerCheck {
     sans: Vec<SanMatcher>,
     max_depth: Option<usize>,
     pub(super) accept_untrusted: bool,
+    /// Clients are not told of the authorities.
+    hides_authorities: bool,
 }
 
 /// Who vouches for certificates, and what was revoked. Thousands of clusters may have them alike.
@@ -236,6 +240,7 @@ impl PeerCheck {
             sans: validation.sans,
             max_depth: validation.max_depth,
             accept_untrusted: validation.accept_untrusted,
+            hides_authorities: validation.hides_authorities,
         })
     }
 
@@ -429,7 +434,8 @@ impl ClientCertVerifier for ClientVerifier {
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        match self.check.as_ref().and_then(|c| c.authorities.as_ref()).map(|of| &of.chain) {
+        let told = self.check.as_ref().filter(|check| !check.hides_authorities);
+        match told.and_then(|check| check.authorities.as_ref()).map(|of| &of.chain) {
             Some(Chain::Clients(verifier)) => verifier.root_hint_subjects(),
             _ => &[],
         }

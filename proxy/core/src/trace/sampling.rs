@@ -26,9 +26,6 @@ pub struct Sampling {
     pub random: Fraction,
     /// Of those that would be traced by now.
     pub overall: Fraction,
-    /// Whether the request's id says what was decided and is what chance is made of (`use_request_id_for_trace_sampling`); else
-    /// the tracer decides.
-    pub by_request_id: bool,
 }
 
 /// Characters of a UUID, and where the decision stands among them: the version, which is always 4 otherwise.
@@ -38,9 +35,6 @@ const DECISION: usize = 14;
 impl Sampling {
     /// Decides about a request, and writes the decision into its id.
     pub(super) fn decide(&self, headers: &mut Headers) -> Reason {
-        if !self.by_request_id {
-            return Reason::Sampling;
-        }
         let Some(id) = headers.get(Known::X_REQUEST_ID) else { return Reason::None };
         let Some(number) = number(id) else { return Reason::None };
         let told = decision(id);

@@ -3,13 +3,14 @@ use super::*;
 use crate::hcm::HttpStats;
 use crate::headers::Headers;
 use crate::metrics::Registry;
+use crate::route::{Action, PathMatch, RareOptions, Route};
 use crate::runtime::Fraction;
 use crate::stream::fixture;
 use parking_lot::Mutex;
 
 fn sampling(random: u64, overall: u64) -> Sampling {
     let of = |share| Fraction::new(share, 10_000);
-    Sampling { client: of(10_000), random: of(random), overall: of(overall), by_request_id: true }
+    Sampling { client: of(10_000), random: of(random), overall: of(overall) }
 }
 
 fn headers(fields: &[(&str, &str)]) -> Headers {
@@ -53,8 +54,6 @@ fn what_an_earlier_proxy_has_decided_holds() {
     let forced = |name| decided(&sampling(0, 10_000), &[("x-request-id", &id(5)), (name, "1")]);
     assert_eq!(forced("x-envoy-force-trace"), (Reason::Service, 'a'));
     assert_eq!(forced("x-client-trace-id"), (Reason::Client, 'b'));
-    let tracer = Sampling { by_request_id: false, ..sampling(0, 0) };
-    assert_eq!(decided(&tracer, &[("x-request-id", &id(5))]), (Reason::Sampling, '4'));
 }
 
 const B3: Propagation = Propagation { b3: true, w3c: false, long_ids: true, shares_spans: false };
@@ -179,6 +178,7 @@ fn what_is_traced_is_told_when_it_has_ended() {
     let tracing = |random, provider| Tracing {
         kind: SpanKind::Client,
         sampling: sampling(random, 10_000),
+        by_request_id: true,
         max_path: 4,
         tags: Vec::new(),
         spawns_upstream: true,
@@ -210,4 +210,56 @@ fn what_is_traced_is_told_when_it_has_ended() {
     assert_eq!(untold.request.headers.get_str("x-b3-sampled"), Some("0"));
     let alone = request(&tracing(10_000, None));
     assert!(alone.trace.is_none() && !alone.request.headers.contains("x-b3-traceid"));
+}
+
+fn of_chance(random: u64, tags: Vec<CustomTag>) -> Tracing {
+    Tracing {
+        kind: SpanKind::Server,
+        sampling: sampling(random, 10_000),
+        by_request_id: true,
+        max_path: 256,
+        tags,
+        spawns_upstream: false,
+        provider: None,
+        is_silent: false,
+    }
+}
+
+fn asked(tracing: Option<RouteTracing>) -> Stream {
+    let mut stream = fixture::stream("/", &[("x-request-id", &id(5))]);
+    let rare = RareOptions { tracing, ..RareOptions::default() }.boxed();
+    let path = PathMatch::Prefix(b"/"[..].into(), false);
+    stream.route = Some(Arc::new(Route { rare, ..Route::new(path, Action::NonForwarding) }));
+    stream
+}
+
+// What a route said of tracing was read and never looked at.
+#[test]
+fn a_route_has_shares_of_its_own_before_the_connection_manager_s() {
+    let of_route =
+        |random, overall| Some(RouteTracing { sampling: sampling(random, overall), tags: Vec::new() });
+    let begun = |tracing: &Tracing, of_route| tracing.begin(&mut asked(of_route));
+    let (all, none) = (of_chance(10_000, Vec::new()), of_chance(0, Vec::new()));
+    assert_eq!((begun(&all, None), begun(&none, None)), (Reason::Sampling, Reason::None));
+    assert_eq!(begun(&all, of_route(0, 10_000)), Reason::None);
+    assert_eq!(begun(&all, of_route(10_000, 0)), Reason::None);
+    assert_eq!(begun(&none, of_route(10_000, 10_000)), Reason::Sampling);
+    let tracer = Tracing { by_request_id: false, ..none };
+    assert_eq!(begun(&tracer, of_route(0, 0)), Reason::Sampling, "the tracer decides");
+}
+
+#[test]
+fn tags_of_a_route_go_before_the_connection_manager_s() {
+    let tag = |name: &str, value: &str| CustomTag {
+        name: name.into(),
+        source: crate::custom_tag::TagSource::Text(value.into()),
+    };
+    let tracing = of_chance(0, vec![tag("a", "1"), tag("b", "1")]);
+    let tags = vec![tag("b", "2"), tag("c", "2"), tag("component", "2")];
+    let stream = asked(Some(RouteTracing { sampling: sampling(0, 0), tags }));
+    let mut told = tracing.tags(&stream, Part::Request);
+    told.retain(|(name, _)| ["a", "b", "c", "component"].contains(&&**name));
+    told.sort();
+    let expected = [("a", "1"), ("b", "2"), ("c", "2"), ("component", "2")];
+    assert_eq!(told, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
 }
