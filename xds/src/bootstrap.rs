@@ -51,6 +51,7 @@ use crate::rds::FilterLists;
 use crate::sds::Secrets;
 use crate::skipped::{BOOTSTRAP_EXTENSION, is_skipped};
 use crate::tracker::Tracker;
+use crate::unknown::{OnUnknown, Unknown};
 use crate::{access_log, cluster, listener, stats, stats_sinks, trace};
 use sixfold_xds_api::values::{Result, required};
 use sixfold_xds_api::{destructure, refuse};
@@ -66,13 +67,16 @@ pub struct ProcessContext {
     pub secrets: Arc<Secrets>,
     /// What came by itself, to be shown.
     pub tracker: Arc<Tracker>,
+    /// What is done about fields that nobody here knows.
+    pub unknown: Arc<Unknown>,
 }
 
 impl ProcessContext {
     /// For the first bootstrap of a process.
     pub fn new(compile: CompileContext) -> ProcessContext {
         let secrets = Arc::new(Secrets::new(compile.metrics().clone()));
-        ProcessContext { compile, filter_lists: Arc::default(), secrets, tracker: Arc::default() }
+        let unknown = Arc::new(Unknown::new(OnUnknown::default(), compile.metrics()));
+        ProcessContext { compile, filter_lists: Arc::default(), secrets, tracker: Arc::default(), unknown }
     }
 }
 
@@ -276,7 +280,7 @@ fn context(
     let ProtoNode { id, cluster, locality, metadata, .. } = value.node.clone().unwrap_or_default();
     let own = local_node(&id, metadata, locality.as_ref());
     let locality = locality.as_ref().map(cluster::place);
-    let ProcessContext { mut compile, filter_lists, secrets: sds, tracker } = process.clone();
+    let ProcessContext { mut compile, filter_lists, secrets: sds, tracker, unknown } = process.clone();
     compile.build.local_cluster = cluster.as_str().into();
     compile.build.node = Arc::new(own);
     let of_bootstrap = |secret: &Secret| (secret.name.clone(), Arc::new(secret.clone()));
@@ -308,6 +312,7 @@ fn context(
         secrets: Arc::new(secrets.iter().map(of_bootstrap).collect()),
         sds,
         tracker,
+        unknown,
         extensions: Arc::default(),
         node: Node { id, cluster, whole: Arc::new(value.node.clone().unwrap_or_default()) },
         dns_servers: servers.flatten(),

@@ -20,6 +20,7 @@ use crate::exporters::Exporters;
 use crate::rds::FilterLists;
 use crate::sds::{Secrets, SecretsOf};
 use crate::tracker::Tracker;
+use crate::unknown::Unknown;
 
 /// What every resource of one bootstrap is compiled with. It is made once for a bootstrap.
 #[derive(Clone)]
@@ -36,6 +37,8 @@ pub struct Context {
     pub sds: Arc<Secrets>,
     /// What came by itself, to be shown, over all bootstraps of the process.
     pub tracker: Arc<Tracker>,
+    /// What is done about fields that nobody here knows.
+    pub unknown: Arc<Unknown>,
     /// Configurations of filters that come by themselves.
     pub extensions: Arc<Extensions>,
     /// Who is told of spans where a connection manager does not say (`tracing` of the bootstrap).

@@ -39,6 +39,7 @@ mod testing;
 mod tls;
 mod trace;
 pub mod tracker;
+pub mod unknown;
 
 pub use context::{Context, Node};
 

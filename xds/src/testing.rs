@@ -62,7 +62,7 @@ pub(crate) fn process() -> ProcessContext {
 
 /// The context of a resource that came by an API.
 pub(crate) fn context() -> Context {
-    let ProcessContext { compile, filter_lists, secrets: sds, tracker } = process();
+    let ProcessContext { compile, filter_lists, secrets: sds, tracker, unknown } = process();
     Context {
         compile,
         filter_lists,
@@ -70,6 +70,7 @@ pub(crate) fn context() -> Context {
         secrets: Arc::default(),
         sds,
         tracker,
+        unknown,
         extensions: Arc::default(),
         bootstrap_clusters: Arc::new(["sds".to_owned()].into()),
         tracer: None,

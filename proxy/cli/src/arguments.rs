@@ -4,6 +4,7 @@ use crate::Failure;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use sixfold_xds::bootstrap::NodeNames;
+use sixfold_xds::unknown::OnUnknown;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -458,7 +459,7 @@ pub(crate) struct EnvoyOptions {
 }
 
 /// Options that Envoy's users pass and that change nothing here: there is no hot restart and no shared memory,
-/// unknown fields are always refused in static and dynamic configuration alike, and access logs are written once they
+/// unknown fields of files are always refused, and access logs are written once they
 /// have 64 KiB, which is Envoy's default.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AcceptedOptions {
@@ -511,6 +512,17 @@ pub(crate) struct AcceptedOptions {
     file_flush_min_size_kb: Option<u32>,
     #[arg(long, hide = true)]
     log_stacktrace_single_entry: bool,
+}
+
+impl AcceptedOptions {
+    /// What becomes of unknown fields that control planes send: Envoy's options win in this order.
+    pub(crate) fn on_unknown(&self) -> OnUnknown {
+        match (self.reject_unknown_dynamic_fields, self.ignore_unknown_dynamic_fields) {
+            (true, _) => OnUnknown::Reject,
+            (false, true) => OnUnknown::Ignore,
+            (false, false) => OnUnknown::Warn,
+        }
+    }
 }
 
 /// Envoy's `--mode`.

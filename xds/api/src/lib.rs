@@ -24,6 +24,7 @@ pub mod target;
 #[cfg(test)]
 mod testing;
 mod text_format;
+pub mod unknown;
 pub mod values;
 pub mod wire;
 pub mod workload;

@@ -16,7 +16,7 @@ use sixfold_xds_api::pb::envoy::config::core::v3::TypedExtensionConfig;
 use sixfold_xds_api::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use sixfold_xds_api::pb::envoy::config::listener::v3::Listener as ProtoListener;
 use sixfold_xds_api::values::{Result, required};
-use sixfold_xds_api::{constraints, wire};
+use sixfold_xds_api::{any, constraints, wire};
 use tokio::sync::Notify;
 
 use super::client::{Batches, Target};
@@ -209,6 +209,10 @@ impl Compile for Resources {
 
     fn compile(&mut self, key: &Key, value: &[u8]) -> Result<Compiled<Part>> {
         let Key { kind, source, name } = key;
+        // Of routes what has changed is looked at.
+        if *kind != Kind::Routes {
+            self.context.unknown.look(any::name_of_url(kind.type_url()), value)?;
+        }
         match kind {
             Kind::Cluster => {
                 let compiled = self.cluster(name, value)?;

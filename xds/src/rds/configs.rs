@@ -15,6 +15,7 @@ use super::{RdsFilters, Source, asked};
 use crate::ads;
 use crate::context::Context;
 use crate::route::{self, Earlier};
+use crate::unknown::Unknown;
 use prost::Name;
 use sixfold_xds_api::constraints;
 use sixfold_xds_api::values::Result;
@@ -91,7 +92,7 @@ impl RouteConfigs {
         let cells: Vec<_> = cells.into_iter().filter(|cell| asks(cell, source)).collect();
         if !cells.is_empty() {
             message
-                .check(encoded, self.known.get(&key).map(|known| &**known))
+                .check(&self.context.unknown, encoded, self.known.get(&key).map(|known| &**known))
                 .in_resource("route configuration", &message.value.name)?;
             let encoded = Arc::from(encoded);
             diff.route_tables.extend(self.compile(&encoded, &message, &cells)?);
@@ -268,19 +269,20 @@ impl Message<'_> {
     }
 
     /// Whether everything keeps the rules of its definition. Of the last good version it is known that its routes do.
-    fn check(&self, encoded: &[u8], known: Option<&[u8]>) -> Result<()> {
-        let keeps = |name: String, bytes: &[u8]| constraints::check(&name, bytes).is_ok();
-        if let Some(known) = known.and_then(|known| wire::split(known, &ROUTES).ok()) {
-            let known: FastSet<&[u8]> = known.parts.into_iter().flatten().collect();
-            let mut new = self.routes.iter().flatten().filter(|route| !known.contains(**route));
-            if keeps(RouteConfiguration::full_name(), &self.rest)
-                && new.all(|route| keeps(Route::full_name(), route))
-            {
-                return Ok(());
-            }
+    fn check(&self, unknown: &Unknown, encoded: &[u8], known: Option<&[u8]>) -> Result<()> {
+        let keeps = |name: &str, bytes: &[u8]| constraints::check(name, bytes).is_ok();
+        let (whole, one) = (RouteConfiguration::full_name(), Route::full_name());
+        let known = known.and_then(|known| wire::split(known, &ROUTES).ok());
+        let is_known = known.is_some();
+        let known: FastSet<&[u8]> = known.into_iter().flat_map(|known| known.parts).flatten().collect();
+        let new = || self.routes.iter().flatten().filter(|route| !known.contains(**route));
+        unknown.look(&whole, &self.rest)?;
+        new().try_for_each(|route| unknown.look(&one, route))?;
+        if is_known && keeps(&whole, &self.rest) && new().all(|route| keeps(&one, route)) {
+            return Ok(());
         }
         // The whole message tells the place.
-        constraints::check(&RouteConfiguration::full_name(), encoded)
+        constraints::check(&whole, encoded)
     }
 }
 

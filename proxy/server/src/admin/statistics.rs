@@ -19,7 +19,7 @@ sixfold_core::stat_block! {
         ],
         histograms: [initialization_time_ms],
         zeros: [
-            Counter "debug_assertion_failures", Counter "dropped_stat_flushes", Counter "dynamic_unknown_fields",
+            Counter "debug_assertion_failures", Counter "dropped_stat_flushes",
             Counter "envoy_bug_failures", Counter "envoy_notifications", Counter "static_unknown_fields",
             Counter "wip_protos", Counter "main_thread.watchdog_miss", Counter "main_thread.watchdog_mega_miss",
             Gauge "compilation_settings.fips_mode", Gauge "seconds_until_first_ocsp_response_expiring",
