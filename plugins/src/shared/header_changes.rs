@@ -57,8 +57,13 @@ impl HeaderChanges {
             side == Side::Request || name.known() != Some(Known::CONTENT_LENGTH)
         };
         for (name, values) in self.add.iter().filter(is_wanted) {
+            // nginx has one place for it, and the gateway's own name in that.
+            let replaces = side == Side::Response && name.known() == Some(Known::SERVER);
             for value in resolve(values, stream, groups) {
-                headers(stream, side).append(name, &value);
+                match replaces {
+                    true => headers(stream, side).set(name, &value),
+                    false => headers(stream, side).append(name, &value),
+                }
             }
         }
         for (name, values) in self.set.iter().filter(is_wanted) {

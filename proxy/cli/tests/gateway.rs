@@ -302,6 +302,55 @@ fn answers_of_the_gateway_look_like_apisixs() {
     assert_eq!(process.wait(), 0);
 }
 
+/// Both were set when all plugins had run, so that nobody could hide the version.
+#[test]
+fn plugins_change_what_the_gateway_says_of_itself() {
+    let (directory, port, status) = (Directory::new(), free_port(), free_port());
+    let config = directory.write("config.yaml", &configuration(port, status));
+    let route = |id: &str, plugins: &str| {
+        format!(
+            "  - {{id: {id}, uri: /{id}, plugins: {{{plugins}}}, upstream: {{nodes: {{'127.0.0.1:1': 1}}}}}}\n"
+        )
+    };
+    let mock = "mocking: {response_example: x, with_mock_header: false}";
+    let rewrite = |headers: &str| format!("response-rewrite: {{headers: {headers}}}");
+    let seen = "response-rewrite: {vars: [[sent_http_server, '~~', '^APISIX/']], headers: {set: {x-saw: \
+                '$sent_http_server $sent_http_x_apisix_upstream_status'}}}";
+    let routes = [
+        route("set", &rewrite("{set: {Server: me, X-APISIX-Upstream-Status: 7}}")),
+        route("removed", &rewrite("{remove: [Server, X-APISIX-Upstream-Status]}")),
+        route("added", &rewrite("{add: ['Server: me']}")),
+        route("mocked", &format!("{}, {mock}", rewrite("{set: {Server: me}}"))),
+        route("seen", seen),
+        route("kept", ""),
+    ];
+    directory.write("apisix.yaml", &format!("routes:\n{}#END\n", routes.concat()));
+    let mut process = Process::start(&["run", "-c", &config, "--log-level", "error"]);
+    process.until("readiness", || get(status, "/status/ready").filter(|r| r.status == 200));
+    let told = |path: &str| {
+        let head = get(port, path).unwrap().head;
+        let of = |name: &str| {
+            let lines = head.lines().filter_map(|line| line.split_once(": "));
+            lines
+                .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+                .map(|(_, v)| v.to_owned())
+                .collect::<Vec<_>>()
+        };
+        (of("server"), of("x-apisix-upstream-status"), of("x-saw"))
+    };
+    let (none, me) = (Vec::<String>::new(), vec!["me".to_owned()]);
+    assert_eq!(told("/set"), (me.clone(), vec!["7".to_owned()], none.clone()));
+    assert_eq!(told("/removed"), (none.clone(), none.clone(), none.clone()));
+    let failed = vec!["502".to_owned()];
+    assert_eq!(told("/added"), (me.clone(), failed.clone(), none.clone()));
+    assert_eq!(told("/mocked"), (me, none.clone(), none.clone()));
+    let (own, ..) = told("/kept");
+    assert!(own.len() == 1 && own[0].starts_with("apisix/"), "{own:?}");
+    assert_eq!(told("/seen"), (own.clone(), failed, vec![format!("{} 502", own[0])]));
+    process.signal("INT");
+    assert_eq!(process.wait(), 0);
+}
+
 #[test]
 fn a_wrong_file_stops_the_start() {
     let directory = Directory::new();

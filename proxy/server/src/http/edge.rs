@@ -160,6 +160,14 @@ fn is_empty(headers: &Headers, name: Known) -> bool {
     headers.get(name).is_none_or(<[u8]>::is_empty)
 }
 
+/// Puts the gateway's own fields into a response where plugins may still change them: APISIX sets them at the start of
+/// its `header_filter` phase. Runs once for each response, be it an upstream's or an answer of our own.
+pub(crate) fn name_gateway(hcm: &HttpConnectionManager, stream: &mut Stream) {
+    if hcm.profile == Profile::Apisix {
+        apisix::name_gateway(hcm, stream);
+    }
+}
+
 /// Prepares the headers of a response for the client. Runs after all filters. `now` is the moment of the last
 /// event.
 pub(crate) fn response(hcm: &HttpConnectionManager, now: Instant, stream: &mut Stream) {

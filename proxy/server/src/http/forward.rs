@@ -358,6 +358,7 @@ impl<D: Downstream> Exchange<'_, D> {
             edge::hide_upstream_headers(&mut self.stream.response.headers);
         }
         self.response_headers(plan);
+        edge::name_gateway(&self.env.hcm, self.stream);
         self.clock.set_per_try(None);
         if self.chain.has(HeadPhase::HeaderFilter) {
             // Behind the 101 of a tunnel there is one: what goes through it.

@@ -179,7 +179,7 @@ impl<D: Downstream> Exchange<'_, D> {
     fn put_reply(&mut self, reply: LocalReply) -> Bytes {
         let table = self.table_options.as_deref();
         let (as_it_is, after_attempts) = (reply.as_it_is, reply.after_attempts);
-        local_reply::build(self.stream, &self.env.hcm, reply, |stream| {
+        let body = local_reply::build(self.stream, &self.env.hcm, reply, |stream| {
             if stream.route.is_some() && !as_it_is {
                 // Envoy's formatters do not see the status yet.
                 let status = std::mem::take(&mut stream.response.status);
@@ -189,7 +189,9 @@ impl<D: Downstream> Exchange<'_, D> {
                     tell_attempts(stream);
                 }
             }
-        })
+        });
+        edge::name_gateway(&self.env.hcm, self.stream);
+        body
     }
 
     /// Whether the rest of the request is of use to nobody but the connection, which carries another request once it

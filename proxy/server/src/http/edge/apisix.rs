@@ -121,10 +121,8 @@ pub(crate) fn hide_upstream_headers(headers: &mut Headers) {
     }
 }
 
-/// Server, the list of upstream statuses, and the charset of texts.
-pub(super) fn response(hcm: &HttpConnectionManager, stream: &mut Stream) {
-    let upgraded = stream.response.status == 101;
-    hop::strip_response(&mut stream.response.headers, upgraded, Profile::Apisix);
+/// Server and the list of upstream statuses.
+pub(super) fn name_gateway(hcm: &HttpConnectionManager, stream: &mut Stream) {
     if let Some(server) = stream.response.headers.get(Known::SERVER)
         && stream.source == ResponseSource::Upstream
     {
@@ -133,6 +131,12 @@ pub(super) fn response(hcm: &HttpConnectionManager, stream: &mut Stream) {
     }
     stream.response.headers.set(Known::SERVER, hcm.headers.server_name.as_bytes());
     upstream_status(hcm.show_upstream_status, stream);
+}
+
+/// What is left to do behind the plugins: what is the connection's alone, and the charset of texts.
+pub(super) fn response(hcm: &HttpConnectionManager, stream: &mut Stream) {
+    let upgraded = stream.response.status == 101;
+    hop::strip_response(&mut stream.response.headers, upgraded, Profile::Apisix);
     if let Some(name) = &hcm.charset {
         charset(name, &mut stream.response.headers);
     }

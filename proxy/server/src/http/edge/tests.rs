@@ -483,6 +483,7 @@ fn apisix_names_itself_and_the_charset() {
     let mut s = stream(&[], None);
     s.response.headers.push(b"Server", b"app");
     s.response.headers.push(b"Content-Type", b"text/plain");
+    name_gateway(&manager, &mut s);
     response(&manager, Instant::now(), &mut s);
     assert_eq!(s.response.headers.get(Known::SERVER), Some(&b"APISIX/3.18.0"[..]));
     assert_eq!(s.response.headers.get(Known::CONTENT_TYPE), Some(&b"text/plain; charset=utf-8"[..]));
