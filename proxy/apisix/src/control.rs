@@ -2,6 +2,8 @@
 
 mod checkers;
 
+pub use checkers::checkers_prefix;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

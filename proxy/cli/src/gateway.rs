@@ -8,10 +8,12 @@ use crate::process::{APISIX_PATIENCE, Process, ProcessOptions};
 use crate::signals::{self, Event, Events};
 use crate::upgrade::{Predecessor, Upgrade, Uses};
 use sixfold_apisix::config::{Config, EnvVars, ListenAddress, LogRotate, config_path};
+use sixfold_apisix::control::checkers_prefix;
 use sixfold_apisix::{Feed, Loaded, Reloads, SourceContext, Update};
 use sixfold_core::error::{ConfigError, tell_most};
 use sixfold_core::listener::{BindAddress, SocketRights};
 use sixfold_core::metrics::Registry;
+use sixfold_plugins::prometheus;
 use sixfold_server::callout::CalloutConfig;
 use sixfold_server::descriptors;
 use sixfold_server::dns::ResolverConfig;
@@ -79,6 +81,7 @@ fn serve_after(
     let context = SourceContext::new(process.compile.clone(), EnvVars::Process);
     let readiness = Readiness::default();
     process.upgrade.keep(status(&config, &readiness, &process, inheritance)?, Uses::Nothing);
+    let told = prometheus::shared(&process.compile.build.shared, &attributes(&config), &process.metrics);
     process.upgrade.keep(metrics(&config, &process, inheritance)?, Uses::Nothing);
     admin::say_where(&config, path, &context);
     let was_loaded = predecessor.take_store()?;
@@ -89,6 +92,11 @@ fn serve_after(
     let store = source.store().clone();
     process.upgrade.set_store(store.clone());
     let clusters = process.compile.clusters.clone();
+    // Settings that can't be used are told by who needs them.
+    if let Ok(told) = &told {
+        let prefix = checkers_prefix(config.deployment.provider, &*store);
+        told.tell_of_upstreams(clusters.clone(), prefix.to_owned());
+    }
     let reloads = Arc::new(Reloads::new(config.clone(), reading(path)));
     source.follow(reloads.clone());
     let sources =
@@ -236,6 +244,11 @@ fn status(
     surface(config, "status", "apisix.status", (address, inheritance), Arc::new(server))
 }
 
+/// Attributes of the plugin prometheus.
+fn attributes(config: &Config) -> serde_json::Value {
+    config.plugin_attr.get("prometheus").cloned().unwrap_or_default()
+}
+
 /// Serves the page of metrics unless `plugin_attr.prometheus.enable_export_server` is off.
 fn metrics(
     config: &Config,
@@ -243,9 +256,7 @@ fn metrics(
     inheritance: &Inheritance,
 ) -> Result<Option<Surface>, Failure> {
     let Some(page) = &config.metrics else { return Ok(None) };
-    let attributes = config.plugin_attr.get("prometheus").cloned().unwrap_or_default();
-    let metrics =
-        sixfold_plugins::prometheus::shared(&process.compile.build.shared, &attributes, &process.metrics);
+    let metrics = prometheus::shared(&process.compile.build.shared, &attributes(config), &process.metrics);
     let fault = |error: ConfigError| {
         let error = error.in_key("plugin_attr.prometheus");
         config.fault(error.field.as_deref().unwrap_or_default(), error.reason.clone())

@@ -221,12 +221,16 @@ fn the_page_of_metrics_tells_of_requests() {
             configuration(port, status)
         ),
     );
+    let upstream_port = upstream();
     let resources = format!(
         "services:\n  - {{id: s, name: shop, hosts: ['*.shop.test'], upstream: {{nodes: {{'127.0.0.1:{}': 1}}}}}}\n\
          routes:\n  - {{id: a, uris: [/exact, /a/*], service_id: s}}\n  - {{id: gone, uri: /gone, \
          upstream: {{nodes: {{'127.0.0.1:1': 1}}}}}}\n\
+         upstreams:\n  - {{id: checked, nodes: {{'127.0.0.1:1': 1, '127.0.0.1:{}': 1}}, checks: {{active: {{http_path: /, \
+         healthy: {{interval: 1, successes: 1}}, unhealthy: {{interval: 1, tcp_failures: 1}}}}}}}}\n\
          global_rules:\n  - {{id: g, plugins: {{prometheus: {{}}}}}}\n#END\n",
-        upstream()
+        upstream(),
+        upstream_port
     );
     directory.write("apisix.yaml", &resources);
     let mut process = Process::start(&["run", "-c", &config]);
@@ -263,6 +267,19 @@ fn the_page_of_metrics_tells_of_requests() {
     assert_eq!(series(page, "apisix_nginx_metric_errors_total", &[]), 0.0);
     assert!(series(page, "apisix_nginx_http_current_connections", &["state=\"accepted\""]) >= 5.0);
     assert_eq!(series(page, "apisix_node_info", &["hostname=\"", "version=\""]), 1.0);
+    // There was none: of the health of nodes the page said nothing.
+    let node = |port: u16, value: u8| {
+        format!(
+            "apisix_upstream_status{{name=\"/upstreams/checked\",ip=\"127.0.0.1\",port=\"{port}\"}} {value}\n"
+        )
+    };
+    let page = process.until("a node that is found to be away", || {
+        let page = get(metrics, "/apisix/prometheus/metrics")?.body;
+        page.contains(&node(1, 0)).then_some(page)
+    });
+    assert!(page.contains("# TYPE apisix_upstream_status gauge\n"), "{page}");
+    assert!(page.contains(&node(upstream_port, 1)), "{page}");
+    assert_eq!(page.matches("\napisix_upstream_status").count(), 2, "{page}");
     process.signal("INT");
     assert_eq!(process.wait(), 0);
 }

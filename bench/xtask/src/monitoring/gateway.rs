@@ -51,6 +51,12 @@ const REQUESTS: &[Panel] = &[
         queries: &[("{{node}}", "topk(20, sum by (node) (rate(apisix_http_status{node!=\"\", $i}[$r])))")],
     },
     Panel {
+        title: "Healthy nodes of upstreams",
+        description: "The share of those that health checks find well, of upstreams that have checks",
+        unit: "percentunit",
+        queries: &[("{{name}}", "avg by (name) (apisix_upstream_status{$i})")],
+    },
+    Panel {
         title: "All requests",
         description: "Those of routes without the plugin, and of no route, counted too",
         unit: "reqps",

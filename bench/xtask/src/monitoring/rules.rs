@@ -41,6 +41,15 @@ const GATEWAY: &[Alert] = &[
         description: "Upstreams are not counted: plugins that ask other services, or a processor that is too busy.",
     },
     Alert {
+        name: "SixfoldGatewayUpstreamDown",
+        value: "max by (instance, name) (apisix_upstream_status)",
+        condition: "== 0",
+        holds: "1m",
+        severity: "critical",
+        summary: "{{ $labels.instance }} finds no node of {{ $labels.name }} healthy",
+        description: "All of them are asked in spite of that. /v1/healthcheck tells what the checks have counted.",
+    },
+    Alert {
         name: "SixfoldGatewayStoreUnreachable",
         value: "apisix_etcd_reachable",
         condition: "== 0",

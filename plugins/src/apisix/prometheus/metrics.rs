@@ -3,13 +3,14 @@
 use super::disabled::{DisabledLabels, Labels};
 use super::settings::Settings;
 use crate::shared::batches::All;
+use sixfold_core::cluster::Clusters;
 use sixfold_core::format::{Format, Variable};
 use sixfold_core::metrics::Registry;
 use sixfold_core::metrics::series::{SEPARATOR, Series, SeriesBudget};
 use sixfold_core::stream::Stream;
 use std::cell::RefCell;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Instant;
 
 /// Bytes that all series may take together. What clients send may become a label by `extra_labels`.
@@ -33,6 +34,15 @@ pub struct Metrics {
     pub(super) stream_status: Series<u64>,
     /// Name of the machine.
     pub(super) host: String,
+    /// Where the health of nodes is from.
+    pub(super) upstreams: OnceLock<Upstreams>,
+}
+
+/// The clusters that APISIX's upstreams have become.
+pub(super) struct Upstreams {
+    pub(super) clusters: Arc<Clusters>,
+    /// What the names of resources begin with.
+    pub(super) prefix: String,
 }
 
 /// A histogram: counts a bucket, the last one without a bound; and the sum.
@@ -115,11 +125,19 @@ impl Metrics {
             stream_connections: Series::new(budget.clone(), 0, None),
             stream_status: Series::new(budget.clone(), 0, None),
             host: host.trim_end().to_owned(),
+            upstreams: OnceLock::new(),
             settings,
             statistics,
             batches,
             budget,
         }
+    }
+
+    /// Has the page tell of the nodes of upstreams with checks, by the names of resources below `prefix`. The first call
+    /// counts.
+    pub fn tell_of_upstreams(&self, clusters: Arc<Clusters>, prefix: String) {
+        // There is one gateway in a process, which has one store.
+        let _ = self.upstreams.set(Upstreams { clusters, prefix });
     }
 
     /// Counts a request.

@@ -1,6 +1,6 @@
 //! The text that Prometheus reads, written series by series.
 
-use super::metrics::{Buckets, Metrics};
+use super::metrics::{Buckets, Metrics, Upstreams};
 use super::settings::MetricSettings;
 use crate::shared::batches;
 use sixfold_core::metrics::series::{Labels, SEPARATOR, Series};
@@ -67,7 +67,38 @@ impl Metrics {
         page.line(name, &[], self.budget.refused())?;
         page.head("node_info", "Info of APISIX node", "gauge")?;
         page.line("node_info", &[("hostname", &self.host), ("version", env!("CARGO_PKG_VERSION"))], 1)?;
-        self.render_streams(page)
+        self.render_streams(page)?;
+        self.upstreams(page)
+    }
+
+    /// Whether nodes take requests, by the checks of their upstreams: `healthy` and `mostly_healthy` do.
+    fn upstreams(&self, page: &mut Page<'_>) -> io::Result<()> {
+        let Some(Upstreams { clusters, prefix }) = self.upstreams.get() else { return Ok(()) };
+        let name = "upstream_status";
+        let mut has_head = false;
+        for cluster in clusters.all() {
+            let Some(checks) = cluster.config.checks.as_ref().filter(|_| is_resource(&cluster.config.name))
+            else {
+                continue;
+            };
+            // What stands for one target of probes is told once.
+            let mut told = Vec::new();
+            let resource = format!("{prefix}/{}", cluster.config.name);
+            for member in cluster.hosts.load().iter() {
+                let target = checks.target(&member.host);
+                if told.contains(&target) {
+                    continue;
+                }
+                if !std::mem::replace(&mut has_head, true) {
+                    page.head(name, "Upstream status from health check", "gauge")?;
+                }
+                let mut port = itoa::Buffer::new();
+                let labels = [("name", &*resource), ("ip", &*target.0), ("port", port.format(target.1))];
+                page.line(name, &labels, u64::from(member.host.counts().health.is_usable()))?;
+                told.push(target);
+            }
+        }
+        Ok(())
     }
 
     /// The store of resources, where it is one that is written: by the names that etcd has in APISIX.
@@ -216,6 +247,12 @@ impl Page<'_> {
         writeln!(self.out, "{prefix}{name}_sum{{{labels}}} {}", seen.sum)?;
         writeln!(self.out, "{prefix}{name}_count{{{labels}}} {all}")
     }
+}
+
+/// Whether a cluster is that of a resource's own upstream, and not one that a plugin brings.
+fn is_resource(cluster: &str) -> bool {
+    const SECTIONS: [&str; 4] = ["routes", "stream_routes", "services", "upstreams"];
+    cluster.split_once('/').is_some_and(|(section, _)| SECTIONS.contains(&section))
 }
 
 impl Buckets {

@@ -4,13 +4,13 @@ use std::fmt::Write;
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use sixfold_core::cluster::{Address, Cluster, CountedChecks, Host};
+use sixfold_core::cluster::{Cluster, CountedChecks, Host};
 
 use super::{ControlApi, list};
 use crate::admin::{AdminReply, AdminRequest, kept_value};
 use crate::config::Provider;
 use crate::resource::Kind;
-use crate::store::{Kept, Key};
+use crate::store::{Kept, Key, Store};
 
 /// Kinds of resources that are upstreams or bring them, in the order in which they are told.
 const KINDS: [Kind; 4] = [Kind::Route, Kind::StreamRoute, Kind::Service, Kind::Upstream];
@@ -55,13 +55,18 @@ impl ControlApi {
         let checks = value.get("checks").or_else(|| value.get("upstream")?.get("checks"))?;
         let kind = |of: &str| checks.get(of)?.get("type")?.as_str();
         let kind = kind("active").or_else(|| kind("passive")).unwrap_or("http");
-        let prefix = match self.provider {
-            Provider::Yaml | Provider::Json => "",
-            _ => self.store.prefix(),
-        };
+        let prefix = checkers_prefix(self.provider, &*self.store);
         let cluster = self.clusters.find(&format!("{}/{}", key.kind.section(), key.id));
         let nodes = cluster.map(|cluster| nodes(&cluster)).unwrap_or_default();
         Some(json!({"name": key.path(prefix), "type": kind, "nodes": list(nodes)}))
+    }
+}
+
+/// What keys of checkers begin with: nothing where resources are from a file.
+pub fn checkers_prefix(provider: Provider, store: &dyn Store) -> &str {
+    match provider {
+        Provider::Yaml | Provider::Json => "",
+        _ => store.prefix(),
     }
 }
 
@@ -80,14 +85,11 @@ fn nodes(cluster: &Cluster) -> Vec<Value> {
 }
 
 fn node(host: &Host, checks: &CountedChecks) -> Value {
-    let (ip, port) = match &host.address {
-        Address::Ip(address) => (address.ip().to_string(), address.port()),
-        other => (other.to_string(), 0),
-    };
+    let (ip, port) = checks.target(host);
     let counts = host.counts();
     let mut node = json!({
         "ip": ip,
-        "port": checks.active.port.unwrap_or(port),
+        "port": port,
         "hostname": checks.active.address_host.as_deref().unwrap_or(&ip),
         "status": counts.health.name(),
         "counter": {
@@ -166,7 +168,7 @@ fn text(value: &Value) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use sixfold_core::cluster::{ActiveCheck, ClusterConfig, HostConfig, Limits, Seen};
+    use sixfold_core::cluster::{ActiveCheck, Address, ClusterConfig, HostConfig, Limits, Seen};
     use sixfold_core::metrics::Registry;
     use std::sync::Arc;
 

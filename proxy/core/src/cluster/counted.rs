@@ -5,7 +5,7 @@
 //! of a node is one word that belongs to its [`super::Host`], so that workers count without a lock and it outlives
 //! every change of the cluster.
 
-use super::HttpProbe;
+use super::{Address, Host, HttpProbe};
 use crate::tls::ClientTls;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -23,6 +23,17 @@ pub struct CountedChecks {
     /// Whether a stream whose node could not be reached counts against that by its end, which it does where `passive` is
     /// configured. What is tried again before counts in any case.
     pub ends_count: bool,
+}
+
+impl CountedChecks {
+    /// Where a node is asked how it is: its address, and its port unless probes have one of their own.
+    pub fn target(&self, host: &Host) -> (String, u16) {
+        let (ip, port) = match &host.address {
+            Address::Ip(address) => (address.ip().to_string(), address.port()),
+            other => (other.to_string(), 0),
+        };
+        (ip, self.active.port.unwrap_or(port))
+    }
 }
 
 /// Probes of nodes.
