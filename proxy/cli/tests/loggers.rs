@@ -122,6 +122,44 @@ fn entries_reach_a_collector_and_those_that_wait_do_at_the_end() {
     let (_, entries) = collected.recv_timeout(LIMIT).expect("what waits is sent at the end");
     assert_eq!(entries, serde_json::json!([{"u": "/late", "k": "7", "route_id": "late"}]));
 }
+/// Entries had the host and the two fields that the upstream is told, and nothing of the connection.
+#[test]
+fn entries_have_the_request_of_the_client() {
+    let (directory, (collects, collected), up) = (Directory::new(), collector(0), upstream());
+    let logger =
+        |more: &str| format!("http-logger: {{uri: 'http://127.0.0.1:{collects}', batch_max_size: 1{more}}}");
+    let format = ", log_format: {r: $http_x_real_ip, f: $http_x_forwarded_for, h: $http_host, c: $sent_http_connection}";
+    let rewritten = format!("{{nodes: {{'127.0.0.1:{up}': 1}}, pass_host: rewrite, upstream_host: up.test}}");
+    let resources = format!(
+        "routes:\n  - {{id: a, uri: /a, plugins: {{{}}}, upstream: {rewritten}}}\n  \
+         - {{id: b, uri: /b, plugins: {{{}}}, upstream: {rewritten}}}",
+        logger(""),
+        logger(format)
+    );
+    let (_process, port) = start(&directory, "", &resources);
+    let entry = |path: &str, fields: &[&str]| {
+        let fields = [&["Host: a.test:80"][..], fields].concat();
+        assert_eq!(support::request(port, "GET", path, &fields).unwrap().status, 200);
+        collected.recv_timeout(LIMIT).expect("an entry").1
+    };
+    let own = ["X-Real-IP: 7.7.7.7", "X-Forwarded-For: 1.1.1.1", "Connection: close"];
+    let (plain, told) = (entry("/a", &[]), entry("/a", &own));
+    let of = |entry: &Value, name: &str| entry["request"]["headers"][name].clone();
+    assert_eq!(of(&plain, "host"), "a.test:80");
+    assert_eq!((of(&plain, "x-real-ip"), of(&plain, "x-forwarded-for")), (Value::Null, Value::Null));
+    assert_eq!(of(&told, "x-real-ip"), "7.7.7.7");
+    assert_eq!(of(&told, "x-forwarded-for"), "1.1.1.1");
+    assert_eq!(told["response"]["headers"]["connection"], "close");
+    let twice = entry("/a", &["X-Forwarded-For: 1.1.1.1", "X-Forwarded-For: 2.2.2.2"]);
+    assert_eq!(of(&twice, "x-forwarded-for"), serde_json::json!(["1.1.1.1", "2.2.2.2"]));
+    let told = entry("/b", &own);
+    let expected =
+        serde_json::json!({"r": "7.7.7.7", "f": "1.1.1.1", "h": "a.test:80", "c": "close", "route_id": "b"});
+    assert_eq!(told, expected);
+    let plain = entry("/b", &[]);
+    assert_eq!((&plain["r"], &plain["f"]), (&Value::Null, &Value::Null), "{plain}");
+}
+
 
 #[test]
 fn files_are_written_and_opened_anew() {

@@ -289,6 +289,12 @@ fn apisix_headers(upgrading: bool, stream: &mut Stream) {
         own.into_iter().for_each(|name| stream.request.withhold(name));
         of_upgrades.into_iter().filter(|_| !upgrading).for_each(|name| stream.request.withhold(name));
     }
+    // To plugins and logs they are the client's as they were.
+    stream.request.withhold(Known::X_REAL_IP);
+    if stream.request.headers.get_all(Known::X_FORWARDED_FOR).nth(1).is_some() {
+        stream.request.withhold(Known::X_FORWARDED_FOR);
+    }
+    stream.upstream.is_told_of_client = true;
     let headers = &mut stream.request.headers;
     headers.retain(|known, _, _| match known {
         Some(Known::CONNECTION | Known::UPGRADE) => upgrading,

@@ -209,6 +209,9 @@ pub struct Upstream {
     pub wanted: Option<Box<WantedHost>>,
     /// Server of the upstream's response, in whose place ours goes to the client (`$upstream_http_server`).
     pub server: Vec<u8>,
+    /// Whether `X-Real-IP` and `X-Forwarded-For` of the request are what APISIX's nginx tells the upstream of the client. The
+    /// client's own, which variables and logs go on to show, are then withheld where those do not say them.
+    pub is_told_of_client: bool,
 }
 
 /// An endpoint in the place of that which the balancer would choose (Envoy's `overrideHostToSelect`).

@@ -2,13 +2,16 @@
 
 use super::format::Members;
 use crate::shared::query::{Pair, form_pairs};
-use sixfold_core::format::{Variable, quote};
-use sixfold_core::headers::Headers;
+use sixfold_core::format::{Variable, client_forwarded_for, quote, sent_connection};
+use sixfold_core::headers::{Headers, Known};
 use sixfold_core::route::Route;
 use sixfold_core::stream::Stream;
 use std::borrow::Cow;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, UNIX_EPOCH};
+
+const FORWARDED_FOR: &[u8] = b"x-forwarded-for";
+const REAL_IP: &[u8] = b"x-real-ip";
 
 /// Headers and arguments that are logged, as many as OpenResty hands out.
 const MOST_PAIRS: usize = 100;
@@ -25,6 +28,7 @@ variables! {
     CLIENT = "remote_addr";
     HOST = "host";
     HOST_NAME = "hostname";
+    HTTP_HOST = "http_host";
     METHOD = "request_method";
     REQUEST_LENGTH = "request_length";
     REQUEST_URI = "request_uri";
@@ -132,9 +136,7 @@ fn request(stream: &Stream, body: Option<&[u8]>, out: &mut Vec<u8>) {
     key(out, "method");
     text(out, &METHOD, stream);
     key(out, "headers");
-    let host = Some((&b"host"[..], &stream.request.authority[..])).filter(|(_, host)| !host.is_empty());
-    let withheld = stream.request.sent.as_deref().map(|sent| &sent.withheld);
-    headers(out, &stream.request.headers, withheld, host);
+    request_headers(stream, out);
     key(out, "querystring");
     let args = ARGS.get(stream).unwrap_or_default();
     let pairs: Vec<Pair<'_>> = form_pairs(&args).take(MOST_PAIRS).collect();
@@ -150,13 +152,38 @@ fn request(stream: &Stream, body: Option<&[u8]>, out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
+/// Those of the client, as plugins have changed them: what its upstream is told in their place is that one's alone.
+fn request_headers(stream: &Stream, out: &mut Vec<u8>) {
+    let is_told = stream.upstream.is_told_of_client;
+    let of_client =
+        |name: &[u8]| name.eq_ignore_ascii_case(REAL_IP) || name.eq_ignore_ascii_case(FORWARDED_FOR);
+    let host = HTTP_HOST.get(stream).filter(|host| !host.is_empty());
+    let has_host = host.is_some();
+    let withheld = stream.request.sent.as_deref().map(|sent| &sent.withheld);
+    let has_lines = withheld.is_some_and(|withheld| withheld.contains(Known::X_FORWARDED_FOR));
+    let forwarded = client_forwarded_for(stream).filter(|_| is_told && !has_lines);
+    let kept =
+        stream.request.headers.iter().filter(|(name, _)| {
+            !(is_told && of_client(name) || has_host && name.eq_ignore_ascii_case(b"host"))
+        });
+    let host = host.as_deref().map(|host| (&b"host"[..], host));
+    let forwarded = forwarded.as_deref().map(|value| (FORWARDED_FOR, value));
+    let withheld = withheld.into_iter().flat_map(Headers::iter);
+    headers(out, host.into_iter().chain(kept).chain(forwarded).chain(withheld));
+}
+
 fn response(stream: &Stream, body: Option<&[u8]>, out: &mut Vec<u8>) {
     key(out, "response");
     out.extend_from_slice(b"{\"status\":");
     out.extend_from_slice(itoa::Buffer::new().format(stream.response.status).as_bytes());
     key(out, "headers");
+    let own = |name: &[u8]| {
+        name.eq_ignore_ascii_case(b"connection") || name.eq_ignore_ascii_case(b"transfer-encoding")
+    };
+    let kept = stream.response.headers.iter().filter(|(name, _)| !own(name));
     let chunked = stream.response.chunked.then_some((&b"transfer-encoding"[..], &b"chunked"[..]));
-    headers(out, &stream.response.headers, None, chunked);
+    let connection = (&b"connection"[..], sent_connection(stream).as_bytes());
+    headers(out, kept.chain(chunked).chain([connection]));
     key(out, "size");
     BYTES_SENT.write(stream, out);
     if let Some(body) = body {
@@ -197,16 +224,9 @@ fn millis(out: &mut Vec<u8>, time: Duration) {
 }
 
 /// Headers as an object: names in lower case, values of a repeated one as a list.
-fn headers(
-    out: &mut Vec<u8>,
-    headers: &Headers,
-    more: Option<&Headers>,
-    also: Option<(&'static [u8], &[u8])>,
-) {
-    let all = headers.iter().chain(more.into_iter().flat_map(Headers::iter));
-    let all = all.filter(|(name, _)| also.is_none_or(|(also, _)| !name.eq_ignore_ascii_case(also)));
-    let all = also.into_iter().chain(all).take(MOST_PAIRS);
-    let pairs: Vec<(Cow<'_, [u8]>, &[u8])> = all
+fn headers<'a>(out: &mut Vec<u8>, lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
+    let pairs: Vec<(Cow<'_, [u8]>, &[u8])> = lines
+        .take(MOST_PAIRS)
         .map(|(name, value)| {
             let has_upper = name.iter().any(u8::is_ascii_uppercase);
             let name = if has_upper { Cow::Owned(name.to_ascii_lowercase()) } else { Cow::Borrowed(name) };

@@ -70,7 +70,7 @@ fn the_default_entry_has_what_apisix_says() {
     );
     assert_eq!(
         entry["response"],
-        json!({"status": 201, "headers": {"content-type": "text/plain"}, "size": 80})
+        json!({"status": 201, "headers": {"content-type": "text/plain", "connection": "keep-alive"}, "size": 80})
     );
     assert_eq!((&entry["route_id"], &entry["service_id"]), (&json!("r1"), &json!("s1")));
     assert_eq!((&entry["client_ip"], &entry["latency"]), (&json!("10.1.2.3"), &json!(7.25)));

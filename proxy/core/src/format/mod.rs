@@ -31,13 +31,14 @@ pub use escape::Escape;
 pub use fixed::{request_bytes, response_bytes};
 pub use in_body::{BodyValues, BodyVariable, find as find_in_body};
 pub use json::{Dialect, JsonOptions, quote};
+pub use nginx::sent_connection;
 pub use operator::grpc_status;
 pub(crate) use operator::has_request;
 pub use time::TimeFormat;
 #[cfg(test)]
 pub(crate) use variable::JOINED;
 pub(crate) use variable::Shown;
-pub use variable::{Variable, noticing_bodies};
+pub use variable::{Variable, client_forwarded_for, noticing_bodies};
 
 use crate::headers::control;
 use crate::lookup::Lookup;

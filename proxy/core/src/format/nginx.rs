@@ -196,6 +196,7 @@ const VARIABLES: &[(&str, Read)] = &[
     ("bytes_sent", Read::Number(|s| Some(s.bytes.traffic.sent))),
     ("body_bytes_sent", Read::Number(|s| Some(body_bytes_sent(s)))),
     ("sent_http_transfer_encoding", Read::Text(|s| s.response.chunked.then_some(&b"chunked"[..]))),
+    ("sent_http_connection", Read::Text(|s| has_request(s).then(|| sent_connection(s).as_bytes()))),
     // Of streams alone.
     ("protocol", Read::Text(|s| (!has_request(s)).then_some(&b"TCP"[..]))),
     ("bytes_received", Read::Number(|s| (!has_request(s)).then_some(s.bytes.request_body))),
@@ -365,6 +366,17 @@ fn request_id(stream: &Stream, out: &mut Vec<u8>) -> bool {
     hex(out, high, 16);
     hex(out, low, 16);
     true
+}
+
+/// What a response says of its connection as nginx tells it, over HTTP/2 too: that this is kept, unless a client over HTTP/1
+/// was told otherwise.
+pub fn sent_connection(stream: &Stream) -> &'static str {
+    const CLOSE: usize = "connection".len() + "close".len();
+    match (stream.response.status, usize::from(stream.response.connection_bytes)) {
+        (101, _) => "upgrade",
+        (_, CLOSE) => "close",
+        _ => "keep-alive",
+    }
 }
 
 fn forwarded_for(stream: &Stream, out: &mut Vec<u8>) -> bool {

@@ -54,8 +54,12 @@ enum Kind {
     ResponseHeader(Field),
     /// `upstream_http_x`: of the upstream's own response alone.
     UpstreamHeader(Field),
-    /// `http_x_forwarded_for` of nginx's logs: as the client sent it.
+    /// `upstream_cookie_x`: one that the upstream's own response sets.
+    UpstreamCookie(Box<str>),
+    /// `http_x_forwarded_for`: without the address that goes on to the upstream.
     ForwardedFor,
+    /// `http_x_real_ip`: without that which the upstream is told.
+    RealIp(Field),
     /// `sent_trailer_x`
     ResponseTrailer(Field),
     /// `1`: a group of a match, where there is one.
@@ -154,11 +158,10 @@ impl Variable {
     }
 
     /// Prepares the variable of a name for nginx's access log, which sees the request as the client sent it: APISIX
-    /// normalises the URI among its own variables only, and the address that is added is the upstream's to see.
+    /// normalises the URI among its own variables only.
     pub(super) fn of_log(name: &str) -> Variable {
         match name {
             "request_uri" => Variable { name: "real_request_uri".into(), kind: Kind::parse(name) },
-            "http_x_forwarded_for" => Variable { name: name.into(), kind: Kind::ForwardedFor },
             _ => match (name.strip_prefix("arg_"), name.strip_prefix("cookie_")) {
                 (Some(argument), _) => {
                     Variable { name: name.into(), kind: Kind::SentArgument(argument.into()) }
@@ -228,7 +231,15 @@ impl Variable {
                 let passed_on = stream.source == ResponseSource::Upstream;
                 passed_on.then(|| field.get(&stream.response.headers)).flatten()
             }
+            Kind::UpstreamCookie(name) => {
+                let passed_on = stream.source == ResponseSource::Upstream;
+                passed_on.then(|| set_cookie(&stream.response.headers, name.as_bytes())).flatten()
+            }
             Kind::ForwardedFor => client_forwarded_for(stream),
+            Kind::RealIp(field) => match stream.upstream.is_told_of_client {
+                true => field.get(&stream.request.sent.as_ref()?.withheld),
+                false => field.get(&stream.request.headers),
+            },
             Kind::ResponseTrailer(field) => field.get(&stream.response_trailers),
             Kind::Declared(value) => Some(Cow::Borrowed(value.as_bytes())),
             Kind::Capture(_) | Kind::Assigned => None,
@@ -308,13 +319,22 @@ impl Kind {
             ("cookie_", |n| Kind::Cookie(n.into())),
             ("arg_", |n| Kind::Argument(n.into())),
             ("uri_param_", |n| Kind::PathParameter(n.into())),
-            ("http_", |n| Kind::RequestHeader(Field::new(n))),
+            ("http_", Kind::of_request_header),
             ("sent_http_", |n| Kind::ResponseHeader(Field::new(n))),
+            ("upstream_cookie_", |n| Kind::UpstreamCookie(n.into())),
             ("upstream_http_", |n| Kind::UpstreamHeader(Field::new(n))),
             ("sent_trailer_", |n| Kind::ResponseTrailer(Field::new(n))),
         ];
         let found = PREFIXES.iter().find_map(|(prefix, make)| Some(make(name.strip_prefix(prefix)?)));
         found.or_else(|| name.parse().ok().map(Kind::Capture)).unwrap_or(Kind::Assigned)
+    }
+
+    fn of_request_header(name: &str) -> Kind {
+        match name {
+            "x_forwarded_for" => Kind::ForwardedFor,
+            "x_real_ip" => Kind::RealIp(Field::new(name)),
+            _ => Kind::RequestHeader(Field::new(name)),
+        }
     }
 }
 
@@ -322,16 +342,19 @@ pub(super) fn some(text: &[u8]) -> Option<&[u8]> {
     (!text.is_empty()).then_some(text)
 }
 
-/// X-Forwarded-For without the address that went on to the upstream.
-pub(super) fn client_forwarded_for(stream: &Stream) -> Option<Cow<'_, [u8]>> {
-    let mut lines = stream.request.headers.get_all(Known::X_FORWARDED_FOR);
+/// X-Forwarded-For without the address that goes on to the upstream; lines of it are joined.
+pub fn client_forwarded_for(stream: &Stream) -> Option<Cow<'_, [u8]>> {
+    let withheld = stream.request.sent.as_ref().map(|sent| &sent.withheld);
+    let withheld = withheld.filter(|withheld| withheld.contains(Known::X_FORWARDED_FOR));
+    let headers = withheld.unwrap_or(&stream.request.headers);
+    let mut lines = headers.get_all(Known::X_FORWARDED_FOR);
     let first = lines.next()?;
     if lines.next().is_some() {
         let mut joined = Vec::new();
-        join(&mut joined, b", ", stream.request.headers.get_all(Known::X_FORWARDED_FOR));
+        join(&mut joined, b", ", headers.get_all(Known::X_FORWARDED_FOR));
         return Some(Cow::Owned(joined));
     }
-    if stream.upstream.cluster.is_none() {
+    if !stream.upstream.is_told_of_client {
         return Some(Cow::Borrowed(first));
     }
     let mut own = Vec::new();
@@ -363,6 +386,15 @@ fn sent_cookie<'a>(headers: &'a Headers, name: &[u8]) -> Option<&'a [u8]> {
             let next = memchr::memchr2(b';', b',', rest)?;
             rest = blanks_off(rest.get(next + 1..)?);
         }
+    })
+}
+
+/// The value of a cookie that a response sets, up to the next `;` (`ngx_http_parse_set_cookie_lines`).
+fn set_cookie<'a>(headers: &'a Headers, name: &[u8]) -> Option<Cow<'a, [u8]>> {
+    headers.get_all(Known::SET_COOKIE).find_map(|line| {
+        let (key, value) = line.split_at_checked(name.len())?;
+        let value = blanks_off(value).strip_prefix(b"=").filter(|_| key.eq_ignore_ascii_case(name))?;
+        blanks_off(value).split(|b| *b == b';').next().map(Cow::Borrowed)
     })
 }
 

@@ -107,8 +107,11 @@ fn nginx_logs_show_the_request_as_it_came() {
     assert_eq!(log("[$is_args] $args $arg_k", &s), "[] - -");
     s.set_var("uri", "/decoded path");
     assert_eq!(log("$document_uri", &s), "/decoded path");
+    s.response.headers.push(b"Set-Cookie", b"Sid = 7; Path=/");
+    s.source = crate::stream::ResponseSource::Upstream;
+    assert_eq!(log("$upstream_cookie_sid $upstream_cookie_si", &s), "7 -");
     s.request.headers.set(Known::X_FORWARDED_FOR, b"9.9.9.9, 1.2.3.4");
-    s.upstream.cluster = Some(cluster(ClusterConfig::named("c")));
+    s.upstream.is_told_of_client = true;
     assert_eq!(log("$proxy_add_x_forwarded_for", &s), "9.9.9.9, 1.2.3.4");
 }
 
