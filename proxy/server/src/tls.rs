@@ -9,6 +9,7 @@ use sixfold_core::tls::{ClientContext, HandshakeFailure, ServerTls};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use tokio::io::AsyncWriteExt;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 /// A client's connection after its handshake.
@@ -20,9 +21,9 @@ pub(crate) struct Accepted {
 /// Why a handshake failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandshakeError {
-    /// The client did not begin with a TLS record: it gets no answer, as it could not read one.
+    /// The client did not begin with a TLS record. It gets no answer as long as nobody knows what it speaks.
     #[error("plain text on a TLS port")]
-    PlainText,
+    PlainText(Box<Socket>),
     /// No certificate for the server name, or none has arrived yet.
     #[error("no certificate for this server name")]
     NoContext,
@@ -66,25 +67,41 @@ fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
+/// What a client hears for whom there is no certificate.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unnamed {
+    /// Nothing, as from Envoy.
+    Close,
+    /// The fatal alert `unrecognized_name` (RFC 6066 section 3).
+    Alert,
+}
+
 /// Takes a client's handshake, before the deadline.
 pub(crate) async fn accept(
     mut socket: Socket,
     tls: &ServerTls,
+    unnamed: Unnamed,
     deadline: &mut Deadline,
 ) -> Result<Accepted, HandshakeError> {
     const HANDSHAKE_RECORD: u8 = 22;
     if socket.first_byte(deadline).await? != Some(HANDSHAKE_RECORD) {
-        return Err(HandshakeError::PlainText);
+        return Err(HandshakeError::PlainText(Box::new(socket)));
     }
-    bounded(deadline, handshake(socket, tls)).await.map_err(io::Error::from)?
+    bounded(deadline, handshake(socket, tls, unnamed)).await.map_err(io::Error::from)?
 }
 
-async fn handshake(socket: Socket, tls: &ServerTls) -> Result<Accepted, HandshakeError> {
-    let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
+async fn handshake(socket: Socket, tls: &ServerTls, unnamed: Unnamed) -> Result<Accepted, HandshakeError> {
+    /// A record of TLS 1.2 with a fatal alert.
+    const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+    let mut start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
     let hello = start.client_hello();
     let server_name = hello.server_name().map(str::to_ascii_lowercase);
     let Some(context) = tls.context(server_name.as_deref()) else {
         tls.awaited().iter().for_each(|awaited| awaited.count_not_ready());
+        if unnamed == Unnamed::Alert {
+            start.io.write_all(&UNRECOGNIZED_NAME).await?;
+            start.io.shutdown().await?;
+        }
         return Err(HandshakeError::NoContext);
     };
     let (config, local) = context.choose(&hello);

@@ -42,6 +42,9 @@ pub enum H1Error {
     /// An `https` target on a connection without TLS, where nobody before this proxy can have ended it.
     #[error("https target on a plaintext connection")]
     HttpsOnPlaintext,
+    /// A request without TLS on a port of TLS (nginx's 497).
+    #[error("plain HTTP on a TLS port")]
+    PlainOnTls,
     /// A Host with bytes that no authority can hold.
     #[error("invalid authority")]
     InvalidAuthority,
@@ -103,6 +106,15 @@ impl H1Error {
         }
     }
 
+    /// What nginx's page says of it, where it says more than the status does (`ngx_http_special_response.c`).
+    pub fn told(self) -> Option<&'static str> {
+        match self {
+            H1Error::HeadersTooLarge => Some("Request Header Or Cookie Too Large"),
+            H1Error::PlainOnTls => Some("The plain HTTP request was sent to HTTPS port"),
+            _ => None,
+        }
+    }
+
     /// Envoy's `%RESPONSE_CODE_DETAILS%`.
     pub fn details(self) -> &'static str {
         match self {
@@ -110,6 +122,7 @@ impl H1Error {
             | H1Error::Truncated
             | H1Error::UriTooLong
             | H1Error::VersionNotSupported
+            | H1Error::PlainOnTls
             | H1Error::MethodNotAllowed => "http1.codec_error",
             H1Error::InvalidCharacters => "http1.invalid_characters",
             H1Error::HeadersTooLarge => "http1.headers_too_large",

@@ -63,8 +63,18 @@ pub(super) struct H1Client {
     before: (u64, u64),
     /// Bytes of the fields of both heads, received and sent.
     fields: (u64, u64),
-    /// Nothing has shown yet that it is not HTTP/2 with prior knowledge.
-    sniffing: bool,
+    expected: Expected,
+}
+
+/// What the next bytes of a connection are to be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expected {
+    /// A request of HTTP/1.
+    Request,
+    /// That, or HTTP/2 with prior knowledge.
+    EitherVersion,
+    /// TLS: they are known to be none, and no request is served.
+    Tls,
 }
 
 /// How waiting for a request ended.
@@ -87,9 +97,9 @@ enum Arrival {
     Late(Expired),
 }
 
-/// Serves the connection. With `sniff` it may turn out to be HTTP/2 with prior knowledge.
-pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sniff: bool) {
-    let mut client = H1Client::new(io, env.clone(), sniff);
+/// Serves the connection.
+pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, expected: Expected) {
+    let mut client = H1Client::new(io, env.clone(), expected);
     let stats = env.hcm.stats.clone();
     let mut active = None;
     let lifetime = env.hcm.timeouts.max_connection.map(|limit| after(Instant::now(), limit));
@@ -170,7 +180,7 @@ pub(super) async fn serve(io: Io, connection: Arc<Connection>, env: Arc<Env>, sn
 }
 
 impl H1Client {
-    fn new(io: Io, env: Arc<Env>, sniff: bool) -> H1Client {
+    fn new(io: Io, env: Arc<Env>, expected: Expected) -> H1Client {
         H1Client {
             io,
             read: ReadBuffer::below(env.hcm.buffer_limit),
@@ -190,7 +200,7 @@ impl H1Client {
             requests: 0,
             before: (0, 0),
             fields: (0, 0),
-            sniffing: sniff,
+            expected,
         }
     }
 
@@ -273,13 +283,14 @@ impl H1Client {
 
     /// What the bytes that were read come to; `None` while they are too few to tell.
     fn head(&mut self, stream: &mut Stream) -> Option<Arrival> {
-        if self.sniffing {
+        if self.expected == Expected::EitherVersion {
             if h2_server::has_preface(self.read.filled())? {
                 return Some(Arrival::Http2);
             }
-            self.sniffing = false;
+            self.expected = Expected::Request;
         }
         match self.parser.request(self.read.filled(), &mut stream.request, &self.env.h1) {
+            Ok(Some(_)) if self.expected == Expected::Tls => Some(Arrival::Refused(H1Error::PlainOnTls)),
             Ok(Some(parsed)) if self.claims_tls(&parsed, stream) => {
                 Some(Arrival::Refused(H1Error::HttpsOnPlaintext))
             }

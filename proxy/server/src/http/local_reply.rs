@@ -128,7 +128,7 @@ fn frame_apisix(response: &mut ResponseHead, mut body: Bytes) -> Bytes {
     let mut content_type = "text/plain";
     if body.is_empty() && (matches!(status, 301..=303 | 307 | 308) || status >= 400 && status != 444) {
         content_type = "text/html";
-        body = error_page(status);
+        body = error_page(status, None);
     }
     let headers = &mut response.headers;
     headers.remove(Known::CONTENT_LENGTH);
@@ -166,14 +166,22 @@ fn percent_encode(text: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The error page of APISIX's runtime.
-fn error_page(status: u16) -> Bytes {
+/// Gives a reply its error page, which tells in words what the status does not.
+pub(crate) fn show(reply: &mut LocalReply, told: &str) {
+    reply.body = error_page(reply.status, Some(told));
+    reply.headers.set(Known::CONTENT_TYPE, b"text/html");
+}
+
+/// The error page of APISIX's runtime; `told` stands in its title and below its heading.
+fn error_page(status: u16, told: Option<&str>) -> Bytes {
     // Its status line has another phrase than its page.
     let phrase = if status == 302 { "Found" } else { reason_phrase(status, h1::Profile::Apisix) };
-    let title = format!("{status} {phrase}");
+    let heading = format!("{status} {phrase}");
+    let title = told.map_or_else(|| heading.clone(), |told| format!("{status} {told}"));
+    let told = told.map(|told| format!("<center>{told}</center>\r\n")).unwrap_or_default();
     format!(
-        "<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n<center><h1>{title}</h1></center>\r\n\
-         <hr><center>openresty</center>\r\n<p><em>Powered by <a href=\"https://apisix.apache.org/\">APISIX</a>.\
+        "<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n<center><h1>{heading}</h1></center>\r\n\
+         {told}<hr><center>openresty</center>\r\n<p><em>Powered by <a href=\"https://apisix.apache.org/\">APISIX</a>.\
          </em></p></body>\r\n</html>\r\n"
     )
     .into()

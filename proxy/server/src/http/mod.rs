@@ -39,6 +39,7 @@ use crate::drain::Drain;
 use crate::h1::{H1Options, HeaderCase, Profile};
 use crate::io::{Io, Meter};
 use crate::worker::Worker;
+use h1_server::Expected;
 use sixfold_core::codec_stats::{Http1Counts, Http2Counts};
 use sixfold_core::connection::Connection;
 use sixfold_core::hcm::{CodecType, HttpConnectionManager};
@@ -91,6 +92,14 @@ struct Ending {
 }
 
 impl Env {
+    /// That of a connection that begins.
+    fn begin(io: &mut Io, manager: Manager, worker: Arc<Worker>, drain: Drain) -> Arc<Env> {
+        let Manager { hcm, h1, spared } = manager;
+        io.meter(Meter::Downstream(hcm.stats.clone()));
+        let overload = worker.shared.overload.get().filter(|_| !spared).cloned();
+        Arc::new(Env { hcm, worker, drain, h1, overload, ending: Ending::default() })
+    }
+
     /// What is counted of HTTP/1 of all clients.
     fn http1_counts(&self) -> &Http1Counts {
         self.worker.shared.codecs.http1(&self.worker.shared.metrics)
@@ -118,17 +127,27 @@ pub async fn serve(
     worker: Arc<Worker>,
     drain: Drain,
 ) {
-    let Manager { hcm, h1, spared } = manager;
-    io.meter(Meter::Downstream(hcm.stats.clone()));
+    let env = Env::begin(&mut io, manager, worker, drain);
     let alpn = connection.tls.as_ref().and_then(|t| t.alpn.as_deref()).map(<[u8]>::to_vec);
-    let overload = worker.shared.overload.get().filter(|_| !spared).cloned();
-    let env = Arc::new(Env { hcm, worker, drain, h1, overload, ending: Ending::default() });
     let _served = Served::new(env.clone(), &connection);
     match (env.hcm.codec, alpn.as_deref()) {
         (CodecType::Http2, _) | (CodecType::Auto, Some(b"h2")) => h2_server::serve(io, connection, env).await,
-        (CodecType::Auto, None) => h1_server::serve(io, connection, env, true).await,
-        _ => h1_server::serve(io, connection, env, false).await,
+        (CodecType::Auto, None) => h1_server::serve(io, connection, env, Expected::EitherVersion).await,
+        _ => h1_server::serve(io, connection, env, Expected::Request).await,
     }
+}
+
+/// Answers a client that speaks HTTP without TLS where TLS is spoken, as nginx does: that it is wrong here.
+pub(crate) async fn refuse_plain(
+    mut io: Io,
+    connection: Arc<Connection>,
+    manager: Manager,
+    worker: Arc<Worker>,
+    drain: Drain,
+) {
+    let env = Env::begin(&mut io, manager, worker, drain);
+    let _served = Served::new(env.clone(), &connection);
+    h1_server::serve(io, connection, env, Expected::Tls).await;
 }
 
 /// A connection in the connection manager's statistics, however it ends.

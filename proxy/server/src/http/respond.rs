@@ -35,12 +35,15 @@ pub(super) struct Refusal {
     status: Option<u16>,
     /// Response code details.
     details: &'static str,
+    /// What nginx's page says more than the status does.
+    told: Option<&'static str>,
 }
 
 impl Refusal {
     /// Of bytes that are no request of HTTP/1.
     pub(super) fn of_http1(error: H1Error, profile: Profile) -> Refusal {
-        Refusal { status: Some(error.status(profile)), details: error.details() }
+        let told = error.told().filter(|_| profile == Profile::Apisix);
+        Refusal { status: Some(error.status(profile)), details: error.details(), told }
     }
 
     /// Of a request that the HTTP/2 library has taken. Envoy's codec resets the stream for what is wrong with
@@ -55,7 +58,7 @@ impl Refusal {
             Refused::Authority => "http.invalid_authority",
         };
         let is_reset = profile == Profile::Envoy && matches!(refused, Refused::Fields(_));
-        Refusal { status: (!is_reset).then_some(400), details }
+        Refusal { status: (!is_reset).then_some(400), details, told: None }
     }
 }
 
@@ -69,6 +72,9 @@ pub(super) async fn refuse<D: Downstream>(
 ) {
     let status = refusal.status.unwrap_or_default();
     let mut reply = local_reply::malformed(status, refusal.details, env.hcm.profile);
+    if let Some(told) = refusal.told {
+        local_reply::show(&mut reply, told);
+    }
     if refusal.status.is_none() {
         reply.reset = true;
         stream.flags.insert(Flag::DPE);

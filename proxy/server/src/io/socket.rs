@@ -4,6 +4,7 @@ use super::IdleState;
 use crate::buffer::{LARGE, PIECE, give_readable, readable};
 use crate::deadline::{Deadline, bounded};
 use socket2::SockRef;
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -16,6 +17,12 @@ pub struct Socket {
     pub(super) stream: Stream,
     /// Bytes read ahead, most often none.
     pub(super) front: Option<Box<Front>>,
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Socket").field("peer", &self.peer_addr()).finish_non_exhaustive()
+    }
 }
 
 pub(super) enum Stream {

@@ -11,10 +11,11 @@ use crate::drain::Drain;
 use crate::http;
 use crate::io::{Filtering, Io, Socket};
 use crate::tcp_proxy::{self, Routed, Terms};
-use crate::tls::{self, HandshakeError};
+use crate::tls::{self, HandshakeError, Unnamed};
 use crate::worker::{Shared, Worker};
 use sixfold_core::connection::{Connection, Kept};
 use sixfold_core::flags::Flag;
+use sixfold_core::hcm::Profile;
 use sixfold_core::listener::{
     ConnectionFilter, L4Proxy, L4Subject, ListenerStats, MatchInput, NetworkFilter,
 };
@@ -173,17 +174,27 @@ async fn serve_chain(
         None => Io::plain(socket),
         Some(tls) => {
             let mut deadline = Deadline::after(handshake_time(chain.handshake_timeout, listener, worker));
-            let handshake = tls::accept(socket, tls, &mut deadline);
+            let unnamed = if is_apisix(&chain.filter) { Unnamed::Alert } else { Unnamed::Close };
+            let handshake = tls::accept(socket, tls, unnamed, &mut deadline);
             // A listener that goes away does not wait for handshakes beyond its deadline either.
             let outcome = drain.connection().serve(Box::pin(handshake)).await;
             match count_handshake(outcome, &listener.config.stats) {
-                Some(accepted) => {
+                Ok(accepted) => {
                     connection.tls = Some(accepted.info);
                     accepted.io
                 }
-                None => {
-                    count_unserved(&chain.filter);
-                    return log(listener, Arc::new(connection), None);
+                Err(plain) => {
+                    let connection = Arc::new(connection);
+                    let manager = active.http.clone().filter(|_| is_apisix(&chain.filter));
+                    match (plain, manager) {
+                        (Some(socket), Some(manager)) => {
+                            let (io, shared) = (Io::plain(*socket), connection.clone());
+                            let work = http::refuse_plain(io, shared, manager, worker.clone(), drain);
+                            guard.serve(Box::pin(work)).await;
+                        }
+                        _ => count_unserved(&chain.filter),
+                    }
+                    return log(listener, connection, None);
                 }
             }
         }
@@ -302,14 +313,24 @@ fn count_unserved(filter: &NetworkFilter) {
     }
 }
 
+/// Whether what stands behind a chain is as in APISIX's nginx, which tells clients why it does not serve them.
+fn is_apisix(filter: &NetworkFilter) -> bool {
+    match filter {
+        NetworkFilter::Http(manager) => manager.profile == Profile::Apisix,
+        NetworkFilter::Routed(_) => true,
+        NetworkFilter::Tcp(_) | NetworkFilter::Direct(_) => false,
+    }
+}
+
+/// Counts how a handshake ended. Where it did not begin, for the client does not speak TLS, its connection is left.
 fn count_handshake(
     outcome: Option<Result<tls::Accepted, HandshakeError>>,
     stats: &ListenerStats,
-) -> Option<tls::Accepted> {
+) -> Result<tls::Accepted, Option<Box<Socket>>> {
     match outcome {
         Some(Ok(accepted)) => {
             stats.tls().count(&accepted.info);
-            return Some(accepted);
+            return Ok(accepted);
         }
         Some(Err(HandshakeError::Io(error))) if error.kind() == io::ErrorKind::TimedOut => {
             stats.downstream_cx_transport_socket_connect_timeout().inc();
@@ -317,10 +338,13 @@ fn count_handshake(
         Some(Err(reason)) => {
             tracing::debug!(%reason, "a TLS handshake failed");
             stats.tls().count_failure(reason.failure());
+            if let HandshakeError::PlainText(socket) = reason {
+                return Err(Some(socket));
+            }
         }
         None => stats.tls().count_failure(HandshakeFailure::Other),
     }
-    None
+    Err(None)
 }
 
 /// Writes the listener's own access logs when a connection ends; `refused` says why no chain served it.

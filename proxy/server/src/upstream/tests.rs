@@ -3,6 +3,7 @@ use super::pool::LOOK_AGAIN;
 use super::*;
 use crate::deadline::Deadline;
 use crate::io::Socket;
+use crate::tls::Unnamed;
 use crate::wire::h2_guard::{Guarded, PeerTimeouts};
 use sixfold_core::cluster::{
     Address, BreakerLimits, Cluster, ClusterConfig, Clusters, Host, HostConfig, Http2Options, Reasons,
@@ -59,7 +60,8 @@ impl Endpoint {
             let tls = tls.clone();
             async move {
                 let mut limit = Deadline::after(Duration::from_secs(5));
-                let accepted = crate::tls::accept(Socket::tcp(socket), &tls, &mut limit).await.unwrap();
+                let accepted =
+                    crate::tls::accept(Socket::tcp(socket), &tls, Unnamed::Close, &mut limit).await.unwrap();
                 let (options, timeouts) = (Http2Options::default(), PeerTimeouts::default());
                 let io = Guarded::server(accepted.io, Vec::new(), &options, timeouts);
                 match accepted.info.alpn.as_deref() {

@@ -3,6 +3,7 @@ use super::*;
 use crate::buffer::ReadBuffer;
 use crate::deadline::{Deadline, within};
 use crate::io::{Io, Socket, Transport};
+use crate::tls::Unnamed;
 use sixfold_core::tls::{
     ClientContext, ClientSettings, Identity, Pem, ServerContext, ServerSettings, ServerTls,
 };
@@ -85,7 +86,7 @@ async fn an_answer_is_flushed_though_nothing_else_is_written() {
     let name = rustls_pki_types::ServerName::try_from("a.test").unwrap();
     let connector = tokio_rustls::TlsConnector::from(config);
     let mut limit = Deadline::after(Duration::from_secs(30));
-    let accept = crate::tls::accept(Socket::tcp(server), &tls, &mut limit);
+    let accept = crate::tls::accept(Socket::tcp(server), &tls, Unnamed::Close, &mut limit);
     let (accepted, client) = tokio::join!(accept, connector.connect(name, client));
     let (accepted, mut client) = (accepted.unwrap(), client.unwrap());
     let filter = Talks::new(PIECE, false);

@@ -3,6 +3,7 @@
 use super::*;
 use crate::connect::{Alpn, ConnectError, Handshake, connect};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use sixfold_core::hcm::{HttpConnectionManager, Profile};
 use sixfold_core::matcher::StringMatcher;
 use sixfold_core::tls::{
     ClientContext, ClientSettings, ClientTls, Identity, NamedContexts, Pem, SanKind, SanMatcher,
@@ -61,6 +62,10 @@ fn seen(stream: &tokio_rustls::client::TlsStream<TcpStream>) -> String {
 }
 
 fn with_tls(listener: Listener, tls: &Arc<ServerTls>) -> Listener {
+    behind_tls(listener, tls, || says("secret"))
+}
+
+fn behind_tls(listener: Listener, tls: &Arc<ServerTls>, filter: impl Fn() -> NetworkFilter) -> Listener {
     let chains = listener
         .chains
         .iter()
@@ -72,7 +77,7 @@ fn with_tls(listener: Listener, tls: &Arc<ServerTls>) -> Listener {
                 handshake_timeout: Duration::from_millis(500),
                 filters: Arc::default(),
                 metadata: Arc::default(),
-                filter: says("secret"),
+                filter: filter(),
                 fingerprint: c.fingerprint,
             })
         })
@@ -130,6 +135,37 @@ async fn clients_that_do_not_speak_tls_are_closed_without_a_word() {
     let mut text = String::new();
     good.read_to_string(&mut text).await.unwrap();
     assert_eq!((text.as_str(), stats.tls().counts().handshake().get()), ("secret", 1));
+    fixture.end().await;
+}
+
+/// Both were as from Envoy: the connection ended, which looks like a broken network.
+#[tokio::test]
+async fn clients_of_apisix_are_told_why_they_are_not_served() {
+    let fixture = Fixture::start();
+    let hcm = |profile| {
+        let hcm = crate::http::edge::tests::hcm(Default::default(), Default::default());
+        NetworkFilter::Http(Arc::new(HttpConnectionManager { profile, ..hcm }))
+    };
+    let tls = ServerTls::new(None, vec![("a.test".into(), authority().context("a.test"))]);
+    let [apisix, envoy] = [("a", Profile::Apisix), ("b", Profile::Envoy)]
+        .map(|(name, profile)| behind_tls(fixture.listener(name, says("")), &tls, || hcm(profile)));
+    let apisix = fixture.apply(apisix).await;
+    let envoy = fixture.apply(envoy).await;
+    let failure = async |address| dial(address, "other.test", ClientSettings::default()).await.unwrap_err();
+    assert_eq!(failure(apisix).await.to_string(), "received fatal alert: UnrecognizedName");
+    assert_eq!(failure(envoy).await.kind(), std::io::ErrorKind::UnexpectedEof);
+    let plain = b"GET /x HTTP/1.1\r\nHost: a.test\r\n\r\n";
+    let page = exchange(apisix, plain).await;
+    assert!(page.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{page}");
+    for part in [
+        "<title>400 The plain HTTP request was sent to HTTPS port</title>",
+        "<center><h1>400 Bad Request</h1></center>\r\n<center>The plain HTTP request was sent to HTTPS port</center>",
+        "Content-Type: text/html; charset=utf-8\r\n",
+        "Connection: close\r\n",
+    ] {
+        assert!(page.contains(part), "{part} is not in {page}");
+    }
+    assert_eq!(exchange(envoy, plain).await, "");
     fixture.end().await;
 }
 
