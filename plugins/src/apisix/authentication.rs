@@ -1,7 +1,7 @@
 //! What all of APISIX's authenticators do with a consumer that they have found, or not (apisix/consumer.lua).
 
 use crate::apisix;
-use sixfold_core::headers::{HeaderName, Known};
+use sixfold_core::headers::HeaderName;
 use sixfold_core::plugin::{BuildContext, Identities, Identity, LocalReply, OwnedHeaders, Step};
 use sixfold_core::stream::Stream;
 use std::sync::{Arc, LazyLock};
@@ -102,7 +102,7 @@ impl Authentication {
 
     fn refusal(&self, message: &str) -> LocalReply {
         let mut reply = apisix::message_reply(401, message);
-        reply.headers.set(Known::WWW_AUTHENTICATE, self.challenge.as_bytes());
+        reply.headers.push(b"WWW-Authenticate", self.challenge.as_bytes());
         reply
     }
 }

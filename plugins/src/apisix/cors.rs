@@ -128,7 +128,7 @@ impl Cors {
         let origin = origin.as_ref().map(|origin| origin.0.as_slice());
         let headers = &mut stream.response.headers;
         if self.varies {
-            headers.append(Known::VARY, b"Origin");
+            headers.push(b"Vary", b"Origin");
         }
         let by_metadata = origin.filter(|origin| self.is_told(origin));
         let allowed =

@@ -80,9 +80,9 @@ impl Collector {
             Concat::Json => b"application/json",
             Concat::NewLine => b"text/plain",
         };
-        headers.set(Known::CONTENT_TYPE, kind);
+        headers.push(b"Content-Type", kind);
         if let Some(value) = &config.auth_header {
-            headers.set(Known::AUTHORIZATION, value.as_bytes());
+            headers.push(b"Authorization", value.as_bytes());
         }
         Ok(Collector {
             callout: context.callout.clone(),

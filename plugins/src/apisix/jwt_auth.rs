@@ -190,7 +190,7 @@ impl JwtAuth {
                 request.headers.remove(&self.header);
             }
             Source::Query => query::remove_argument(&mut request.target, self.query.as_bytes()),
-            Source::Cookie => cookies::clear(&mut request.headers, self.cookie.as_bytes()),
+            Source::Cookie => cookies::clear(&mut request.headers, "Cookie", self.cookie.as_bytes()),
         }
     }
 

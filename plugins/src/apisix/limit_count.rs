@@ -20,7 +20,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::headers::HeaderName;
-use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, Metadata, Plugin, Slot, Step};
+use sixfold_core::plugin::{ApisixFactory, BuildContext, Built, LocalReply, Metadata, Plugin, Slot, Step};
 use sixfold_core::stream::Stream;
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -202,7 +202,8 @@ impl LimitCount {
     fn access<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
         let asked = match self.asked(stream) {
             Ok(asked) => asked,
-            Err(reason) => return self.fail(&reason),
+            // APISIX gives no message for these.
+            Err(reason) => return self.fail(&reason, || LocalReply::new(500, "", "")),
         };
         if let Some(remote) = &self.remote {
             return Step::Wait(Box::pin(self.access_remote(remote, asked, stream, slot)));
@@ -228,7 +229,7 @@ impl LimitCount {
             match remote.take(self.window, &self.scope, &asked).await {
                 Ok(taken) if self.note(stream, slot, asked, taken) => {}
                 Ok(_) => return Step::Respond(self.rejection.reply()),
-                Err(fault) => return self.fail(&fault),
+                Err(fault) => return self.fail(&fault, || error_reply(500, "failed to limit count")),
             }
         }
         Step::Continue
@@ -247,12 +248,12 @@ impl LimitCount {
     }
 
     /// What a request gets that can't be counted.
-    fn fail<'a>(&self, reason: &dyn std::fmt::Display) -> Step<'a> {
+    fn fail<'a>(&self, reason: &dyn std::fmt::Display, reply: impl FnOnce() -> LocalReply) -> Step<'a> {
         if self.allow_degradation {
             return Step::Continue;
         }
         tracing::error!(%reason, scope = &*self.scope, "limit-count failed");
-        Step::Respond(error_reply(500, "failed to limit count"))
+        Step::Respond(reply())
     }
 
     /// `$rate_limiting_info`, which is made for those whose log shows it.

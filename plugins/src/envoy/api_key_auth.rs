@@ -147,7 +147,7 @@ impl Source {
                 request.headers.remove(name);
             }
             Source::Query(name) => query::remove_parameter(&mut request.target, name.as_bytes()),
-            Source::Cookie(name) => cookies::clear(&mut request.headers, name.as_bytes()),
+            Source::Cookie(name) => cookies::clear(&mut request.headers, "cookie", name.as_bytes()),
         }
     }
 }

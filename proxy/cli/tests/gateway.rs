@@ -368,6 +368,40 @@ fn plugins_change_what_the_gateway_says_of_itself() {
     assert_eq!(process.wait(), 0);
 }
 
+/// The field's name was in lower case, and what can't be counted had the message of a store that fails.
+#[test]
+fn refusals_of_plugins_are_written_as_in_apisix() {
+    let (directory, port, status) = (Directory::new(), free_port(), free_port());
+    let config = directory.write("config.yaml", &configuration(port, status));
+    let rules = "{rules: [{count: 1, time_window: 60, key: $arg_a}]}";
+    directory.write(
+        "apisix.yaml",
+        &format!(
+            "routes:\n  - {{id: k, uri: /k, plugins: {{key-auth: {{}}}}, upstream: {{nodes: {{'127.0.0.1:1': 1}}}}}}\n  \
+             - {{id: l, uri: /l, plugins: {{limit-count: {rules}}}, upstream: {{nodes: {{'127.0.0.1:1': 1}}}}}}\n#END\n"
+        ),
+    );
+    let mut process = Process::start(&["run", "-c", &config, "--log-level", "error"]);
+    process.until("readiness", || get(status, "/status/ready").filter(|r| r.status == 200));
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    support::send(&mut stream, "GET", "/k", &["Connection: close"]);
+    let mut refused = String::new();
+    stream.read_to_string(&mut refused).unwrap();
+    assert!(
+        refused.starts_with("HTTP/1.1 401 ") && refused.contains("WWW-Authenticate: apikey"),
+        "{refused}"
+    );
+    let uncounted = get(port, "/l").unwrap();
+    assert!(uncounted.status == 500, "{uncounted:?}");
+    assert!(uncounted.body.contains("<title>500 Internal Server Error</title>"), "{uncounted:?}");
+    // nginx says what is wrong with a head that is too large.
+    let large = request(port, "GET", "/", &[&format!("X-Large: {}", "a".repeat(60_000))]).unwrap();
+    assert!(large.status == 400, "{}", large.head);
+    assert!(large.body.contains("<title>400 Request Header Or Cookie Too Large</title>"), "{}", large.body);
+    process.signal("INT");
+    assert_eq!(process.wait(), 0);
+}
+
 #[test]
 fn a_wrong_file_stops_the_start() {
     let directory = Directory::new();

@@ -100,7 +100,7 @@ fn entries_reach_a_collector_and_those_that_wait_do_at_the_end() {
     let (directory, (collects, collected), up) = (Directory::new(), collector(1), upstream());
     let resources = format!(
         "routes:\n  - id: now\n    uri: /now\n    plugins:\n      http-logger: {{uri: 'http://127.0.0.1:{collects}/logs?a=b', \
-         batch_max_size: 1, max_retry_count: 1, retry_delay: 0, include_req_body: true, include_resp_body: true}}\n    \
+         batch_max_size: 1, auth_header: Basic eA, max_retry_count: 1, retry_delay: 0, include_req_body: true, include_resp_body: true}}\n    \
          upstream: {{nodes: {{'127.0.0.1:{up}': 1}}}}\n  \
          - id: late\n    uri: /late\n    plugins:\n      http-logger: {{uri: 'http://127.0.0.1:{collects}', \
          log_format: {{u: $uri, k: $post_arg.k}}}}\n    upstream: {{nodes: {{'127.0.0.1:{up}': 1}}}}"
@@ -108,10 +108,9 @@ fn entries_reach_a_collector_and_those_that_wait_do_at_the_end() {
     let (mut process, port) = start(&directory, "", &resources);
     assert_eq!(post(port, "/now", "text/plain", "what").status, 200);
     let (head, entry) = collected.recv_timeout(LIMIT).expect("it is sent again");
-    assert!(
-        head.starts_with("POST /logs?a=b HTTP/1.1\r\n") && head.contains("Host: 127.0.0.1\r\n"),
-        "{head}"
-    );
+    let fields = ["Host: 127.0.0.1\r\n", "Authorization: Basic eA\r\n", "Content-Type: application/json\r\n"];
+    assert!(head.starts_with("POST /logs?a=b HTTP/1.1\r\n"), "{head}");
+    assert!(fields.iter().all(|field| format!("{head}\r\n").contains(field)), "{head}");
     assert_eq!((&entry["request"]["body"], &entry["route_id"]), (&"what".into(), &"now".into()));
     assert_eq!(entry["response"]["body"], Value::from("POST /now HTTP/1.1|what"));
     assert_eq!(entry["upstream"], Value::from(format!("127.0.0.1:{up}")));
@@ -122,6 +121,7 @@ fn entries_reach_a_collector_and_those_that_wait_do_at_the_end() {
     let (_, entries) = collected.recv_timeout(LIMIT).expect("what waits is sent at the end");
     assert_eq!(entries, serde_json::json!([{"u": "/late", "k": "7", "route_id": "late"}]));
 }
+
 /// Entries had the host and the two fields that the upstream is told, and nothing of the connection.
 #[test]
 fn entries_have_the_request_of_the_client() {
@@ -159,7 +159,6 @@ fn entries_have_the_request_of_the_client() {
     let plain = entry("/b", &[]);
     assert_eq!((&plain["r"], &plain["f"]), (&Value::Null, &Value::Null), "{plain}");
 }
-
 
 #[test]
 fn files_are_written_and_opened_anew() {
