@@ -61,6 +61,8 @@ pub struct Config {
     pub proxy_mode: ProxyMode,
     /// `apisix.stream_proxy`: addresses for TCP and UDP.
     pub stream_proxy: StreamProxy,
+    /// There is no file: what it would say is not known.
+    pub(crate) is_assumed: bool,
     /// The log of streams (`nginx_config.stream`); off by default.
     pub stream_log: Option<AccessLog>,
     /// Peers that are believed who the client is by the PROXY protocol, in streams (`nginx_config.stream.real_ip_from`).
@@ -383,7 +385,14 @@ impl Config {
     /// As [`Config::parse`].
     pub fn standalone(text: &str, environment: &EnvVars) -> Result<Config, Vec<ConfigError>> {
         const ROLE: &str = "deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}\n";
-        Config::parse(&format!("{ROLE}{text}"), "config.yaml", environment)
+        let config = Config::parse(&format!("{ROLE}{text}"), "config.yaml", environment)?;
+        Ok(Config { is_assumed: text.is_empty(), ..config })
+    }
+
+    /// Whether stream routes have an address to listen on; what no config.yaml stands beside may have one.
+    pub(crate) fn listens_to_streams(&self) -> bool {
+        let has_address = !self.stream_proxy.tcp.is_empty() || !self.stream_proxy.udp.is_empty();
+        self.is_assumed || self.proxy_mode.has_streams() && has_address
     }
 
     /// Whether resources come by the standalone API: the file is what they begin with.

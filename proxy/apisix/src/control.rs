@@ -1,4 +1,4 @@
-//! The control API (`apisix/control/v1.lua`): what the gateway has, for those on its machine.
+//! The control API (`apisix/control/v1.lua`): what the gateway has in force, for those on its machine.
 
 mod checkers;
 
@@ -20,14 +20,15 @@ use crate::plugin::{self, Catalog};
 use crate::reload::Reloads;
 use crate::resource::Kind;
 use crate::schema;
-use crate::source::Checker;
-use crate::store::{Kept, Key, Store};
+use crate::source::{Checker, InForce, RefusedResource, Serves};
+use crate::store::{Kept, Key};
 use sixfold_core::cluster::Clusters;
+use sixfold_core::error::ConfigError;
 use sixfold_core::plugin::Registry;
 
 /// Answers requests of the control API.
 pub struct ControlApi {
-    store: Arc<dyn Store>,
+    in_force: Arc<InForce>,
     /// Where resources are from.
     provider: Provider,
     /// What upstreams have become.
@@ -48,6 +49,8 @@ enum Page {
     One(Kind),
     AllMetadata,
     Metadata,
+    /// What is not in force though it is written: ours.
+    Refused,
     Collect,
     ReloadPlugins,
     /// That of the example-plugin.
@@ -66,6 +69,7 @@ const PAGES: &[(&str, Page)] = &[
     ("/v1/upstream/{id}", Page::One(Kind::Upstream)),
     ("/v1/plugin_metadatas", Page::AllMetadata),
     ("/v1/plugin_metadata/{name}", Page::Metadata),
+    ("/v1/refused", Page::Refused),
     ("/v1/gc", Page::Collect),
     ("/v1/plugins/reload", Page::ReloadPlugins),
     ("/v1/plugin/example-plugin/hello", Page::Hello),
@@ -82,10 +86,10 @@ impl Page {
 }
 
 impl ControlApi {
-    /// Of the resources in a store, and of the clusters that they have become.
+    /// Of the resources in force, and of the clusters that they have become.
     pub fn new(
         config: &Config,
-        (store, clusters): (Arc<dyn Store>, Arc<Clusters>),
+        (in_force, clusters): (Arc<InForce>, Arc<Clusters>),
         registry: Registry,
         environment: EnvVars,
         reloads: Arc<Reloads>,
@@ -99,7 +103,7 @@ impl ControlApi {
         let make_checker = Box::new(move |config: &Config| {
             Checker::new(config.clone(), registry.clone(), environment.clone())
         });
-        ControlApi { store, provider, clusters, make_checker, reloads, router }
+        ControlApi { in_force, provider, clusters, make_checker, reloads, router }
     }
 
     /// What knows the plugins by the lists that were read last.
@@ -117,11 +121,12 @@ impl ControlApi {
         let last = path.rsplit('/').next().unwrap_or_default();
         let answered = match page {
             Page::Schema => Ok(AdminReply::json(StatusCode::OK, &self.schema())),
-            Page::Checkers => self.checkers(request),
+            Page::Checkers => Ok(self.checkers(request)),
             Page::Checker => self.checker_of(request, &path),
-            Page::All(kind) => self.all(kind),
+            Page::All(kind) => Ok(self.all(kind)),
             Page::One(kind) => self.one(kind, last),
-            Page::AllMetadata => self.all_metadata(),
+            Page::AllMetadata => Ok(self.all_metadata()),
+            Page::Refused => Ok(self.refused()),
             Page::Metadata => self.metadata(last),
             Page::Collect => Ok(AdminReply::empty(StatusCode::OK)),
             Page::Hello if request.parameter("json").is_some() => {
@@ -150,23 +155,46 @@ impl ControlApi {
         })
     }
 
-    fn all(&self, kind: Kind) -> Result<AdminReply, AdminReply> {
-        let all = self.store.list(kind)?;
-        let (checker, prefix) = (self.known(), self.store.prefix());
-        let shown = all.iter().map(|(key, kept)| in_memory(prefix, key, kept, checker.catalog())).collect();
-        Ok(AdminReply::json(StatusCode::OK, &list(shown)))
+    fn all(&self, kind: Kind) -> AdminReply {
+        let (all, checker) = (self.in_force.list(kind), self.known());
+        let shown = all.iter().map(|(key, kept)| self.shown(key, kept, checker.catalog()));
+        AdminReply::json(StatusCode::OK, &list(shown.collect()))
     }
 
     fn one(&self, kind: Kind, id: &str) -> Result<AdminReply, AdminReply> {
         let key = Key::new(kind, id);
         let missing = || AdminReply::error(StatusCode::NOT_FOUND, format!("{kind}[{id}] not found"));
-        let kept = self.store.get(&key)?.ok_or_else(missing)?;
-        let shown = in_memory(self.store.prefix(), &key, &kept, self.known().catalog());
+        let kept = self.in_force.get(&key).ok_or_else(missing)?;
+        let shown = self.shown(&key, &kept, self.known().catalog());
         Ok(AdminReply::json(StatusCode::OK, &shown))
     }
 
-    fn all_metadata(&self) -> Result<AdminReply, AdminReply> {
-        let mut all = self.store.list(Kind::PluginMetadata)?;
+    /// A resource in force; with why what is written now is not, if that was refused.
+    fn shown(&self, key: &Key, kept: &Kept, catalog: &Catalog) -> Value {
+        let mut shown = in_memory(self.in_force.prefix(), key, kept, catalog);
+        if let Some(refused) = self.in_force.refused_of(key) {
+            shown["refused"] = faults(&refused.faults);
+        }
+        shown
+    }
+
+    /// What is written and not in force, and why.
+    fn refused(&self) -> AdminReply {
+        let shown = |RefusedResource { key, faults: told, serves }: RefusedResource| {
+            let serves = match serves {
+                Serves::Earlier => "an earlier value",
+                Serves::Nothing => "nothing",
+                Serves::Itself => "this value",
+            };
+            json!({"key": key.path(self.in_force.prefix()), "in_force": serves, "errors": faults(&told)})
+        };
+        let refused: Vec<Value> = self.in_force.refused().into_iter().map(shown).collect();
+        let unread = self.in_force.why_unread();
+        AdminReply::json(StatusCode::OK, &json!({"refused": refused, "unread": faults(&unread)}))
+    }
+
+    fn all_metadata(&self) -> AdminReply {
+        let mut all = self.in_force.list(Kind::PluginMetadata);
         // By the list of plugins, as APISIX goes through it.
         let current = self.reloads.current();
         let place = |name: &str| match &current.plugins.http {
@@ -175,15 +203,21 @@ impl ControlApi {
         };
         all.sort_by_key(|(key, _)| place(key.id.as_str()).unwrap_or(usize::MAX));
         let shown = all.iter().map(|(_, kept)| kept_value(kept)).collect();
-        Ok(AdminReply::json(StatusCode::OK, &list(shown)))
+        AdminReply::json(StatusCode::OK, &list(shown))
     }
 
     fn metadata(&self, name: &str) -> Result<AdminReply, AdminReply> {
         let missing =
             || AdminReply::error(StatusCode::NOT_FOUND, format!("plugin metadata[{name}] not found"));
-        let kept = self.store.get(&Key::new(Kind::PluginMetadata, name))?.ok_or_else(missing)?;
+        let kept = self.in_force.get(&Key::new(Kind::PluginMetadata, name)).ok_or_else(missing)?;
         Ok(AdminReply::json(StatusCode::OK, &kept_value(&kept)))
     }
+}
+
+/// Faults by field and reason, and as the log has them.
+fn faults(errors: &[ConfigError]) -> Value {
+    let told = |error: &ConfigError| json!({"field": error.field, "reason": error.reason, "message": error.to_string()});
+    errors.iter().map(told).collect()
 }
 
 /// An empty list is an empty table of Lua, which is written as an object.
@@ -288,15 +322,14 @@ mod tests {
         let told = |plugins: &str| {
             let text = format!("deployment: {{role: traditional}}\n{plugins}");
             let config = Config::parse(&text, "config.yaml", &crate::testing::environment()).unwrap();
-            let store = Arc::new(crate::store::MemoryStore::default());
+            let in_force = Arc::new(InForce::new(Arc::new(crate::store::MemoryStore::default())));
             for name in ["example-plugin", "file-logger", "what"] {
-                let value = json!({ "id": name }).to_string().into();
-                crate::store::StoreExt::put(&*store, &Key::new(Kind::PluginMetadata, name), value).unwrap();
+                in_force.put(&Key::new(Kind::PluginMetadata, name), &json!({ "id": name }).to_string());
             }
             let (registry, environment) = (crate::testing::registry(), crate::testing::environment());
-            let sources: (Arc<dyn Store>, _) = (store, Arc::default());
+            let sources = (in_force, Arc::default());
             let api = ControlApi::new(&config, sources, registry, environment, Reloads::none(&config));
-            let body = api.all_metadata().unwrap().body;
+            let body = api.all_metadata().body;
             let all: Vec<Value> = serde_json::from_slice(&body).unwrap();
             all.iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
         };

@@ -33,7 +33,7 @@ pub use listener::APISIX_VERSION;
 pub use plugin::{Decryption, duplicate_key};
 pub use reload::Reloads;
 pub use source::{
-    ETCD_HOST, Feed, Findings, Loaded, ROUTE_TABLE, Source, SourceContext, Update, load, load_config,
-    load_resources, look_at_etcd, open_store, validate, validate_resources,
+    ETCD_HOST, Feed, Findings, InForce, Loaded, ROUTE_TABLE, RefusedResource, Serves, Source, SourceContext,
+    Update, load, load_config, load_resources, look_at_etcd, open_store, validate, validate_resources,
 };
 pub use yaml::yaml;

@@ -9,6 +9,7 @@ mod candidate;
 mod check;
 mod feed;
 mod figures;
+mod in_force;
 mod l4;
 mod record;
 mod roll;
@@ -34,10 +35,12 @@ use self::candidate::{Candidate, new_faults};
 pub use self::check::{Findings, validate, validate_resources};
 pub use self::feed::Feed;
 use self::figures::Figures;
+use self::in_force::named;
+pub use self::in_force::{InForce, RefusedResource, Serves};
 use self::record::Builder;
 pub(crate) use self::record::ServiceParts;
 pub(crate) use self::single::Checker;
-use self::state::{Fault, State};
+use self::state::State;
 use crate::admin::StandaloneStore;
 use crate::config::{Config, EnvVars, EtcdConfig, Provider, Role};
 use crate::file;
@@ -102,6 +105,7 @@ pub struct Source {
     chains: ChainCache,
     shared: SharedParts,
     figures: Figures,
+    in_force: Arc<InForce>,
     reloads: Option<Arc<Reloads>>,
     /// The lists of plugins that were taken last of those.
     taken: Option<Arc<Config>>,
@@ -277,8 +281,9 @@ impl Source {
         context.compile.build.tls_ports = secure.collect();
         let (state, chains, shared) = Default::default();
         let figures = Figures::new(&config.deployment.provider, context.compile.metrics());
+        let in_force = Arc::new(InForce::new(store.clone()));
         let (reloads, taken, outdated) = Default::default();
-        Source { context, config, store, state, chains, shared, figures, reloads, taken, outdated }
+        Source { context, config, store, state, chains, shared, figures, in_force, reloads, taken, outdated }
     }
 
     /// Has it follow the lists of plugins of config.yaml.
@@ -302,6 +307,11 @@ impl Source {
         &self.store
     }
 
+    /// What is in force of them, and what was refused, now and later.
+    pub fn in_force(&self) -> &Arc<InForce> {
+        &self.in_force
+    }
+
     /// Takes what has changed in the store since the last call, the first time everything.
     ///
     /// # Errors
@@ -321,6 +331,9 @@ impl Source {
         });
         self.outdated &= taken.is_err();
         self.figures.told(taken.is_ok());
+        if let Err(errors) = &taken {
+            self.in_force.unread(errors);
+        }
         taken
     }
 
@@ -331,8 +344,11 @@ impl Source {
     fn take(&mut self, read: impl FnOnce(&mut Batch<'_>) -> Read) -> Result<Update, Vec<ConfigError>> {
         let (candidate, warnings) = self.candidate(read)?;
         let refused = new_faults(&candidate.refused, &self.state);
-        let mut refused: Vec<ConfigError> = refused.into_iter().map(|fault| self.named(fault)).collect();
+        let mut refused: Vec<ConfigError> =
+            refused.into_iter().map(|fault| named(&*self.store, fault)).collect();
         refused.sort_by(|a, b| (&a.file, a.place).cmp(&(&b.file, b.place)));
+        self.in_force.follow(&candidate, &self.state);
+        self.figures.refused(&self.in_force.refused_number());
         Ok(Update { diff: candidate.accept(&mut self.state), refused, warnings })
     }
 
@@ -348,29 +364,19 @@ impl Source {
         let mut warnings = read(&mut batch)?;
         match Candidate::new(&mut batch, &mut self.chains) {
             Ok(candidate) => {
-                self.figures.changed(&batch.revisions);
+                let shown = batch.revisions.iter();
+                self.figures
+                    .changed(shown.map(|(kind, revision)| (*kind, self.store.shown_revision(*revision))));
                 let odd = std::mem::take(&mut batch.warnings);
-                warnings.extend(odd.into_iter().map(|fault| self.named(fault)));
+                warnings.extend(odd.into_iter().map(|fault| named(&*self.store, fault)));
                 Ok((candidate, warnings))
             }
             Err(error) => {
                 let resources = new_faults(&batch.refused, &self.state);
-                let resources = resources.into_iter().map(|fault| self.named(fault));
+                let resources = resources.into_iter().map(|fault| named(&*self.store, fault));
                 Err(error.into_all().into_iter().chain(resources).collect())
             }
         }
-    }
-
-    /// The error with the name of its resource, and its place in the file if there is one.
-    fn named(&self, fault: Fault) -> ConfigError {
-        let Fault { about, mut error } = fault;
-        if let Some(origin) = self.store.origin(&about) {
-            let mut place = error.place.unwrap_or_else(|| sixfold_core::error::Place::new(1, 1));
-            place.line = (place.line + origin.line).saturating_sub(1);
-            error.place = Some(self.store.written(place));
-            error = error.in_file(origin.file);
-        }
-        error.in_resource(about.to_string())
     }
 }
 

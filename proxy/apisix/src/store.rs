@@ -223,6 +223,11 @@ pub trait Store: Send + Sync {
         true
     }
 
+    /// The revision that people know a [`Change::revision`] by.
+    fn shown_revision(&self, revision: u64) -> u64 {
+        revision
+    }
+
     /// Where something was written that stands at a place of what was read last: variables may have been replaced.
     fn written(&self, place: Place) -> Place {
         place
@@ -288,6 +293,15 @@ impl Document {
     /// Whether it is [`Document::unread`].
     pub(crate) fn is_unread(&self) -> bool {
         matches!(self.0, Content::Unread)
+    }
+
+    /// The value as JSON, without its places.
+    pub(crate) fn text(&self) -> Bytes {
+        match &self.0 {
+            Content::Json(text) => text.clone(),
+            Content::Node(node) => node.to_json().to_string().into(),
+            Content::Unread => Bytes::new(),
+        }
     }
 
     /// The value with its places.

@@ -9,7 +9,7 @@ use sixfold_apisix::admin::{
 use sixfold_apisix::config::{AdminConfig, AdminKey, AdminRole, Config, EnvVars, Provider};
 use sixfold_apisix::control::ControlApi;
 use sixfold_apisix::store::Store;
-use sixfold_apisix::{Reloads, SourceContext};
+use sixfold_apisix::{InForce, Reloads, SourceContext};
 use sixfold_core::cluster::Clusters;
 use sixfold_core::files::keep_name;
 use sixfold_core::plugin::{Consumers, PluginMetadata};
@@ -93,6 +93,8 @@ pub(crate) struct Sources<'a> {
     /// Its lists of plugins.
     pub(crate) reloads: Arc<Reloads>,
     pub(crate) store: Arc<dyn Store>,
+    /// What is in force of it.
+    pub(crate) in_force: Arc<InForce>,
     pub(crate) standalone: Option<Arc<StandaloneStore>>,
     /// Those in force.
     pub(crate) consumers: Arc<Consumers>,
@@ -124,7 +126,7 @@ impl Sources<'_> {
 
     pub(crate) fn control(&self) -> Server {
         let reloads = self.reloads.clone();
-        let sources = (self.store.clone(), self.clusters.clone());
+        let sources = (self.in_force.clone(), self.clusters.clone());
         Server::Control(ControlApi::new(self.config, sources, plugins(), EnvVars::Process, reloads))
     }
 

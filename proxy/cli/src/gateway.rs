@@ -94,13 +94,23 @@ fn serve_after(
     let clusters = process.compile.clusters.clone();
     // Settings that can't be used are told by who needs them.
     if let Ok(told) = &told {
-        let prefix = checkers_prefix(config.deployment.provider, &*store);
+        let prefix = checkers_prefix(config.deployment.provider, store.prefix());
         told.tell_of_upstreams(clusters.clone(), prefix.to_owned());
     }
     let reloads = Arc::new(Reloads::new(config.clone(), reading(path)));
     source.follow(reloads.clone());
-    let sources =
-        Sources { config: &config, path, reloads, store, standalone, consumers, clusters, metadata };
+    let in_force = source.in_force().clone();
+    let sources = Sources {
+        config: &config,
+        path,
+        reloads,
+        store,
+        in_force,
+        standalone,
+        consumers,
+        clusters,
+        metadata,
+    };
     process.upgrade.keep(control(&sources, inheritance)?, Uses::Store);
     process.upgrade.keep(admin_api(&sources, inheritance)?, Uses::Store);
     let Update { diff, .. } = update;

@@ -230,6 +230,10 @@ fn the_control_api_and_the_status_page_tell_what_there_is() {
     assert_eq!(gateway.ask("PUT", "/routes/1", &route("/one", "first")).status, 201);
     let upstream = r#"{"nodes":{"example.com:80":1}}"#;
     assert_eq!(gateway.ask("PUT", "/upstreams/u", upstream).status, 201);
+    // It shows what is in force, which is a moment after it is kept.
+    gateway.process.until("the upstream", || {
+        Some(control("GET", "/v1/upstream/u")).filter(|answer| answer.status == 200)
+    });
     let routes = control("GET", "/v1/routes");
     assert!(
         routes.body.starts_with("[{\"key\":\"/apisix/routes/1\",\"value\":{\"uri\":\"/one\""),

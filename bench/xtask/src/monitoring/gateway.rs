@@ -175,6 +175,15 @@ const ITSELF: &[Panel] = &[
         queries: &[("{{instance}}", "apisix_etcd_modify_indexes{key=\"max_modify_index\", $i}")],
     },
     Panel {
+        title: "Resources refused",
+        description: "Written and not in force, by kind (/v1/refused of the control API names them), and whether the last look could be read",
+        unit: "short",
+        queries: &[
+            ("{{kind}}", "sum by (kind) (apisix_config_refused_resources{$i})"),
+            ("read {{instance}}", "apisix_config_read{$i}"),
+        ],
+    },
+    Panel {
         title: "Log entries that wait",
         description: "In the batches of loggers, and dropped since their servers take too little",
         unit: "short",

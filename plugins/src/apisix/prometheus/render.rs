@@ -28,6 +28,23 @@ pub(super) const TRAFFIC: [&str; 8] =
 const KINDS: [&str; 8] =
     ["consumers", "global_rules", "protos", "routes", "services", "ssls", "stream_routes", "upstreams"];
 
+/// All kinds of resources.
+const RESOURCES: [&str; 13] = [
+    "consumer_groups",
+    "consumers",
+    "credentials",
+    "global_rules",
+    "plugin_configs",
+    "plugin_metadata",
+    "protos",
+    "routes",
+    "secrets",
+    "services",
+    "ssls",
+    "stream_routes",
+    "upstreams",
+];
+
 /// Every label of the series in which everything is counted that found no room.
 const REST: &str = "__rest__";
 
@@ -50,6 +67,7 @@ impl Metrics {
         let head = ("bandwidth", "Total bandwidth in bytes consumed per service in APISIX", "counter");
         page.series(head, &TRAFFIC, &settings.bandwidth, &self.bandwidth, |a, b| *a += b, Page::number)?;
         self.batches(page)?;
+        self.configuration(page)?;
         self.store(page)?;
         let head =
             ("http_latency", "HTTP request latency in milliseconds per service in APISIX", "histogram");
@@ -99,6 +117,20 @@ impl Metrics {
             }
         }
         Ok(())
+    }
+
+    /// What of the configuration is not in force: APISIX tells of that by its log alone.
+    fn configuration(&self, page: &mut Page<'_>) -> io::Result<()> {
+        let of = |name: &str| self.statistics.sum("apisix_config.", name);
+        if of("is_followed") == 0 {
+            return Ok(());
+        }
+        let name = "config_read";
+        page.head(name, "Whether the resources could be read when they were looked at last", "gauge")?;
+        page.line(name, &[], of("is_read"))?;
+        let name = "config_refused_resources";
+        page.head(name, "Number of resources whose last value was refused", "gauge")?;
+        RESOURCES.iter().try_for_each(|kind| page.line(name, &[("kind", kind)], of(kind)))
     }
 
     /// The store of resources, where it is one that is written: by the names that etcd has in APISIX.

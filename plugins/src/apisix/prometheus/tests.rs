@@ -213,6 +213,28 @@ fn a_store_that_is_written_is_told_of_by_the_names_of_etcd() {
     }
 }
 
+/// No name on the page told of a resource that is not in force.
+#[test]
+fn resources_that_were_refused_are_counted() {
+    sixfold_core::stat_block! {
+        pub struct Config { counters: [], gauges: [], numbers: [is_followed, is_read, routes], histograms: [] }
+    }
+    let context = context();
+    let metrics = shared(&context.shared, &context.attributes, &context.metrics).unwrap();
+    assert!(!page(&metrics).contains("config"));
+    let config = Config::new(&context.metrics, "apisix_config.");
+    config.is_followed().set(1);
+    config.routes().set(2);
+    let page = page(&metrics);
+    for line in [
+        "apisix_config_read 0",
+        "apisix_config_refused_resources{kind=\"routes\"} 2",
+        "apisix_config_refused_resources{kind=\"upstreams\"} 0",
+    ] {
+        has(&page, line);
+    }
+}
+
 /// A stream route that another plugin has refused had changed the page.
 #[test]
 fn the_page_has_streams_once_the_plugin_is_in_force_on_them() {

@@ -196,8 +196,13 @@ impl Reader<'_> {
         if !proxy_mode.has_http() || deployment.role == Role::ControlPlane {
             (http_listeners, https_listeners) = Default::default();
         }
-        let admin = self.admin(&apisix, &root.key("deployment").key("admin"), deployment.role, proxy_mode);
+        let admin_api = root.key("deployment").key("admin");
+        let admin = self.admin(&apisix, &admin_api, deployment.role, proxy_mode);
+        if let (Some(admin), false) = (&admin, written.has("deployment.admin.admin_listen.ip")) {
+            self.warn_of_loopback(admin, &admin_api);
+        }
         Config {
+            is_assumed: false,
             deployment,
             admin,
             instance_id: self.optional(&apisix.key("id"), "a string", |value| match value {

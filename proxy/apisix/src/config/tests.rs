@@ -207,6 +207,20 @@ fn the_admin_api_has_apisixs_settings() {
     let known =
         "deployment: {admin: {admin_key: [{name: a, role: admin, key: edd1c9f034335f136f87ad84b625c8f1}]}}";
     assert!(parse(known).unwrap().reports[0].reason.starts_with("everybody knows this key"));
+    // The viewer's was not warned of.
+    let viewer = known.replace("edd1c9f034335f136f87ad84b625c8f1", "4054f7cf07e344346cd3f287985e76a2");
+    assert!(parse(&viewer).unwrap().reports[0].reason.starts_with("everybody knows this key"));
+    // Whoever was let in was refused the connection, and nothing told why.
+    let reports = |text: &str| parse(text).unwrap().reports.len();
+    for (allow, listen, told) in [
+        ("[0.0.0.0/0]", "", 1),
+        ("[127.0.0.0/24, 10.0.0.0/8]", "", 1),
+        ("[127.0.0.0/24]", "", 0),
+        ("[0.0.0.0/0]", ", admin_listen: {ip: 0.0.0.0}", 0),
+    ] {
+        let text = format!("deployment: {{admin: {{allow_admin: {allow}{listen}}}}}");
+        assert_eq!(reports(&text), told, "{text}");
+    }
 }
 
 #[test]

@@ -17,16 +17,16 @@ const KINDS: [Kind; 4] = [Kind::Route, Kind::StreamRoute, Kind::Service, Kind::U
 
 impl ControlApi {
     /// Of every upstream with checks.
-    pub(super) fn checkers(&self, request: &AdminRequest) -> Result<AdminReply, AdminReply> {
+    pub(super) fn checkers(&self, request: &AdminRequest) -> AdminReply {
         let mut all = Vec::new();
         for kind in KINDS {
-            let kept = self.store.list(kind)?;
+            let kept = self.in_force.list(kind);
             all.extend(kept.iter().filter_map(|(key, kept)| self.checker(key, kept)));
         }
-        Ok(match wants_page(request) {
+        match wants_page(request) {
             true => page(&all),
             false => AdminReply::json(StatusCode::OK, &list(all)),
-        })
+        }
     }
 
     /// Of one, by the kind and id in the path.
@@ -40,7 +40,7 @@ impl ControlApi {
             return Err(AdminReply::error(StatusCode::BAD_REQUEST, format!("invalid src type {section}")));
         };
         let key = Key::new(kind, id);
-        let kept = self.store.get(&key)?.ok_or_else(|| not_found(format!("{section}[{id}] not found")))?;
+        let kept = self.in_force.get(&key).ok_or_else(|| not_found(format!("{section}[{id}] not found")))?;
         let checker = self.checker(&key, &kept);
         let checker = checker.ok_or_else(|| not_found(format!("no checker for {section}[{id}]")))?;
         Ok(match wants_page(request) {
@@ -55,7 +55,7 @@ impl ControlApi {
         let checks = value.get("checks").or_else(|| value.get("upstream")?.get("checks"))?;
         let kind = |of: &str| checks.get(of)?.get("type")?.as_str();
         let kind = kind("active").or_else(|| kind("passive")).unwrap_or("http");
-        let prefix = checkers_prefix(self.provider, &*self.store);
+        let prefix = checkers_prefix(self.provider, self.in_force.prefix());
         let cluster = self.clusters.find(&format!("{}/{}", key.kind.section(), key.id));
         let nodes = cluster.map(|cluster| nodes(&cluster)).unwrap_or_default();
         Some(json!({"name": key.path(prefix), "type": kind, "nodes": list(nodes)}))
@@ -63,10 +63,10 @@ impl ControlApi {
 }
 
 /// What keys of checkers begin with: nothing where resources are from a file.
-pub fn checkers_prefix(provider: Provider, store: &dyn Store) -> &str {
+pub fn checkers_prefix(provider: Provider, of_store: &str) -> &str {
     match provider {
         Provider::Yaml | Provider::Json => "",
-        _ => store.prefix(),
+        _ => of_store,
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use sixfold_core::document::Node;
 use sixfold_core::error::ConfigError;
 
+use super::in_force::is_shown;
 use super::record::{Builder, Fresh, Record};
 use super::state::{Fault, Held, Refused, State};
 use crate::config::{EnabledPlugins, walk};
@@ -141,6 +142,11 @@ impl<'a> Batch<'a> {
                 let warnings = parsed.warnings.iter().cloned();
                 let warnings = warnings.map(|error| Fault { about: key.clone(), error });
                 self.warnings.extend(warnings);
+                if key.kind == Kind::StreamRoute && !self.builder.config.listens_to_streams() {
+                    let reason = "nothing listens for it: apisix.stream_proxy names no address, or apisix.proxy_mode is http";
+                    self.warnings
+                        .push(Fault { about: key.clone(), error: ConfigError::new(reason).at(node.place) });
+                }
                 let built = self.builder.build(key, revision, parsed, &self.catalog, before);
                 built.map_err(|error| (all(error).collect(), Vec::new()))
             }
@@ -389,7 +395,7 @@ impl Sink for Batch<'_> {
             match before.order == order {
                 true => self.pending.remove(&key),
                 false => {
-                    let fresh = Fresh { record: before.record.clone(), template: None };
+                    let fresh = Fresh { record: before.record.clone(), template: None, value: None };
                     self.pending.insert(key, Pending::Put(order, fresh))
                 }
             };
@@ -399,10 +405,11 @@ impl Sink for Batch<'_> {
             self.refuse(key, Vec::new(), None);
             return;
         }
+        let shown = is_shown(key.kind).then(|| document.text());
         let read = document.read().map_err(|error| (vec![error], Vec::new()));
         match read.and_then(|node| self.read(&key, revision, &node)) {
             Ok(fresh) => {
-                self.pending.insert(key, Pending::Put(order, fresh));
+                self.pending.insert(key, Pending::Put(order, Fresh { value: shown, ..fresh }));
             }
             Err((errors, references)) => {
                 self.take_out(&key);

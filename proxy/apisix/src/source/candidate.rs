@@ -28,7 +28,7 @@ use crate::upstream::Forwarding;
 /// A state to come, told by its differences.
 pub(super) struct Candidate {
     pub(super) pending: BTreeMap<Key, Pending>,
-    answered: BTreeSet<Key>,
+    pub(super) answered: BTreeSet<Key>,
     pub(super) refused: BTreeMap<Key, Refused>,
     catalog: Arc<Catalog>,
     listed: Option<EnabledPlugins>,
@@ -51,6 +51,8 @@ pub(super) struct Linker<'a, 'b> {
     chains: &'b mut ChainCache,
     global: Option<Global>,
     diff: Diff,
+    /// What is odd about resources together.
+    warnings: Vec<Fault>,
 }
 
 impl Candidate {
@@ -68,7 +70,8 @@ impl Candidate {
         }
         batch.look_at_unread();
         let state = batch.state;
-        let mut linker = Linker { batch, chains, global: None, diff: Diff::default() };
+        let (global, diff, warnings) = Default::default();
+        let mut linker = Linker { batch, chains, global, diff, warnings };
         let certificates = linker.certificates();
         linker.global(certificates.as_ref().unwrap_or(&state.certificates));
         linker.clusters();
@@ -78,7 +81,8 @@ impl Candidate {
         let (stream_routes, l4) = linker.stream_routes();
         linker.diff.l4 = l4;
         let listening = linker.listeners(certificates.as_ref())?;
-        let Linker { global, diff, .. } = linker;
+        let Linker { global, diff, warnings, .. } = linker;
+        batch.warnings.extend(warnings);
         Ok(Candidate {
             pending: std::mem::take(&mut batch.pending),
             answered: std::mem::take(&mut batch.answered),
@@ -157,11 +161,11 @@ fn certify(batch: &mut Batch<'_>) -> bool {
         let before = held.map(|held| &*held.record);
         match batch.builder.certify(&key, &record, &certificate, before) {
             Ok(record) => {
-                let (order, template) = match batch.pending.remove(&key) {
-                    Some(Pending::Put(order, fresh)) => (order, fresh.template),
-                    _ => (held.map_or(0, |held| held.order), None),
+                let (order, template, value) = match batch.pending.remove(&key) {
+                    Some(Pending::Put(order, fresh)) => (order, fresh.template, fresh.value),
+                    _ => (held.map_or(0, |held| held.order), None, None),
                 };
-                batch.pending.insert(key, Pending::Put(order, Fresh { record, template }));
+                batch.pending.insert(key, Pending::Put(order, Fresh { record, template, value }));
             }
             Err(error) => {
                 let waiting = batch.take_out(&cause);
@@ -275,7 +279,8 @@ impl<'a> Linker<'a, '_> {
             return None;
         }
         let place = &self.batch.builder.context.compile.build.consumers;
-        let (roll, change) = self.batch.state.roll.next(self.batch, place);
+        let (roll, change, odd) = self.batch.state.roll.next(self.batch, place);
+        self.warnings.extend(odd);
         self.diff.consumers = Some(change).filter(|change| !change.is_empty());
         Some(roll)
     }

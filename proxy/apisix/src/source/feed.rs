@@ -138,12 +138,20 @@ impl<A: FnMut(Diff)> Follower<A> {
 impl Update {
     /// Writes warnings and what was refused to the process's log, as many lines of each as it gets of one change.
     pub fn log(&self) {
-        tell_most(&self.warnings, |warning| tracing::warn!("{warning}"), tell_more);
+        let warning = |warning: &ConfigError| tracing::warn!("{}", placed(warning));
+        tell_most(&self.warnings, warning, tell_more);
         // Not every one has had a good value, and those that hang on one may be told with it.
-        let refused =
-            |error: &_| tracing::error!("refused, a last good value stays where there is one: {error}");
+        let refused = |error: &ConfigError| {
+            tracing::error!("refused, a last good value stays where there is one: {}", placed(error));
+        };
         tell_most(&self.refused, refused, tell_more);
     }
+}
+
+/// The error without its place, if that is in a value of a store: nobody has a file with such a line.
+fn placed(error: &ConfigError) -> ConfigError {
+    let place = error.place.filter(|_| error.file.is_some());
+    ConfigError { place, ..error.clone() }
 }
 
 fn tell_more(more: usize) {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::Value;
 use sixfold_core::cluster::Cluster;
 use sixfold_core::error::{ConfigContext, ConfigError, Faults, Place, collect};
@@ -109,6 +110,8 @@ pub(super) struct Fresh {
     pub(super) record: Arc<Record>,
     /// Of a route that takes part in routing and was not there like that before.
     pub(super) template: Option<Box<Template>>,
+    /// What it was read from, of kinds that are shown; `None` of one that is as it was.
+    pub(super) value: Option<Bytes>,
 }
 
 /// Builds records.
@@ -223,7 +226,7 @@ impl Builder<'_> {
         let references = references.into();
         let record =
             Record { revision, references, plugins, streams, agreements, cluster, brought, certified, body };
-        faults.end(Fresh { record: Arc::new(record), template })
+        faults.end(Fresh { record: Arc::new(record), template, value: None })
     }
 
     /// Builds the plugins of a resource; `before` are those it had.

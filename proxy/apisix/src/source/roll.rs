@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use sixfold_core::error::ConfigError;
 use sixfold_core::fast_hash::FastMap;
 use sixfold_core::plugin::{ByKey, Consumer, Consumers, ConsumersChange, Identity};
 
 use super::batch::Batch;
 use super::record::{Built, Record};
+use super::state::Fault;
 use crate::plugin::{CredentialConfig, PluginSet, merge, without_group};
 use crate::resource::{Id, Kind};
 use crate::store::Key;
@@ -42,8 +44,10 @@ struct Shown {
 }
 
 impl Roll {
-    /// Consumers as they will be. What stays as it is keeps its identity, and so the chains made for it.
-    pub(super) fn next(&self, batch: &Batch<'_>, place: &Consumers) -> (Roll, ConsumersChange) {
+    /// Consumers as they will be, and what is odd about those that change. What stays as it is keeps its identity, and so the
+    /// chains made for it.
+    pub(super) fn next(&self, batch: &Batch<'_>, place: &Consumers) -> (Roll, ConsumersChange, Vec<Fault>) {
+        let mut odd = Vec::new();
         let mut next = Roll::default();
         let consumers = batch.entries(Kind::Consumer);
         for (_, id, record) in &consumers {
@@ -65,14 +69,20 @@ impl Roll {
         for (_, key, record) in shown {
             let Some(shown) = self.shown(&next, &key, record) else { continue };
             for (plugin, found_by, identity) in shown.identities.iter() {
-                by_key.entry(plugin).or_default().insert(found_by.clone(), identity.clone());
+                let before = by_key.entry(plugin).or_default().insert(found_by.clone(), identity.clone());
+                if let Some(before) = before
+                    && *before.consumer.name != *identity.consumer.name
+                    && (batch.pending.contains_key(&key) || batch.pending.contains_key(&key_of(&before)))
+                {
+                    odd.push(shared_key(&key, plugin, &before));
+                }
             }
             next.identities.insert(key, shown);
         }
         let name = |member: &Member| (Box::from(member.consumer.name.as_bytes()), member.by_name.clone());
         let by_name: ByKey = next.consumers.values().map(name).collect();
         let change = place.change(by_name, by_key);
-        (next, change)
+        (next, change, odd)
     }
 
     /// The consumer of a record, the one of before if that is the same.
@@ -133,4 +143,21 @@ impl Roll {
         let identities = said.iter().map(identity).collect();
         Some(Shown { record: record.clone(), consumer: consumer.clone(), identities })
     }
+}
+
+/// The resource that an identity is of.
+fn key_of(identity: &Identity) -> Key {
+    let consumer = &identity.consumer.name;
+    match &identity.credential {
+        Some(credential) => Key::of_credential(consumer, credential),
+        None => Key::new(Kind::Consumer, &**consumer),
+    }
+}
+
+/// What is told of a resource whose requests are told by the same as those of another consumer. The Admin API refuses it.
+fn shared_key(key: &Key, plugin: &str, before: &Identity) -> Fault {
+    let other = key_of(before);
+    let reason =
+        format!("{other} is found by the same: who shows it is whom this one names, which comes last");
+    Fault { about: key.clone(), error: ConfigError::field(&format!("plugins.{plugin}"), reason) }
 }

@@ -2,6 +2,7 @@
 
 mod consumers;
 mod faults;
+mod in_force;
 mod metadata;
 mod properties;
 mod streams;

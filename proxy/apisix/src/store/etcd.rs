@@ -394,12 +394,24 @@ impl Shared {
     }
 }
 
+/// Bits of a revision of a change that are the cluster's.
+const OWN_BITS: u32 = 48;
+
+/// A revision of the cluster as one that no other cluster has, which the address may lead to later.
+fn of_generation(revision: u64, generation: u64) -> u64 {
+    revision.wrapping_add(generation << OWN_BITS)
+}
+
+/// The cluster's own again.
+fn of_cluster(revision: u64) -> u64 {
+    revision & ((1 << OWN_BITS) - 1)
+}
+
 impl Store for EtcdStore {
     fn changes(&self, sink: &mut dyn Sink) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
         let mut mirror = self.shared.mirror.lock();
         let Pending { values, plugins, anew } = mirror.pending();
-        // A revision of another cluster is another one.
-        let generation = mirror.generation << 48;
+        let generation = mirror.generation;
         drop(mirror);
         if let Some(plugins) = plugins {
             sink.plugins(plugins);
@@ -409,7 +421,7 @@ impl Store for EtcdStore {
         }
         for (key, kept) in values {
             sink.change(Change {
-                revision: kept.as_ref().map_or(0, |kept| kept.modified.wrapping_add(generation)),
+                revision: kept.as_ref().map_or(0, |kept| of_generation(kept.modified, generation)),
                 order: kept.as_ref().map_or(0, |kept| kept.created),
                 value: kept.map(|kept| Document::json(kept.value)),
                 key,
@@ -417,6 +429,10 @@ impl Store for EtcdStore {
             });
         }
         Ok(Vec::new())
+    }
+
+    fn shown_revision(&self, revision: u64) -> u64 {
+        of_cluster(revision)
     }
 
     /// The values are not held here: they are read again, as soon as etcd is there.
@@ -502,5 +518,18 @@ impl Drop for Watching {
 impl std::fmt::Debug for EtcdStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "resources in etcd below {}", self.shared.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `etcd_modify_indexes` was 281474976710660 for revision 4.
+    #[test]
+    fn people_are_shown_the_cluster_s_own_revision() {
+        let change = of_generation(4, 1);
+        assert_ne!(change, 4);
+        assert_eq!((of_cluster(change), of_cluster(of_generation(7, 3))), (4, 7));
     }
 }

@@ -9,8 +9,8 @@ use sixfold_core::error::ConfigError;
 use super::{Field, Reader};
 use crate::config::{AdminConfig, AdminKey, AdminRole, AdminTls, ApiVersion, ProxyMode, Role};
 
-/// The key of APISIX's documentation and of thousands of installations.
-const KNOWN_KEY: &str = "edd1c9f034335f136f87ad84b625c8f1";
+/// The keys of APISIX's documentation and of thousands of installations: the administrator's and the viewer's.
+const KNOWN_KEYS: [&str; 2] = ["edd1c9f034335f136f87ad84b625c8f1", "4054f7cf07e344346cd3f287985e76a2"];
 
 impl Reader<'_> {
     /// `None` when it is not served: `apisix.enable_admin` is off, or the process serves traffic alone.
@@ -31,12 +31,13 @@ impl Reader<'_> {
         let port = listen.key("port");
         let port = port.node.and_then(|_| self.port(&port)).unwrap_or(9180);
         let tls = self.flag_or(&admin.key("https_admin"), false);
+        let allow = self.networks(&admin.key("allow_admin"));
         Some(AdminConfig {
             address: SocketAddr::new(ip, port),
             key_required: self.flag_or(&admin.key("admin_key_required"), true),
             keys: self.admin_keys(&admin.key("admin_key")),
             cors: self.flag_or(&admin.key("enable_admin_cors"), true),
-            allow: self.networks(&admin.key("allow_admin")),
+            allow,
             tls: tls.then(|| self.admin_tls(admin)).flatten(),
             version: match self.text(&admin.key("admin_api_version")).as_deref() {
                 Some("v3") | None => ApiVersion::V3,
@@ -44,6 +45,20 @@ impl Reader<'_> {
             },
             stream: mode.has_streams(),
         })
+    }
+
+    /// Tells that whoever `allow_admin` lets in does not reach the address, which is ours and not APISIX's.
+    pub(super) fn warn_of_loopback(&mut self, admin: &AdminConfig, field: &Field<'_>) {
+        let lets_others_in = match &admin.allow {
+            Some(networks) => networks.iter().any(|network| !network.network().is_loopback()),
+            None => true,
+        };
+        if admin.address.ip().is_loopback() && lets_others_in {
+            let reason = "others are let in, and the Admin API listens on 127.0.0.1 alone: admin_listen.ip says where else";
+            let allowed = field.key("allow_admin");
+            let error = ConfigError::field(&allowed.path, reason);
+            self.reports.push(allowed.node.map_or(error.clone(), |node| error.at(node.place)));
+        }
     }
 
     pub(super) fn flag_or(&mut self, field: &Field<'_>, default: bool) -> bool {
@@ -67,8 +82,9 @@ impl Reader<'_> {
                 Some("viewer") => AdminRole::Viewer,
                 _ => AdminRole::Admin,
             };
-            if key_text == KNOWN_KEY {
-                let reason = "everybody knows this key: it is that of APISIX's documentation";
+            if KNOWN_KEYS.contains(&key_text.as_str()) {
+                let reason =
+                    "everybody knows this key: it is that of APISIX's documentation; write another one";
                 let error = ConfigError::field(&key.path, reason);
                 self.reports.push(key.node.map_or(error.clone(), |node| error.at(node.place)));
             }

@@ -88,6 +88,26 @@ impl Served {
     }
 }
 
+/// The last one was whom the request was of, and nobody was told: the Admin API alone refused the second.
+#[test]
+fn two_with_one_key_are_warned_of() {
+    let text = |second: &str| {
+        format!(
+            "routes:\n  - {{id: 1, uri: /, plugins: {{knock: {{}}}}}}\nconsumers:\n  \
+             - {{username: ann, plugins: {{knock: {{word: same}}}}}}\n  \
+             - {{username: jack, plugins: {{knock: {{word: {second}}}}}}}\n#END\n"
+        )
+    };
+    let mut served = Served::new(&text("other"));
+    let said = served.change(&text("same"));
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(
+        said[0].contains("consumer \"jack\": plugins.knock: consumer \"ann\" is found by the same"),
+        "{said:?}"
+    );
+    assert_eq!(served.change(&text("same").replace("uri: /,", "uri: /, name: a,")), Vec::<String>::new());
+}
+
 #[test]
 fn consumers_are_found_and_bring_their_plugins() {
     let served = Served::new(CONSUMERS);

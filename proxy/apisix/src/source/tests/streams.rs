@@ -125,3 +125,11 @@ fn a_list_of_plugins_is_about_those_of_streams_too() {
     let refused = told("plugins: [{name: seal}]\n").unwrap();
     assert!(refused.contains("stream route \"a\": plugins.seal: unknown plugin [seal]"), "{refused}");
 }
+
+/// They were taken in silence where nothing listens for them.
+#[test]
+fn routes_of_streams_without_an_address_are_warned_of() {
+    let text = "stream_routes:\n  - {id: a, upstream: {nodes: {'127.0.0.1:1': 1}}}\n#END\n";
+    let warned = |config: &str| testing::source(config).update(resources(text)).unwrap().warnings.len();
+    assert_eq!((warned("apisix: {enable_ipv6: false}"), warned(CONFIG), warned("")), (1, 0, 0));
+}
