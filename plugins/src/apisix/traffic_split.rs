@@ -96,7 +96,8 @@ struct Rule {
 
 impl TrafficSplit {
     fn build(config: Config, context: &BuildContext) -> Built {
-        Ok(Plugin::of(TrafficSplit::made(config, context)?).access(TrafficSplit::access).build())
+        let plugin = Plugin::of(TrafficSplit::made(config, context)?).access(TrafficSplit::access);
+        Ok(plugin.foretelling(TrafficSplit::foretell).build())
     }
 
     fn of_streams(config: Config, context: &BuildContext) -> Result<Arc<dyn ConnectionFilter>, ConfigError> {
@@ -112,12 +113,24 @@ impl TrafficSplit {
     }
 
     fn access(&self, stream: &mut Stream, _: Slot) -> Step<'_> {
+        match self.met(stream) {
+            Ok(Some(rule)) => stream.upstream.destination = rule.members.next().cloned().flatten(),
+            Ok(None) => {}
+            Err(id) => {
+                let reason = format!("failed to fetch upstream info by upstream id: {id}");
+                return Step::Respond(LocalReply::new(500, reason, ""));
+            }
+        }
+        Step::Continue
+    }
+
+    /// The rule that is for a request; the id of an upstream that is not there, if a rule before it has one.
+    fn met(&self, stream: &Stream) -> Result<Option<&Rule>, &str> {
         // A list without a condition says what the one before it has said, the first that it holds, as in APISIX.
         let mut holds = true;
         for rule in &self.rules {
             if let Some((id, _)) = rule.named.iter().find(|(_, cell)| cell.load().is_none()) {
-                let reason = format!("failed to fetch upstream info by upstream id: {id}");
-                return Step::Respond(LocalReply::new(500, reason, ""));
+                return Err(id);
             }
             for expr in rule.when.iter().flatten() {
                 // One that can't be evaluated does not hold.
@@ -127,11 +140,28 @@ impl TrafficSplit {
                 }
             }
             if holds || rule.when.is_none() {
-                stream.upstream.destination = rule.members.next().cloned().flatten();
-                break;
+                return Ok(Some(rule));
             }
         }
-        Step::Continue
+        Ok(None)
+    }
+
+    fn foretell(&self, stream: &Stream) -> Vec<String> {
+        let rule = match self.met(stream) {
+            Ok(Some(rule)) => rule,
+            Ok(None) => return Vec::new(),
+            Err(id) => return vec![format!("answers 500: there is no upstream \"{id}\"")],
+        };
+        let members = rule.members.members();
+        let all: u64 = members.iter().map(|(_, weight)| u64::from(*weight)).sum();
+        let shown = members.iter().map(|(cell, weight)| {
+            let percent = (f64::from(*weight) * 10_000.0 / all as f64).round() / 100.0;
+            match cell {
+                Some(cell) => format!("sends {percent} % to cluster \"{}\"", cell.name),
+                None => format!("leaves {percent} % to the route's own upstream"),
+            }
+        });
+        shown.collect()
     }
 }
 

@@ -432,7 +432,11 @@ fn apisix_s_routes_are_explained() {
     assert_eq!(story["clusters"][0]["endpoints"][0]["weight"], 3);
     let other = explain(&["GET", "http://127.0.0.1:9080/hello?a=2", "-c", &file]);
     assert_eq!(other["route"]["name"], "rest");
-    assert_eq!(other["passed_over"][1]["reason"], "vars");
+    let passed = &other["passed_over"][1];
+    assert_eq!(
+        (&passed["reason"], &passed["wanted"], &passed["seen"]),
+        (&json!("vars"), &json!("arg_a == \"1\""), &json!("2"))
+    );
     // Each port has a listener for IPv4 and one for IPv6; a URL need not name the port at all.
     for (url, listener) in [
         ("http://shop.test:9080/hello?a=1", "http/0.0.0.0:9080"),
@@ -448,6 +452,38 @@ fn apisix_s_routes_are_explained() {
             "{url}"
         );
     }
+}
+
+/// The client's Host was told, and the route's own cluster, whatever `pass_host` and traffic-split say.
+#[test]
+fn host_and_cluster_are_those_that_the_upstream_sees() {
+    const RESOURCES: &str = "routes:
+  - {id: rw, uri: /rw, upstream: {nodes: {'127.0.0.1:1': 1}, pass_host: rewrite, upstream_host: up.example}}
+  - {id: node, uri: /node, upstream: {nodes: {'localhost:31801': 1}, pass_host: node}}
+  - {id: nodes, uri: /nodes, upstream: {nodes: {'a.test:1': 1, 'b.test:80': 1}, pass_host: node}}
+  - id: split
+    uri: /split
+    plugins: {traffic-split: {rules: [{weighted_upstreams: [{upstream: {nodes: {'127.0.0.1:2': 1}}, weight: 1}]}]}}
+    upstream: {nodes: {'127.0.0.1:1': 1}}
+#END
+";
+    let directory = Directory::new();
+    let file = directory.write("apisix.yaml", RESOURCES);
+    let story = |path: &str| explain(&["GET", &format!("http://shop.test{path}"), "-c", &file]);
+    let text = |path: &str| {
+        let shown = output(&["explain", "GET", &format!("http://shop.test{path}"), "-c", &file]);
+        String::from_utf8(shown.stdout).unwrap()
+    };
+    assert_eq!(story("/rw")["action"]["upstream_host"], "up.example");
+    assert_eq!(story("/node")["action"]["upstream_host"], "localhost:31801");
+    let nodes = story("/nodes");
+    let hosts: Vec<_> =
+        nodes["clusters"][0]["endpoints"].as_array().unwrap().iter().map(|e| &e["host"]).collect();
+    assert_eq!((&nodes["action"]["upstream_host"], hosts), (&Value::Null, vec!["a.test:1", "b.test"]));
+    assert!(text("/nodes").contains("as the node's own name, /nodes\n"), "{}", text("/nodes"));
+    let split = text("/split");
+    let said = "; sends 100 % to cluster \"routes/split/traffic-split/0/0\"\n";
+    assert!(split.contains(said) && split.contains("unless traffic-split chooses"), "{split}");
 }
 
 /// Whom a request is from was not known, and what that changes of the plugins.

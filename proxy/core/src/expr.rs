@@ -8,6 +8,7 @@ mod list;
 mod pattern;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use crate::format::{Shown, Variable};
 use crate::lookup::Lookup;
@@ -17,6 +18,8 @@ use ipnet::IpNet;
 use pattern::Pattern;
 use serde_json::Value;
 use std::net::IpAddr;
+
+pub use told::Failing;
 
 /// A compiled expression.
 #[derive(Debug)]

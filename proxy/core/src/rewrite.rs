@@ -226,7 +226,7 @@ pub fn endpoint_host(
 pub fn apisix_host(forward: &Forward, host: &Host, scheme: Scheme, stream: &mut Stream) {
     let upstream = match &forward.pass_host {
         PassHost::Rewrite(text) => text.as_bytes().to_vec(),
-        PassHost::Node => node_host(host, scheme),
+        PassHost::Node => node_host(&host.address, &host.hostname, scheme),
         PassHost::Pass => match stream.var("upstream_host") {
             Some(text) if !text.is_empty() => text.to_vec(),
             _ => return,
@@ -248,13 +248,14 @@ pub fn apisix_host(forward: &Forward, host: &Host, scheme: Scheme, stream: &mut 
     stream.request.authority = upstream;
 }
 
-fn node_host(host: &Host, scheme: Scheme) -> Vec<u8> {
-    let (name, port) = match &host.address {
+/// What a node is called in Host by `pass_host: node`: its name, or its address, with its port unless that is the scheme's.
+pub fn node_host(address: &Address, hostname: &str, scheme: Scheme) -> Vec<u8> {
+    let (name, port) = match address {
         Address::Ip(address) => (None, address.port()),
         Address::Name(name, port) => (Some(name.as_str()), *port),
         Address::Unix(_) => (Some("localhost"), scheme.default_port()),
     };
-    let mut out = match (&*host.hostname, name, &host.address) {
+    let mut out = match (hostname, name, address) {
         ("", Some(name), _) => name.as_bytes().to_vec(),
         ("", None, Address::Ip(std::net::SocketAddr::V6(v6))) => format!("[{}]", v6.ip()).into_bytes(),
         ("", None, Address::Ip(address)) => address.ip().to_string().into_bytes(),

@@ -56,6 +56,23 @@ fn requests_are_split_by_weight() {
     assert_eq!(shares(&split(config, &context), 100), halves);
 }
 
+/// Who asked where a request goes was told the route's own upstream alone.
+#[test]
+fn where_requests_go_is_foretold() {
+    let context = with(&["upstreams/1"]);
+    let config = json!({"rules": [
+        {"match": [{"vars": [["arg_a", "==", "1"]]}], "weighted_upstreams": [{"upstream_id": 1, "weight": 3}, {"weight": 1}]},
+        {"match": [{"vars": [["arg_a", "==", "2"]]}], "weighted_upstreams": [{"upstream_id": 7}]},
+    ]});
+    let plugin = split(config, &context);
+    let told = |target: &str| plugin.chain.members()[0].plugin.foretell(&stream(target, &[])).unwrap();
+    let both = ["sends 75 % to cluster \"upstreams/1\"", "leaves 25 % to the route's own upstream"];
+    assert_eq!(told("/?a=1"), both);
+    assert_eq!(told("/?a=2"), ["answers 500: there is no upstream \"7\""]);
+    let plugin = split(json!({"rules": []}), &context);
+    assert!(plugin.chain.members()[0].plugin.foretell(&stream("/", &[])).unwrap().is_empty());
+}
+
 #[test]
 fn the_first_rule_that_is_meant_decides() {
     let context = with(&["upstreams/1", "upstreams/2", "upstreams/3"]);

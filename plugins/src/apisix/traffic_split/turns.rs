@@ -29,6 +29,11 @@ impl<T> Turns<T> {
         Turns { members, step, greatest, turn: PerThread::new(begin) }
     }
 
+    /// Those that have turns, with their weights.
+    pub(super) fn members(&self) -> &[(T, u32)] {
+        &self.members
+    }
+
     /// Whose turn it is; `None` where nobody has any.
     pub(super) fn next(&self) -> Option<&T> {
         if let [(only, _)] = &self.members[..] {

@@ -5,12 +5,12 @@ use super::filters;
 use super::source::Known;
 use crate::Failure;
 use serde_json::{Value, json};
-use sixfold_core::cluster::Cluster;
+use sixfold_core::cluster::{Address, Cluster};
 use sixfold_core::draw::Drawn;
 use sixfold_core::hcm::HttpConnectionManager;
 use sixfold_core::redirect;
 use sixfold_core::rewrite;
-use sixfold_core::route::{Action, ClusterChoice, Forward, RetryPolicy, Route, WeightedCluster};
+use sixfold_core::route::{Action, ClusterChoice, Forward, PassHost, RetryPolicy, Route, WeightedCluster};
 use sixfold_core::router::{RouteTable, TableOptions};
 use sixfold_core::stream::Stream;
 use std::collections::BTreeSet;
@@ -67,7 +67,8 @@ fn add_forward(
     (route, forward): (&Route, &Forward),
     stream: &mut Stream,
 ) -> Result<(), Failure> {
-    let clusters = clusters(&forward.cluster, stream, known);
+    let is_own = forward.pass_host == PassHost::Node;
+    let clusters = clusters(&forward.cluster, stream, known, is_own);
     let going = Going { known, hcm, table: table.options_of_requests(), route, forward };
     let (path, host) = going.head(None, stream);
     let retry = going.retry(&forward.cluster, stream);
@@ -93,7 +94,7 @@ fn add_forward(
         "kind": "forward",
         "to": to,
         "upstream_path": path,
-        "upstream_host": host,
+        "upstream_host": passed_host(&forward.pass_host, &clusters, host),
         "timeouts": {
             "request": millis(timeouts.request),
             "idle": millis(timeouts.idle),
@@ -150,6 +151,20 @@ fn retry_of(policy: &RetryPolicy) -> Value {
     })
 }
 
+/// Host as upstreams see it by `pass_host`; null where each node has its own.
+fn passed_host(pass: &PassHost, clusters: &Value, host: String) -> Value {
+    match pass {
+        PassHost::Pass => host.into(),
+        PassHost::Rewrite(text) => (&**text).into(),
+        PassHost::Node => {
+            let nodes = clusters.as_array().into_iter().flatten();
+            let mut hosts = nodes.filter_map(|cluster| cluster["endpoints"].as_array()).flatten();
+            let first = hosts.next().map(|node| node["host"].clone()).unwrap_or_default();
+            if hosts.all(|node| node["host"] == first) { first } else { Value::Null }
+        }
+    }
+}
+
 /// How the cluster is chosen.
 pub(super) fn choice(choice: &ClusterChoice) -> Value {
     match choice {
@@ -168,7 +183,7 @@ pub(super) fn choice(choice: &ClusterChoice) -> Value {
 }
 
 /// The clusters that the request may go to, with their endpoints.
-fn clusters(choice: &ClusterChoice, stream: &Stream, known: &Known) -> Value {
+fn clusters(choice: &ClusterChoice, stream: &Stream, known: &Known, with_hosts: bool) -> Value {
     let names: Vec<String> = match choice {
         ClusterChoice::Weighted(weighted) => {
             let members = weighted.clusters.iter();
@@ -180,7 +195,7 @@ fn clusters(choice: &ClusterChoice, stream: &Stream, known: &Known) -> Value {
         }
         other => name_of(other, stream).into_iter().collect(),
     };
-    names.iter().map(|name| cluster(name, known)).collect()
+    names.iter().map(|name| cluster(name, known, with_hosts)).collect()
 }
 
 fn name_of(choice: &ClusterChoice, stream: &Stream) -> Option<String> {
@@ -191,33 +206,41 @@ fn name_of(choice: &ClusterChoice, stream: &Stream) -> Option<String> {
     }
 }
 
-fn cluster(name: &str, known: &Known) -> Value {
+fn cluster(name: &str, known: &Known, with_hosts: bool) -> Value {
     match known.clusters.find(name) {
         None => json!({"name": name, "known": false}),
-        Some(cluster) => json!({"name": name, "known": true, "endpoints": endpoints(&cluster)}),
+        Some(cluster) => json!({"name": name, "known": true, "endpoints": endpoints(&cluster, with_hosts)}),
     }
 }
 
 /// Endpoints as configured; names stand as they are, for nobody is asked about them.
-fn endpoints(cluster: &Cluster) -> Value {
+fn endpoints(cluster: &Cluster, with_hosts: bool) -> Value {
+    let host = |mut told: Value, address: &Address, hostname: &str| {
+        if with_hosts {
+            told["host"] = text(&rewrite::node_host(address, hostname, cluster.config.scheme)).into();
+        }
+        told
+    };
     let hosts = cluster.hosts.load();
     let resolved = hosts.iter().map(|member| {
-        json!({
+        let told = json!({
             "address": member.host.address.to_string(),
             "weight": member.weight,
             "priority": member.priority,
             "zone": &*member.locality().zone,
-        })
+        });
+        host(told, &member.host.address, &member.host.hostname)
     });
     let resolved: Vec<Value> = resolved.collect();
     if !resolved.is_empty() {
         return resolved.into();
     }
     let named = cluster.endpoints.iter().map(|endpoint| {
-        json!({
+        let told = json!({
             "address": endpoint.address.to_string(), "weight": endpoint.weight, "priority": endpoint.priority,
             "zone": endpoint.locality.as_ref().map_or("", |locality| &*locality.zone),
-        })
+        });
+        host(told, &endpoint.address, &endpoint.hostname)
     });
     named.collect()
 }

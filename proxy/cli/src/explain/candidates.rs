@@ -30,7 +30,7 @@ fn passed_over(passed: &Passed, stream: &Stream) -> Value {
             ("path", path_of(route), Some(path))
         }
         Lost::Condition(at) => match route.predicates.get(*at) {
-            Some(predicate) => (predicate.kind(), predicate.to_string(), predicate.seen(stream)),
+            Some(predicate) => (predicate.kind(), predicate.wanted(stream), predicate.seen(stream)),
             None => ("condition", String::new(), None),
         },
         Lost::Untried => ("untried", "expressions may scan no more for this request".to_owned(), None),

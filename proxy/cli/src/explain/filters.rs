@@ -46,7 +46,8 @@ pub(super) fn judged(
     let told = filters.as_array_mut().into_iter().flatten();
     let verdicts = match hcm.profile {
         Profile::Envoy => verdict::of(chain, &known.unsent, stream)?,
-        Profile::Apisix => Vec::new(),
+        // Plugins are not run; some say where they send requests.
+        Profile::Apisix => verdict::foretold(chain, stream),
     };
     for (filter, said) in told.zip(verdicts) {
         if !said.is_null() {

@@ -119,7 +119,7 @@ fn passed_over(story: &Story, all: bool, out: &mut String) {
             Some(seen) => format!("the request has \"{seen}\""),
             None => "the request has none".to_owned(),
         };
-        let seen = if matches!(str(route, "reason"), "runtime" | "tls" | "vars" | "untried") {
+        let seen = if matches!(str(route, "reason"), "runtime" | "tls" | "untried") {
             String::new()
         } else {
             format!("; {seen}")
@@ -198,7 +198,7 @@ fn verdict(said: &Value) -> String {
 
 fn decision(said: &Value) -> String {
     match str(said, "kind") {
-        "depends" => items(&said["may"]).filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
+        "depends" | "chooses" => items(&said["may"]).filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
         "untried" => "is not tried".to_owned(),
         "looks_on" => "looks on".to_owned(),
         "later" => "acts on what comes later".to_owned(),
@@ -255,7 +255,12 @@ fn action(story: &Story, out: &mut String) {
         "tcp" => line(out, "action", &format!("pass bytes on to {}", choice(&action["to"]))),
         _ => {
             line(out, "action", &format!("forward to {}", choice(&action["to"])));
-            below(out, &format!("as {}{}", str(action, "upstream_host"), str(action, "upstream_path")));
+            let filters = story.get("filters").into_iter().flat_map(items);
+            for filter in filters.filter(|filter| filter["verdict"]["kind"] == "chooses") {
+                below(out, &format!("unless {} chooses, as it says above", str(filter, "name")));
+            }
+            let host = action["upstream_host"].as_str().unwrap_or("the node's own name, ");
+            below(out, &format!("as {host}{}", str(action, "upstream_path")));
             for (name, time) in action["timeouts"].as_object().into_iter().flatten() {
                 if let Some(ms) = time.as_u64() {
                     below(out, &format!("timeout {name}: {ms} ms"));
@@ -273,10 +278,11 @@ fn action(story: &Story, out: &mut String) {
         for endpoint in items(&cluster["endpoints"]) {
             let zone = str(endpoint, "zone");
             let zone = if zone.is_empty() { String::new() } else { format!(", zone {zone}") };
+            let host = endpoint["host"].as_str().map(|host| format!(", as {host}")).unwrap_or_default();
             below(
                 out,
                 &format!(
-                    "{} weight {}, priority {}{zone}",
+                    "{} weight {}, priority {}{zone}{host}",
                     str(endpoint, "address"),
                     endpoint["weight"],
                     endpoint["priority"]

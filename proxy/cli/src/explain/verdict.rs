@@ -92,6 +92,15 @@ pub(super) fn of(chain: &Chain, unsent: &Unsent, stream: &mut Stream) -> Result<
     Ok(said)
 }
 
+/// What plugins of APISIX say of the request that know where it goes, in their order; null for the others.
+pub(super) fn foretold(chain: &Chain, stream: &Stream) -> Vec<Value> {
+    let said = |words: Vec<String>| match words.is_empty() {
+        true => Value::Null,
+        false => json!({"kind": "chooses", "may": words}),
+    };
+    chain.members().iter().map(|member| member.plugin.foretell(stream).map_or(Value::Null, said)).collect()
+}
+
 /// What is said of a filter that is not run.
 fn untried(plugin: &Plugin, stream: &Stream) -> Value {
     match plugin.foretell(stream) {

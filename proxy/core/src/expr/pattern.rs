@@ -23,6 +23,14 @@ impl Pattern {
         }
     }
 
+    /// As it was written, behind `(?i)` if case counts for nothing.
+    pub(super) fn source(&self) -> &str {
+        match self {
+            Pattern::Linear(regex) => regex.source(),
+            Pattern::Backtracking(pattern) => pattern.source(),
+        }
+    }
+
     pub(super) fn late(&self) -> &dyn Late {
         match self {
             Pattern::Linear(regex) => regex,

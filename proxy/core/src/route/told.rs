@@ -133,7 +133,7 @@ impl Display for Predicate {
             Predicate::Methods(list) => one_of(f, "method", list.iter()),
             Predicate::RemoteAddresses(list) => one_of(f, "client address", list.iter()),
             Predicate::Hosts(list) => one_of(f, "host", list.iter()),
-            Predicate::Vars(_) => f.write_str("vars hold"),
+            Predicate::Vars(expr) => write!(f, "vars: {expr}"),
         }
     }
 }
@@ -159,6 +159,14 @@ impl Predicate {
         }
     }
 
+    /// What of it the request has not: of `vars` the condition that does not hold.
+    pub fn wanted(&self, stream: &Stream) -> String {
+        match self {
+            Predicate::Vars(expr) => expr.failing(stream).wanted,
+            other => other.to_string(),
+        }
+    }
+
     /// What the request has there; `None` if nothing, or nothing that could be shown.
     pub fn seen(&self, stream: &Stream) -> Option<String> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -180,7 +188,8 @@ impl Predicate {
             Predicate::Grpc => stream.request.headers.get("content-type").map(text),
             Predicate::FilterState { key, .. } => stream.filter_object(key).map(|object| text(&object.value)),
             Predicate::Metadata(matcher) => matcher.value_in(&stream.metadata).map(ToString::to_string),
-            Predicate::Fraction(_) | Predicate::Tls { .. } | Predicate::Vars(_) => None,
+            Predicate::Vars(expr) => expr.failing(stream).seen,
+            Predicate::Fraction(_) | Predicate::Tls { .. } => None,
         }
     }
 }
