@@ -375,7 +375,7 @@ impl Reading<'_> {
                 Body::Unused
             }
             Kind::Secret => {
-                let reason = "secret managers are not asked: references to this one are refused";
+                let reason = "secret managers are not asked: what refers to this one stays as it is written";
                 self.warnings.push(violation(&[], reason));
                 Body::Unused
             }

@@ -182,10 +182,17 @@ pub(crate) const NO_CERTIFICATE: &str = "failed to parse cert: PEM_read_bio_X509
 /// What APISIX says of a text that is no private key.
 const NO_KEY: &str = "failed to parse key: PEM_read_bio_PrivateKey() failed";
 
+/// What is said of a key that another certificate has.
+const OF_ANOTHER: &str = "does not belong to the certificate";
+
 /// The fault of compiled settings as one of an `ssl`: its fields, and APISIX's words (`apisix/ssl.lua`) in front of what is wrong.
 fn worded(error: ConfigError) -> ConfigError {
     let each = error.into_all().into_iter().map(|fault| {
         let Some(field) = fault.field.as_deref() else { return fault };
+        if fault.reason.contains(OF_ANOTHER) {
+            // It is a key. APISIX does not look whose, and so has no words for it.
+            return ConfigError { reason: of_pair(pair(field), &fault.reason), ..fault };
+        }
         let words = match field.rsplit('.').next().unwrap_or(field) {
             "certificate_chain" => NO_CERTIFICATE.to_owned(),
             "private_key" => NO_KEY.to_owned(),

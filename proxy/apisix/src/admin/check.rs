@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 use serde_json::Value;
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigError, MORE_FAULTS, tell_most};
 use sixfold_core::plugin::Consumers;
 
 use super::{references, target};
@@ -31,8 +31,30 @@ pub(super) struct Others<'a> {
     pub(super) consumers: &'a Consumers,
 }
 
-/// Why a value is not written; without `others` it is not held against what else there is.
+/// Why a value is not written, in APISIX's words; the log says it plainly. Without `others` it is not held against what else
+/// there is.
 pub(super) fn check(
+    checker: &Checker,
+    others: Option<&Others<'_>>,
+    subject: &Subject<'_>,
+    conf: &Value,
+) -> Result<(), String> {
+    looked_at(checker, others, subject, conf).inspect_err(|reason| tell(checker, subject, conf, reason))
+}
+
+/// Tells a feature that is not here from a typo, and more than the first fault: clients compare the answer, so that is
+/// APISIX's.
+fn tell(checker: &Checker, subject: &Subject<'_>, conf: &Value, reason: &str) {
+    let key = key(subject, conf);
+    let mut faults = checker.explained_faults(&key, conf);
+    if faults.is_empty() {
+        faults.push(ConfigError::new(reason).in_resource(key.to_string()));
+    }
+    let more = |more| tracing::warn!(more, "{MORE_FAULTS}");
+    tell_most(&faults, |fault| tracing::warn!("what was sent is refused: {fault}"), more);
+}
+
+fn looked_at(
     checker: &Checker,
     others: Option<&Others<'_>>,
     subject: &Subject<'_>,

@@ -67,15 +67,24 @@ impl Checker {
 
     /// All that is wrong with a value by itself, in APISIX's words alone.
     pub(crate) fn faults(&self, key: &Key, value: &Value) -> Vec<ConfigError> {
+        self.all_faults(key, value, false).into_iter().map(tls::in_words_alone).collect()
+    }
+
+    /// The same with what helps beyond APISIX's words, and the name of the resource.
+    pub(crate) fn explained_faults(&self, key: &Key, value: &Value) -> Vec<ConfigError> {
+        let all = self.all_faults(key, value, true).into_iter();
+        all.map(|fault| ConfigError { place: None, ..fault.in_resource(key.to_string()) }).collect()
+    }
+
+    fn all_faults(&self, key: &Key, value: &Value, hints: bool) -> Vec<ConfigError> {
         let environment = &self.context.environment;
-        let reader = Reader { catalog: &self.catalog, environment, hints: false, elsewhere: true };
+        let reader = Reader { catalog: &self.catalog, environment, hints, elsewhere: true };
         let shared = SharedParts::default();
         let builder = Builder { config: &self.config, context: &self.context, shared: &shared };
         match reader.read(key, &Node::from_json(value.clone())) {
             Ok(parsed) => {
                 let built = builder.build(key, 0, parsed, &self.catalog, None);
-                let all = built.err().map(ConfigError::into_all).unwrap_or_default();
-                all.into_iter().map(tls::in_words_alone).collect()
+                built.err().map(ConfigError::into_all).unwrap_or_default()
             }
             Err(Refusal { mut errors, plugins, .. }) => {
                 let built = builder.plugins(key, &plugins, None);
@@ -83,5 +92,37 @@ impl Checker {
                 errors
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::resource::Kind;
+    use crate::testing;
+    use serde_json::json;
+
+    /// By the Admin API a missing feature could not be told from a typo.
+    #[test]
+    fn faults_are_explained_beside_apisix_s_words() {
+        let config = Config::standalone("", &testing::environment()).unwrap();
+        let checker = Checker::new(config, testing::registry(), testing::environment());
+        let key = Key::new(Kind::Route, "1");
+        let plugins = json!({"openid-connect": {}, "markr": {}});
+        let value = json!({"uri": "/a", "plugins": plugins, "upstream": {"nodes": {}}});
+        let told = |faults: Vec<ConfigError>| -> Vec<String> {
+            faults.iter().map(|fault| fault.reason.clone()).collect()
+        };
+        let plain = told(checker.faults(&key, &value));
+        assert_eq!(plain, ["unknown plugin [openid-connect]", "unknown plugin [markr]"]);
+        let explained = checker.explained_faults(&key, &value);
+        assert_eq!(
+            explained.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            [
+                "route \"1\": plugins.openid-connect: unknown plugin [openid-connect]; not supported yet",
+                "route \"1\": plugins.markr: unknown plugin [markr]; did you mean \"marker\"?",
+            ]
+        );
     }
 }
