@@ -151,7 +151,10 @@ fn configuration(report: &mut Report, kind: Kind, text: &Text, path: &Path) {
         report.fault("file", &text.name, error, "mend it; `sixfold validate` says the same");
     }
     for warning in warnings {
-        report.warning("file", &text.name, warning, "mend it, or leave it: it has no effect");
+        let is_idle = ["has no effect", "unknown field"].iter().any(|words| warning.contains(words));
+        let advice =
+            if is_idle { "mend it, or leave it: it has no effect" } else { "mend it unless it is meant so" };
+        report.warning("file", &text.name, warning, advice);
     }
 }
 

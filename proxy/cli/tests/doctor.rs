@@ -112,6 +112,28 @@ fn each_thing_that_is_wrong_with_a_gateway_is_named() {
 }
 
 /// Beside the gateway that it is about it says that all is well.
+/// What nobody has asked for was a fault, where the gateway starts and leaves it out.
+#[test]
+fn ports_by_default_that_are_held_are_warnings() {
+    let (directory, ports) = (Directory::new(), Ports::free());
+    let held = TcpListener::bind("127.0.0.1:7085");
+    let config = ports.config(FILE);
+    let config = config.replace(&format!("status: {{port: {}}}", ports.status), "enable_control: true");
+    let config = directory.write("config.yaml", &config);
+    directory.write("apisix.yaml", "routes: []\n#END\n");
+    let (code, found) = doctor(&config);
+    let status = found["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|line| line["about"].as_str().unwrap().ends_with("(apisix.status)"));
+    let status = status.unwrap();
+    assert_eq!(status["state"], "warning", "{found}");
+    assert!(status["advice"].as_str().unwrap().contains("starts without it"), "{found}");
+    assert!(code == Some(0) || !faults_of(&found).is_empty(), "{found}");
+    drop(held);
+}
+
 #[test]
 fn a_gateway_that_serves_already_holds_its_own_ports() {
     let (directory, ports) = (Directory::new(), Ports::free());

@@ -1,6 +1,7 @@
 //! An Envoy bootstrap: its listeners, certificates, files, control planes and names.
 
 use super::machine::Names;
+use super::port::Without;
 use super::{Report, certificate, machine, port, reach};
 use crate::Failure;
 use crate::envoy::Text;
@@ -62,11 +63,11 @@ pub(super) fn look(report: &mut Report, text: &Text, path: &Path) -> Result<(), 
 fn ports(report: &mut Report, compiled: &Compiled, path: &Path) {
     for listener in compiled.diff.listeners.iter().filter_map(|(_, listener)| listener.as_ref()) {
         for address in listener.addresses.iter().filter(|_| listener.bind) {
-            port::check(report, &format!("listener \"{}\"", listener.name), address, path);
+            port::check(report, &format!("listener \"{}\"", listener.name), (address, Without::Ends), path);
         }
     }
     if let Some(admin) = &compiled.admin {
-        port::check(report, "admin.address", &admin.address, path);
+        port::check(report, "admin.address", (&admin.address, Without::Ends), path);
     }
 }
 

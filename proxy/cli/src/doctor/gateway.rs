@@ -1,6 +1,7 @@
 //! An APISIX gateway: what its config.yaml and its resources need.
 
 use super::machine::Names;
+use super::port::Without;
 use super::{Report, certificate, machine, port, reach};
 use crate::Failure;
 use crate::dump;
@@ -50,12 +51,20 @@ pub(super) fn look(report: &mut Report, kind: Kind, text: &Text, path: &Path) ->
 
 /// Every address that the gateway listens on.
 fn ports(report: &mut Report, config: &Config, path: &Path) {
-    let mut check = |key: &str, address: &BindAddress| port::check(report, key, address, path);
-    for listen in config.http_listeners.iter().chain(&config.https_listeners) {
-        check(&listen.key(), &BindAddress::Ip(listen.address));
+    let mut check = |key: &str, address: &BindAddress, without: Without| {
+        port::check(report, key, (address, without), path);
+    };
+    let unless_written = |key: &str| if config.is_written(key) { Without::Ends } else { Without::Starts };
+    for listen in &config.http_listeners {
+        check(&listen.key(), &BindAddress::Ip(listen.address), Without::Ends);
+    }
+    for listen in &config.https_listeners {
+        let is_default = listen.list == "apisix.ssl.listen" && !config.is_written("apisix.ssl");
+        let without = if is_default { Without::Starts } else { Without::Ends };
+        check(&listen.key(), &BindAddress::Ip(listen.address), without);
     }
     for listen in config.stream_proxy.tcp.iter().chain(&config.stream_proxy.udp) {
-        check(&format!("{}[{}]", listen.list, listen.index), &listen.address);
+        check(&format!("{}[{}]", listen.list, listen.index), &listen.address, Without::Ends);
     }
     let own = [
         ("deployment.admin.admin_listen", config.admin.as_ref().map(|admin| admin.address)),
@@ -65,7 +74,7 @@ fn ports(report: &mut Report, config: &Config, path: &Path) {
     ];
     for (key, address) in own {
         if let Some(address) = address {
-            check(key, &BindAddress::Ip(address));
+            check(key, &BindAddress::Ip(address), unless_written(key));
         }
     }
 }

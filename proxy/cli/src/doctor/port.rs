@@ -22,9 +22,29 @@ struct Holder {
     is_same: bool,
 }
 
+/// What becomes of a process that can't listen on an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Without {
+    /// It does not start.
+    Ends,
+    /// It starts and leaves it out: nobody has asked for it.
+    Starts,
+}
+
 /// Whether the address, which is from this key of `config`, can be listened on.
-pub(super) fn check(report: &mut Report, key: &str, address: &BindAddress, config: &Path) {
+pub(super) fn check(
+    report: &mut Report,
+    key: &str,
+    (address, without): (&BindAddress, Without),
+    config: &Path,
+) {
     let about = format!("{address} ({key})");
+    if without == Without::Starts {
+        return match sockets::reserve(address, 1, false, SocketRights::default()) {
+            Ok(_) => report.ok("port", about, "free"),
+            Err(error) => left_out(report, about, address, config, &error),
+        };
+    }
     if let BindAddress::Unix(path) = address {
         return unix(report, about, path);
     }
@@ -78,6 +98,28 @@ pub(super) fn check(report: &mut Report, key: &str, address: &BindAddress, confi
             "name an address of this machine, as `ip address` lists them",
         ),
         _ => report.fault("port", about, error.to_string(), "name another address"),
+    }
+}
+
+/// An address by default that can't be had.
+fn left_out(
+    report: &mut Report,
+    about: String,
+    address: &BindAddress,
+    config: &Path,
+    error: &std::io::Error,
+) {
+    match address.ip().and_then(|ip| holder(ip, false, config)) {
+        Some(Holder { process, is_same: true, .. }) => {
+            report.ok("port", about, format!("served by this configuration, process {process}"));
+        }
+        holder => {
+            let held =
+                holder.map(|Holder { process, name, .. }| format!("held by {name}, process {process}"));
+            let advice =
+                "the gateway starts without it, since that is the default; name another address to have it";
+            report.warning("port", about, held.unwrap_or_else(|| error.to_string()), advice);
+        }
     }
 }
 
