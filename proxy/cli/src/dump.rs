@@ -47,18 +47,21 @@ pub(crate) fn resources(text: &Text, path: &Path, kind: FileKind) -> Result<Map<
     lists(&*store, decryption.as_ref())
 }
 
-/// The lists of an apisix.yaml; one without items is not there.
+/// The lists of an apisix.yaml; one without items is not there. What is no JSON is told of and left out.
 fn lists(store: &dyn Store, decryption: Option<&Decryption>) -> Result<Map<String, Value>, Failure> {
     let mut lists = Map::new();
     for kind in Kind::ALL {
         let kept = store.list(kind).map_err(|error| Failure::new(error.to_string()))?;
-        let items = kept.into_iter().map(|(key, kept)| {
-            let mut value = serde_json::from_slice(&kept.value).unwrap_or(Value::Null);
+        let items = kept.into_iter().filter_map(|(key, kept)| {
+            let read = serde_json::from_slice(&kept.value);
+            let read =
+                read.inspect_err(|error| eprintln!("warning: {key} is left out: it is no JSON: {error}"));
+            let mut value = read.ok()?;
             // Whoever takes the file has another store, or none.
             if let Some(decryption) = decryption {
                 decryption.open(&key, &mut value);
             }
-            item(&key, value)
+            Some(item(&key, value))
         });
         let items: Vec<Value> = items.collect();
         if !items.is_empty() {
@@ -80,4 +83,21 @@ fn item(key: &Key, value: Value) -> Value {
         value.insert("id".to_owned(), key.id.to_string().into());
     }
     Value::Object(value)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use sixfold_apisix::store::{MemoryStore, StoreExt};
+
+    /// It was an item that is null, which no gateway takes.
+    #[test]
+    fn what_is_no_json_is_left_out() {
+        let store = MemoryStore::default();
+        store.put(&Key::new(Kind::Route, "a"), "{\"uri\":\"/a\"}".into()).unwrap();
+        store.put(&Key::new(Kind::Route, "b"), "{".into()).unwrap();
+        let lists = Value::Object(lists(&store, None).unwrap());
+        assert_eq!(lists, serde_json::json!({"routes": [{"uri": "/a", "id": "a"}]}));
+    }
 }

@@ -37,6 +37,7 @@ const TROUBLE: u8 = 2;
 fn main() -> ExitCode {
     let outcome = match arguments::parse(std::env::args_os()) {
         Command::Doctor(options) => return judged(doctor::run(&options)),
+        Command::Validate(options) => return judged(validate::run(&options)),
         Command::Diff(options) => return judged(diff::run(&options)),
         Command::Fmt(options) => return judged(fmt::run(&options)),
         Command::Import(options) => {
@@ -53,7 +54,6 @@ fn main() -> ExitCode {
         Command::Status(options) => status::run(&options),
         Command::Top(options) => top::run(&options),
         Command::Quickstart(options) => quickstart::run(&options),
-        Command::Validate(options) => validate::run(&options),
         Command::Xds { command: XdsCommand::Serve(options) } => control_plane::run(&options),
         Command::Version { output } => arguments::print_version(output),
         Command::Completions { shell } => arguments::print_completions(shell),

@@ -81,7 +81,10 @@ fn directory(path: &Path) -> &Path {
 fn of_gateway(config: &Config, admin: &AdminConfig, path: &Path) -> Result<MemoryStore, String> {
     let address = fetch::reachable(admin.address);
     if admin.tls.is_some() {
-        return Err(format!("its Admin API at {} speaks TLS, which is not asked by", admin.address));
+        return Err(format!(
+            "its Admin API at {} speaks TLS, which is not asked by: ask it with curl and its certificate, or end the gateway first",
+            admin.address
+        ));
     }
     let kept = directory(path).join(&config.deployment.directory).join("admin-key");
     let key = match admin.keys.first() {

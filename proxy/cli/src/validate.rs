@@ -30,10 +30,23 @@ pub(crate) enum Kind {
     Resources,
 }
 
-/// Checks the file and says that it is fine, or what is wrong with it.
-pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
-    let text = Text::read(&options.config)?.of_node(options.node.names());
+/// Checks the file and says that it is fine, or what is wrong with it; answers whether it is.
+///
+/// # Errors
+/// A file that can't be read.
+pub(crate) fn run(options: &ValidateOptions) -> Result<bool, Failure> {
     let mut found = Found::default();
+    let text = match Text::read(&options.config) {
+        Ok(text) => text.of_node(options.node.names()),
+        Err(failure) if options.output == OutputForm::Json => {
+            found.errors.extend(failure.0.into_iter().map(Fault::of_line));
+            let shown = found.shown(&options.config.display().to_string(), None);
+            writeln!(std::io::stdout(), "{shown:#}")?;
+            // It was said.
+            return Err(Failure::default());
+        }
+        Err(failure) => return Err(failure),
+    };
     let kind = match kind(&text) {
         Ok(kind) => {
             found.look(kind, &text, &options.config, true);
@@ -49,8 +62,7 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
     }
     if options.output == OutputForm::Json {
         writeln!(std::io::stdout(), "{:#}", found.shown(&text.name, kind))?;
-        // What is wrong was said.
-        return if found.errors.is_empty() { Ok(()) } else { Err(Failure::default()) };
+        return Ok(found.errors.is_empty());
     }
     found.warnings.iter().for_each(|warning| eprintln!("warning: {}", warning.line));
     match kind {
@@ -58,9 +70,13 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<(), Failure> {
             let unseen = found.unseen.as_ref();
             let note = unseen.map(|reason| format!("; resources in etcd were not looked at: {reason}"));
             let note = note.unwrap_or_default();
-            Ok(writeln!(std::io::stdout(), "{}: {}: OK{note}", text.name, found.words(kind))?)
+            writeln!(std::io::stdout(), "{}: {}: OK{note}", text.name, found.words(kind))?;
+            Ok(true)
         }
-        _ => Err(Failure(found.errors.into_iter().map(|fault| fault.line).collect())),
+        _ => {
+            found.errors.iter().for_each(|fault| eprintln!("{}", fault.line));
+            Ok(false)
+        }
     }
 }
 
@@ -185,9 +201,8 @@ impl Kind {
     }
 }
 
-/// Top keys that tell what a document is, the surest first: apisix.yaml may have any others, and config.yaml has some that
-/// are names of Envoy's too.
-const KEYS: [(Kind, &[&str]); 5] = [
+/// Top keys that tell what a document is, the surest first.
+const SURE: [(Kind, &[&str]); 3] = [
     (Kind::Bootstrap, &["static_resources", "dynamic_resources", "staticResources", "dynamicResources"]),
     (
         Kind::Resources,
@@ -206,9 +221,29 @@ const KEYS: [(Kind, &[&str]); 5] = [
             "secrets",
         ],
     ),
-    (Kind::Configuration, &["deployment", "apisix", "nginx_config", "plugin_attr"]),
+    (
+        Kind::Configuration,
+        &[
+            "deployment",
+            "apisix",
+            "nginx_config",
+            "plugin_attr",
+            "stream_plugins",
+            "discovery",
+            "etcd",
+            "ext-plugin",
+            "wasm",
+            "graphql",
+            "xrpc",
+            "hooks",
+        ],
+    ),
+];
+
+/// Those that tell it unless the file ends with `#END`: apisix.yaml has a list of plugins too, and may have any key.
+const LIKELY: [(Kind, &[&str]); 2] = [
     (Kind::Bootstrap, &["admin", "node", "layered_runtime", "layeredRuntime"]),
-    (Kind::Configuration, &["plugins", "stream_plugins", "discovery", "etcd", "ext-plugin", "wasm"]),
+    (Kind::Configuration, &["plugins"]),
 ];
 
 /// Tells by its keys what a document is.
@@ -216,14 +251,17 @@ pub(crate) fn kind(text: &Text) -> Result<Kind, Failure> {
     // Whether a key may be given twice is for the reader of that kind to say.
     let options = Options { allow_empty: true, ..Options::envoy(&text.name) };
     let node = Node::parse(&text.text, &options).map_err(|error| error.in_file(&text.name))?;
+    let is_there = |(_, keys): &&(Kind, &[&str])| keys.iter().any(|key| node.get(key).is_some());
+    if let Some((kind, _)) = SURE.iter().find(is_there) {
+        return Ok(*kind);
+    }
     if text.text.trim_end().ends_with("#END") {
         return Ok(Kind::Resources);
     }
-    let of_keys = KEYS.iter().find(|(_, keys)| keys.iter().any(|key| node.get(key).is_some()));
-    if let Some((kind, _)) = of_keys {
+    if let Some((kind, _)) = LIKELY.iter().find(is_there) {
         return Ok(*kind);
     }
-    let known = || KEYS.iter().flat_map(|(_, keys)| keys.iter().copied());
+    let known = || SURE.iter().chain(&LIKELY).flat_map(|(_, keys)| keys.iter().copied());
     let given = node.to_json();
     let meant = given.as_object().and_then(|keys| {
         keys.keys()
@@ -268,7 +306,11 @@ mod tests {
         assert_eq!(of("#END\n").unwrap(), Kind::Resources);
         // A stray key of config.yaml made all of it a config.yaml.
         assert_eq!(of("apisix: {}\nroutes: []\n").unwrap(), Kind::Resources);
-        assert_eq!(of("deployment: {}\n#END\n").unwrap(), Kind::Resources);
+        // APISIX's own documentation ends config.yaml like that, and nothing in it was looked at.
+        assert_eq!(of("deployment: {}\n#END\n").unwrap(), Kind::Configuration);
+        assert_eq!(of("plugins: []\n#END\n").unwrap(), Kind::Resources);
+        assert_eq!(of("admin: {}\n#END\n").unwrap(), Kind::Resources);
+        assert_eq!(of("graphql: {}\n").unwrap(), Kind::Configuration);
         assert_eq!(of("admin: {}\n").unwrap(), Kind::Bootstrap);
         assert_eq!(of("plugins: []\n").unwrap(), Kind::Configuration);
         assert!(of("static_resource: {}\n").unwrap_err().to_string().contains("\"static_resources\" by"));

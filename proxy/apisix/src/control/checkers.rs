@@ -10,7 +10,7 @@ use super::{ControlApi, list};
 use crate::admin::{AdminReply, AdminRequest, kept_value};
 use crate::config::Provider;
 use crate::resource::Kind;
-use crate::store::{Kept, Key, Store};
+use crate::store::{Kept, Key};
 
 /// Kinds of resources that are upstreams or bring them, in the order in which they are told.
 const KINDS: [Kind; 4] = [Kind::Route, Kind::StreamRoute, Kind::Service, Kind::Upstream];
