@@ -2,7 +2,7 @@
 
 use super::certificate::to_pem;
 use super::tickets::{self, KeyedTickets, Tickets};
-use super::verify::{Authorities, ClientVerifier, Peer, PeerCheck};
+use super::verify::{Asked, Authorities, ClientVerifier, Peer, PeerCheck};
 use super::{
     Awaited, ContextChange, Held, Identity, NameTable, Origin, Protocols, Validation, cipher_name,
     curve_name, describe,
@@ -32,9 +32,10 @@ pub struct ServerSettings {
     pub alpn: Vec<String>,
     /// Versions and cipher suites.
     pub protocols: Protocols,
-    /// How a client's certificate is verified; `None` asks for none unless one is required.
+    /// How a client's certificate is verified. Without an authority, names or pins none is asked for, since nobody
+    /// vouches for what it says, unless the untrusted are accepted by name.
     pub validation: Option<Validation>,
-    /// Refuses clients without a certificate.
+    /// Refuses clients without a certificate where there is an authority. Names and pins refuse them by themselves.
     pub require_client_certificate: bool,
     /// Lets clients resume sessions that they keep. But for configured keys a replaced context resumes none of its
     /// predecessor's.
@@ -179,11 +180,11 @@ impl ServerContext {
         let versions = settings.protocols.versions()?;
         let tls13 = versions.iter().any(|v| v.version == ProtocolVersion::TLSv1_3);
         let certificates = Arc::new(Certificates::new(&settings.identities, &provider, tls13)?);
-        let asks = settings.validation.is_some() || settings.require_client_certificate;
+        let asked = Asked::of(settings.validation.as_ref(), settings.require_client_certificate);
         let kinship = match &settings.tickets {
             Tickets::Keys(_) => tickets::kinship(
                 settings.validation.as_ref(),
-                settings.require_client_certificate,
+                asked == Asked::Required,
                 &settings.server_names,
                 certificates.all.iter().map(|entry| &entry.shown),
             )?,
@@ -196,17 +197,16 @@ impl ServerContext {
             }
             None => None,
         };
-        let verifier = ClientVerifier {
-            check: check.clone(),
-            required: settings.require_client_certificate,
-            algorithms: provider.signature_verification_algorithms,
-        };
+        let algorithms = provider.signature_verification_algorithms;
         let builder = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&versions)
             .map_err(|e| ConfigError::new(e.to_string()))?;
-        let builder = match asks {
-            true => builder.with_client_cert_verifier(Arc::new(verifier)),
-            false => builder.with_no_client_auth(),
+        let builder = match &check {
+            Some(check) if asked != Asked::No => {
+                let (check, required) = (check.clone(), asked == Asked::Required);
+                builder.with_client_cert_verifier(Arc::new(ClientVerifier { check, required, algorithms }))
+            }
+            _ => builder.with_no_client_auth(),
         };
         let mut config = builder.with_cert_resolver(certificates.clone());
         // Tickets hold the whole session, so that any worker can take it up.

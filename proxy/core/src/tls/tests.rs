@@ -16,6 +16,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConnection, Error, ServerConnection};
 use std::sync::Arc;
 
+mod asked;
 mod direct;
 mod resumption;
 

@@ -419,10 +419,37 @@ macro_rules! verify_signatures {
     };
 }
 
+/// Whether clients are asked for a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// None is looked at: there is nothing to verify it against.
+    No,
+    /// It may be missing.
+    Optional,
+    /// Without one the handshake fails.
+    Required,
+}
+
+impl Asked {
+    /// As Envoy has it (common/tls/cert_validator/default_validator.cc): names and pins need a certificate to look at,
+    /// unless the untrusted are accepted; `require_client_certificate` is heard where there is an authority. Who accepts
+    /// the untrusted by name asks for certificates that nobody verifies.
+    pub(super) fn of(validation: Option<&Validation>, flag: bool) -> Asked {
+        let Some(of) = validation else { return Asked::No };
+        let listed = !(of.hashes.is_empty() && of.spki.is_empty() && of.sans.is_empty());
+        let trusts = of.trusted_ca.is_some();
+        match (flag && trusts) || (listed && !of.accept_untrusted) {
+            true => Asked::Required,
+            false if trusts || listed || of.accept_untrusted => Asked::Optional,
+            false => Asked::No,
+        }
+    }
+}
+
 /// Verifies clients.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
-    pub(super) check: Option<Arc<PeerCheck>>,
+    pub(super) check: Arc<PeerCheck>,
     /// Whether a client without a certificate is refused.
     pub(super) required: bool,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
@@ -434,7 +461,7 @@ impl ClientCertVerifier for ClientVerifier {
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        let told = self.check.as_ref().filter(|check| !check.hides_authorities);
+        let told = Some(&self.check).filter(|check| !check.hides_authorities);
         match told.and_then(|check| check.authorities.as_ref()).map(|of| &of.chain) {
             Some(Chain::Clients(verifier)) => verifier.root_hint_subjects(),
             _ => &[],
@@ -447,8 +474,8 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        if let Some(check) = self.check.as_ref().filter(|c| !c.accept_untrusted) {
-            check.check(leaf, intermediates, now)?;
+        if !self.check.accept_untrusted {
+            self.check.check(leaf, intermediates, now)?;
         }
         Ok(ClientCertVerified::assertion())
     }
