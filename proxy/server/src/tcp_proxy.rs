@@ -17,6 +17,7 @@ pub(crate) use pump::{End, Moved, Side};
 use pump::{Pump, Watch};
 pub(crate) use session::{Reached, Session, Transport, Upstream};
 use sixfold_core::connection::Connection;
+use sixfold_core::flags::Flag;
 use sixfold_core::listener::TcpProxy;
 use std::pin::pin;
 use std::sync::Arc;
@@ -68,8 +69,8 @@ impl Session {
         let every = client.filtering().and_then(Filtering::report_interval);
         let watch = Watch::new(self.idle_timeout(), deadline, drain, forced.as_mut());
         let mut watch = watch.reporting(every);
-        let mut pump = Pump::new(client, connected.io, terms.proxy.buffer_limit)
-            .ending_with_upstream(terms.routed.is_some());
+        let mut pump =
+            Pump::new(client, connected.io, terms.proxy.buffer_limit).like_nginx(terms.routed.is_some());
         let mut meter = Meter::new(tcp, stats, terms.upstream_stats());
         let mut end = loop {
             match pump.run(&mut watch, &mut meter, &mut self.stream.bytes).await {
@@ -77,8 +78,17 @@ impl Session {
                 end => break end,
             }
         };
-        let remote = matches!(end, End::Closed(Side::Upstream) | End::Failed(Side::Upstream));
-        if let End::Failed(side) = end
+        let remote = matches!(
+            end,
+            End::Closed(Side::Upstream) | End::Failed(Side::Upstream) | End::Reset(Side::Upstream)
+        );
+        if let End::Reset(side) = end {
+            pump.reset_other(side);
+        }
+        if end == End::Reset(Side::Upstream) {
+            self.stream.flags.insert(Flag::UR);
+        }
+        if let End::Failed(side) | End::Reset(side) = end
             && pump.holds_bytes_of(side)
         {
             // What a side said before it went is still passed on.
@@ -86,8 +96,9 @@ impl Session {
                 tcp.upstream_flush_total().inc();
                 tcp.upstream_flush_active().raise()
             });
+            let failed = end;
             end = loop {
-                match pump.flush(side, &mut watch, &mut meter, &mut self.stream.bytes).await {
+                match pump.flush(side, failed, &mut watch, &mut meter, &mut self.stream.bytes).await {
                     End::Report => self.report(&mut pump),
                     end => break end,
                 }
@@ -105,7 +116,7 @@ impl Session {
             End::Deadline => self.overdue(),
             End::Drained => self.closed("deferred_close_on_drained_connection"),
             // The filter says why.
-            End::Refused | End::Closed(_) | End::Failed(_) | End::Report => {}
+            End::Refused | End::Closed(_) | End::Failed(_) | End::Reset(_) | End::Report => {}
         }
         self.ends_by(end);
         self.note_endpoint(&pump);

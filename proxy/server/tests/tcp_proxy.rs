@@ -341,8 +341,9 @@ async fn a_side_that_has_said_all_still_listens() {
     assert_eq!((stats.upstream_cx_destroy_remote().get(), stats.upstream_cx_destroy_local().get()), (1, 1));
 }
 
+/// Resets were passed on as ordinary ends: what was cut off looked whole, and the log said that all went well.
 #[tokio::test]
-async fn what_an_endpoint_said_before_it_failed_reaches_the_client() {
+async fn what_a_side_said_before_it_reset_its_connection_reaches_the_other_and_so_does_the_reset() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut bench = Bench::new();
     bench.cluster("a", &[listener.local_addr().unwrap()], |_| {});
@@ -354,9 +355,22 @@ async fn what_an_endpoint_said_before_it_failed_reaches_the_client() {
     client.read_exact(&mut got).await.unwrap();
     up.set_zero_linger().unwrap();
     drop(up);
-    assert_eq!(rest(&mut client).await, b"");
-    proxy.log(1).await;
+    assert_eq!(reset(&mut client).await, Some(std::io::ErrorKind::ConnectionReset));
+    assert_eq!(proxy.log(1).await, "0 UR a 1 0 7 -\n");
     assert_eq!(proxy.cluster("a").stats.upstream_cx_destroy_remote().get(), 1);
+    let mut client = proxy.connect().await;
+    let mut up = listener.accept().await.unwrap().0;
+    client.write_all(b"partial").await.unwrap();
+    up.read_exact(&mut got).await.unwrap();
+    client.set_zero_linger().unwrap();
+    drop(client);
+    assert_eq!(reset(&mut up).await, Some(std::io::ErrorKind::ConnectionReset));
+    assert_eq!(proxy.log(2).await.lines().last(), Some("0 - a 1 7 0 -"));
+}
+
+/// How the connection ends: `None` is well.
+async fn reset(connection: &mut TcpStream) -> Option<std::io::ErrorKind> {
+    connection.read_to_end(&mut Vec::new()).await.err().map(|error| error.kind())
 }
 
 #[tokio::test]

@@ -63,6 +63,14 @@ impl Socket {
         Socket { stream: Stream::Unix(stream), front: None }
     }
 
+    /// Has the peer see a reset where it would see an end, once this is dropped. A unix socket has none.
+    pub(crate) fn reset_when_dropped(&self) {
+        if let Stream::Tcp(tcp) = &self.stream {
+            // Of a socket that has failed there is nothing to reset.
+            let _failed = tcp.set_zero_linger();
+        }
+    }
+
     /// Puts bytes in front of what is still to be read.
     pub fn unread(&mut self, bytes: Vec<u8>) {
         let rest = self.front.take().map(|f| f.rest().to_vec());

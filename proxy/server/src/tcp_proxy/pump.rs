@@ -27,6 +27,8 @@ pub(crate) enum End {
     Closed(Side),
     /// This side failed.
     Failed(Side),
+    /// This side has reset its connection: what it said is cut off.
+    Reset(Side),
     /// No byte moved for too long.
     Idle,
     /// The connection has lived as long as it may.
@@ -45,8 +47,8 @@ impl End {
         Some(match self {
             End::Closed(_) => "closed",
             End::Drained => "shutdown",
-            End::Failed(Side::Client) => "client_error",
-            End::Failed(Side::Upstream) => "upstream_error",
+            End::Failed(Side::Client) | End::Reset(Side::Client) => "client_error",
+            End::Failed(Side::Upstream) | End::Reset(Side::Upstream) => "upstream_error",
             End::Idle => "upstream_timeout",
             End::Deadline | End::Refused | End::Report => return None,
         })
@@ -76,8 +78,7 @@ pub(super) struct Pump {
     /// Which direction goes first: they take turns, since the first may use up the task's share of time.
     down_first: bool,
     last: Side,
-    /// Nothing more goes on once the endpoint has said all.
-    ends_with_upstream: bool,
+    like_nginx: bool,
 }
 
 impl Pump {
@@ -90,14 +91,14 @@ impl Pump {
             down: Flow::below(limit),
             down_first: false,
             last: Side::Client,
-            ends_with_upstream: false,
+            like_nginx: false,
         }
     }
 
-    /// The same, with an end as soon as the client has all that the endpoint has said: whoever keeps its connection then
-    /// would hold it for nothing, as nginx sees it (`proxy_half_close off`).
-    pub(super) fn ending_with_upstream(self, yes: bool) -> Pump {
-        Pump { ends_with_upstream: yes, ..self }
+    /// The same, with ends as nginx sees them. One comes as soon as the client has all that the endpoint has said: whoever
+    /// keeps its connection then would hold it for nothing (`proxy_half_close off`). A reset is a failure as any other.
+    pub(super) fn like_nginx(self, yes: bool) -> Pump {
+        Pump { like_nginx: yes, ..self }
     }
 
     /// Passes bytes both ways. The end of one side's bytes is passed on and the other side goes on talking.
@@ -149,18 +150,36 @@ impl Pump {
             match flow.poll(cx, from, to) {
                 Poll::Ready(Ok(())) if before != Stage::Done => self.last = speaker,
                 Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(Failure::Reader)) if speaker == Side::Client && self.is_refused() => {
+                Poll::Ready(Err(Failure::Reader(_))) if speaker == Side::Client && self.is_refused() => {
                     return Poll::Ready(End::Refused);
                 }
-                Poll::Ready(Err(Failure::Reader)) => return Poll::Ready(End::Failed(speaker)),
-                Poll::Ready(Err(Failure::Writer)) => return Poll::Ready(End::Failed(speaker.other())),
+                Poll::Ready(Err(Failure::Reader(error))) => return Poll::Ready(self.failed(speaker, error)),
+                Poll::Ready(Err(Failure::Writer(error))) => {
+                    return Poll::Ready(self.failed(speaker.other(), error));
+                }
                 Poll::Pending => ended = false,
             }
         }
-        if self.ends_with_upstream && self.down.stage == Stage::Done && !self.up.holds_bytes() {
+        if self.like_nginx && self.down.stage == Stage::Done && !self.up.holds_bytes() {
             return Poll::Ready(End::Closed(Side::Upstream));
         }
         if ended { Poll::Ready(End::Closed(self.last)) } else { Poll::Pending }
+    }
+
+    fn failed(&self, side: Side, error: io::ErrorKind) -> End {
+        match error {
+            io::ErrorKind::ConnectionReset if !self.like_nginx => End::Reset(side),
+            _ => End::Failed(side),
+        }
+    }
+
+    /// Passes a reset by `side` on once this is dropped: an ordinary end would call whole what was cut off.
+    pub(super) fn reset_other(&self, side: Side) {
+        let other = match side {
+            Side::Client => &self.upstream,
+            Side::Upstream => &self.client,
+        };
+        other.socket().reset_when_dropped();
     }
 
     /// Whether something that `side` said was not passed on yet.
@@ -171,10 +190,11 @@ impl Pump {
         }
     }
 
-    /// Passes on what `side` said before it failed, and the end.
+    /// Passes on what a side said before it failed, and the end if that was no reset.
     pub(super) async fn flush<F: Future<Output = ()>>(
         &mut self,
         side: Side,
+        end: End,
         watch: &mut Watch<'_, F>,
         meter: &mut Meter<'_>,
         bytes: &mut ByteCounts,
@@ -184,11 +204,14 @@ impl Pump {
                 Side::Client => (&mut self.up, &mut self.upstream),
                 Side::Upstream => (&mut self.down, &mut self.client),
             };
-            let state = flow.poll_end(cx, to);
+            let state = match end {
+                End::Reset(_) => flow.poll_rest(cx, to),
+                _ => flow.poll_end(cx, to),
+            };
             if meter.update(self.up.moved, self.down.moved, bytes) {
                 watch.touch();
             }
-            state.map(|_| End::Failed(side))
+            state.map(|_| end)
         });
         ended.await.unwrap_or_else(|end| end)
     }
@@ -230,8 +253,18 @@ enum Stage {
 
 /// Which end of a direction failed.
 enum Failure {
-    Reader,
-    Writer,
+    Reader(io::ErrorKind),
+    Writer(io::ErrorKind),
+}
+
+impl Failure {
+    fn reader(error: io::Error) -> Failure {
+        Failure::Reader(error.kind())
+    }
+
+    fn writer(error: io::Error) -> Failure {
+        Failure::Writer(error.kind())
+    }
 }
 
 impl Flow {
@@ -255,7 +288,7 @@ impl Flow {
     fn poll(&mut self, cx: &mut Timed<'_>, from: &mut Io, to: &mut Io) -> Poll<Result<(), Failure>> {
         let before = self.moved.read;
         while self.stage == Stage::Passing {
-            ready!(self.poll_write(cx, to)).map_err(|_| Failure::Writer)?;
+            ready!(self.poll_write(cx, to)).map_err(Failure::writer)?;
             if self.moved.read - before >= TURN {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
@@ -270,14 +303,14 @@ impl Flow {
                     self.moved.read += n as u64;
                     self.much = n >= WORTH_IT;
                 }
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::Reader)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::reader(error))),
                 Poll::Pending => {
-                    ready!(self.poll_flush(cx, to)).map_err(|_| Failure::Writer)?;
+                    ready!(self.poll_flush(cx, to)).map_err(Failure::writer)?;
                     return Poll::Pending;
                 }
             }
         }
-        self.poll_end(cx, to).map_err(|_| Failure::Writer)
+        self.poll_end(cx, to).map_err(Failure::writer)
     }
 
     /// Reads into a pipe, if much comes and one can be had.
@@ -314,6 +347,13 @@ impl Flow {
             self.stage = Stage::Done;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Writes what is there, without an end.
+    fn poll_rest(&mut self, cx: &mut Timed<'_>, to: &mut Io) -> Poll<io::Result<()>> {
+        ready!(self.poll_write(cx, to))?;
+        self.buffer.release();
+        self.poll_flush(cx, to)
     }
 
     fn poll_write(&mut self, cx: &mut Timed<'_>, to: &mut Io) -> Poll<io::Result<()>> {
