@@ -178,7 +178,6 @@ pub(super) async fn serve_stream(opened: Opened, stream: &mut Stream, clock: &mu
     env.hcm.stats.downstream_rq_http2_total().inc();
     let counts = env.http2_counts();
     let _active = counts.streams_active().raise();
-    let secure = connection.tls.is_some();
     stream.connection = connection;
     let now = clock.restart();
     let start = began.unwrap_or(now);
@@ -186,7 +185,6 @@ pub(super) async fn serve_stream(opened: Opened, stream: &mut Stream, clock: &mu
     let day = time_of_day(now);
     stream.start_time = day.checked_sub(now.saturating_duration_since(start)).unwrap_or(day);
     let (mut client, read) = H2Client::new(request, respond, wishes, stream, &env);
-    stream.request.scheme = if secure { Scheme::Https } else { Scheme::Http };
     match read {
         Ok(()) => exchange::serve(&mut client, stream, clock, &env).await,
         Err(refused) => {
@@ -230,7 +228,8 @@ impl H2Client {
     ) -> (H2Client, Result<(), Refused>) {
         let (parts, recv) = request.into_parts();
         let rules = env.hcm.header_rules;
-        let read = h2_headers::read_request(&parts, &rules, env.hcm.profile, &mut stream.request);
+        let own = if stream.connection.tls.is_some() { Scheme::Https } else { Scheme::Http };
+        let read = h2_headers::read_request(&parts, &rules, env.hcm.profile, own, &mut stream.request);
         // Clients number their streams 1, 3, 5.
         stream.request.ordinal = respond.stream_id().as_u32().div_ceil(2);
         let head = h2_headers::request_len(&stream.request);

@@ -116,7 +116,8 @@ pub(crate) fn to_map(headers: &Headers) -> Result<HeaderMap, HeadError> {
     Ok(map)
 }
 
-/// Fills `head` from an HTTP/2 request. The `host` field beside `:authority` is discarded.
+/// Fills `head` from an HTTP/2 request. The `host` field beside `:authority` is discarded. Who ended the client's TLS tells
+/// of it by `:scheme`; one that we do not know says nothing, nor does any to APISIX, and `own` is the connection's.
 ///
 /// # Errors
 /// [`Refused`]; what was copied so far is in `head`.
@@ -124,12 +125,14 @@ pub(crate) fn read_request(
     parts: &http::request::Parts,
     rules: &HeaderRules,
     profile: Profile,
+    own: Scheme,
     head: &mut RequestHead,
 ) -> Result<(), Refused> {
     head.clear();
     head.version = Version::Http2;
     head.method = parts.method.clone();
-    head.scheme = parts.uri.scheme_str().and_then(|s| Scheme::parse(s.as_bytes())).unwrap_or(Scheme::Http);
+    let said = parts.uri.scheme_str().filter(|_| profile == Profile::Envoy);
+    head.scheme = said.and_then(|scheme| Scheme::parse(scheme.as_bytes())).unwrap_or(own);
     if let Some(path) = parts.uri.path_and_query() {
         head.target.set(path.as_str().as_bytes());
     }

@@ -15,7 +15,25 @@ fn parts(uri: &str, fields: &[(&str, &str)]) -> http::request::Parts {
 
 fn read(parts: &http::request::Parts, rules: &HeaderRules, profile: Profile) -> Result<RequestHead, Refused> {
     let mut head = RequestHead::default();
-    read_request(parts, rules, profile, &mut head).map(|()| head)
+    read_request(parts, rules, profile, Scheme::Http, &mut head).map(|()| head)
+}
+
+/// What a client said by `:scheme` was thrown away: redirects behind a load balancer that ends TLS led back to http.
+#[test]
+fn the_scheme_is_the_clients_where_it_says_one_that_we_know() {
+    let scheme = |uri: &str, profile: Profile, own: Scheme| {
+        let mut head = RequestHead::default();
+        read_request(&parts(uri, &[]), &HeaderRules::ENVOY, profile, own, &mut head).unwrap();
+        head.scheme
+    };
+    for own in [Scheme::Http, Scheme::Https] {
+        assert_eq!(scheme("https://h/", Profile::Envoy, own), Scheme::Https);
+        assert_eq!(scheme("HTTPS://h/", Profile::Envoy, own), Scheme::Https);
+        assert_eq!(scheme("http://h/", Profile::Envoy, own), Scheme::Http);
+        assert_eq!(scheme("ftp://h/", Profile::Envoy, own), own);
+        assert_eq!(scheme("https://h/", Profile::Apisix, own), own);
+        assert_eq!(scheme("http://h/", Profile::Apisix, own), own);
+    }
 }
 
 /// 840 cookie crumbs took 12.5 MB for one stream, once copied for each crumb and never given back.
