@@ -161,7 +161,8 @@ fn short_name(oid: &str) -> &str {
     }
 }
 
-/// RFC 2253 section 2.4.
+/// RFC 2253 section 2.4. Bytes beyond ASCII are escaped as well, as BoringSSL and OpenSSL have it: a header field may not
+/// hold them.
 fn escape(value: &str, out: &mut String) {
     let last = value.len().saturating_sub(1);
     for (i, c) in value.char_indices() {
@@ -179,7 +180,12 @@ fn escape(value: &str, out: &mut String) {
             c if (c as u32) < 0x20 || c == '\u{7f}' => {
                 let _ = write!(out, "\\{:02X}", c as u32);
             }
-            c => out.push(c),
+            c if c.is_ascii() => out.push(c),
+            c => {
+                for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+                    let _ = write!(out, "\\{byte:02X}");
+                }
+            }
         }
     }
 }

@@ -148,6 +148,17 @@ fn mutual_tls_tells_who_the_peer_is() {
     assert!(again.resumed && again.peer.is_some(), "the second handshake resumes with its identity");
 }
 
+/// Letters beyond ASCII were bytes of a header field as they are.
+#[test]
+fn subjects_are_ascii_whatever_they_say() {
+    let key = KeyPair::generate().unwrap();
+    let mut params = leaf_params(&[], &[]);
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, "\u{e9}\u{4e2d};");
+    let own = params.self_signed(&key).unwrap();
+    assert_eq!(describe(own.der()).unwrap().subject, "CN=\\C3\\A9\\E4\\B8\\AD\\;");
+}
+
 #[test]
 fn clients_without_the_wanted_certificate_are_refused() {
     let (ca, other) = (authority("Test CA", None), authority("Other CA", None));

@@ -304,6 +304,30 @@ fn mutual() -> TlsInfo {
     TlsInfo { peer: Some(Arc::new(peer)), local: Some(Arc::new(local)), ..TlsInfo::default() }
 }
 
+/// Of several URIs the first alone was told.
+#[test]
+fn every_uri_of_both_certificates_is_forwarded() {
+    let uris = |names: &[&str]| -> Vec<String> { names.iter().map(|name| (*name).to_owned()).collect() };
+    let local = Certificate { uri_sans: uris(&["own:1", "own:2"]), ..Certificate::default() };
+    let forwarded = |names: &[&str]| {
+        let peer = Certificate { sha256: "ab".to_owned(), uri_sans: uris(names), ..Certificate::default() };
+        let tls = TlsInfo {
+            peer: Some(Arc::new(peer)),
+            local: Some(Arc::new(local.clone())),
+            ..TlsInfo::default()
+        };
+        let details = XfccDetails { uri: true, ..XfccDetails::default() };
+        let headers =
+            EdgeHeaders { xfcc: ForwardClientCert::SanitizeSet, xfcc_details: details, ..own_headers() };
+        let mut s = stream(&[], Some(tls));
+        request(&hcm(ClientAddress::default(), headers), None, &mut s);
+        let value = s.request.headers.get(Known::X_FORWARDED_CLIENT_CERT);
+        value.map(|v| String::from_utf8_lossy(v).into_owned()).unwrap()
+    };
+    assert_eq!(forwarded(&["u:1", "u:2", "u:3"]), "By=own:1;By=own:2;Hash=ab;URI=u:1;URI=u:2;URI=u:3");
+    assert_eq!(forwarded(&[]), "By=own:1;By=own:2;Hash=ab;URI=");
+}
+
 #[test]
 fn client_certificates_are_forwarded_as_configured() {
     use ForwardClientCert::{AlwaysForwardOnly, AppendForward, ForwardOnly, Sanitize, SanitizeSet};

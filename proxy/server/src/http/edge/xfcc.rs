@@ -33,7 +33,7 @@ fn element(details: XfccDetails, tls: &TlsInfo, peer: &Certificate) -> Vec<u8> {
             out.extend_from_slice(text.as_bytes());
         }
     };
-    if let Some(by) = tls.local.as_ref().and_then(|own| own.uri_sans.first()) {
+    for by in tls.local.iter().flat_map(|own| &own.uri_sans) {
         put("By", "", by);
     }
     put("Hash", "", &peer.sha256);
@@ -46,8 +46,11 @@ fn element(details: XfccDetails, tls: &TlsInfo, peer: &Certificate) -> Vec<u8> {
     if details.subject {
         put("Subject", "\"", &peer.subject);
     }
-    if details.uri {
-        put("URI", "", peer.uri_sans.first().map_or("", |uri| uri));
+    if details.uri && peer.uri_sans.is_empty() {
+        put("URI", "", "");
+    }
+    for uri in peer.uri_sans.iter().filter(|_| details.uri) {
+        put("URI", "", uri);
     }
     for name in peer.dns_sans.iter().filter(|_| details.dns) {
         put("DNS", "", name);
