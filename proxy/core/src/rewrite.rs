@@ -75,14 +75,11 @@ pub fn finalize_upstream_response(
         stream.virtual_host.as_ref().filter(|v| !v.options.response_headers.is_empty()).cloned();
     let route = stream.route.as_ref().filter(|r| !r.response_headers.is_empty()).cloned();
     let levels = Levels { table, virtual_host: virtual_host.as_ref(), route: route.as_deref() };
-    let last = table.is_some_and(|t| t.most_specific_wins);
-    if let Some(member) = member.filter(|_| !last) {
+    // A member stands before the levels, whichever of them is to have the last word.
+    if let Some(member) = member {
         member.response_headers.apply(stream, Side::Response);
     }
     levels.apply(stream, Side::Response);
-    if let Some(member) = member.filter(|_| last) {
-        member.response_headers.apply(stream, Side::Response);
-    }
 }
 
 /// The levels that change headers.
