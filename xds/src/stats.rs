@@ -1,7 +1,7 @@
 //! Envoy's `stats_config`: tags, and which statistics there are.
 
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
-use sixfold_core::metrics::{StatsFilter, TagPattern, TagRules};
+use sixfold_core::metrics::{DefaultTags, StatsFilter, TagPattern, TagRules};
 use sixfold_xds_api::matcher::strings;
 use sixfold_xds_api::pb::envoy::config::metrics::v3::stats_matcher::StatsMatcher as Rule;
 use sixfold_xds_api::pb::envoy::config::metrics::v3::tag_specifier::TagValue;
@@ -24,7 +24,10 @@ pub(crate) fn tags(config: Option<&StatsConfig>) -> Result<TagRules> {
         tracing::warn!("stats_config.{fault}");
     }
     let mut rules = TagRules {
-        defaults: use_all_default_tags.as_ref().is_none_or(|all| all.value),
+        defaults: match use_all_default_tags.as_ref().is_none_or(|all| all.value) {
+            true => DefaultTags::All,
+            false => DefaultTags::Named(Vec::new()),
+        },
         filter: stats_matcher.as_ref().map(filter).transpose().in_key("stats_matcher")?.unwrap_or_default(),
         ..TagRules::default()
     };
@@ -51,8 +54,14 @@ fn add_tag(rules: &mut TagRules, tag: &TagSpecifier) -> Result<()> {
             rules.patterns.push((tag_name.clone(), pattern));
         }
         Some(TagValue::FixedValue(value)) => rules.fixed.push((tag_name.clone(), value.clone())),
-        // Without a value it names one of the default tags, which are all there or none.
-        Some(TagValue::Regex(_)) | None => {}
+        // Without a value it names one of the default tags.
+        Some(TagValue::Regex(_)) | None => match &mut rules.defaults {
+            _ if !tag_name.starts_with("envoy.") && tag_name != "cipher_suite" => {
+                return Err(ConfigError::field("tag_name", "is no default tag, and there is no regex"));
+            }
+            DefaultTags::All => {}
+            DefaultTags::Named(names) => names.push(tag_name.clone()),
+        },
     }
     Ok(())
 }
@@ -64,4 +73,24 @@ fn filter(matcher: &StatsMatcher) -> Result<StatsFilter> {
         Some(Rule::InclusionList(list)) => StatsFilter::Only(strings(list).in_key("inclusion_list")?),
         Some(Rule::ExclusionList(list)) => StatsFilter::Except(strings(list).in_key("exclusion_list")?),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use sixfold_xds_api::pb::google::protobuf::BoolValue;
+
+    #[test]
+    fn tags_without_a_value_are_default_ones() {
+        let config = |name: &str| StatsConfig {
+            stats_tags: vec![TagSpecifier { tag_name: name.to_owned(), tag_value: None }],
+            use_all_default_tags: Some(BoolValue { value: false }),
+            ..StatsConfig::default()
+        };
+        let tagged = |name: &str| tags(Some(&config(name))).map(|rules| rules.split("cluster.a.x"));
+        assert_eq!(tagged("envoy.cluster_name").unwrap().name, "cluster.x");
+        let error = tagged("mine").unwrap_err().to_string();
+        assert_eq!(error, "stats_tags[0].tag_name: is no default tag, and there is no regex");
+    }
 }

@@ -240,7 +240,11 @@ mod tests {
             "cluster.upstream_rq envoy.response_code=200 envoy.cluster_name=a"
         );
         let fixed = vec![("envoy_own".to_owned(), "x".to_owned())];
-        let rules = TagRules { fixed, defaults: false, ..TagRules::default() };
+        let rules = TagRules {
+            fixed,
+            defaults: crate::metrics::DefaultTags::Named(Vec::new()),
+            ..TagRules::default()
+        };
         assert_eq!(tags(rules), "cluster.a.upstream_rq_200 envoy_own=x");
     }
 }

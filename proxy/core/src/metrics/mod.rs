@@ -28,7 +28,7 @@ pub use block::{NEVER as NEVER_COUNTED, slot as block_slot};
 pub use labelled::{LabelSet, Labelled, LabelledSample};
 pub use registry::{Computed, Registry};
 pub use snapshot::{Sample, Snapshot};
-pub use tags::{StatsFilter, TagPattern, TagRules, Tagged};
+pub use tags::{DefaultTags, StatsFilter, TagPattern, TagRules, Tagged};
 pub use tally::Tally;
 pub use text::Text;
 

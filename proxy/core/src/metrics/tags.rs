@@ -8,8 +8,8 @@ use fancy_regex::{Regex, RegexBuilder};
 /// Which parts of names become labels, and which statistics are shown at all (Envoy's `stats_config`).
 #[derive(Debug)]
 pub struct TagRules {
-    /// `use_all_default_tags`, on by default.
-    pub defaults: bool,
+    /// Which of the tags are there that Envoy finds by itself (`use_all_default_tags`), all by default.
+    pub defaults: DefaultTags,
     /// Tags found by a regular expression: its first group is cut out of the name, its second group, or the
     /// first when there is no other, is the value.
     pub patterns: Vec<(String, TagPattern)>,
@@ -17,6 +17,25 @@ pub struct TagRules {
     pub fixed: Vec<(String, String)>,
     /// Which statistics are there.
     pub filter: StatsFilter,
+}
+
+/// Tags that Envoy finds by itself.
+#[derive(Debug)]
+pub enum DefaultTags {
+    /// Each of them.
+    All,
+    /// Those that `stats_tags` names and says no value of, such as `envoy.cluster_name`.
+    Named(Vec<String>),
+}
+
+impl DefaultTags {
+    /// Whether a tag is there, by its name as a label.
+    fn has(&self, label: &str) -> bool {
+        match self {
+            DefaultTags::All => true,
+            DefaultTags::Named(names) => names.iter().any(|name| name.replace('.', "_") == label),
+        }
+    }
 }
 
 /// A regular expression of a tag. Envoy reads it as ECMAScript's, so it may look ahead and refer back.
@@ -39,7 +58,12 @@ impl TagPattern {
 
 impl Default for TagRules {
     fn default() -> TagRules {
-        TagRules { defaults: true, patterns: Vec::new(), fixed: Vec::new(), filter: StatsFilter::All }
+        TagRules {
+            defaults: DefaultTags::All,
+            patterns: Vec::new(),
+            fixed: Vec::new(),
+            filter: StatsFilter::All,
+        }
     }
 }
 
@@ -83,14 +107,21 @@ pub struct Tagged {
 pub(super) struct Found<'n> {
     /// The whole name.
     pub(super) name: &'n str,
+    defaults: &'n DefaultTags,
     tags: Vec<(String, String)>,
     /// What is cut out of it.
     cuts: Vec<(usize, usize)>,
 }
 
 impl Found<'_> {
-    /// Takes a tag whose value is at one place, for which another is cut out.
+    /// Takes a default tag whose value is at one place, for which another is cut out, if it is wanted.
     pub(super) fn take(&mut self, tag: &str, value: (usize, usize), cut: (usize, usize)) {
+        if self.defaults.has(tag) {
+            self.put(tag, value, cut);
+        }
+    }
+
+    fn put(&mut self, tag: &str, value: (usize, usize), cut: (usize, usize)) {
         let value = self.name.get(value.0..value.1).unwrap_or_default();
         self.tags.push((tag.to_owned(), value.to_owned()));
         self.cuts.push(cut);
@@ -117,14 +148,14 @@ impl Found<'_> {
 impl TagRules {
     /// Splits a name.
     pub fn split(&self, name: &str) -> Tagged {
-        let mut found = Found { name, tags: Vec::new(), cuts: Vec::new() };
+        let mut found = Found { name, defaults: &self.defaults, tags: Vec::new(), cuts: Vec::new() };
         for (tag, pattern) in &self.patterns {
             let Ok(Some(groups)) = pattern.0.captures(name) else { continue };
             let Some(cut) = groups.get(1) else { continue };
             let value = groups.get(2).unwrap_or(cut);
-            found.take(tag, (value.start(), value.end()), (cut.start(), cut.end()));
+            found.put(tag, (value.start(), value.end()), (cut.start(), cut.end()));
         }
-        if self.defaults {
+        if !matches!(&self.defaults, DefaultTags::Named(names) if names.is_empty()) {
             default_tags::find(&mut found);
         }
         let mut tagged = found.into_tagged();
@@ -231,7 +262,7 @@ mod tests {
     #[test]
     fn patterns_as_istio_sets_them() {
         let rules = TagRules {
-            defaults: false,
+            defaults: DefaultTags::Named(Vec::new()),
             patterns: vec![
                 (
                     "cluster_name".into(),
@@ -247,6 +278,19 @@ mod tests {
             "cluster.upstream_rq cluster_name=xds-grpc response_code=200 node=n"
         );
         assert!(rules.filter.keeps("cluster.a.x") && !rules.filter.keeps("http.a.x"));
+    }
+
+    /// A default tag that was named beside `use_all_default_tags: false` did nothing, and each cluster had series of its own
+    /// name.
+    #[test]
+    fn default_tags_may_be_named_one_by_one() {
+        let named = DefaultTags::Named(vec!["envoy.cluster_name".to_owned()]);
+        let rules = TagRules { defaults: named, ..TagRules::default() };
+        assert_eq!(
+            split(&rules, "cluster.a.upstream_rq_200"),
+            "cluster.upstream_rq_200 envoy_cluster_name=a"
+        );
+        assert_eq!(split(&rules, "http.in.downstream_rq_5xx"), "http.in.downstream_rq_5xx");
     }
 
     #[test]
