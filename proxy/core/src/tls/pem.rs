@@ -8,6 +8,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use std::borrow::Cow;
 use std::path::PathBuf;
+use x509_parser::x509::X509Version;
 
 /// The largest file of PEM; the certificates of all authorities of the world are a quarter of one MiB.
 const MAX_PEM_BYTES: usize = 16 << 20;
@@ -105,7 +106,17 @@ impl Pem {
     /// # Errors
     /// Names the file and what is wrong with it.
     pub fn revocation_lists(&self) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
-        self.items("revocation list")
+        let lists: Vec<CertificateRevocationListDer<'static>> = self.items("revocation list")?;
+        for (i, der) in lists.iter().enumerate() {
+            // webpki takes none of these, and does not say why.
+            if let Ok((_, list)) = x509_parser::parse_x509_crl(der)
+                && (list.version() != Some(X509Version::V2) || list.extensions().is_empty())
+            {
+                let reason = "must be of version 2 and have a CRL number (RFC 5280 section 5.2.3)";
+                return Err(format!("{}: revocation list {} {reason}", self.label(), i + 1));
+            }
+        }
+        Ok(lists)
     }
 
     /// The first private key.

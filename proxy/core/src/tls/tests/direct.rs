@@ -35,10 +35,14 @@ fn old(ca: &Authority, of: &Identity) -> Identity {
 }
 
 fn encoded(der: &[u8]) -> Pem {
+    labelled("CERTIFICATE", der)
+}
+
+fn labelled(label: &str, der: &[u8]) -> Pem {
     use base64::Engine;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let lines: Vec<_> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
-    pem(&format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n")))
+    pem(&format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n")))
 }
 
 /// Both ways to check, by both versions of the protocol: as a server and as a client.
@@ -140,4 +144,22 @@ fn peers_that_may_sign_others_are_believed_as_leaves() {
 fn text(pem: &Pem) -> String {
     let Pem::Inline(text) = pem else { panic!() };
     String::from_utf8(text.clone()).unwrap()
+}
+
+/// It was "could not be parsed: ParseError".
+#[test]
+fn a_revocation_list_of_version_1_is_called_that() {
+    let ca = authority("Test CA", None);
+    let own = ca.pem.certificates().unwrap().remove(0);
+    let (_, x509) = X509Certificate::from_der(&own).unwrap();
+    let ecdsa_with_sha256 = [0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
+    let (from, to) = (element(0x17, b"200101000000Z"), element(0x18, b"40960101000000Z"));
+    let body = element(0x30, &[&ecdsa_with_sha256[..], x509.issuer().as_raw(), &from, &to].concat());
+    let signature = element(0x03, &[&[0][..], &ca.issuer.key().sign(&body).unwrap()].concat());
+    let list = element(0x30, &[&body[..], &ecdsa_with_sha256, &signature].concat());
+    let validation = Validation { crl: Some(labelled("X509 CRL", &list)), ..trust(&ca).unwrap() };
+    let error = validation.check().unwrap_err().to_string();
+    let reason =
+        "inline PEM: revocation list 1 must be of version 2 and have a CRL number (RFC 5280 section 5.2.3)";
+    assert_eq!(error, format!("crl: {reason}"));
 }
