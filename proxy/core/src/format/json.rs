@@ -33,6 +33,8 @@ pub struct JsonOptions {
 pub(super) enum Node {
     /// JSON as it is written.
     Fixed(Box<[u8]>),
+    /// No value, as it is written.
+    Null,
     /// One operator or variable, which keeps its type.
     Value(Box<Part>),
     /// A string of several parts.
@@ -93,6 +95,7 @@ fn at_depth(value: &Value, options: JsonOptions, depth: usize) -> Result<Node, S
             Node::Array(items.collect::<Result<_, _>>()?, omit)
         }
         Value::String(text) => string(text, options)?,
+        Value::Null if !is_apisix => Node::Null,
         other => Node::Fixed(other.to_string().into_bytes().into()),
     })
 }
@@ -143,7 +146,7 @@ impl Node {
     /// Has `look` look at each part of it.
     pub(super) fn each(&self, look: &mut dyn FnMut(&Part)) {
         match self {
-            Node::Fixed(_) => {}
+            Node::Fixed(_) | Node::Null => {}
             Node::Value(part) => look(part),
             Node::Text(parts, _) => parts.iter().for_each(look),
             Node::Object(members, _) => members.iter().for_each(|(_, node)| node.each(look)),
@@ -155,6 +158,7 @@ impl Node {
     pub(super) fn put(&self, stream: &Stream, out: &mut Vec<u8>) -> bool {
         match self {
             Node::Fixed(json) => out.extend_from_slice(json),
+            Node::Null => return false,
             Node::Value(part) => return value(part, stream, out),
             Node::Text(parts, omit) => {
                 let missing: &[u8] = if *omit { b"" } else { b"-" };

@@ -372,6 +372,11 @@ fn json_documents_keep_types_and_sort_keys() {
         !omitted.contains("none") && !omitted.contains("deep") && omitted.contains("\"gap\":\"<>\""),
         "{omitted}"
     );
+    // One that is written stayed.
+    let nulls = json!({"list": [null, 1], "gone": null});
+    assert_eq!(write(nulls.clone(), JsonOptions::default()), r#"{"gone":null,"list":[null,1]}"#);
+    let omitting = JsonOptions { omit_empty: true, ..JsonOptions::default() };
+    assert_eq!(write(nulls, omitting), r#"{"list":[1]}"#);
     let apisix = JsonOptions { dialect: Dialect::Apisix, ..JsonOptions::default() };
     assert_eq!(
         write(json!({"h": "$host", "n": "$arg_none", "t": "a $host", "o": {"m": "$request_method"}}), apisix),

@@ -76,8 +76,10 @@ impl Said {
         };
         let namespaces: Map<String, Value> =
             member.metadata.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();
-        let metadata = Event::default().with("filter_metadata", namespaces);
-        event = event.with_message("metadata", metadata.with("typed_filter_metadata", json!({})));
+        if !namespaces.is_empty() {
+            let metadata = Event::default().with("filter_metadata", namespaces);
+            event = event.with_message("metadata", metadata.with("typed_filter_metadata", json!({})));
+        }
         let locality = member.locality();
         let place = Event::default().with("region", &*locality.region).with("zone", &*locality.zone);
         event = event.with_message("locality", place.with("sub_zone", &*locality.sub_zone));

@@ -307,7 +307,9 @@ async fn converse(io: &mut Io, deadline: &mut Deadline, probe: &TcpProbe) -> io:
 /// What an answer says of its endpoint (`HttpActiveHealthCheckSession::healthCheckResult`).
 pub(super) fn judge(probe: &HttpProbe, status: u16, headers: &Headers, body: &[u8]) -> Verdict {
     let within = |ranges: &[Range<u16>]| ranges.iter().any(|range| range.contains(&status));
-    let exclude = headers.contains("x-envoy-immediate-health-check-fail");
+    // Of an answer that is well otherwise it says nothing.
+    let fails = !within(&probe.expected);
+    let exclude = fails && headers.contains("x-envoy-immediate-health-check-fail");
     let failed = |retriable, reason: String| Verdict::Failed {
         failure: Failure::Active,
         status,
@@ -315,7 +317,7 @@ pub(super) fn judge(probe: &HttpProbe, status: u16, headers: &Headers, body: &[u
         exclude,
         reason,
     };
-    if exclude || !within(&probe.expected) {
+    if fails {
         return failed(!exclude && within(&probe.retriable), format!("status {status}"));
     }
     if !contains_all(body, &probe.receive) {

@@ -30,7 +30,11 @@ pub(crate) fn admit(
     match path::prepare(&hcm.path, stream) {
         Prepared::Ready => {}
         Prepared::Reject(status, details) => {
-            hcm.stats.downstream_rq_failed_path_normalization().inc();
+            match details {
+                "absolute_path_rejected" => hcm.stats.downstream_rq_non_relative_path().inc(),
+                "missing_path_rejected" => {}
+                _ => hcm.stats.downstream_rq_failed_path_normalization().inc(),
+            }
             return Some(LocalReply::new(status, "", details));
         }
         Prepared::Redirect(_) if stream.request.is_grpc() => {

@@ -83,15 +83,16 @@ fn map(stream: &mut Stream, hcm: &HttpConnectionManager) -> Mapped {
     let sent = stream.local_body.clone();
     let mut typed = false;
     if let Some(mapper) = mapper {
-        if let Some(status) = mapper.status {
-            stream.response.status = status;
-        }
         if let Some(body) = &mapper.body {
             stream.local_body = body.clone();
         }
         let content_type = stream.response.headers.get(Known::CONTENT_TYPE).map(<[u8]>::to_vec);
         mapper.headers.apply(stream, Side::Response);
         typed = stream.response.headers.get(Known::CONTENT_TYPE) != content_type.as_deref();
+        // Headers tell the status that was, the body the one that it becomes.
+        if let Some(status) = mapper.status {
+            stream.response.status = status;
+        }
     }
     let format = mapper.and_then(|m| m.body_format.as_ref()).or(config.body_format.as_ref());
     if let Some(format) = format {

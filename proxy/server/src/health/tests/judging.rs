@@ -120,7 +120,10 @@ fn answers_are_judged_by_status_body_and_headers() {
     ));
     let degraded = judge(&probe, 200, &says("x-envoy-degraded"), b"onetwo");
     assert_eq!(degraded, Verdict::Passed { degraded: true });
-    let leave = judge(&probe, 200, &says("x-envoy-immediate-health-check-fail"), b"onetwo");
+    // Envoy looks at the wish of an answer that fails alone: with a 200 the endpoint was taken out here.
+    let wish = says("x-envoy-immediate-health-check-fail");
+    assert_eq!(judge(&probe, 200, &wish, b"onetwo"), passed());
+    let leave = judge(&probe, 503, &wish, b"onetwo");
     assert!(matches!(leave, Verdict::Failed { exclude: true, retriable: false, .. }));
     probe.service = Some(sixfold_core::matcher::StringMatcher::exact("true"));
     assert!(judge(&probe, 200, &says("x-envoy-upstream-healthchecked-cluster"), b"onetwo").passed());
