@@ -103,6 +103,22 @@ impl Breaker {
         Breaker { limits, counts: (limits != BreakerLimits::UNLIMITED).then(Arc::default) }
     }
 
+    /// The one of the cluster's next version: other limits, and what is under way goes on to count against them.
+    pub fn next(&self, limits: BreakerLimits) -> Breaker {
+        let next = Breaker::new(limits);
+        let counts = next.counts.map(|new| self.counts.clone().unwrap_or(new));
+        Breaker { counts, ..next }
+    }
+
+    /// Whether a permit counts here, where anything does.
+    fn covers(&self, permit: &Permit) -> bool {
+        match (&self.counts, &permit.counts) {
+            (None, _) => true,
+            (Some(own), Some(its)) => Arc::ptr_eq(own, its),
+            (Some(_), None) => false,
+        }
+    }
+
     /// How many there are now; 0 without limits.
     pub fn count(&self, resource: Resource) -> u32 {
         self.counts.as_ref().map_or(0, |counts| counts.now[resource as usize].load(Relaxed))
@@ -169,8 +185,11 @@ impl Drop for Permit {
 /// Leave to have one connection: the cluster's limit holds it, and the endpoint's where it has one.
 #[derive(Debug)]
 pub struct ConnectionPermit {
-    _cluster: Permit,
+    cluster: Permit,
     host: Option<Arc<Host>>,
+    high: bool,
+    /// The limit of the cluster, and the one of the endpoint, that it was taken under.
+    under: [u32; 2],
 }
 
 impl Drop for ConnectionPermit {
@@ -267,7 +286,7 @@ impl Cluster {
             }
         }
         match self.breaker(high).acquire(Resource::Connections) {
-            Some(permit) => Some(ConnectionPermit { _cluster: permit, host: taken }),
+            Some(permit) => Some(self.connection_permit(permit, taken, high)),
             None => {
                 if let Some(host) = taken {
                     host.reserved_connections.fetch_sub(1, Relaxed);
@@ -290,10 +309,26 @@ impl Cluster {
         if limited {
             host.reserved_connections.fetch_add(1, Relaxed);
         }
-        ConnectionPermit {
-            _cluster: self.breaker(high).force(Resource::Connections),
-            host: limited.then(|| host.clone()),
-        }
+        let cluster = self.breaker(high).force(Resource::Connections);
+        self.connection_permit(cluster, limited.then(|| host.clone()), high)
+    }
+
+    fn connection_permit(&self, cluster: Permit, host: Option<Arc<Host>>, high: bool) -> ConnectionPermit {
+        let under = [self.breaker(high).limits.max_connections, self.config.max_host_connections];
+        ConnectionPermit { cluster, host, high, under }
+    }
+
+    /// Whether a connection may take another request. One of an earlier version of the cluster may not where it was not
+    /// counted and now would be, or where the limits have come down and it is one too many.
+    pub fn keeps(&self, permit: &ConnectionPermit) -> bool {
+        let breaker = self.breaker(permit.high);
+        let (limit, of_host) = (breaker.limits.max_connections, self.config.max_host_connections);
+        let [before, of_host_before] = permit.under;
+        let uncounted = !breaker.covers(&permit.cluster) || (of_host != u32::MAX && permit.host.is_none());
+        let beyond = limit < before && breaker.count(Resource::Connections) > limit;
+        let beyond_host = of_host < of_host_before
+            && permit.host.as_ref().is_some_and(|host| host.reserved_connections.load(Relaxed) > of_host);
+        !uncounted && !beyond && !beyond_host
     }
 }
 
@@ -339,6 +374,49 @@ mod tests {
         drop((second, again));
         assert_eq!(hosts.iter().map(|h| h.reserved_connections.load(Relaxed)).sum::<u32>(), 0);
         assert_eq!(cluster.breaker.count(Resource::Connections), 0);
+    }
+
+    /// Each version of a cluster began to count at nothing, and the connections of the one before stayed.
+    #[test]
+    fn what_is_under_way_counts_against_the_limits_of_the_next_version() {
+        let registry = Registry::new();
+        let next = |previous: Option<&Cluster>, max_connections, of_host| {
+            let breaker = match max_connections {
+                u32::MAX => BreakerLimits::UNLIMITED,
+                _ => BreakerLimits { max_connections, ..BreakerLimits::default() },
+            };
+            let config =
+                ClusterConfig { breaker, max_host_connections: of_host, ..ClusterConfig::named("c") };
+            let hosts = vec![HostConfig::new(Address::Ip(([10, 0, 0, 1], 80).into()))];
+            Cluster::new(config, hosts, previous, &registry).unwrap()
+        };
+        let first = next(None, 2, u32::MAX);
+        let host = first.hosts.load().iter().next().unwrap().host.clone();
+        let [one, two] = [(); 2].map(|()| first.connection(&host, false).unwrap());
+        let request = first.breaker.acquire(Resource::Requests);
+        let second = next(Some(&first), 3, u32::MAX);
+        assert_eq!(second.breaker.count(Resource::Requests), 1);
+        let three = second.connection(&host, false).unwrap();
+        assert!(second.connection(&host, false).is_none() && second.keeps(&one) && second.keeps(&three));
+        // Fewer are allowed: those that are too many go.
+        let third = next(Some(&second), 1, u32::MAX);
+        assert!(!third.keeps(&one) && !third.keeps(&three));
+        drop((one, three, request));
+        assert!(third.keeps(&two) && third.connection(&host, false).is_none());
+        assert_eq!(third.breaker.count(Resource::Requests), 0);
+        // Of a time without limits nothing was counted.
+        let fourth = next(Some(&third), u32::MAX, u32::MAX);
+        let four = fourth.connection(&host, false).unwrap();
+        assert!(fourth.keeps(&two) && fourth.keeps(&four));
+        let fifth = next(Some(&fourth), 5, u32::MAX);
+        assert!(!fifth.keeps(&two) && !fifth.keeps(&four));
+        let sixth = next(Some(&fifth), 5, 3);
+        let [five, six] = [(); 2].map(|()| sixth.connection(&host, false).unwrap());
+        assert!(sixth.keeps(&five) && next(Some(&sixth), 5, 2).keeps(&five));
+        let last = next(Some(&sixth), 5, 1);
+        assert!(!last.keeps(&five));
+        drop(six);
+        assert!(last.keeps(&five) && last.connection(&host, false).is_none());
     }
 
     #[test]

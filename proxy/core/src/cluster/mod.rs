@@ -183,9 +183,13 @@ impl Cluster {
             known.unwrap_or_default()
         });
         let resolves = matches!(config.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
+        let breaker = |high, limits| match previous {
+            Some(old) => old.breaker(high).next(limits),
+            None => Breaker::new(limits),
+        };
         let cluster = Arc::new(Cluster {
-            breaker: Breaker::new(config.breaker),
-            high_breaker: Breaker::new(config.high_breaker),
+            breaker: breaker(false, config.breaker),
+            high_breaker: breaker(true, config.high_breaker),
             drop_overload: AtomicU32::new(dropped(&config, &set)),
             hosts: ArcSwap::from_pointee(set),
             visibility: Mutex::new(Visibility::Hidden),

@@ -33,8 +33,15 @@ pub(crate) struct ActiveConnection {
 #[derive(Default)]
 pub(super) struct Seat {
     // In this order: whoever gets the place finds the circuit breaker's count gone down already.
-    _permit: Option<ConnectionPermit>,
+    permit: Option<ConnectionPermit>,
     place: Option<Place>,
+}
+
+impl Seat {
+    /// Whether a cluster, which may be a later version of the one that it was opened for, still has it take requests.
+    pub(super) fn is_kept(&self, cluster: &Cluster) -> bool {
+        self.permit.as_ref().is_none_or(|permit| cluster.keeps(permit))
+    }
 }
 
 impl ActiveConnection {
@@ -47,7 +54,7 @@ impl ActiveConnection {
         stats.upstream_cx_active().inc();
         host.total_connections.fetch_add(1, Relaxed);
         host.active_connections.fetch_add(1, Relaxed);
-        let seat = Seat { _permit: permit, place: None };
+        let seat = Seat { permit, place: None };
         let falls = host.falls();
         let (remotely, busy, opened, requests) = (false, false, Instant::now(), 0);
         ActiveConnection { host, stats, falls, seat, remotely, busy, opened, requests }
@@ -57,6 +64,11 @@ impl ActiveConnection {
     #[inline]
     pub(super) fn is_outdated(&self) -> bool {
         self.host.falls() != self.falls
+    }
+
+    /// Whether the limits of `cluster` leave it to take requests.
+    pub(super) fn is_kept(&self, cluster: &Cluster) -> bool {
+        self.seat.is_kept(cluster)
     }
 
     /// The same at a place among its worker's connections to the endpoint.

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
 use parking_lot::Mutex;
-use sixfold_core::cluster::{ClusterConfig, ClusterStats, Host, Permit};
+use sixfold_core::cluster::{Cluster, ClusterConfig, ClusterStats, Host, Permit};
 use sixfold_core::codec_stats::Http2Counts;
 use sixfold_core::connection::UpstreamConnection;
 use sixfold_core::headers::{HeaderRules, Headers, Known};
@@ -171,6 +171,11 @@ impl H2Connection {
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let since = Duration::from_micros(self.state.idle_since.load(Relaxed));
         (self.streams() == 0).then(|| self.state.opened + since)
+    }
+
+    /// Whether the limits of `cluster` leave it to take requests.
+    pub(super) fn is_kept(&self, cluster: &Cluster) -> bool {
+        self.state.seat.lock().is_kept(cluster)
     }
 
     /// Closes a connection without streams. What it took is free at once, its end comes soon.

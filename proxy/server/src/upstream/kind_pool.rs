@@ -5,6 +5,7 @@ use super::h1::H1Upstream;
 use super::h2::{H2Connection, H2Upstream};
 use super::kind::{Kind, Limits};
 use super::{UpstreamError, Wanted};
+use sixfold_core::cluster::Cluster;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::Notify;
@@ -72,7 +73,7 @@ impl KindPool {
     pub(super) fn take(&mut self, wanted: &Wanted<'_>) -> Result<Option<Ready>, UpstreamError> {
         let now = wanted.now;
         while let Some(mut idle) = self.idle.pop() {
-            if idle.has_ended(now) {
+            if idle.has_ended(now) || !idle.connection.active.is_kept(wanted.cluster) {
                 continue;
             }
             match wanted.begin() {
@@ -86,6 +87,8 @@ impl KindPool {
         }
         // What takes no more requests goes from here at once, and ends with its last stream.
         self.shared.retain_mut(|s| !s.has_ended(now));
+        let unkept = self.shared.extract_if(.., |s| !s.is_kept(wanted.cluster));
+        unkept.for_each(|s| s.connection.close());
         let Some(shared) = self.shared.iter_mut().find(|s| s.has_room()) else { return Ok(None) };
         let stream = Box::new(shared.connection.stream(wanted.begin()?));
         Ok(Some(Ready::Stream(stream, shared.connect_ms.take())))
@@ -183,6 +186,12 @@ impl Shared {
             }
             None => self.connection.is_ending(),
         }
+    }
+
+    /// Whether the limits of `cluster` leave it to take requests. With streams it stays: those that come would have to
+    /// wait until they end.
+    fn is_kept(&self, cluster: &Cluster) -> bool {
+        self.connection.idle_since().is_none() || self.connection.is_kept(cluster)
     }
 
     /// Whether one more stream fits in, by our limit and the upstream's.

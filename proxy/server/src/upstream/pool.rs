@@ -294,10 +294,10 @@ impl Pools {
             let place = match self.granted(wanted, queue, kind).await? {
                 Granted::Leave(permit, place) => return self.open(wanted, kind, permit, place).await,
                 Granted::Freed(Grant::Connection(mut connection)) => {
-                    if connection.is_usable() {
+                    if connection.is_usable() && connection.active.is_kept(cluster) {
                         return self.begin(wanted, connection, None);
                     }
-                    // It ended, or said something unasked, since it was given back: its place is this request's.
+                    // It ended, said something unasked, or is one too many now: its place is this request's.
                     connection.active.leave_place()
                 }
                 Granted::Freed(Grant::Place(place)) => Some(place),

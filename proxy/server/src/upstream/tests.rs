@@ -1,4 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod versions;
+
 use super::pool::LOOK_AGAIN;
 use super::*;
 use crate::deadline::Deadline;
