@@ -129,7 +129,7 @@ async fn inspect(
             match reason {
                 FilterError::Broken => config.stats.downstream_listener_filter_error().inc(),
                 FilterError::ProxyProtocol => shared.filter_stats.proxy_failed(&shared.metrics),
-                // The TLS inspector counts it.
+                // The inspectors count theirs.
                 _ => {}
             }
             tracing::debug!(listener = %config.name, %reason, "a listener filter refuses a connection");

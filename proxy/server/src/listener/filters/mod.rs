@@ -66,6 +66,8 @@ pub(crate) enum FilterError {
     ProxyProtocol,
     #[error("the ClientHello is too large")]
     ClientHello,
+    #[error("the request line is too long to tell what it is")]
+    RequestLine,
 }
 
 /// Runs filters one after the other, all before the deadline. Bytes they looked at stay in `seen`, those they consumed do not: the
@@ -135,14 +137,16 @@ async fn http_inspector(
     shared: &Shared,
     deadline: &mut Deadline,
 ) -> Result<(), FilterError> {
+    let mut inspector = http_inspector::Inspector::default();
     loop {
-        let outcome = http_inspector::inspect(seen);
+        let outcome = inspector.inspect(seen);
         shared.filter_stats.http(&shared.metrics, &outcome);
         match outcome {
             http_inspector::Outcome::NeedsMore => read_more(socket, seen, deadline)
                 .await
                 .inspect_err(|_| shared.filter_stats.http_unread(&shared.metrics))?,
             http_inspector::Outcome::NotHttp => return Ok(()),
+            http_inspector::Outcome::TooLong => return Err(FilterError::RequestLine),
             http_inspector::Outcome::Http(protocol) => {
                 found.protocols = vec![protocol.as_bytes().into()];
                 return Ok(());

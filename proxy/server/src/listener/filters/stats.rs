@@ -115,6 +115,7 @@ impl FilterStats {
         match outcome {
             http_inspector::Outcome::NeedsMore => {}
             http_inspector::Outcome::NotHttp => stats.http_not_found().inc(),
+            http_inspector::Outcome::TooLong => stats.read_error().inc(),
             http_inspector::Outcome::Http("http/1.0") => stats.http10_found().inc(),
             http_inspector::Outcome::Http("http/1.1") => stats.http11_found().inc(),
             http_inspector::Outcome::Http(_) => stats.http2_found().inc(),
