@@ -175,7 +175,7 @@ fn dispatch(socket: Socket, slot: &Arc<Slot>, worker: &Arc<Worker>) {
         false => None,
     };
     let Some((peer, place)) = peer.and_then(|p| Some((p, p.commands.try_reserve().ok()?))) else {
-        tokio::spawn(connection::run(socket, listener, worker.clone(), here));
+        tokio::spawn(connection::run(socket, slot.clone(), worker.clone(), here));
         return;
     };
     if let Some(Ok((stream, _))) = socket.into_std() {
@@ -202,8 +202,7 @@ impl Adopted {
     pub(crate) fn serve(self, worker: &Arc<Worker>) {
         match TcpStream::from_std(self.stream) {
             Ok(stream) => {
-                let listener = self.slot.0.load_full();
-                tokio::spawn(connection::run(Socket::tcp(stream), listener, worker.clone(), self.counted));
+                tokio::spawn(connection::run(Socket::tcp(stream), self.slot, worker.clone(), self.counted));
             }
             Err(error) => tracing::warn!(%error, "can't take a connection over"),
         }

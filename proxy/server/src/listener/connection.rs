@@ -2,7 +2,7 @@
 
 use super::accept::Counted;
 use super::filters::{self, FilterError, Findings};
-use super::{ActiveChain, ActiveListener};
+use super::{ActiveChain, ActiveListener, Slot};
 use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::closing;
 use crate::connect::set_options;
@@ -12,7 +12,7 @@ use crate::http;
 use crate::io::{Filtering, Io, Socket};
 use crate::tcp_proxy::{self, Routed, Terms};
 use crate::tls::{self, HandshakeError, Unnamed};
-use crate::worker::{Shared, Worker};
+use crate::worker::Worker;
 use sixfold_core::connection::{Connection, Kept};
 use sixfold_core::flags::Flag;
 use sixfold_core::hcm::Profile;
@@ -34,13 +34,9 @@ const ANSWER_TIME: Duration = Duration::from_secs(1);
 const NO_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// Serves an accepted connection until it ends.
-pub(super) async fn run(
-    mut socket: Socket,
-    listener: Arc<ActiveListener>,
-    worker: Arc<Worker>,
-    _counted: Counted,
-) {
+pub(super) async fn run(mut socket: Socket, slot: Arc<Slot>, worker: Arc<Worker>, _counted: Counted) {
     let start = Instant::now();
+    let listener = slot.0.load_full();
     if let Some(tcp) = socket.as_tcp() {
         // Fails only on a connection that is gone already, which the next read will tell.
         let _ = set_options(tcp, listener.config.tcp_keepalive);
@@ -48,17 +44,23 @@ pub(super) async fn run(
     let peer = socket.peer_addr();
     let local = socket.local_addr();
     let mut found = Findings::of(peer, local);
-    if !inspect(&listener, &mut socket, &mut found, &worker.shared).await {
+    if !inspect(&listener, &mut socket, &mut found, &worker).await {
         return socket.refuse();
     }
+    // What was in force when the client came may not be any more: a stricter policy has come since.
+    let listener = listener.as_of(slot.0.load_full());
     let listener = match hand_over(&listener, &found, local, &worker) {
         None => listener,
         Some(meant) => {
+            let address = found.local;
             // Its own filters look at the connection too; it does not hand over again.
-            if !inspect(&meant, &mut socket, &mut found, &worker.shared).await {
+            if !inspect(&meant, &mut socket, &mut found, &worker).await {
                 return socket.refuse();
             }
-            meant
+            match address.and_then(|address| listener_of(address, &worker)) {
+                Some(now) => meant.as_of(now),
+                None => meant,
+            }
         }
     };
     let input = MatchInput {
@@ -102,19 +104,21 @@ async fn inspect(
     listener: &ActiveListener,
     socket: &mut Socket,
     found: &mut Findings,
-    shared: &Shared,
+    worker: &Worker,
 ) -> bool {
-    let config = &listener.config;
+    let (config, shared) = (&listener.config, &worker.shared);
     if config.listener_filters.is_empty() {
         return true;
     }
     let inspecting = config.stats.downstream_pre_cx_active().raise();
     let mut seen = Vec::new();
     let mut deadline = Deadline::configured(config.filters_timeout);
-    let outcome =
-        filters::run(&config.listener_filters, socket, &mut seen, found, shared, &mut deadline).await;
+    let filters = filters::run(&config.listener_filters, socket, &mut seen, found, shared, &mut deadline);
+    // A listener that goes away does not wait for clients that say nothing.
+    let outcome = listener.waiting(worker.index).connection().serve(filters).await;
     drop(inspecting);
     socket.unread(seen);
+    let Some(outcome) = outcome else { return false };
     match outcome {
         Ok(()) => true,
         Err(FilterError::Closed) => {
@@ -146,8 +150,12 @@ fn hand_over(
     worker: &Worker,
 ) -> Option<Arc<ActiveListener>> {
     let meant = found.local.filter(|meant| listener.config.use_original_dst && Some(*meant) != local)?;
-    let other = worker.shared.listeners.load().find(meant).cloned()?;
+    let other = listener_of(meant, worker)?;
     (other.config.name != listener.config.name).then_some(other)
+}
+
+fn listener_of(address: SocketAddr, worker: &Worker) -> Option<Arc<ActiveListener>> {
+    worker.shared.listeners.load().find(address).cloned()
 }
 
 /// The time for a handshake, which is shorter under load.

@@ -30,6 +30,8 @@ pub(crate) struct ActiveListener {
     default: Option<ActiveChain>,
     /// Above those of the chains.
     pub(crate) drain: Drain,
+    /// Below it, for each worker, that of connections whose chain is not chosen yet.
+    waiting: Arc<[Drain]>,
 }
 
 /// A filter chain in use.
@@ -38,7 +40,7 @@ pub(crate) struct ActiveChain {
     /// Its connection manager, where it ends in one.
     http: Option<http::Manager>,
     drain: Drain,
-    /// One below `drain` for each worker, so that connections of two workers never meet at a lock.
+    /// One below it for each worker.
     workers: Arc<[Drain]>,
 }
 
@@ -47,6 +49,11 @@ impl ActiveChain {
     fn drain_of(&self, worker: usize) -> Drain {
         self.workers.get(worker).unwrap_or(&self.drain).clone()
     }
+}
+
+/// One drain below another for each worker, so that connections of two workers never meet at a lock.
+fn each(drain: &Drain, workers: usize) -> Arc<[Drain]> {
+    (0..workers).map(|_| drain.child()).collect()
 }
 
 /// What a listening socket serves now; replaced when its listener changes.
@@ -63,6 +70,7 @@ impl ActiveListener {
     ) -> ActiveListener {
         let previous = previous.filter(|p| p.config.shape == config.shape);
         let drain = previous.map_or_else(|| root.child(), |p| p.drain.clone());
+        let waiting = previous.map_or_else(|| each(&drain, workers), |p| p.waiting.clone());
         let mut left: Vec<&ActiveChain> = previous.into_iter().flat_map(ActiveListener::all).collect();
         let mut adopt = |chain: &Arc<FilterChain>| {
             let same =
@@ -80,14 +88,24 @@ impl ActiveListener {
                 },
                 None => {
                     let own = drain.child();
-                    let workers = (0..workers).map(|_| own.child()).collect();
-                    ActiveChain { chain: chain.clone(), http, drain: own, workers }
+                    ActiveChain { chain: chain.clone(), http, workers: each(&own, workers), drain: own }
                 }
             }
         };
         let chains = config.chains.iter().map(&mut adopt).collect();
         let default = config.default_chain.as_ref().map(&mut adopt);
-        ActiveListener { chains, default, drain, config }
+        ActiveListener { chains, default, drain, waiting, config }
+    }
+
+    /// The drain of connections on a worker that its listener filters look at.
+    fn waiting(&self, worker: usize) -> Drain {
+        self.waiting.get(worker).unwrap_or(&self.drain).clone()
+    }
+
+    /// Whom a connection of this listener belongs to once `now` is in its place: to that one where no more than chains
+    /// have changed, else still to this one, with which it drains.
+    fn as_of(self: Arc<Self>, now: Arc<ActiveListener>) -> Arc<ActiveListener> {
+        if self.drain.is(&now.drain) { now } else { self }
     }
 
     /// The chain of a listener that has but one.

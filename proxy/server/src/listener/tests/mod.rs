@@ -8,6 +8,7 @@ mod filters;
 mod l4;
 mod tcp;
 mod tls;
+mod waiting;
 
 use crate::admin::Lifecycle;
 use crate::drain::DrainStrategy;
