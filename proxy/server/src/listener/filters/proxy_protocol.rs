@@ -6,8 +6,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 const V1_MAX: usize = 107;
 /// How version 2 begins.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-/// Bytes of addresses and TLVs that are read; the length field would allow 64 KiB.
-const V2_MAX: usize = 4096;
 
 /// Version of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,16 +97,17 @@ fn port(text: &str) -> Option<u16> {
 fn parse_v2(bytes: &[u8]) -> Outcome {
     let Some(&[version_command, family, high, low]) = bytes.get(12..16) else { return Outcome::NeedsMore };
     let len = usize::from(u16::from_be_bytes([high, low]));
-    if version_command >> 4 != 2 || len > V2_MAX {
+    if version_command >> 4 != 2 {
         return Outcome::Malformed;
     }
     let Some(body) = bytes.get(16..16 + len) else { return Outcome::NeedsMore };
     let (addresses, tlvs) = match (version_command & 0xf, family) {
         // LOCAL: a health check of the proxy in front; UNSPEC: it can't tell. What follows is to be ignored.
         (0, _) | (1, 0x00) => (None, &[][..]),
-        (1, 0x11) => (v2_ipv4(body), body.get(12..).unwrap_or_default()),
-        (1, 0x21) => (v2_ipv6(body), body.get(36..).unwrap_or_default()),
-        // Datagrams and unix sockets can't have come this way.
+        // Of datagrams too, as in Envoy: the proxy in front may have had them from its client.
+        (1, 0x11 | 0x12) => (v2_ipv4(body), body.get(12..).unwrap_or_default()),
+        (1, 0x21 | 0x22) => (v2_ipv6(body), body.get(36..).unwrap_or_default()),
+        // Unix sockets can't have come this way.
         _ => return Outcome::Malformed,
     };
     let (local, unspecified) = (version_command & 0xf == 0, version_command & 0xf == 1 && family == 0);
@@ -226,11 +225,25 @@ mod tests {
         assert_eq!(header(&v2(0, 0x11, &[0; 12])).addresses, None, "LOCAL ignores addresses");
         assert_eq!(header(&v2(1, 0x21, &[0; 36])).addresses.unwrap().0, "[::]:0".parse().unwrap());
         for bad in
-            [v2(1, 0x11, &[0; 11]), v2(1, 0x21, &[0; 12]), v2(1, 0x12, &[0; 12]), v2(2, 0x11, &[0; 12])]
+            [v2(1, 0x11, &[0; 11]), v2(1, 0x21, &[0; 12]), v2(1, 0x31, &[0; 216]), v2(2, 0x11, &[0; 12])]
         {
             assert_eq!(parse(&bad), Outcome::Malformed);
         }
-        assert_eq!(parse(&v2(1, 0x11, &vec![0; V2_MAX + 1])), Outcome::Malformed);
+    }
+
+    /// More than 4 KiB was malformed, and so were datagrams.
+    #[test]
+    fn version_2_is_as_long_as_its_length_allows() {
+        for family in [0x11, 0x12, 0x21, 0x22] {
+            let addresses = if family < 0x20 { 12 } else { 36 };
+            let value = usize::from(u16::MAX) - addresses - 3;
+            let length = (value as u16).to_be_bytes();
+            let tlv = [&[0xee][..], &length, &vec![9; value]].concat();
+            let bytes = v2(1, family, &[&vec![0; addresses][..], &tlv].concat());
+            assert_eq!(bytes.len(), 16 + 0xffff);
+            assert_eq!(header(&bytes).consumed, bytes.len());
+            assert_eq!(parse(&bytes[..bytes.len() - 1]), Outcome::NeedsMore);
+        }
     }
 
     /// TLVs that were longer than the header, or cut, were skipped with it.
