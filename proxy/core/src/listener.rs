@@ -169,6 +169,28 @@ impl BindAddress {
             BindAddress::Unix(_) | BindAddress::Udp(_) => None,
         }
     }
+
+    /// Whether some clients would reach either, so that one is in the way of the other.
+    pub fn overlaps(&self, other: &BindAddress) -> bool {
+        match (self, other) {
+            (BindAddress::Udp(one), BindAddress::Udp(two)) => {
+                BindAddress::Ip(*one).overlaps(&BindAddress::Ip(*two))
+            }
+            _ => match (self.ip(), other.ip()) {
+                (Some(one), Some(two)) => one == two || self.takes_in(two) || other.takes_in(one),
+                _ => self == other,
+            },
+        }
+    }
+
+    /// Whether it stands for all addresses on its port, and this is one of them.
+    fn takes_in(&self, address: SocketAddr) -> bool {
+        let both = matches!(self, BindAddress::DualStack(_));
+        self.ip().is_some_and(|all| {
+            let family = both || all.is_ipv4() == address.is_ipv4();
+            all.ip().is_unspecified() && all.port() == address.port() && family
+        })
+    }
 }
 
 impl std::fmt::Display for BindAddress {

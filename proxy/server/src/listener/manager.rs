@@ -202,7 +202,8 @@ impl Manager {
             if taken.contains(address) {
                 return Err(failed(std::io::ErrorKind::AddrInUse.into()));
             }
-            let given_up = given_up.contains(address);
+            // One that takes in another, or is taken in, is in its way too.
+            let given_up = given_up.iter().any(|going| going.overlaps(address));
             if given_up && matches!(address, BindAddress::Unix(_)) {
                 // Its file is in the way until then.
                 continue;

@@ -123,6 +123,30 @@ async fn a_bad_change_leaves_what_was_there() {
     fixture.end().await;
 }
 
+/// Its own socket was in its way, and it stayed where it was.
+#[tokio::test]
+async fn a_listener_moves_to_an_address_that_takes_in_its_own_and_back() {
+    let fixture = Fixture::start();
+    let port = fixture.apply(fixture.listener("a", says("first"))).await.port();
+    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    let all = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+    let one = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut moves = vec![BindAddress::Ip(any), BindAddress::Ip(one)];
+    match std::net::TcpListener::bind("[::1]:0") {
+        Ok(_) => moves.extend([BindAddress::DualStack(all), BindAddress::Ip(any)]),
+        Err(_) => eprintln!("no IPv6 here"),
+    }
+    for ((shape, text), address) in (2..).zip(["1", "2", "3", "4"]).zip(moves) {
+        let listener = Listener { addresses: vec![address], shape, ..fixture.listener("a", says(text)) };
+        fixture.server.apply(upsert(listener)).await.unwrap();
+        assert_eq!(exchange(one, b"").await, text);
+    }
+    let second =
+        Listener { addresses: vec![BindAddress::Ip(one)], ..fixture.listener("second", says("second")) };
+    assert!(fixture.server.apply(upsert(second)).await.is_err(), "another's is taken");
+    fixture.end().await;
+}
+
 #[tokio::test]
 async fn draining_can_leave_outbound_listeners_alone() {
     let fixture = Fixture::start();
