@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
-use sixfold_core::cluster::{HeaderCase, Http2Options};
-use sixfold_core::error::ConfigContext;
+use sixfold_core::cluster::{HeaderCase, Http2Keepalive, Http2Options};
+use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::headers::Underscores;
 use sixfold_xds_api::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
 use sixfold_xds_api::pb::envoy::config::core::v3::http1_protocol_options::HeaderKeyFormat;
 use sixfold_xds_api::pb::envoy::config::core::v3::http1_protocol_options::header_key_format::HeaderFormat;
-use sixfold_xds_api::pb::envoy::config::core::v3::{Http2ProtocolOptions, HttpProtocolOptions};
+use sixfold_xds_api::pb::envoy::config::core::v3::{
+    Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings,
+};
 use sixfold_xds_api::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
-use sixfold_xds_api::values::{Result, enum_value, one_of, required, timeout_or, u32_in, u32_or};
+use sixfold_xds_api::values::{Result, duration, enum_value, one_of, required, timeout_or, u32_in, u32_or};
 use sixfold_xds_api::{any, destructure, refuse};
 
 /// What `common_http_protocol_options` of either side comes to.
@@ -124,7 +126,6 @@ pub(crate) fn http2(value: &Http2ProtocolOptions) -> Result<Http2Options> {
         max_inbound_priority_frames_per_stream,
         max_inbound_window_update_frames_per_data_frame_sent,
         custom_settings_parameters,
-        connection_keepalive,
         max_metadata_size,
         enable_huffman_encoding,
         max_header_field_size_kb,
@@ -158,6 +159,23 @@ pub(crate) fn http2(value: &Http2ProtocolOptions) -> Result<Http2Options> {
             "max_outbound_control_frames",
         )?,
         allow_connect: *allow_connect,
+        keepalive: connection_keepalive.as_ref().map(keepalive).transpose().in_key("connection_keepalive")?,
         ..default
+    })
+}
+
+/// PINGs of either side. Clients' connections have no use for `connection_idle_interval`, in Envoy either.
+fn keepalive(value: &KeepaliveSettings) -> Result<Http2Keepalive> {
+    let KeepaliveSettings { interval, timeout, interval_jitter, connection_idle_interval } = value;
+    let interval = timeout_or(interval, None, "interval")?;
+    let jitter = interval_jitter.as_ref().map_or(15.0, |percent| percent.value);
+    if !(0.0..=100.0).contains(&jitter) {
+        return Err(ConfigError::field("interval_jitter", "must be from 0 to 100"));
+    }
+    Ok(Http2Keepalive {
+        interval,
+        jitter: interval.map_or(Duration::ZERO, |interval| interval.mul_f64(jitter / 100.0)),
+        timeout: duration(required(timeout, "timeout")?).in_key("timeout")?,
+        idle: timeout_or(connection_idle_interval, None, "connection_idle_interval")?,
     })
 }

@@ -17,7 +17,7 @@ crate::stat_block! {
     pub struct Http2Counts {
         counters: [
             goaway_sent, inbound_empty_frames_flood, inbound_priority_frames_flood,
-            inbound_window_update_frames_flood, outbound_control_flood,
+            inbound_window_update_frames_flood, keepalive_timeout, outbound_control_flood,
             requests_rejected_with_underscores_in_headers, rx_messaging_error, rx_reset, stream_refused_errors,
             trailers, tx_flush_timeout, tx_reset,
         ],
@@ -26,7 +26,7 @@ crate::stat_block! {
         zeros: [
             Counter "cookies_total_bytes_too_large", Counter "dropped_headers_with_underscores",
             Counter "header_list_size_too_large", Counter "header_overflow", Counter "headers_cb_no_stream",
-            Counter "keepalive_timeout", Counter "metadata_empty_frames", Counter "outbound_flood",
+            Counter "metadata_empty_frames", Counter "outbound_flood",
             Gauge "deferred_stream_close", Gauge "outbound_control_frames_active", Gauge "outbound_frames_active",
             Gauge "pending_send_bytes",
         ],

@@ -687,3 +687,24 @@ fn the_runtime_alone_is_a_retry_budget() {
     assert_eq!(config.high_breaker.retry_budget, Some(RetryBudget { percent: 20.0, min_concurrency: 9 }));
     assert_eq!(config.breaker.retry_budget, None);
 }
+
+#[test]
+fn http2_connections_are_asked_whether_their_upstream_is_there() {
+    let config = |given: &str| {
+        config(&format!("http2_protocol_options: {{connection_keepalive: {{{given}}}}}"))
+            .map(|(config, _)| config.http2.keepalive.unwrap())
+    };
+    let istio = config("interval: 30s, timeout: 5s").unwrap();
+    assert_eq!((istio.interval, istio.timeout), (Some(Duration::from_secs(30)), Duration::from_secs(5)));
+    assert_eq!((istio.jitter, istio.idle), (Duration::from_millis(4500), None));
+    let idle = config("timeout: 1s, interval_jitter: {value: 20}, connection_idle_interval: 9s").unwrap();
+    assert_eq!((idle.interval, idle.jitter, idle.idle), (None, Duration::ZERO, Some(Duration::from_secs(9))));
+    for (given, fault) in [
+        ("interval: 30s", "timeout"),
+        ("interval: 30s, timeout: -1s", "timeout"),
+        ("interval: 30s, timeout: 1s, interval_jitter: {value: 101}", "interval_jitter"),
+    ] {
+        let error = config(given).unwrap_err().to_string();
+        assert!(error.contains("connection_keepalive") && error.contains(fault), "{given}: {error}");
+    }
+}

@@ -52,7 +52,7 @@ pub use load_report::{LoadReports, Map as MetricMap, Metric, Reported};
 pub use members::{HostSet, Member, Members, PriorityLevel};
 pub use mesh::MeshCluster;
 pub use outlier::{CAUSES, Cause, FailurePercentage, OutlierDetection, OutlierStats, Outliers, SuccessRate};
-pub use protocol::{HeaderCase, Http1Options, Http2Options, TcpKeepalive, UpstreamProtocol};
+pub use protocol::{HeaderCase, Http1Options, Http2Keepalive, Http2Options, TcpKeepalive, UpstreamProtocol};
 pub use socket::SocketMatch;
 pub use stats::{ClusterStats, ResponseKind};
 pub(crate) use subset::{Asked, hash_of_key, hash_of_pairs};

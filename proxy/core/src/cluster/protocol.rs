@@ -66,6 +66,19 @@ pub enum HeaderCase {
     Preserve,
 }
 
+/// PINGs that tell whether the peer of a connection is still there (Envoy's `connection_keepalive`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http2Keepalive {
+    /// Between the answer to one PING and the next; `None`: none is sent for time alone.
+    pub interval: Option<Duration>,
+    /// At most this, at random, is added to each interval.
+    pub jitter: Duration,
+    /// How long nothing may come behind a PING; then the connection is closed.
+    pub timeout: Duration,
+    /// Of an upstream's connection: a request goes behind a PING if nothing has come for so long.
+    pub idle: Option<Duration>,
+}
+
 /// HTTP/2 on either side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Http2Options {
@@ -85,6 +98,8 @@ pub struct Http2Options {
     pub max_control_frames: u32,
     /// Extended CONNECT (RFC 8441).
     pub allow_connect: bool,
+    /// Whether the peer is asked now and then if it is still there.
+    pub keepalive: Option<Http2Keepalive>,
 }
 
 impl Http2Options {
@@ -113,6 +128,7 @@ impl Default for Http2Options {
             max_resets: 200,
             max_control_frames: 10_000,
             allow_connect: false,
+            keepalive: None,
         }
     }
 }

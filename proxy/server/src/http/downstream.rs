@@ -14,6 +14,8 @@ pub(crate) enum DownstreamError {
     Closed,
     /// Its connection was ended since it took nothing of what was written.
     Stalled,
+    /// Its connection was ended since it did not answer a PING.
+    Silent,
     /// It reset its stream.
     Reset,
     /// Its stream was reset for what it sent: a body of another length than it had announced.

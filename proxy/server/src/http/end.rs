@@ -63,6 +63,7 @@ impl<D: Downstream> Exchange<'_, D> {
             Interrupt::Downstream(
                 gone @ (DownstreamError::Closed
                 | DownstreamError::Stalled
+                | DownstreamError::Silent
                 | DownstreamError::Reset
                 | DownstreamError::Protocol),
             ) => {
@@ -73,6 +74,9 @@ impl<D: Downstream> Exchange<'_, D> {
                 match gone {
                     DownstreamError::Reset => self.client_lost(Flag::DR, "http2.remote_reset", status),
                     DownstreamError::Protocol => self.client_lost(Flag::DPE, "http2.remote_reset", status),
+                    DownstreamError::Silent => {
+                        self.client_lost(Flag::DC, "downstream_local_disconnect(http2_ping_timeout)", status)
+                    }
                     _ => self.client_lost(Flag::DC, "downstream_remote_disconnect", status),
                 }
                 self.down.reset();

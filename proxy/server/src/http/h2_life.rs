@@ -4,6 +4,7 @@ use super::Env;
 use super::downstream::DownstreamError;
 use crate::deadline::{Deadline, TimedOut, after, within};
 use crate::wire::h2_guard::HeadWatch;
+use crate::wire::h2_keepalive::{Keepalive, Pulse};
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use h2::server::{Connection, SendResponse};
@@ -14,6 +15,7 @@ use sixfold_core::overload::{Overload, Timer};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
@@ -57,6 +59,8 @@ pub(super) struct Wishes {
     leave: Notify,
     resets: Mutex<Vec<(SendStream<Bytes>, Reason)>>,
     connection: AtomicWaker,
+    /// The connection has ended since its client answered no PING.
+    silent: AtomicBool,
     /// What is known of its client.
     heads: Arc<HeadWatch>,
 }
@@ -68,7 +72,13 @@ impl Wishes {
 
     /// Why a stream can't go on whose connection has ended.
     pub(super) fn closed(&self) -> DownstreamError {
-        if self.heads.is_stalled() { DownstreamError::Stalled } else { DownstreamError::Closed }
+        if self.silent.load(Relaxed) {
+            DownstreamError::Silent
+        } else if self.heads.is_stalled() {
+            DownstreamError::Stalled
+        } else {
+            DownstreamError::Closed
+        }
     }
 
     /// Ends the connection, with the stream that asks and those before it.
@@ -113,16 +123,23 @@ pub(super) struct Life<T> {
     overload: Option<Arc<Overload>>,
     /// The head that its client is sending.
     heads: Arc<HeadWatch>,
+    /// PINGs, where it sends some.
+    keepalive: Option<Box<Keepalive>>,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
     /// Begins when the handshake is over.
     pub(super) fn new(
-        server: Connection<T, Bytes>,
+        mut server: Connection<T, Bytes>,
         env: &Env,
         wishes: Arc<Wishes>,
         heads: Arc<HeadWatch>,
+        pulse: Option<Arc<Pulse>>,
     ) -> Life<T> {
+        let keepalive = env.hcm.http2.keepalive.zip(pulse).and_then(|(options, pulse)| {
+            let counts = env.http2_counts().clone();
+            Some(Box::new(Keepalive::new(options, server.ping_pong()?, pulse, counts)))
+        });
         let (drain, asked) = (env.drain.clone(), wishes.clone());
         let drain = Box::pin(async move {
             tokio::select! {
@@ -139,7 +156,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
             hcm.max_requests_per_connection,
             hcm.stats.clone(),
         );
-        Life { overload: env.overload.clone(), heads, ..life }
+        Life { overload: env.overload.clone(), heads, keepalive, ..life }
     }
 
     fn with(
@@ -166,6 +183,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
             requests: 0,
             overload: None,
             heads: Arc::default(),
+            keepalive: None,
         }
     }
 
@@ -217,6 +235,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
             }
             self.leave();
         }
+        if let Some(keepalive) = &mut self.keepalive {
+            keepalive.poll_send(cx);
+        }
         loop {
             if let Poll::Ready(accepted) = self.poll_accept(cx) {
                 return Poll::Ready(accepted);
@@ -229,6 +250,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Life<T> {
             } else if !self.wishes.reset_streams(cx) {
                 break;
             }
+        }
+        if self.keepalive.as_mut().is_some_and(|keepalive| keepalive.poll_silent(cx).is_ready()) {
+            self.wishes.silent.store(true, Relaxed);
+            self.enter(Stage::Closing, None);
+            return Poll::Ready(None);
         }
         if self.stage == Stage::Finishing && !self.server.has_streams() {
             self.enter(Stage::Closing, Some(after(Instant::now(), self.timeouts.delayed_close)));

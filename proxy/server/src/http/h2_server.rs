@@ -13,6 +13,7 @@ use crate::io::Io;
 use crate::wire::body::{BodyEvent, Piece};
 use crate::wire::h2_guard::{FLOOD, GIVEN_UP, Guarded, HeadWatch, PeerTimeouts, STALLED};
 use crate::wire::h2_headers::Refused;
+use crate::wire::h2_keepalive::Keepalive;
 use crate::wire::h2_send::{FRAME_HEAD, H2Send};
 use crate::wire::{PREFACE, h2_headers};
 use bytes::Bytes;
@@ -121,14 +122,16 @@ async fn run(io: Io, read: Vec<u8>, connection: Arc<Connection>, env: &Arc<Env>)
     let (which, head) = timeouts::first_of_head(timeouts);
     let peer = PeerTimeouts { head: Some(head), write: timeouts.send };
     let heads = Arc::<HeadWatch>::default();
+    let pulse = Keepalive::pulse(env.hcm.http2.keepalive.as_ref());
     let guarded = Guarded::server(io, read, &env.hcm.http2, peer)
         .watched(heads.clone())
+        .felt(pulse.clone())
         .counted(env.http2_counts().clone());
     let mut limit = Deadline::after(timeouts.idle.filter(|d| !d.is_zero()).unwrap_or(PREFACE_TIME));
     let handshake = bounded(&mut limit, builder(env).handshake::<_, Bytes>(guarded)).await;
     let Ok(server) = handshake else { return Ok(true) };
     let wishes = Arc::new(Wishes::new(heads.clone()));
-    let mut life = Life::new(server?, env, wishes.clone(), heads.clone());
+    let mut life = Life::new(server?, env, wishes.clone(), heads.clone(), pulse);
     while let Some(next) = life.next().await {
         let (request, respond) = match next? {
             Next::Stream(request, respond) => (request, respond),

@@ -7,6 +7,7 @@ use crate::io::Io;
 use crate::wire::body::{BodyEvent, Piece};
 use crate::wire::h2_guard::{Guarded, PeerTimeouts};
 use crate::wire::h2_headers::{self, HeadError};
+use crate::wire::h2_keepalive::{self, Keepalive, Pulse, Silent};
 use crate::wire::h2_recv::H2Recv;
 use crate::wire::h2_send::{FRAME_HEAD, H2Send};
 use bytes::Bytes;
@@ -42,6 +43,8 @@ pub(super) struct H2Connection {
     known: Arc<UpstreamConnection>,
     watermark: usize,
     rules: HeaderRules,
+    /// What is known of the upstream, and after how long without a sign of life a request is to follow a PING.
+    doubt: Option<(Arc<Pulse>, Duration)>,
 }
 
 /// What a connection, its task and its streams share.
@@ -74,8 +77,10 @@ impl H2Connection {
     ) -> Result<H2Connection, UpstreamError> {
         let (local, options) = (io.local_addr(), &config.http2);
         let counts = active.stats.http2();
-        let guarded = Guarded::client(io, options, PeerTimeouts::default()).counted(counts.clone());
-        let (send, connection) = h2::client::Builder::new()
+        let pulse = Keepalive::pulse(options.keepalive.as_ref());
+        let guarded =
+            Guarded::client(io, options, PeerTimeouts::default()).felt(pulse.clone()).counted(counts.clone());
+        let (send, mut connection) = h2::client::Builder::new()
             .initial_window_size(options.stream_window)
             .initial_connection_window_size(options.upstream_window())
             .data_frame_budget(FRAME_BUDGET)
@@ -86,6 +91,10 @@ impl H2Connection {
             .handshake::<_, Bytes>(guarded)
             .await
             .map_err(|_| UpstreamError::Closed)?;
+        let mut keepalive = options.keepalive.zip(pulse.clone()).and_then(|(options, pulse)| {
+            Some(Box::new(Keepalive::new(options, connection.ping_pong()?, pulse, counts.clone())))
+        });
+        let doubt = pulse.zip(options.keepalive.and_then(|keepalive| keepalive.idle));
         let state = Arc::new(H2State {
             closed: AtomicBool::new(false),
             streams: AtomicU32::new(0),
@@ -108,12 +117,22 @@ impl H2Connection {
         .await?;
         let shared = state.clone();
         let task = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, upstream = %active.host.label, "HTTP/2 connection ended");
-            }
-            // Nobody else has it: it was we who ended it.
-            if Arc::strong_count(&shared) > 1 {
-                active.ends_remotely();
+            let ended = poll_fn(|cx| h2_keepalive::poll_with(&mut keepalive, connection.as_mut(), cx)).await;
+            // Its streams hear of it.
+            drop(connection);
+            match ended {
+                Err(Silent) => {
+                    tracing::debug!(upstream = %active.host.label, "HTTP/2 connection whose PING was not answered");
+                }
+                Ok(ended) => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, upstream = %active.host.label, "HTTP/2 connection ended");
+                    }
+                    // Nobody else has it: it was we who ended it.
+                    if Arc::strong_count(&shared) > 1 {
+                        active.ends_remotely();
+                    }
+                }
             }
             if shared.streams.load(Relaxed) > 0 {
                 active.ends_busy();
@@ -127,7 +146,7 @@ impl H2Connection {
         });
         let task = task.abort_handle();
         let (watermark, rules) = (config.buffer_limit, config.header_rules);
-        Ok(H2Connection { send, state, task, local, known, watermark, rules })
+        Ok(H2Connection { send, state, task, local, known, watermark, rules, doubt })
     }
 
     /// Whether the connection takes no more requests: it has ended, its end was announced (GOAWAY), its stream
@@ -172,6 +191,9 @@ impl H2Connection {
 
     /// A place for one more request.
     pub(super) fn stream(&self, request: Permit) -> H2Upstream {
+        if let Some((pulse, idle)) = &self.doubt {
+            pulse.doubt(*idle);
+        }
         self.state.streams.fetch_add(1, Relaxed);
         self.state.counts.streams_active().inc();
         self.state.requests.fetch_add(1, Relaxed);

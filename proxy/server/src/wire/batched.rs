@@ -31,6 +31,11 @@ impl<T> Batched<T> {
         let (ahead, out) = (ReadBuffer::below(4 * LARGE), WriteBuffer::default());
         Batched { io, ahead, much: false, out, long: false }
     }
+
+    /// Bytes that were taken and wait for the transport.
+    pub(crate) fn unsent(&self) -> usize {
+        self.out.len()
+    }
 }
 
 impl<T: Transport> Transport for Batched<T> {

@@ -13,6 +13,7 @@ use crate::deadline::{Deadline, TimedOut, after, poll_within};
 use crate::io::Transport;
 use crate::wire::PREFACE;
 use crate::wire::batched::Batched;
+use crate::wire::h2_keepalive::Pulse;
 use frames::Frames;
 use ledger::{Flood, Ledger};
 use parking_lot::Mutex;
@@ -143,6 +144,8 @@ pub(crate) struct Guarded<T> {
     past: Vec<u8>,
     /// When the peer must have taken something of what waits.
     write: Deadline,
+    /// Who is told of signs of life.
+    pulse: Option<Arc<Pulse>>,
     counts: Http2Counts,
 }
 
@@ -185,6 +188,7 @@ impl<T> Guarded<T> {
             watch: None,
             past: Vec::new(),
             write,
+            pulse: None,
             counts: Http2Counts::none(),
         }
     }
@@ -194,6 +198,11 @@ impl<T> Guarded<T> {
         Guarded { watch: Some(watch), ..self }
     }
 
+    /// Has somebody told whenever the peer shows that it is there.
+    pub(crate) fn felt(self, pulse: Option<Arc<Pulse>>) -> Guarded<T> {
+        Guarded { pulse, ..self }
+    }
+
     /// Has its frames counted, beside what they cost.
     pub(crate) fn counted(self, counts: Http2Counts) -> Guarded<T> {
         Guarded { counts, ..self }
@@ -201,6 +210,9 @@ impl<T> Guarded<T> {
 
     /// Looks at what was read.
     fn received(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(pulse) = &self.pulse {
+            pulse.beat();
+        }
         let (ledger, counts) = (&mut self.ledger, &self.counts);
         self.inward.scan(bytes, |frame| {
             counts::received(counts, frame);
@@ -246,10 +258,23 @@ impl<T> Guarded<T> {
         result.map_err(|TimedOut| io::Error::new(STALLED, "the peer takes nothing"))
     }
 
-    fn begin_write(&mut self) {
-        if !self.write.is_set() {
+    /// Answers whether it has begun already, and waited.
+    fn begin_write(&mut self) -> bool {
+        let waited = self.write.is_set();
+        if !waited {
             let limit = self.timeouts.write.unwrap_or(WRITE_TIME);
             self.write.set(Some(after(Instant::now(), limit)));
+        }
+        waited
+    }
+
+    /// Tells of room that the peer has made where there was none, by what waited before. What it says itself waits
+    /// meanwhile, as the library reads nothing then.
+    fn feel_room(&self, waited: bool, before: usize, written: bool) {
+        if let Some(pulse) = self.pulse.as_ref().filter(|_| waited)
+            && (written || self.io.unsent() < before)
+        {
+            pulse.beat();
         }
     }
 }
@@ -320,10 +345,10 @@ impl<T: Transport + Unpin> AsyncWrite for Guarded<T> {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         ready!(this.poll_past(cx))?;
-        this.begin_write();
-        let io = &mut this.io;
-        let result = ready!(poll_within(&mut this.write, cx, |_, cx| io.poll_write_vectored(cx, data)));
-        let n = this.written(result)??;
+        let (waited, before, io) = (this.begin_write(), this.io.unsent(), &mut this.io);
+        let polled = poll_within(&mut this.write, cx, |_, cx| io.poll_write_vectored(cx, data));
+        this.feel_room(waited, before, matches!(polled, Poll::Ready(Ok(Ok(1..)))));
+        let n = this.written(ready!(polled))??;
         let mut left = n;
         for slice in data {
             let part = left.min(slice.len());
@@ -344,10 +369,10 @@ impl<T: Transport + Unpin> AsyncWrite for Guarded<T> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         ready!(this.poll_past(cx))?;
-        this.begin_write();
-        let io = &mut this.io;
-        let result = ready!(poll_within(&mut this.write, cx, |_, cx| io.poll_flush(cx)));
-        Poll::Ready(this.written(result)?)
+        let (waited, before, io) = (this.begin_write(), this.io.unsent(), &mut this.io);
+        let polled = poll_within(&mut this.write, cx, |_, cx| io.poll_flush(cx));
+        this.feel_room(waited, before, false);
+        Poll::Ready(this.written(ready!(polled))?)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -7,6 +7,7 @@ pub(crate) mod codecs;
 pub(crate) mod h1_body;
 pub(crate) mod h2_guard;
 pub(crate) mod h2_headers;
+pub(crate) mod h2_keepalive;
 pub(crate) mod h2_recv;
 pub(crate) mod h2_send;
 
