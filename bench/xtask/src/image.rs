@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 
 use crate::process::{execute, output, root, target};
 use crate::symbols;
-use crate::tools::{BINUTILS, BUILDAH, build_proxy, build_proxy_for, ensure};
+use crate::tools::{BINUTILS, BUILDAH, build_proxy_for, ensure};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -83,23 +83,24 @@ struct Binary {
 }
 
 impl Binary {
-    /// The binary, built where it is not given, with what every image takes at hand.
-    fn ready(&self) -> Result<(PathBuf, Architecture)> {
+    /// The binary, built with these features where it is not given, with what every image takes at hand.
+    fn ready(&self, features: &[&str]) -> Result<(PathBuf, Architecture)> {
         ensure(&[BUILDAH, BINUTILS])?;
-        Ok((self.build()?, self.architecture()))
+        Ok((self.build(features)?, self.architecture()))
     }
 
     fn architecture(&self) -> Architecture {
         self.arch.unwrap_or_else(Architecture::native)
     }
 
-    fn build(&self) -> Result<PathBuf> {
-        let architecture = self.architecture();
-        match &self.binary {
-            Some(binary) => Ok(binary.clone()),
-            None if architecture == Architecture::native() => build_proxy(&self.profile),
-            None => build_proxy_for(&self.profile, &format!("{}-unknown-linux-gnu", architecture.machine())),
+    fn build(&self, features: &[&str]) -> Result<PathBuf> {
+        if let Some(binary) = &self.binary {
+            return Ok(binary.clone());
         }
+        let architecture = self.architecture();
+        let triple = format!("{}-unknown-linux-gnu", architecture.machine());
+        let other = (architecture != Architecture::native()).then_some(&*triple);
+        build_proxy_for(&self.profile, features, other)
     }
 }
 

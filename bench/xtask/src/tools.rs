@@ -1,5 +1,6 @@
 //! What the tests and the load tests need beside Rust: Debian packages, Python packages, Go programs.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -172,35 +173,53 @@ pub fn self_signed(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// How cargo is asked for the proxy.
+fn build_arguments(profile: &str, features: &[&str], triple: Option<&str>) -> Vec<String> {
+    let tested: &[&str] = if profile == "ci" { &["lua"] } else { &[] };
+    let features: BTreeSet<&str> = features.iter().chain(tested).copied().collect();
+    let each = features.into_iter().flat_map(|feature| ["--features", feature]);
+    let target = triple.into_iter().flat_map(|triple| ["--target", triple]);
+    let asked = ["build", "--locked", "--package", "sixfold", "--profile", profile];
+    asked.into_iter().chain(each).chain(target).map(str::to_owned).collect()
+}
+
 /// Builds the proxy with this cargo profile and gives the path of the binary. What is tested has every feature that is off
 /// by default and has recorded cases; what is measured is what is shipped.
 ///
 /// # Errors
 /// It does not compile.
 pub fn build_proxy(profile: &str) -> Result<PathBuf> {
-    build(profile, None)
+    build_proxy_for(profile, &[], None)
 }
 
-/// The same for another machine, named by its target triple: `aarch64-unknown-linux-gnu`.
+/// The same with features that are off by default, for this machine or for another one that is named by its target
+/// triple: `aarch64-unknown-linux-gnu`.
 ///
 /// # Errors
 /// It does not compile: the cross compiler or the target's standard library may be missing.
-pub fn build_proxy_for(profile: &str, triple: &str) -> Result<PathBuf> {
-    build(profile, Some(triple))
-}
-
-fn build(profile: &str, triple: Option<&str>) -> Result<PathBuf> {
-    let mut command = crate::process::cargo();
-    command.args(["build", "--locked", "--package", "sixfold", "--profile", profile]);
-    if profile == "ci" {
-        command.args(["--features", "lua"]);
-    }
-    let mut place = target();
-    if let Some(triple) = triple {
-        command.args(["--target", triple]);
-        place = place.join(triple);
-    }
-    execute(&mut command)?;
+pub fn build_proxy_for(profile: &str, features: &[&str], triple: Option<&str>) -> Result<PathBuf> {
+    execute(crate::process::cargo().args(build_arguments(profile, features, triple)))?;
+    let place = triple.map_or_else(target, |triple| target().join(triple));
     let binary = place.join(profile).join("sixfold");
     binary.canonicalize().with_context(|| format!("no {} in {}", binary.display(), root().display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_asked_for_once_and_what_is_tested_has_them_all() {
+        let features = |profile, features: &[&str]| {
+            let arguments = build_arguments(profile, features, None);
+            let at = arguments.iter().position(|argument| argument == "--features");
+            at.map(|at| arguments[at + 1..].join(" "))
+        };
+        assert_eq!(features("release", &[]), None);
+        assert_eq!(features("release", &["lua"]).as_deref(), Some("lua"));
+        assert_eq!(features("ci", &[]).as_deref(), Some("lua"));
+        assert_eq!(features("ci", &["lua"]).as_deref(), Some("lua"));
+        let other = build_arguments("release", &["lua"], Some("aarch64-unknown-linux-gnu"));
+        assert!(other.ends_with(&["--target".to_owned(), "aarch64-unknown-linux-gnu".to_owned()]));
+    }
 }

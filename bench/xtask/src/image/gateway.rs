@@ -33,7 +33,7 @@ pub struct Options {
 /// # Errors
 /// buildah is missing and cannot be installed, the proxy does not compile, or Debian's packages cannot be had.
 pub fn run(options: &Options) -> Result<()> {
-    let (proxy, architecture) = options.binary.ready()?;
+    let (proxy, architecture) = options.binary.ready(&[])?;
     if options.check {
         return check(&proxy, options.binary.profile == "release");
     }

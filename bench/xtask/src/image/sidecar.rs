@@ -16,6 +16,9 @@ use crate::tools::{BINUTILS, BUILDAH, OPENSSL, ensure, python_environment};
 /// What is put into the base, beside the folder's own Containerfile.
 const FOLDER: &str = "deploy/images/sidecar";
 
+/// What Envoy's binary in Istio's image has as well: meshes' own filters are mostly written in it.
+const FEATURES: [&str; 1] = ["lua"];
+
 #[derive(Debug, Args)]
 pub struct Options {
     /// The proxy image of the release of Istio that is used
@@ -34,7 +37,7 @@ pub struct Options {
 /// # Errors
 /// buildah is missing and cannot be installed, the proxy does not compile, or the base cannot be had.
 pub fn run(options: &Options) -> Result<()> {
-    let (proxy, architecture) = options.binary.ready()?;
+    let (proxy, architecture) = options.binary.ready(&FEATURES)?;
     if options.check {
         return check(&proxy);
     }
@@ -94,4 +97,13 @@ fn copy_into(root: &Path, file: &Path) -> Result<()> {
     fs::create_dir_all(place.parent().context("a file has a folder")?)?;
     fs::copy(file, &place).with_context(|| format!("cannot copy {}", file.display()))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    /// The image had none, while everything that is tested has it: a listener with a script was refused in pods alone.
+    #[test]
+    fn the_image_has_lua_as_envoys_has() {
+        assert!(super::FEATURES.contains(&"lua"));
+    }
 }
