@@ -214,13 +214,13 @@ fn compile(value: &Bootstrap, process: &ProcessContext, faults: &mut Faults) -> 
     let admin = faults.take(admin);
     let tags = faults.take(stats::tags(value.stats_config.as_ref()).in_key("stats_config"));
     let sinks = faults.take(stats_sinks::compile(&context, value));
-    let overload = value.overload_manager.as_ref().map(overload::compile).transpose();
+    let overload = overload::compile(value.overload_manager.as_ref(), &context.runtime);
     let overload = faults.take(overload.in_key("overload_manager"));
     let default = DynamicResources::default();
     let dynamic = value.dynamic_resources.as_ref().unwrap_or(&default);
     let ads = ads::compile(&context, dynamic, node(value), statics).in_key("dynamic_resources");
     let followed = Followed { context, ads: faults.take(ads)?, node: node(value) };
-    Some((diff, admin?.flatten(), tags?, sinks?, overload?.flatten(), followed))
+    Some((diff, admin?.flatten(), tags?, sinks?, overload?, followed))
 }
 
 /// Who asks, in the words of the bootstrap.
@@ -358,6 +358,8 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             bootstrap_extensions,
             // A handle is made when it is first counted, whatever this says.
             deferred_stat_options: _,
+            // Statistics stay while what they count is there.
+            stats_eviction: _,
             // Lines of the process's own log have the form that the command line gives them.
             application_log_config: _,
             tracing: _,
@@ -387,7 +389,6 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             grpc_async_client_manager_config,
             memory_allocator_manager,
             enable_worker_cpu_affinity,
-            stats_eviction,
         } = value
     );
     for (index, extension) in bootstrap_extensions.iter().enumerate() {

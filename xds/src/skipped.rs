@@ -1,7 +1,10 @@
 //! Extensions that control planes send everywhere and this proxy goes on without: none of them decides about a request
 //! or a connection. Every other one that is not known is refused by name.
 
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
+
+use parking_lot::Mutex;
 
 /// What stands in `bootstrap_extensions`.
 pub(crate) const BOOTSTRAP_EXTENSION: &str = "bootstrap extension";
@@ -29,6 +32,21 @@ static SKIPPED: [Skipped; 1] = [Skipped::new(
     "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
     "there are no internal listeners",
 )];
+
+/// What else had no effect, as the log was told.
+static NOTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// A bootstrap may have more of that, which is not told.
+const MOST_NOTED: usize = 100;
+
+/// Tells the log once of something that has no effect.
+pub(crate) fn note(notice: String) {
+    let mut noted = NOTED.lock();
+    if noted.len() < MOST_NOTED && !noted.contains(&notice) {
+        tracing::warn!("{notice}");
+        noted.insert(notice);
+    }
+}
 
 /// Whether an extension is left out here; the log is told once for each kind.
 pub(crate) fn is_skipped(place: &str, name: &str, config: &str) -> bool {
@@ -58,9 +76,10 @@ pub fn skipped() -> impl Iterator<Item = (&'static str, &'static str, &'static s
     SKIPPED.iter().map(|skipped| (skipped.place, skipped.config, skipped.loss))
 }
 
-/// What was left out of all that this process has compiled, a sentence for each kind.
+/// What was left out of all that this process has compiled, a sentence for each kind, and what else had no effect.
 pub fn left_out() -> Vec<String> {
-    SKIPPED.iter().filter_map(|skipped| skipped.told.get().cloned()).collect()
+    let skipped = SKIPPED.iter().filter_map(|skipped| skipped.told.get().cloned());
+    skipped.chain(NOTED.lock().iter().cloned()).collect()
 }
 
 #[cfg(test)]

@@ -42,6 +42,9 @@ enum State {
     Refused,
 }
 
+/// Taken out of the encoded message before that is decoded (`xds/api/src/wire.rs`).
+const FROM_WIRE: [(&str, &str); 1] = [("envoy.config.route.v3.VirtualHost", "routes")];
+
 /// What the code says, by names without case and underscores, as modules and messages are spelled differently.
 #[derive(Default)]
 struct Record {
@@ -102,7 +105,8 @@ impl<'a> Visit<'a> for Names {
         visit::visit_expr_field(self, field);
     }
 
-    /// `ConfigError::field("name", "is not supported")` and `refuse::unset(value, "name")`.
+    /// `ConfigError::field("name", "is not supported")`, a closure of that called `unsupported`, and
+    /// `refuse::unset(value, "name")`.
     fn visit_expr_call(&mut self, call: &'a syn::ExprCall) {
         let text = |at: usize| match call.args.iter().nth(at) {
             Some(syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. })) => Some(text.value()),
@@ -113,9 +117,10 @@ impl<'a> Visit<'a> for Names {
             _ => Vec::new(),
         };
         match callee.join("::").as_str() {
-            "ConfigError::field" if text(1).as_deref() == Some("is not supported") => {
+            "ConfigError::field" if text(1).is_some_and(|text| text.starts_with("is not supported")) => {
                 self.refused.extend(text(0).map(|name| normal(&name)));
             }
+            "unsupported" => self.refused.extend(text(0).map(|name| normal(&name))),
             "refuse::unset" => self.refused.extend(text(1).map(|name| normal(&name))),
             _ => {}
         }
@@ -175,6 +180,24 @@ impl Reader<'_> {
         let known = fields.entry(normal(field)).or_insert(state);
         // Whoever takes it apart elsewhere may use what is left out here.
         *known = (*known).min(state);
+    }
+
+    /// A pattern of `matches!` takes what it names.
+    fn looked_for(&mut self, given: &Macro) {
+        let parse = |input: syn::parse::ParseStream<'_>| {
+            input.parse::<syn::Expr>()?;
+            input.parse::<Token![,]>()?;
+            let pattern = Pat::parse_multi_with_leading_vert(input)?;
+            if input.parse::<Option<Token![if]>>()?.is_some() {
+                input.parse::<syn::Expr>()?;
+            }
+            input.parse::<Option<Token![,]>>()?;
+            Ok(pattern)
+        };
+        let pattern = given.parse_body_with(parse).expect("matches!");
+        let outer = std::mem::take(&mut self.arm);
+        self.visit_pat(&pattern);
+        self.arm = outer;
     }
 
     fn take_apart<'f>(&mut self, message: &str, fields: impl Iterator<Item = &'f FieldPat>) {
@@ -251,9 +274,13 @@ impl<'a> Visit<'a> for Reader<'_> {
         visit::visit_pat_tuple_struct(self, pattern);
     }
 
-    /// `destructure!(Message { used } refusing { refused } = value)`
+    /// `destructure!(Message { used } refusing { refused } = value)`, and what `matches!` looks for.
     fn visit_macro(&mut self, given: &'a Macro) {
-        if given.path.segments.last().is_none_or(|s| s.ident != "destructure") {
+        let called = |name: &str| given.path.segments.last().is_some_and(|s| s.ident == name);
+        if called("matches") {
+            self.looked_for(given);
+        }
+        if !called("destructure") {
             return;
         }
         let parse = |input: syn::parse::ParseStream<'_>| {
@@ -337,7 +364,8 @@ fn fields_of(record: &Record, message: &str) -> Option<Vec<(&'static str, State)
                 of.or_else(|| known.get(&normal(oneof)).copied())
             }
         };
-        one_of_several.or_else(|| known.get(&normal(field.name)).copied())
+        let from_wire = FROM_WIRE.contains(&(message, field.name)).then_some(State::Supported);
+        from_wire.or(one_of_several).or_else(|| known.get(&normal(field.name)).copied())
     };
     let fields = definition::fields(message)?;
     // What no pattern counts is unknown: it would be left out in silence.
@@ -432,6 +460,17 @@ fn every_root_is_taken_apart() {
     let action = "envoy.config.route.v3.RouteAction";
     assert_eq!(of(action, "cluster_header"), State::Supported, "a member of a oneof");
     assert_eq!(of(action, "cluster_specifier_plugin"), State::Refused, "another");
+    let layer = "envoy.config.bootstrap.v3.RuntimeLayer";
+    assert_eq!(of(layer, "rtds_layer"), State::Refused, "by a closure");
+    assert_eq!(of(layer, "disk_layer"), State::Refused);
+    assert_eq!(of(layer, "static_layer"), State::Supported);
+    let service = "envoy.config.core.v3.GrpcService";
+    assert_eq!(of(service, "google_grpc"), State::Refused, "with more than two words");
+    assert_eq!(of(ROOTS[2], "strip_any_host_port"), State::Supported, "by matches!");
+    let socket = "envoy.config.core.v3.SocketAddress";
+    assert_eq!(of(socket, "ipv4_compat"), State::Supported, "the same in a struct");
+    assert_eq!(of("envoy.config.route.v3.VirtualHost", "routes"), State::Supported, "before it is decoded");
+    assert_eq!(of(ROOTS[0], "stats_eviction_interval"), State::Ignored);
 }
 
 #[test]

@@ -38,10 +38,11 @@ impl<'a> GrpcTarget<'a> {
     /// # Errors
     /// There is none, it has no cluster, or it is Google's own client.
     pub fn of(value: &'a GrpcService) -> Result<GrpcTarget<'a>> {
-        let TargetSpecifier::EnvoyGrpc(target) =
-            one_of::<GrpcService, _>(&value.target_specifier, "target_specifier")?
-        else {
-            return Err(ConfigError::field("google_grpc", "is not supported, envoy_grpc is"));
+        let target = match one_of::<GrpcService, _>(&value.target_specifier, "target_specifier")? {
+            TargetSpecifier::EnvoyGrpc(target) => target,
+            TargetSpecifier::GoogleGrpc(_) => {
+                return Err(ConfigError::field("google_grpc", "is not supported, envoy_grpc is"));
+            }
         };
         let EnvoyGrpc {
             cluster_name,

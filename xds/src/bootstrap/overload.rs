@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::overload::{Act, Action, Least, Limit, Settings, Threshold, Timer, Trigger};
+use sixfold_core::runtime::Runtime;
 use sixfold_xds_api::pb::envoy::config::overload::v3::scale_timers_overload_action_config::scale_timer::OverloadAdjust;
 use sixfold_xds_api::pb::envoy::config::overload::v3::scale_timers_overload_action_config::{
     ScaleTimer, TimerType,
@@ -21,6 +22,10 @@ use sixfold_xds_api::{any, refuse, refused};
 /// From here on a limit of connections counts for none: no process has so many descriptors.
 const UNLIMITED: u64 = i32::MAX as u64;
 
+/// The older limit of connections, where no monitor limits them, and how its statistics are called.
+const OF_RUNTIME: &str = "overload.global_downstream_max_connections";
+const OF_RUNTIME_NAME: &str = "global_downstream_max_connections";
+
 /// How often monitors look.
 const REFRESH: Duration = Duration::from_secs(1);
 
@@ -32,14 +37,15 @@ const SHRINK: Duration = Duration::from_secs(10);
 /// # Errors
 /// Monitors and actions that there are not, triggers without a monitor, what is named twice, a second limit of
 /// connections.
-pub(super) fn compile(value: &OverloadManager) -> Result<Option<Settings>> {
+pub(super) fn compile(value: Option<&OverloadManager>, runtime: &Runtime) -> Result<Option<Settings>> {
+    let none = OverloadManager::default();
     let OverloadManager {
         refresh_interval,
         resource_monitors,
         actions,
         loadshed_points,
         buffer_factory_config,
-    } = value;
+    } = value.unwrap_or(&none);
     refuse!(loadshed_points, buffer_factory_config);
     let refresh = positive_duration(refresh_interval, REFRESH, "refresh_interval")?;
     let mut settings = Settings { refresh, ..Settings::default() };
@@ -48,7 +54,8 @@ pub(super) fn compile(value: &OverloadManager) -> Result<Option<Settings>> {
         let added = monitor(value, &mut names, &mut settings);
         added.in_index(index).in_key("resource_monitors")?;
     }
-    settings.connections = settings.connections.filter(|limit| limit.max < UNLIMITED);
+    let of_runtime = || runtime.whole(OF_RUNTIME).map(|max| Limit { name: OF_RUNTIME_NAME.to_owned(), max });
+    settings.connections = settings.connections.or_else(of_runtime).filter(|limit| limit.max < UNLIMITED);
     for (index, value) in actions.iter().enumerate() {
         let action = action(value, &mut settings).in_index(index).in_key("actions")?;
         settings.actions.push(action);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults};
 use sixfold_core::runtime::Runtime;
 use sixfold_xds_api::any::struct_to_json;
 use sixfold_xds_api::pb::envoy::config::bootstrap::v3::runtime_layer::LayerSpecifier;
@@ -11,27 +11,31 @@ use sixfold_xds_api::pb::envoy::config::bootstrap::v3::{LayeredRuntime, RuntimeL
 use sixfold_xds_api::pb::google::protobuf::Struct;
 use sixfold_xds_api::values::Result;
 
+use crate::skipped;
+
 /// Whether this number does nothing in Envoy either.
 type IsIdle = fn(u64) -> bool;
 
 /// Keys that do something by themselves in Envoy and nothing here, those that end in a dot with all that begin so, and
 /// which numbers of theirs do nothing in Envoy either. Beside them stand those that the fields of clusters and
 /// connection managers are compiled with (docs/root/configuration of Envoy, the pages on runtimes).
-const ACTING: [(&str, IsIdle); 13] = [
-    ("envoy.resource_limits.listener.", unlimited),
+const ACTING: [(&str, IsIdle); 11] = [
     ("fault.http.", never),
     ("fault.tcp.", never),
     ("health_check.max_interval", unlimited),
     ("health_check.min_interval", |milliseconds| milliseconds <= 1),
     ("health_check.verify_cluster", always),
     ("http_connection_manager.path_with_escaped_slashes_action", never),
-    ("overload.global_downstream_max_connections", unlimited),
     ("overload.premature_reset_min_stream_lifetime_seconds", |seconds| seconds == 1),
     ("overload.premature_reset_total_stream_count", |count| count == 500),
     ("upstream.base_retry_backoff_ms", |milliseconds| milliseconds == 25),
     ("upstream.use_http2", always),
     ("upstream.use_retry", always),
 ];
+
+/// Limits of connections of one listener each, which nothing here has. Many bootstraps have one for a listener that is called
+/// otherwise.
+const LISTENER_LIMITS: &str = "envoy.resource_limits.listener.";
 
 /// What control planes write for no limit.
 fn unlimited(limit: u64) -> bool {
@@ -48,49 +52,59 @@ fn never(_: u64) -> bool {
 
 /// The merged layers: later ones win. Nested objects are keys with dots.
 pub(super) fn compile(value: Option<&LayeredRuntime>) -> Result<Runtime> {
-    let (mut runtime, mut names) = (Runtime::default(), BTreeSet::new());
+    let (mut runtime, mut names, mut faults) = (Runtime::default(), BTreeSet::new(), Faults::default());
     // Which layer has said last what a key is.
     let mut owners = BTreeMap::new();
     for (index, RuntimeLayer { name, layer_specifier }) in
         value.iter().flat_map(|value| value.layers.iter().enumerate())
     {
+        let mut within = Faults::default();
         if !names.insert(name) {
-            let error = ConfigError::field("name", format!("layer \"{name}\" is given twice"));
-            return Err(error.in_index(index).in_key("layers"));
+            let twice = ConfigError::field("name", format!("layer \"{name}\" is given twice"));
+            within.take::<()>(Err(twice));
         }
-        let layer = layer(layer_specifier.as_ref()).in_index(index).in_key("layers")?;
+        let layer = layer(layer_specifier.as_ref(), &mut within);
+        faults.take(within.end(()).in_index(index).in_key("layers"));
         owners.extend(layer.values().keys().map(|key| (key.clone(), index)));
         runtime.add(layer);
     }
     for (key, index) in owners {
         if acts_in_envoy(&key, &runtime) {
-            let error = ConfigError::new(format!("key \"{key}\" is not supported"));
-            return Err(error.in_key("static_layer").in_index(index).in_key("layers"));
+            let fault = ConfigError::field(&key, "is not supported").in_key("static_layer");
+            faults.take::<()>(Err(fault.in_index(index).in_key("layers")));
+        }
+        if key.starts_with(LISTENER_LIMITS) && runtime.whole(&key).is_some_and(|limit| !unlimited(limit)) {
+            skipped::note(format!(
+                "layered_runtime.layers[{index}].static_layer.{key}: has no effect: the filter connection_limit, and \
+                 the monitor downstream_connections of overload_manager, limit connections"
+            ));
         }
     }
-    Ok(runtime)
+    faults.end(runtime)
 }
 
-fn layer(value: Option<&LayerSpecifier>) -> Result<Runtime> {
-    let unsupported = |field: &str| Err(ConfigError::field(field, "is not supported"));
+fn layer(value: Option<&LayerSpecifier>, faults: &mut Faults) -> Runtime {
+    let mut unsupported = |field: &str| faults.take::<()>(Err(ConfigError::field(field, "is not supported")));
     match value {
-        Some(LayerSpecifier::StaticLayer(layer)) => static_layer(layer).in_key("static_layer"),
+        Some(LayerSpecifier::StaticLayer(layer)) => return static_layer(layer, faults),
         // Empty until somebody changes it over the administration interface.
-        Some(LayerSpecifier::AdminLayer(_)) => Ok(Runtime::default()),
+        Some(LayerSpecifier::AdminLayer(_)) => {}
         Some(LayerSpecifier::DiskLayer(_)) => unsupported("disk_layer"),
         Some(LayerSpecifier::RtdsLayer(_)) => unsupported("rtds_layer"),
         None => unsupported("layer_specifier"),
     }
+    Runtime::default()
 }
 
-fn static_layer(value: &Struct) -> Result<Runtime> {
+fn static_layer(value: &Struct, faults: &mut Faults) -> Runtime {
     let layer = Runtime::new(flat(value));
     for (key, value) in layer.values() {
         if matches!(value, Value::Null | Value::Array(_)) {
-            return Err(ConfigError::new(format!("key \"{key}\" has no value that a key may have")));
+            let fault = ConfigError::field(key, "is no value that a key may have");
+            faults.take::<()>(Err(fault.in_key("static_layer")));
         }
     }
-    Ok(layer)
+    layer
 }
 
 /// Whether a key, by its value, has Envoy do something that nothing does here. What is no number says nothing, but where
@@ -128,3 +142,6 @@ fn flatten(key: String, value: Value, values: &mut BTreeMap<String, Value>) {
         value => drop(values.insert(key, value)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use prost::{Message, Name};
 use sixfold_core::cluster::SocketMatch;
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults};
 use sixfold_core::tls::{
     ClientCache, ClientContext, ClientSettings, ClientTls, Identity, Pem, Protocols, ServerContext,
     ServerSettings, ServerTls, Tickets, TlsVersion, Validation,
@@ -26,8 +26,8 @@ use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, DownstreamTlsContext, GenericSecret, Secret, TlsCertificate, TlsSessionTicketKeys,
     UpstreamTlsContext, common_tls_context, secret,
 };
-use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, bool_or, required};
+use sixfold_xds_api::{refuse, refused};
 
 use crate::cluster::Protocol;
 use crate::context::Context;
@@ -75,9 +75,13 @@ pub(crate) fn server_context(
     value: &DownstreamTlsContext,
     server_names: &[String],
 ) -> Result<Option<Arc<ServerContext>>> {
-    let Some(settings) = server_settings(lookup, value, server_names)? else { return Ok(None) };
-    let made = ServerContext::new(settings).map(Some);
-    made.map_err(|error| error.renamed(|field| as_written(field, &value.common_tls_context)))
+    let mut faults = Faults::default();
+    let settings = server_settings(lookup, value, server_names, &mut faults);
+    // What it was made of is looked at where something else is wrong, too.
+    let made = settings.map(ServerContext::new).transpose();
+    let made = made.map_err(|error| error.renamed(|field| as_written(field, &value.common_tls_context)));
+    let made = faults.take(made);
+    faults.end(made)
 }
 
 /// The settings of a cluster, compiled; `None` when a secret of them has not come.
@@ -87,9 +91,12 @@ pub(crate) fn client_context(
     value: &UpstreamTlsContext,
     names: AutomaticNames,
 ) -> Result<Option<Arc<ClientContext>>> {
-    let Some(settings) = client_settings(lookup, value, names)? else { return Ok(None) };
-    let made = cache.context(settings).map(Some);
-    made.map_err(|error| error.renamed(|field| as_written(field, &value.common_tls_context)))
+    let mut faults = Faults::default();
+    let settings = client_settings(lookup, value, names, &mut faults);
+    let made = settings.map(|settings| cache.context(settings)).transpose();
+    let made = made.map_err(|error| error.renamed(|field| as_written(field, &value.common_tls_context)));
+    let made = faults.take(made);
+    faults.end(made)
 }
 
 /// Where the user has written what the compiled settings call `field`.
@@ -154,7 +161,10 @@ pub(crate) fn check_secret(value: &Secret) -> Result<()> {
             identity(value).and_then(|identity| identity.check()).in_key("tls_certificate")
         }
         Some(secret::Type::ValidationContext(value)) => {
-            validation::validation(value).and_then(Validation::check).in_key("validation_context")
+            let mut faults = Faults::default();
+            let validation = validation::validation(value, &mut faults);
+            faults.take(validation.check());
+            faults.end(()).in_key("validation_context")
         }
         Some(secret::Type::SessionTicketKeys(value)) => {
             ticket_keys(value).and_then(|tickets| tickets.check()).in_key("session_ticket_keys")
@@ -228,12 +238,13 @@ fn of_socket<M: Message + Default + Name>(socket: &Option<TransportSocket>) -> R
     any::unpack(config).map(Some).in_key("typed_config")
 }
 
-/// `None` when a secret of it has not come.
+/// `None` when a secret of it has not come, or nothing can be made of it; in the place of what is wrong stands nothing.
 fn server_settings(
     lookup: &Lookup<'_>,
     value: &DownstreamTlsContext,
     server_names: &[String],
-) -> Result<Option<ServerSettings>> {
+    faults: &mut Faults,
+) -> Option<ServerSettings> {
     let DownstreamTlsContext {
         common_tls_context,
         require_client_certificate,
@@ -245,31 +256,34 @@ fn server_settings(
         prefer_client_ciphers,
         session_ticket_keys_type,
     } = value;
-    refuse!(
+    faults.take(refused!(
         require_sni,
         session_timeout,
         ocsp_staple_policy,
         full_scan_certs_on_sni_mismatch,
         prefer_client_ciphers
-    );
-    let tickets = tickets(lookup, session_ticket_keys_type)?;
-    let Some(common) = common(lookup, common_tls_context).in_key("common_tls_context")? else {
-        return Ok(None);
-    };
+    ));
+    let tickets = faults.keep(tickets(lookup, session_ticket_keys_type)).unwrap_or(Some(Tickets::Own));
+    let mut within = Faults::default();
+    let common = common(lookup, common_tls_context, &mut within);
+    let is_sound = faults.keep(within.end(()).in_key("common_tls_context")).is_some();
+    let common = common?;
     if common.identities.is_empty() {
-        return Err(ConfigError::field("common_tls_context", "holds no certificate"));
+        if is_sound {
+            faults.take::<()>(Err(ConfigError::field("common_tls_context", "holds no certificate")));
+        }
+        return None;
     }
-    let Some(tickets) = tickets else { return Ok(None) };
-    Ok(Some(ServerSettings {
+    Some(ServerSettings {
         identities: common.identities,
         alpn: common.alpn,
         protocols: common.protocols,
         validation: common.validation,
         require_client_certificate: bool_or(require_client_certificate, false),
-        tickets,
+        tickets: tickets?,
         session_ids: !*disable_stateful_session_resumption,
         server_names: server_names.to_vec(),
-    }))
+    })
 }
 
 /// `None` when the secret has not come.
@@ -299,12 +313,13 @@ fn ticket_keys(value: &TlsSessionTicketKeys) -> Result<Tickets> {
     value.keys.iter().enumerate().map(key).collect::<Result<_>>().map(Tickets::Keys)
 }
 
-/// `None` when a secret of it has not come.
+/// `None` when a secret of it has not come; in the place of what is wrong stands nothing.
 fn client_settings(
     lookup: &Lookup<'_>,
     value: &UpstreamTlsContext,
     names: AutomaticNames,
-) -> Result<Option<ClientSettings>> {
+    faults: &mut Faults,
+) -> Option<ClientSettings> {
     let UpstreamTlsContext {
         common_tls_context,
         sni,
@@ -315,20 +330,22 @@ fn client_settings(
         // Only matters for key exchange by RSA, which there is not.
         enforce_rsa_key_usage: _,
     } = value;
-    refuse!(allow_renegotiation);
+    faults.take(refused!(allow_renegotiation));
     let none = CommonTlsContext::default();
-    of_client(common_tls_context.as_ref().unwrap_or(&none), *auto_sni_san_validation)?;
-    let Some(mut common) = common(lookup, common_tls_context).in_key("common_tls_context")? else {
-        return Ok(None);
-    };
+    let fit = of_client(common_tls_context.as_ref().unwrap_or(&none), *auto_sni_san_validation);
+    let is_fit = faults.keep(fit).is_some();
+    let mut within = Faults::default();
+    let common = common(lookup, common_tls_context, &mut within);
+    let is_sound = faults.keep(within.end(()).in_key("common_tls_context")).is_some();
+    let mut common = common?;
     let trusts = common.validation.as_ref().is_some_and(|validation| validation.trusted_ca.is_some());
-    if *auto_sni_san_validation && !trusts {
+    if *auto_sni_san_validation && !trusts && is_fit && is_sound {
         let reason = "needs a trusted_ca in the validation context";
-        return Err(ConfigError::field("auto_sni_san_validation", reason));
+        faults.take::<()>(Err(ConfigError::field("auto_sni_san_validation", reason)));
     }
     // common.proto: by default clients go up to TLS 1.2, servers up to 1.3.
     common.protocols.max = common.protocols.max.or(Some(TlsVersion::V12));
-    Ok(Some(ClientSettings {
+    Some(ClientSettings {
         identity: common.identities.pop(),
         alpn: common.alpn,
         protocols: common.protocols,
@@ -339,7 +356,7 @@ fn client_settings(
         auto_san_validation: names.san_validation,
         auto_sni_san_validation: *auto_sni_san_validation,
         resumption: max_session_keys.as_ref().is_none_or(|max| max.value > 0),
-    }))
+    })
 }
 
 /// What a server may say and a client may not.
@@ -348,7 +365,8 @@ fn of_client(common: &CommonTlsContext, auto_sni_san_validation: bool) -> Result
         let reason = "a client has one certificate";
         return Err(ConfigError::field("common_tls_context.tls_certificates", reason));
     }
-    if alpn(&common.alpn_protocols).in_key("common_tls_context")?.iter().any(String::is_empty) {
+    // What else is wrong with them is told of both sides.
+    if alpn(&common.alpn_protocols).is_ok_and(|names| names.iter().any(String::is_empty)) {
         let reason = "an empty name can't be offered to a server";
         return Err(ConfigError::field("common_tls_context.alpn_protocols", reason));
     }
@@ -393,8 +411,8 @@ struct Common {
     validation: Option<Validation>,
 }
 
-/// `None` when a secret of it has not come; what else is wrong is told all the same.
-fn common(lookup: &Lookup<'_>, value: &Option<CommonTlsContext>) -> Result<Option<Common>> {
+/// `None` when a secret of it has not come; what else is wrong is told all the same, and in its place stands nothing.
+fn common(lookup: &Lookup<'_>, value: &Option<CommonTlsContext>, faults: &mut Faults) -> Option<Common> {
     let default = CommonTlsContext::default();
     let CommonTlsContext {
         tls_params,
@@ -409,17 +427,17 @@ fn common(lookup: &Lookup<'_>, value: &Option<CommonTlsContext>) -> Result<Optio
         key_log,
         validation_context_type,
     } = value.as_ref().unwrap_or(&default);
-    refuse!(
+    faults.take(refused!(
         tls_certificate_provider_instance,
         custom_tls_certificate_selector,
         tls_certificate_certificate_provider,
         tls_certificate_certificate_provider_instance,
         custom_handshaker,
         key_log
-    );
+    ));
     let (mut identities, mut whole) = (Vec::new(), true);
     for (index, value) in tls_certificates.iter().enumerate() {
-        identities.push(identity(value).in_index(index).in_key("tls_certificates")?);
+        identities.extend(faults.keep(identity(value).in_index(index).in_key("tls_certificates")));
     }
     for (index, value) in tls_certificate_sds_secret_configs.iter().enumerate() {
         let of_secret = || match lookup.find(value)?.as_deref().map(|secret| &secret.r#type) {
@@ -430,23 +448,28 @@ fn common(lookup: &Lookup<'_>, value: &Option<CommonTlsContext>) -> Result<Optio
                 Err(ConfigError::field("name", reason))
             }
         };
-        match of_secret().in_index(index).in_key("tls_certificate_sds_secret_configs")? {
-            Some(identity) => identities.push(identity),
-            None => whole = false,
+        match faults.keep(of_secret().in_index(index).in_key("tls_certificate_sds_secret_configs")) {
+            Some(Some(identity)) => identities.push(identity),
+            Some(None) => whole = false,
+            None => {}
         }
     }
-    let alpn = alpn(alpn_protocols)?;
-    let protocols = params::protocols(tls_params.as_ref()).in_key("tls_params")?;
-    let validation = match validation::compile(lookup, validation_context_type.as_ref())? {
+    if whole && identities.len() < tls_certificates.len() + tls_certificate_sds_secret_configs.len() {
+        // What is wrong with the others would be told of others' positions.
+        identities.clear();
+    }
+    let alpn = faults.take(alpn(alpn_protocols));
+    let protocols = faults.take(params::protocols(tls_params.as_ref()).in_key("tls_params"));
+    let validation = match validation::compile(lookup, validation_context_type.as_ref(), faults) {
         Wanted::Nothing => None,
         Wanted::Whole(validation) => Some(validation),
-        Wanted::NotYet => return Ok(None),
+        Wanted::NotYet => return None,
     };
     if !whole {
-        validation.map(Validation::check).transpose().in_key("validation_context")?;
-        return Ok(None);
+        faults.take(validation.map(Validation::check).transpose().in_key("validation_context"));
+        return None;
     }
-    Ok(Some(Common { identities, alpn, protocols, validation }))
+    Some(Common { identities, alpn, protocols, validation })
 }
 
 fn identity(value: &TlsCertificate) -> Result<Identity> {
@@ -463,11 +486,13 @@ fn identity(value: &TlsCertificate) -> Result<Identity> {
         tls_params,
     } = value;
     refuse!(pkcs12, private_key_provider, password, ocsp_staple, signed_certificate_timestamp, tls_params);
-    Ok(Identity {
-        chain: required(certificate_chain, "certificate_chain")
-            .and_then(|source| pem(source).in_key("certificate_chain"))?,
-        key: required(private_key, "private_key").and_then(|source| pem(source).in_key("private_key"))?,
-    })
+    let part = |source: &Option<DataSource>, field: &str| {
+        required(source, field).and_then(|source| pem(source).in_key(field))
+    };
+    let mut faults = Faults::default();
+    let chain = faults.keep(part(certificate_chain, "certificate_chain"));
+    let key = faults.keep(part(private_key, "private_key"));
+    Ok(Identity { chain: faults.kept(chain)?, key: faults.kept(key)? })
 }
 
 fn pem(source: &DataSource) -> Result<Pem> {

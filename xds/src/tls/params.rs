@@ -1,10 +1,10 @@
 //! Versions, cipher suites and curves.
 
-use sixfold_core::error::ConfigError;
+use sixfold_core::error::{ConfigError, Faults};
 use sixfold_core::tls::{Protocols, TlsVersion};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::TlsParameters;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::tls_parameters::TlsProtocol;
-use sixfold_xds_api::refuse;
+use sixfold_xds_api::refused;
 use sixfold_xds_api::values::{Result, enum_value};
 
 use super::ciphers;
@@ -19,7 +19,8 @@ pub(super) fn protocols(value: Option<&TlsParameters>) -> Result<Protocols> {
         signature_algorithms,
         compliance_policies,
     } = value;
-    refuse!(signature_algorithms, compliance_policies);
+    let mut faults = Faults::default();
+    faults.take(refused!(signature_algorithms, compliance_policies));
     let version = |value: i32, field: &str| {
         Ok(match enum_value(value, field)? {
             TlsProtocol::TlsAuto => None,
@@ -31,12 +32,12 @@ pub(super) fn protocols(value: Option<&TlsParameters>) -> Result<Protocols> {
         })
     };
     let protocols = Protocols {
-        min: version(*tls_minimum_protocol_version, "tls_minimum_protocol_version")?,
-        max: version(*tls_maximum_protocol_version, "tls_maximum_protocol_version")?,
-        cipher_suites: ciphers::spoken(cipher_suites)?,
+        min: faults.take(version(*tls_minimum_protocol_version, "tls_minimum_protocol_version")),
+        max: faults.take(version(*tls_maximum_protocol_version, "tls_maximum_protocol_version")),
+        cipher_suites: faults.take(ciphers::spoken(cipher_suites)),
         // Envoy hands them on as one list.
         curves: ecdh_curves.iter().flat_map(|item| item.split(':')).map(str::to_owned).collect(),
     };
-    protocols.check()?;
-    Ok(protocols)
+    faults.take(protocols.check());
+    faults.end(protocols)
 }

@@ -41,7 +41,7 @@ fn a_matcher_without_a_kind_looks_at_names_of_every_kind() {
         "match_subject_alt_names: [{exact: spiffe://a/b}, {prefix: x}]\nmatch_typed_subject_alt_names: [{san_type: DNS, matcher: {exact: d}}]",
     );
     let kinds: Vec<_> =
-        validation::validation(&value).unwrap().sans.into_iter().map(|san| san.kind).collect();
+        validation::validation(&value, &mut Faults::default()).sans.into_iter().map(|san| san.kind).collect();
     let every = [SanKind::Uri, SanKind::Dns, SanKind::Email, SanKind::Ip];
     assert_eq!(kinds, [&[SanKind::Dns][..], &every, &every].concat());
 }
@@ -150,13 +150,65 @@ fn names_of_protocols_must_be_such_as_tls_can_tell() {
     assert!(server_with("alpn_protocols: [h2, '']").is_ok(), "Envoy takes it of servers");
 }
 
+fn settings_of(
+    lookup: &Lookup<'_>,
+    value: &DownstreamTlsContext,
+    names: &[String],
+) -> Result<Option<ServerSettings>> {
+    let mut faults = Faults::default();
+    let settings = server_settings(lookup, value, names, &mut faults);
+    faults.end(settings)
+}
+
+/// The first was told alone.
+#[test]
+fn all_that_is_wrong_with_a_context_is_told() {
+    let common = "tls_params: {tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_2, ecdh_curves: [nope], cipher_suites: [none]}, \
+        validation_context: {trusted_ca: {filename: /no/ca}, crl: {filename: /no/crl}, verify_certificate_hash: [x], \
+        match_typed_subject_alt_names: [{san_type: DNS, matcher: {safe_regex: {regex: '('}}}, {matcher: {exact: a}}]}";
+    let pair = "{certificate_chain: {filename: /no/chain}, private_key: {filename: /no/key}}";
+    let lookup = Lookup { statics: &BTreeMap::new(), come: &|_| None };
+    let of_both = [
+        "tls_params.cipher_suites",
+        "tls_params.ecdh_curves",
+        "tls_params.tls_minimum_protocol_version",
+        "validation_context.crl",
+        "validation_context.match_typed_subject_alt_names[0].matcher.safe_regex.regex",
+        "validation_context.match_typed_subject_alt_names[1].san_type",
+        "validation_context.trusted_ca",
+        "validation_context.verify_certificate_hash",
+    ];
+    let fields = |error: ConfigError| -> Vec<String> {
+        let fields = error.into_all().into_iter().map(|fault| fault.field.unwrap());
+        let mut fields: Vec<_> =
+            fields.map(|field| field.strip_prefix("common_tls_context.").unwrap().to_owned()).collect();
+        fields.sort();
+        fields
+    };
+    let expected = |pairs: usize| {
+        let pair = |at: usize| {
+            ["certificate_chain", "private_key"].map(|field| format!("tls_certificates[{at}].{field}"))
+        };
+        let mut expected: Vec<String> = (0..pairs).flat_map(pair).collect();
+        expected.extend(of_both.map(str::to_owned));
+        expected.sort();
+        expected
+    };
+    let server = read(&format!("common_tls_context: {{tls_certificates: [{pair}, {pair}], {common}}}\n"));
+    assert_eq!(fields(server_context(&lookup, &server, &[]).unwrap_err()), expected(2));
+    let client = read(&format!("common_tls_context: {{tls_certificates: [{pair}], {common}}}\n"));
+    let names = AutomaticNames { sni: false, san_validation: false };
+    let error = client_context(&ClientCache::default(), &lookup, &client, names).unwrap_err();
+    assert_eq!(fields(error), expected(1));
+}
+
 /// The settings of a server with a certificate, of which nothing is read.
 fn server_with(common: &str) -> Result<()> {
     let value: DownstreamTlsContext = read(&format!(
         "common_tls_context: {{tls_certificates: [{{certificate_chain: {{inline_string: c}}, private_key: {{inline_string: k}}}}], {common}}}\n"
     ));
     let lookup = Lookup { statics: &BTreeMap::new(), come: &|_| None };
-    server_settings(&lookup, &value, &[]).map(drop)
+    settings_of(&lookup, &value, &[]).map(drop)
 }
 
 /// Every compile made another place, and the connections of the one before stayed open beside it.
@@ -183,7 +235,7 @@ fn sessions_are_resumed_as_it_is_said() {
             "common_tls_context: {{tls_certificates: [{{certificate_chain: {{inline_string: c}}, private_key: {{inline_string: k}}}}]}}\n{fields}\n"
         ));
         let lookup = Lookup { statics: &BTreeMap::new(), come: &|_| None };
-        let settings = server_settings(&lookup, &value, &["a.test".to_owned()])?;
+        let settings = settings_of(&lookup, &value, &["a.test".to_owned()])?;
         assert!(settings.iter().all(|settings| settings.server_names == ["a.test"]));
         Ok::<_, ConfigError>(settings.map(|it| (it.tickets, it.session_ids)))
     };

@@ -1,7 +1,7 @@
 //! How the certificate of the other side is verified.
 
 use prost::Message;
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::tls::{SanKind, SanMatcher, Validation};
 use sixfold_xds_api::matcher;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::certificate_validation_context::TrustChainVerification;
@@ -13,8 +13,8 @@ use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, SdsSecretConfig, SubjectAltNameMatcher, secret,
 };
 use sixfold_xds_api::pb::envoy::r#type::matcher::v3::StringMatcher;
-use sixfold_xds_api::refuse;
 use sixfold_xds_api::values::{Result, enum_value, required};
+use sixfold_xds_api::{refuse, refused};
 
 use super::pem;
 use crate::sds::Lookup;
@@ -29,28 +29,43 @@ pub(super) enum Wanted {
     NotYet,
 }
 
-pub(super) fn compile(lookup: &Lookup<'_>, value: Option<&ValidationContextType>) -> Result<Wanted> {
+/// In the place of what is wrong stands nothing.
+pub(super) fn compile(
+    lookup: &Lookup<'_>,
+    value: Option<&ValidationContextType>,
+    faults: &mut Faults,
+) -> Wanted {
     let unsupported = |field: &str| Err(ConfigError::field(field, "is not supported"));
-    let whole = |value: Option<Validation>| value.map_or(Wanted::NotYet, Wanted::Whole);
-    match value {
-        None => Ok(Wanted::Nothing),
+    let mut within = Faults::default();
+    let (result, key) = match value {
+        None => return Wanted::Nothing,
         Some(ValidationContextType::ValidationContext(value)) => {
-            validation(value).map(Wanted::Whole).in_key("validation_context")
+            (Ok(Some(validation(value, &mut within))), "validation_context")
         }
-        Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => of_secret(lookup, config)
-            .and_then(|value| value.map(|value| validation(&value)).transpose())
-            .map(whole)
-            .in_key("validation_context_sds_secret_config"),
+        Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => {
+            let secret = of_secret(lookup, config);
+            let value = secret.map(|value| value.map(|value| validation(&value, &mut within)));
+            (value, "validation_context_sds_secret_config")
+        }
         Some(ValidationContextType::CombinedValidationContext(value)) => {
-            combined(lookup, value).map(whole).in_key("combined_validation_context")
+            (combined(lookup, value, &mut within), "combined_validation_context")
         }
         Some(ValidationContextType::ValidationContextCertificateProvider(_)) => {
-            unsupported("validation_context_certificate_provider")
+            faults.take::<()>(unsupported("validation_context_certificate_provider"));
+            return Wanted::Nothing;
         }
         Some(ValidationContextType::ValidationContextCertificateProviderInstance(_)) => {
-            unsupported("validation_context_certificate_provider_instance")
+            faults.take::<()>(unsupported("validation_context_certificate_provider_instance"));
+            return Wanted::Nothing;
         }
-    }
+    };
+    let wanted = match within.keep(result) {
+        None => Wanted::Nothing,
+        Some(None) => Wanted::NotYet,
+        Some(Some(validation)) => Wanted::Whole(validation),
+    };
+    faults.take(within.end(()).in_key(key));
+    wanted
 }
 
 fn of_secret(lookup: &Lookup<'_>, config: &SdsSecretConfig) -> Result<Option<CertificateValidationContext>> {
@@ -62,7 +77,11 @@ fn of_secret(lookup: &Lookup<'_>, config: &SdsSecretConfig) -> Result<Option<Cer
 }
 
 /// The secret's message merged into the default one: what it sets wins, lists are joined.
-fn combined(lookup: &Lookup<'_>, value: &CombinedCertificateValidationContext) -> Result<Option<Validation>> {
+fn combined(
+    lookup: &Lookup<'_>,
+    value: &CombinedCertificateValidationContext,
+    faults: &mut Faults,
+) -> Result<Option<Validation>> {
     const SECRET: &str = "validation_context_sds_secret_config";
     let CombinedCertificateValidationContext {
         default_validation_context,
@@ -79,11 +98,14 @@ fn combined(lookup: &Lookup<'_>, value: &CombinedCertificateValidationContext) -
             .map_err(|error| ConfigError::field(SECRET, error.to_string()))?;
     }
     // What is wrong in the default one is told before the secret comes.
-    let compiled = validation(&merged).in_key("default_validation_context")?;
+    let mut within = Faults::default();
+    let compiled = validation(&merged, &mut within);
+    faults.take(within.end(()).in_key("default_validation_context"));
     Ok(secret.map(|_| compiled))
 }
 
-pub(super) fn validation(value: &CertificateValidationContext) -> Result<Validation> {
+/// In the place of what is wrong stands nothing.
+pub(super) fn validation(value: &CertificateValidationContext, faults: &mut Faults) -> Validation {
     let CertificateValidationContext {
         trusted_ca,
         ca_certificate_provider_instance,
@@ -103,32 +125,34 @@ pub(super) fn validation(value: &CertificateValidationContext) -> Result<Validat
         // The list of authorities is a hint to clients.
         suppress_client_ca_list: _,
     } = value;
-    refuse!(
+    faults.take(refused!(
         ca_certificate_provider_instance,
         system_root_certs,
         require_signed_certificate_timestamp,
         allow_expired_certificate,
         custom_validator_config
-    );
-    let sans =
-        match_typed_subject_alt_names.iter().enumerate().map(|(index, value)| san(value).in_index(index));
-    let mut sans: Vec<_> = sans.collect::<Result<_>>().in_key("match_typed_subject_alt_names")?;
-    for (index, value) in untyped.iter().enumerate() {
-        sans.extend(of_any_kind(value).in_index(index).in_key("match_subject_alt_names")?);
-    }
-    Ok(Validation {
-        trusted_ca: trusted_ca.as_ref().map(pem).transpose().in_key("trusted_ca")?,
-        crl: crl.as_ref().map(pem).transpose().in_key("crl")?,
+    ));
+    let typed = match_typed_subject_alt_names.iter().enumerate();
+    let typed = typed.map(|(index, value)| san(value).in_index(index));
+    let mut sans = faults.take(collect(typed).in_key("match_typed_subject_alt_names"));
+    let untyped = untyped.iter().enumerate().map(|(index, value)| of_any_kind(value).in_index(index));
+    sans.extend(faults.take(collect(untyped).in_key("match_subject_alt_names")).into_iter().flatten());
+    let crl = faults.take(crl.as_ref().map(pem).transpose().in_key("crl"));
+    let trust = enum_value(*trust_chain_verification, "trust_chain_verification");
+    let trust = faults.keep(trust).unwrap_or(TrustChainVerification::VerifyTrustChain);
+    let trusted_ca = faults.keep(trusted_ca.as_ref().map(pem).transpose().in_key("trusted_ca"));
+    // What needs an authority would be told to lack it.
+    let Some(trusted_ca) = trusted_ca else { return Validation::default() };
+    Validation {
+        trusted_ca,
+        crl,
         only_leaf_crl: *only_verify_leaf_cert_crl,
         hashes: verify_certificate_hash.clone(),
         spki: verify_certificate_spki.clone(),
         sans,
-        accept_untrusted: match enum_value(*trust_chain_verification, "trust_chain_verification")? {
-            TrustChainVerification::VerifyTrustChain => false,
-            TrustChainVerification::AcceptUntrusted => true,
-        },
+        accept_untrusted: trust == TrustChainVerification::AcceptUntrusted,
         max_depth: max_verify_depth.as_ref().map(|depth| depth.value as usize),
-    })
+    }
 }
 
 /// The older form of a matcher looks at names of every kind (common/tls/cert_validator/default_validator.cc).

@@ -7,7 +7,7 @@ use super::{
     Awaited, ContextChange, Held, Identity, Origin, Protocols, Validation, cipher_name, curve_name, describe,
 };
 use crate::connection::TlsInfo;
-use crate::error::ConfigError;
+use crate::error::{ConfigError, Faults};
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use rustls::client::{ResolvesClientCert, Resumption};
@@ -213,14 +213,12 @@ impl ClientContext {
         }
         let provider = parts.provider(&settings.protocols)?;
         let versions = settings.protocols.versions()?;
-        let check = match settings.validation {
-            Some(validation) => Some(PeerCheck::new(validation, |of| parts.authorities(of, &provider))?),
-            None => None,
-        };
-        let identity = match &settings.identity {
-            Some(identity) => Some(parts.identity(identity, &provider)?),
-            None => None,
-        };
+        let mut faults = Faults::default();
+        let check = settings.validation.map(|of| PeerCheck::new(of, |of| parts.authorities(of, &provider)));
+        let check = faults.take(check.transpose());
+        let identity = settings.identity.as_ref().map(|identity| parts.identity(identity, &provider));
+        let identity = faults.take(identity.transpose());
+        faults.end(())?;
         let leaf = identity.as_ref().and_then(|key| key.cert.first());
         let own = leaf.and_then(|der| describe(der)).zip(settings.identity.as_ref());
         let own = own.map(|(certificate, identity)| Origin {

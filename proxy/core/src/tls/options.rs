@@ -1,6 +1,6 @@
 //! Versions, cipher suites and curves as far as rustls has them.
 
-use crate::error::ConfigError;
+use crate::error::{ConfigContext, ConfigError, Faults, collect};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use rustls::{CipherSuite, NamedGroup, SupportedCipherSuite, SupportedProtocolVersion, version};
 use std::sync::Arc;
@@ -63,26 +63,23 @@ impl Protocols {
     }
 
     pub(super) fn provider(&self) -> Result<Arc<CryptoProvider>, ConfigError> {
-        let mut provider = aws_lc_rs::default_provider();
+        let (mut provider, mut faults) = (aws_lc_rs::default_provider(), Faults::default());
+        let names = self.cipher_suites.iter().flat_map(|s| s.trim_matches(['[', ']']).split('|'));
+        let named = faults.take(collect(names.map(cipher_suite)).in_key("cipher_suites"));
+        let curves = faults.take(collect(self.curves.iter().map(|name| curve(name))).in_key("ecdh_curves"));
+        let versions = faults.take(self.versions());
+        faults.end(())?;
         if !self.cipher_suites.is_empty() {
-            let mut suites: Vec<_> = provider.cipher_suites.iter().filter(|s| is_tls13(s)).copied().collect();
-            for name in self.cipher_suites.iter().flat_map(|s| s.trim_matches(['[', ']']).split('|')) {
-                suites.push(cipher_suite(name).map_err(|e| e.in_key("cipher_suites"))?);
-            }
-            provider.cipher_suites = suites;
+            let tls13 = provider.cipher_suites.iter().filter(|s| is_tls13(s)).copied();
+            provider.cipher_suites = tls13.chain(named).collect();
         }
         // Suites of a version that is not spoken would be offered all the same.
-        let versions = self.versions()?;
         provider.cipher_suites.retain(|s| versions.iter().any(|v| v.version == s.version().version));
         if provider.cipher_suites.is_empty() {
             return Err(ConfigError::field("cipher_suites", "none belongs to the TLS versions chosen"));
         }
         if !self.curves.is_empty() {
-            provider.kx_groups = self
-                .curves
-                .iter()
-                .map(|name| curve(name).map_err(|e| e.in_key("ecdh_curves")))
-                .collect::<Result<_, _>>()?;
+            provider.kx_groups = curves;
         }
         Ok(Arc::new(provider))
     }

@@ -8,7 +8,7 @@ use super::{
     curve_name, describe,
 };
 use crate::connection::{Certificate, TlsInfo};
-use crate::error::{ConfigContext, ConfigError};
+use crate::error::{ConfigContext, ConfigError, Faults};
 use arc_swap::ArcSwap;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
@@ -178,24 +178,24 @@ impl ServerContext {
         let provider = settings.protocols.provider()?;
         let versions = settings.protocols.versions()?;
         let tls13 = versions.iter().any(|v| v.version == ProtocolVersion::TLSv1_3);
-        let certificates = Arc::new(Certificates::new(&settings.identities, &provider, tls13)?);
+        let mut faults = Faults::default();
+        let certificates = faults.keep(Certificates::new(&settings.identities, &provider, tls13));
         let asks = settings.validation.is_some() || settings.require_client_certificate;
-        let kinship = match &settings.tickets {
-            Tickets::Keys(_) => tickets::kinship(
+        let kinship = match (&settings.tickets, &certificates) {
+            (Tickets::Keys(_), Some(certificates)) => faults.take(tickets::kinship(
                 settings.validation.as_ref(),
                 settings.require_client_certificate,
                 &settings.server_names,
                 certificates.all.iter().map(|entry| &entry.shown),
-            )?,
-            Tickets::Off | Tickets::Own => Vec::new(),
+            )),
+            _ => Vec::new(),
         };
-        let check = match settings.validation {
-            Some(validation) => {
-                let authorities = |of: &Validation| Authorities::new(of, Peer::Client, &provider);
-                Some(Arc::new(PeerCheck::new(validation, authorities)?))
-            }
-            None => None,
-        };
+        let check = settings.validation.map(|validation| {
+            PeerCheck::new(validation, |of| Authorities::new(of, Peer::Client, &provider)).map(Arc::new)
+        });
+        let check = faults.take(check.transpose());
+        let certificates = Arc::new(faults.kept(certificates)?);
+        faults.end(())?;
         let verifier = ClientVerifier {
             check: check.clone(),
             required: settings.require_client_certificate,
@@ -317,9 +317,11 @@ impl Certificates {
     ) -> Result<Certificates, ConfigError> {
         let (ecdsa, others) = (NameTable::default(), NameTable::default());
         let mut certificates = Certificates { all: Vec::new(), ecdsa, others, tls13 };
+        let mut faults = Faults::default();
         for (i, identity) in identities.iter().enumerate() {
             let failed = |e: ConfigError| e.in_index(i).in_key("tls_certificates");
-            let key = load_identity(identity, provider).map_err(failed)?;
+            let key = faults.keep(load_identity(identity, provider).map_err(failed));
+            let Some(key) = key else { continue };
             let shown = key.cert.first().and_then(|der| describe(der)).unwrap_or_default();
             let table = match key.key.algorithm() {
                 SignatureAlgorithm::ECDSA | SignatureAlgorithm::ED25519 => &mut certificates.ecdsa,
@@ -331,6 +333,7 @@ impl Certificates {
             let origin = identity.chain.origin();
             certificates.all.push(Entry { key: Arc::new(key), shown: Arc::new(shown), origin });
         }
+        faults.end(())?;
         match certificates.all.is_empty() {
             true => Err(ConfigError::field("tls_certificates", "at least one certificate is needed")),
             false => Ok(certificates),
@@ -382,8 +385,11 @@ pub(super) fn load_identity(
     identity: &Identity,
     provider: &CryptoProvider,
 ) -> Result<CertifiedKey, ConfigError> {
-    let chain = identity.chain.certificates().map_err(|e| ConfigError::field("certificate_chain", e))?;
-    let key = identity.key.private_key().map_err(|e| ConfigError::field("private_key", e))?;
+    let mut faults = Faults::default();
+    let chain = identity.chain.certificates().map_err(|e| ConfigError::field("certificate_chain", e));
+    let key = identity.key.private_key().map_err(|e| ConfigError::field("private_key", e));
+    let (chain, key) = (faults.keep(chain), faults.keep(key));
+    let (chain, key) = (faults.kept(chain)?, faults.kept(key)?);
     let wrong = |reason: String| ConfigError::field("private_key", reason);
     let key =
         provider.key_provider.load_private_key(key).map_err(|e| wrong(format!("{:?}: {e}", identity.key)))?;

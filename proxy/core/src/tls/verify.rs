@@ -2,13 +2,13 @@
 
 use super::certificate::{Origin, alternative_names, describe, ip, sha256};
 use super::{Pem, direct};
-use crate::error::ConfigError;
+use crate::error::{ConfigContext, ConfigError, Faults, collect};
 use crate::matcher::StringMatcher;
 use base64::Engine;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
@@ -172,8 +172,14 @@ impl Authorities {
     ) -> Result<Arc<Authorities>, ConfigError> {
         let missing = || ConfigError::field("trusted_ca", "is missing");
         let ca = validation.trusted_ca.as_ref().ok_or_else(missing)?;
-        let roots = ca.certificates().map_err(|e| ConfigError::field("trusted_ca", e))?;
-        let chain = Chain::new(&roots, validation, peer, provider)?;
+        let mut faults = Faults::default();
+        let roots = faults.keep(ca.certificates().map_err(|e| ConfigError::field("trusted_ca", e)));
+        let crls = validation.crl.as_ref().map(Pem::revocation_lists);
+        let crls = crls.transpose().map_err(|e| ConfigError::field("crl", e));
+        let crls = faults.take(crls).unwrap_or_default();
+        let roots = faults.kept(roots)?;
+        faults.end(())?;
+        let chain = Chain::new(&roots, crls, validation.only_leaf_crl, peer, provider)?;
         let algorithms = provider.signature_verification_algorithms;
         let direct = validation.crl.is_none().then_some((peer, algorithms));
         Ok(Arc::new(Authorities { chain, roots, direct, origin: ca.origin() }))
@@ -195,6 +201,18 @@ impl Authorities {
     }
 }
 
+/// What can't be looked at without an authority.
+fn without_authorities(validation: &Validation) -> Result<(), ConfigError> {
+    if !validation.sans.is_empty() {
+        let reason = "names can be matched only with a trusted_ca";
+        return Err(ConfigError::field("match_typed_subject_alt_names", reason));
+    }
+    if validation.crl.is_some() {
+        return Err(ConfigError::field("crl", "revocation lists need a trusted_ca"));
+    }
+    Ok(())
+}
+
 impl PeerCheck {
     /// `authorities` makes them where there is a `trusted_ca`.
     ///
@@ -204,32 +222,20 @@ impl PeerCheck {
         validation: Validation,
         authorities: impl FnOnce(&Validation) -> Result<Arc<Authorities>, ConfigError>,
     ) -> Result<PeerCheck, ConfigError> {
-        let hashes = validation
-            .hashes
-            .iter()
-            .map(|h| hash(h).ok_or_else(|| ConfigError::new(format!("\"{h}\" is no SHA-256 in hexadecimal"))))
-            .collect::<Result<_, _>>()
-            .map_err(|e| e.in_key("verify_certificate_hash"))?;
-        let spki = validation
-            .spki
-            .iter()
-            .map(|h| spki_hash(h).ok_or_else(|| ConfigError::new(format!("\"{h}\" is no SHA-256 in base64"))))
-            .collect::<Result<_, _>>()
-            .map_err(|e| e.in_key("verify_certificate_spki"))?;
-        if validation.trusted_ca.is_none() {
-            if !validation.sans.is_empty() {
-                let reason = "names can be matched only with a trusted_ca";
-                return Err(ConfigError::field("match_typed_subject_alt_names", reason));
-            }
-            if validation.crl.is_some() {
-                return Err(ConfigError::field("crl", "revocation lists need a trusted_ca"));
-            }
-        }
+        let mut faults = Faults::default();
+        let no = |h: &str, form: &str| ConfigError::new(format!("\"{h}\" is no SHA-256 in {form}"));
+        let hashes = validation.hashes.iter().map(|h| hash(h).ok_or_else(|| no(h, "hexadecimal")));
+        let hashes = faults.take(collect(hashes).in_key("verify_certificate_hash"));
+        let spki = validation.spki.iter().map(|h| spki_hash(h).ok_or_else(|| no(h, "base64")));
+        let spki = faults.take(collect(spki).in_key("verify_certificate_spki"));
         let authorities = match &validation.trusted_ca {
-            None => None,
-            Some(_) => Some(authorities(&validation)?),
+            None => {
+                faults.take(without_authorities(&validation));
+                None
+            }
+            Some(_) => faults.keep(authorities(&validation)),
         };
-        Ok(PeerCheck {
+        faults.end(PeerCheck {
             authorities,
             hashes,
             spki,
@@ -300,7 +306,8 @@ impl PeerCheck {
 impl Chain {
     fn new(
         roots: &[CertificateDer<'static>],
-        validation: &Validation,
+        crls: Vec<CertificateRevocationListDer<'static>>,
+        only_leaf_crl: bool,
         peer: Peer,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Chain, ConfigError> {
@@ -309,17 +316,13 @@ impl Chain {
         if added == 0 {
             return Err(ConfigError::field("trusted_ca", "no certificate can serve as an authority"));
         }
-        let crls = match &validation.crl {
-            None => Vec::new(),
-            Some(crl) => crl.revocation_lists().map_err(|e| ConfigError::field("crl", e))?,
-        };
         let failed = |e: rustls::server::VerifierBuilderError| ConfigError::field("crl", e.to_string());
         let store = Arc::new(store);
         match peer {
             Peer::Client => {
                 let builder = WebPkiClientVerifier::builder_with_provider(store, provider.clone());
                 let builder = builder.with_crls(crls);
-                let builder = match validation.only_leaf_crl {
+                let builder = match only_leaf_crl {
                     true => builder.only_check_end_entity_revocation(),
                     false => builder,
                 };
@@ -328,7 +331,7 @@ impl Chain {
             Peer::Server => {
                 let builder = WebPkiServerVerifier::builder_with_provider(store, provider.clone());
                 let builder = builder.with_crls(crls);
-                let builder = match validation.only_leaf_crl {
+                let builder = match only_leaf_crl {
                     true => builder.only_check_end_entity_revocation(),
                     false => builder,
                 };

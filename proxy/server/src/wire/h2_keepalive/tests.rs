@@ -41,7 +41,7 @@ impl Peer {
         let pulse = Keepalive::pulse(Some(&options)).unwrap();
         let guarded = Guarded::client(near, &Http2Options::default(), PeerTimeouts::default())
             .felt(Some(pulse.clone()));
-        let mut builder = h2::client::Builder::new();
+        let builder = h2::client::Builder::new();
         let (send, mut connection) = builder.handshake(guarded).await.unwrap();
         let pings = connection.ping_pong().unwrap();
         let keepalive = Keepalive::new(options, pings, pulse.clone(), counts.clone());
