@@ -98,7 +98,7 @@ crate::stat_block! {
             downstream_rq_redirected_with_normalized_path, downstream_rq_rejected_via_ip_detection,
             downstream_rq_failed_path_normalization,
             no_route, no_cluster, rq_direct_response, rq_total,
-            rq_reset_after_downstream_response_started,
+            rq_reset_after_downstream_response_started, downstream_rq_non_relative_path,
             passthrough_internal_redirect_bad_location, passthrough_internal_redirect_no_route,
             passthrough_internal_redirect_predicate, passthrough_internal_redirect_too_many_redirects,
             passthrough_internal_redirect_unsafe_scheme,
@@ -113,7 +113,7 @@ crate::stat_block! {
         ],
         histograms: [downstream_rq_time, downstream_cx_length_ms],
         zeros: [
-            Counter "downstream_rq_non_relative_path", Counter "rq_redirect", Gauge "downstream_cx_http1_soft_drain", Counter "downstream_cx_http3_total", Counter "downstream_rq_http3_total",
+            Counter "rq_redirect", Gauge "downstream_cx_http1_soft_drain", Counter "downstream_cx_http3_total", Counter "downstream_rq_http3_total",
             Gauge "downstream_cx_http3_active", Gauge "downstream_cx_rx_bytes_buffered",
             Gauge "downstream_cx_tx_bytes_buffered", Counter "downstream_flow_control_paused_reading_total",
             Counter "downstream_flow_control_resumed_reading_total", Counter "rq_overload_local_reply",
