@@ -165,7 +165,7 @@ pub(crate) struct ValidateOptions {
 }
 
 /// Who this process is; of an Envoy bootstrap alone.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct NodeOptions {
     /// Name of the service this process belongs to; goes before the bootstrap's node.cluster
     #[arg(long)]
@@ -449,6 +449,9 @@ pub(crate) struct EnvoyOptions {
     /// Print the version that hot restarts must agree on, and end: disabled
     #[arg(long)]
     pub(crate) hot_restart_version: bool,
+    /// A tag of every statistic, NAME:VALUE; may be given several times
+    #[arg(long, value_parser = stats_tag)]
+    pub(crate) stats_tag: Vec<(String, String)>,
     /// Extensions that configuration may not use; has no effect, as it must be told
     #[arg(long, hide = true)]
     pub(crate) disable_extensions: Option<String>,
@@ -505,9 +508,6 @@ pub(crate) struct AcceptedOptions {
     enable_core_dump: bool,
     #[arg(long, hide = true)]
     cpuset_threads: bool,
-    /// A tag of every statistic, NAME:VALUE; may be given several times
-    #[arg(long, value_parser = stats_tag)]
-    pub(crate) stats_tag: Vec<(String, String)>,
     #[arg(long, hide = true)]
     file_flush_min_size_kb: Option<u32>,
     #[arg(long, hide = true)]

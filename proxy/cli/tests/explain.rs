@@ -477,8 +477,12 @@ fn host_and_cluster_are_those_that_the_upstream_sees() {
     assert_eq!(story("/rw")["action"]["upstream_host"], "up.example");
     assert_eq!(story("/node")["action"]["upstream_host"], "localhost:31801");
     let nodes = story("/nodes");
-    let hosts: Vec<_> =
-        nodes["clusters"][0]["endpoints"].as_array().unwrap().iter().map(|e| &e["host"]).collect();
+    let hosts: Vec<_> = nodes["clusters"][0]["endpoints"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e["host"].as_str().unwrap())
+        .collect();
     assert_eq!((&nodes["action"]["upstream_host"], hosts), (&Value::Null, vec!["a.test:1", "b.test"]));
     assert!(text("/nodes").contains("as the node's own name, /nodes\n"), "{}", text("/nodes"));
     let split = text("/split");

@@ -679,6 +679,7 @@ mod tests {
             destination,
             wanted,
             server,
+            is_told_of_client,
         } = upstream;
         let held =
             (virtual_host.is_some(), route.is_some(), cluster.is_some(), member.is_some(), link.is_some());
@@ -689,7 +690,7 @@ mod tests {
             format!(
                 "{original_target:?} {request_body:?} {body_values:?} {read_ahead:?} {response:?} {response_trailers:?} {remote} {internal}"
             ),
-            format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {offer:?} {version:?} {destination} {wanted:?} {server:?}"),
+            format!("{held:?} {virtual_cluster:?} {captures:?} {local:?} {attempts} {drawn:?} {counts:?} {failure:?} {offer:?} {version:?} {destination} {wanted:?} {server:?} {is_told_of_client}"),
             format!("{details:?} {source:?} {bytes:?} {local_body:?} {hash:?} {operation_told} {answered_plainly} {health_check} {is_tunnel} {ends_with_head} {head_held} {metadata:?} {filter_state:?} {trace:?} {peers:?} {vars:?} {consumer:?} {plugins:?} {}", bodies.is_some()),
         ]
         .join("\n")
@@ -741,6 +742,7 @@ mod tests {
             destination: Some(crate::cluster::Clusters::default().cell("d")),
             wanted: Some(Box::new(WantedHost { address: None, strict: Some(503) })),
             server: b"s".to_vec(),
+            is_told_of_client: true,
         };
         used.flags.insert(Flag::UF);
         used.details = Some("via_upstream".into());

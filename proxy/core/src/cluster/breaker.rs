@@ -385,8 +385,8 @@ mod tests {
                 u32::MAX => BreakerLimits::UNLIMITED,
                 _ => BreakerLimits { max_connections, ..BreakerLimits::default() },
             };
-            let config =
-                ClusterConfig { breaker, max_host_connections: of_host, ..ClusterConfig::named("c") };
+            let mut config = ClusterConfig::named("c");
+            (config.breaker, config.max_host_connections) = (breaker, of_host);
             let hosts = vec![HostConfig::new(Address::Ip(([10, 0, 0, 1], 80).into()))];
             Cluster::new(config, hosts, previous, &registry).unwrap()
         };

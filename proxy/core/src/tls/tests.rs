@@ -540,7 +540,7 @@ fn clients_are_told_of_authorities_unless_these_are_hidden() {
         let validation = Validation { hides_authorities, ..trust(&ca).unwrap() };
         let check = PeerCheck::new(validation, |of| Authorities::new(of, Peer::Client, &provider)).unwrap();
         let algorithms = provider.signature_verification_algorithms;
-        ClientVerifier { check: Some(Arc::new(check)), required: true, algorithms }.root_hint_subjects().len()
+        ClientVerifier { check: Arc::new(check), required: true, algorithms }.root_hint_subjects().len()
     };
     assert_eq!((told(false), told(true)), (1, 0));
 }

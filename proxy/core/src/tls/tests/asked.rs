@@ -21,7 +21,7 @@ fn names_and_pins_need_a_certificate_and_nobody_is_asked_for_one_that_can_not_be
     let der = known.chain.certificates().unwrap().remove(0);
     let (_, leaf) = X509Certificate::from_der(&der).unwrap();
     let key = base64::engine::general_purpose::STANDARD
-        .encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf.public_key().raw));
+        .encode(crate::tls::certificate::sha256(leaf.public_key().raw));
     let nothing = || Validation::default();
     let trusting = || trust(&ca).unwrap();
     let hash = || Validation { hashes: vec![sha256_hex(&der)], ..nothing() };
