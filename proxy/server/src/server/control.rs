@@ -37,7 +37,7 @@ pub(super) enum Control {
     Warm(oneshot::Sender<()>),
     /// Answers every socket that listens.
     Sockets(oneshot::Sender<std::io::Result<Vec<Handed>>>),
-    /// Addresses whose sockets another process has.
+    /// Ends connections, and answers nothing more.
     Shutdown(Ending),
 }
 

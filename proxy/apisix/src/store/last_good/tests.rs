@@ -175,15 +175,16 @@ fn what_the_disk_does_not_take_waits_once_and_is_tried_again() {
         }
     };
     until(&|| refused() > 0 && waiting() == Some(2));
+    let waits = disk.waits.load(SeqCst);
     disk.room.store(u64::MAX, SeqCst);
     // By itself, and whole.
-    let waits = disk.waits.load(SeqCst);
     until(&|| waiting().is_none() && disk.waits.load(SeqCst) > waits);
     // At the end once more.
     disk.room.store(0, SeqCst);
     let before = refused();
     file.keep(batch(1000, &[("c", true)]), BTreeSet::new);
-    until(&|| refused() > before && waiting() == Some(1));
+    // With what was on its way when the disk was full again, if it was.
+    until(&|| refused() > before && waiting().is_some());
     disk.room.store(u64::MAX, SeqCst);
     drop(file);
     assert_eq!(ids(LastGood::open(&folder.file("etcd.redb"), "/apisix").unwrap().1), ["a", "c"]);
