@@ -4,6 +4,7 @@ use crate::Failure;
 use crate::ads::Following;
 use crate::arguments::{EnvoyOptions, LogForm, Mode, Strategy};
 use crate::control::{Administration, Configuration};
+use crate::failure::Unread;
 use crate::logging::Log;
 use crate::process::{ENVOY_PATIENCE, Process, ProcessOptions, Reloads, tell};
 use crate::signals::{Event, Events};
@@ -342,11 +343,11 @@ impl Text {
     }
 
     /// A file.
-    pub(crate) fn read(path: &std::path::Path) -> Result<Text, Failure> {
+    pub(crate) fn read(path: &std::path::Path) -> Result<Text, Unread> {
         let name = path.display().to_string();
-        let bytes =
-            files::read(path, MAX_DOCUMENT_BYTES).map_err(|e| Failure::new(format!("{name}: {e}")))?;
-        let text = ConfigError::utf8(bytes).map_err(|error| error.in_file(&name))?;
+        let bytes = files::read(path, MAX_DOCUMENT_BYTES)
+            .map_err(|e| Unread::Away(Failure::new(format!("{name}: {e}"))))?;
+        let text = ConfigError::utf8(bytes).map_err(|error| Unread::Wrong(error.in_file(&name).into()))?;
         Ok(Text::new(text, name))
     }
 

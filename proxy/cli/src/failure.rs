@@ -44,3 +44,24 @@ impl From<std::io::Error> for Failure {
         Failure::new(error.to_string())
     }
 }
+
+/// Why something can't be looked at.
+pub(crate) enum Unread {
+    /// Something is wrong with it.
+    Wrong(Failure),
+    /// It is not here: a file that can't be read, an etcd that is not reached.
+    Away(Failure),
+}
+
+impl From<Unread> for Failure {
+    fn from(unread: Unread) -> Failure {
+        let (Unread::Wrong(failure) | Unread::Away(failure)) = unread;
+        failure
+    }
+}
+
+impl From<Failure> for Unread {
+    fn from(failure: Failure) -> Unread {
+        Unread::Wrong(failure)
+    }
+}

@@ -1,6 +1,7 @@
 //! The resources of an APISIX configuration, wherever they are kept, for who looks at them and does not serve.
 
 use crate::Failure;
+use crate::failure::Unread;
 use crate::fetch;
 use crate::gateway::{callout, resolver};
 use bytes::Bytes;
@@ -15,27 +16,6 @@ use sixfold_server::callout::Callouts;
 use sixfold_server::dns::DnsCache;
 use std::path::Path;
 use std::sync::Arc;
-
-/// Why resources can't be looked at.
-pub(crate) enum Unread {
-    /// Something is wrong here.
-    Wrong(Failure),
-    /// They are elsewhere, and that is not reached.
-    Away(Failure),
-}
-
-impl From<Unread> for Failure {
-    fn from(unread: Unread) -> Failure {
-        let (Unread::Wrong(failure) | Unread::Away(failure)) = unread;
-        failure
-    }
-}
-
-impl From<Failure> for Unread {
-    fn from(failure: Failure) -> Unread {
-        Unread::Wrong(failure)
-    }
-}
 
 /// The resources of `config`, which was read from `path`. Those of an embedded store that a gateway has open are asked of
 /// its Admin API; where there is no store yet, there are none.

@@ -3,8 +3,9 @@
 use crate::Failure;
 use crate::arguments::{OutputForm, ValidateOptions};
 use crate::envoy::Text;
+use crate::failure::Unread;
 use crate::process::plugins;
-use crate::resources::{self, Unread};
+use crate::resources;
 use serde_json::{Map, Value, json};
 use sixfold_apisix::Findings;
 use sixfold_apisix::config::{Config, EnvVars, Provider};
@@ -38,14 +39,19 @@ pub(crate) fn run(options: &ValidateOptions) -> Result<bool, Failure> {
     let mut found = Found::default();
     let text = match Text::read(&options.config) {
         Ok(text) => text.of_node(options.node.names()),
-        Err(failure) if options.output == OutputForm::Json => {
-            found.errors.extend(failure.0.into_iter().map(Fault::of_line));
-            let shown = found.shown(&options.config.display().to_string(), None);
-            writeln!(std::io::stdout(), "{shown:#}")?;
+        Err(unread) => {
+            let is_judged = matches!(unread, Unread::Wrong(_));
+            let failure = Failure::from(unread);
+            if options.output == OutputForm::Json {
+                found.errors.extend(failure.0.into_iter().map(Fault::of_line));
+                let shown = found.shown(&options.config.display().to_string(), None);
+                writeln!(std::io::stdout(), "{shown:#}")?;
+            } else {
+                failure.0.iter().for_each(|line| eprintln!("{line}"));
+            }
             // It was said.
-            return Err(Failure::default());
+            return if is_judged { Ok(false) } else { Err(Failure::default()) };
         }
-        Err(failure) => return Err(failure),
     };
     let kind = match kind(&text) {
         Ok(kind) => {

@@ -94,7 +94,9 @@ fn faults_are_named_with_place_field_and_reason() {
     let file = directory.write("other.yaml", "some: thing\n");
     assert!(refused(&output(&["validate", "-c", &file])).contains("neither an Envoy bootstrap"));
     let missing = directory.path("missing.yaml");
-    assert!(refused(&output(&["validate", "-c", &missing])).starts_with(&missing));
+    let unread = output(&["validate", "-c", &missing]);
+    assert_eq!(unread.status.code(), Some(2), "a file that can't be read is no verdict: {unread:?}");
+    assert!(text(&unread.stderr).starts_with(&missing));
     let binary = directory.path("binary.yaml");
     std::fs::write(&binary, b"routes:\n- \xff\n#END\n").unwrap();
     let message = refused(&output(&["validate", "-c", &binary]));
@@ -217,7 +219,8 @@ fn faults_of_a_file_have_their_places_whatever_the_options_add() {
     }
     let message =
         refused(&output(&["envoy", "--mode", "validate", "-c", &file, "--config-yaml", "admin:{}"]));
-    assert!(message.starts_with("--config-yaml:1:1: must be an object"), "{message}");
+    assert!(message.starts_with(&format!("{file}:3:")), "{message}");
+    assert!(message.contains("\n--config-yaml:1:1: must be an object"), "{message}");
 }
 
 /// Beside a fault of the file another was told, of the node that the command line names, and `validate` could not be told it.
@@ -263,9 +266,12 @@ fn a_standard_output_that_is_full_is_an_error() {
     let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let directory = Directory::new();
     let file = directory.write("apisix.yaml", "#END\n");
-    for arguments in [&["validate", "-c", &file][..], &["completions", "bash"], &["version"]] {
+    // Of `validate` 1 would be a verdict.
+    for (arguments, code) in
+        [(&["validate", "-c", &file][..], 2), (&["completions", "bash"], 1), (&["version"], 1)]
+    {
         let ended = sixfold().args(arguments).stdout(full()).output().unwrap();
-        assert_eq!(ended.status.code(), Some(1), "{arguments:?}: {ended:?}");
+        assert_eq!(ended.status.code(), Some(code), "{arguments:?}: {ended:?}");
         assert!(text(&ended.stderr).contains("No space left"), "{ended:?}");
     }
 }

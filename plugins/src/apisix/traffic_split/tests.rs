@@ -65,12 +65,15 @@ fn where_requests_go_is_foretold() {
         {"match": [{"vars": [["arg_a", "==", "2"]]}], "weighted_upstreams": [{"upstream_id": 7}]},
     ]});
     let plugin = split(config, &context);
-    let told = |target: &str| plugin.chain.members()[0].plugin.foretell(&stream(target, &[])).unwrap();
+    let foretold = |plugin: &Alone, target: &str| {
+        let member = plugin.chain.members().iter().find(|member| &*member.name == "plugin").unwrap();
+        member.plugin.foretell(&stream(target, &[])).unwrap()
+    };
+    let told = |target: &str| foretold(&plugin, target);
     let both = ["sends 75 % to cluster \"upstreams/1\"", "leaves 25 % to the route's own upstream"];
     assert_eq!(told("/?a=1"), both);
     assert_eq!(told("/?a=2"), ["answers 500: there is no upstream \"7\""]);
-    let plugin = split(json!({"rules": []}), &context);
-    assert!(plugin.chain.members()[0].plugin.foretell(&stream("/", &[])).unwrap().is_empty());
+    assert!(foretold(&split(json!({"rules": []}), &context), "/").is_empty());
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn is_nginx(text: &str) -> bool {
 
 /// A file, as it is.
 fn text_of_file(path: &Path) -> Result<Text, Stop> {
-    Text::read(path).map_err(Stop::Misuse)
+    Text::read(path).map_err(|unread| Stop::Misuse(unread.into()))
 }
 
 fn misuse(name: &str, reason: impl Into<String>) -> Stop {

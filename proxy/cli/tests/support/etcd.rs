@@ -110,11 +110,19 @@ impl Etcd {
         self.process.as_ref().unwrap().signal(name);
     }
 
-    /// Calls its gateway of JSON.
+    /// Calls its gateway of JSON, again while a cluster is between two leaders.
     pub fn call(&self, path: &str, body: &Value) -> Value {
-        let answer = try_call(self.plain, path, body, self.token.as_deref()).expect("etcd answers");
-        assert!(answer["error"].is_null(), "{path}: {answer}");
-        answer
+        let begun = Instant::now();
+        loop {
+            let answer = try_call(self.plain, path, body, self.token.as_deref()).expect("etcd answers");
+            let error = answer["error"].as_str().unwrap_or_default();
+            if error.contains("leader changed") && begun.elapsed() < Duration::from_secs(10) {
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            }
+            assert!(answer["error"].is_null(), "{path}: {answer}");
+            return answer;
+        }
     }
 
     /// Puts a value as anybody else might; answers the revision.

@@ -195,7 +195,8 @@ mod tests {
     #[tokio::test]
     async fn a_source_address_that_can_t_be_taken_is_counted() {
         let source_address = Some("203.0.113.7:0".parse().unwrap());
-        let config = ClusterConfig { source_address, ..ClusterConfig::named("c") };
+        let mut config = ClusterConfig::named("c");
+        config.source_address = source_address;
         let hosts = vec![HostConfig::new(Address::Ip("127.0.0.1:9".parse().unwrap()))];
         let cluster = Cluster::new(config, hosts, None, &Registry::new()).unwrap();
         let host = cluster.hosts.load_full().iter().next().unwrap().host.clone();

@@ -76,7 +76,8 @@ async fn a_change_of_many_listeners_is_shown_once() {
     assert!(before.drain.is_draining() && found(7).is_some() && found(2).is_none());
 }
 
-// Control waited for good, and with it all changes, drains and the end.
+// Control waited for good, and with it all changes, drains and the end. Each worker is waited for once in a change, however
+// many listeners it has.
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_is_held_up_holds_up_nobody_else() {
     let (mut manager, mut queues) = manager(2, 64);
@@ -87,10 +88,10 @@ async fn a_worker_that_is_held_up_holds_up_nobody_else() {
     }
     manager.finish().await;
     assert_eq!(manager.shared().addresses.load().len(), 20);
-    assert!(begin.elapsed() < Duration::from_millis(1500), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_millis(2500), "{:?}", begin.elapsed());
     manager.remove(&names).await;
     manager.settled().await;
-    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     // It hears of all, in order, when it goes on.
     let mut told = Vec::new();
     while let Ok(command) = queues[0].try_recv() {

@@ -5,6 +5,7 @@ use crate::connect::{Alpn, ConnectError, Handshake, connect};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use sixfold_core::hcm::{HttpConnectionManager, Profile};
 use sixfold_core::matcher::StringMatcher;
+use sixfold_core::router::{RouteTable, RouteTableCell, TableKey, TableOptions};
 use sixfold_core::tls::{
     ClientContext, ClientSettings, ClientTls, Identity, NamedContexts, Pem, SanKind, SanMatcher,
     ServerContext, ServerSettings, ServerTls, Validation, sha256_hex,
@@ -144,7 +145,9 @@ async fn clients_of_apisix_are_told_why_they_are_not_served() {
     let fixture = Fixture::start();
     let hcm = |profile| {
         let hcm = crate::http::edge::tests::hcm(Default::default(), Default::default());
-        NetworkFilter::Http(Arc::new(HttpConnectionManager { profile, ..hcm }))
+        let table = RouteTable::new("t", TableOptions::default(), Vec::new()).unwrap();
+        let routes = RouteTableCell::new(TableKey::named("t"), Some(Arc::new(table)));
+        NetworkFilter::Http(Arc::new(HttpConnectionManager { profile, routes, ..hcm }))
     };
     let tls = ServerTls::new(None, vec![("a.test".into(), authority().context("a.test"))]);
     let [apisix, envoy] = [("a", Profile::Apisix), ("b", Profile::Envoy)]
@@ -152,7 +155,7 @@ async fn clients_of_apisix_are_told_why_they_are_not_served() {
     let apisix = fixture.apply(apisix).await;
     let envoy = fixture.apply(envoy).await;
     let failure = async |address| dial(address, "other.test", ClientSettings::default()).await.unwrap_err();
-    assert_eq!(failure(apisix).await.to_string(), "received fatal alert: UnrecognizedName");
+    assert_eq!(failure(apisix).await.to_string(), "received fatal alert: UnrecognisedName");
     assert_eq!(failure(envoy).await.kind(), std::io::ErrorKind::UnexpectedEof);
     let plain = b"GET /x HTTP/1.1\r\nHost: a.test\r\n\r\n";
     let page = exchange(apisix, plain).await;

@@ -13,7 +13,8 @@ fn next(
         max_connections,
         ..BreakerLimits::default()
     });
-    let config = ClusterConfig { breaker, protocol, ..ClusterConfig::named("a") };
+    let mut config = ClusterConfig::named("a");
+    (config.breaker, config.protocol) = (breaker, protocol);
     let hosts = vec![HostConfig::new(Address::Ip(endpoint.address))];
     let cluster = Cluster::new(config, hosts, previous.map(|c| &**c), &Registry::new()).unwrap();
     Clusters::default().cell("a").swap(Some(cluster.clone()));
@@ -58,6 +59,7 @@ async fn connections_that_were_not_counted_go_when_the_next_version_counts_them(
         let pools = Pools::default();
         let first = next(&endpoint, None, protocol, None);
         let taken = take_all(&pools, &first, 3).await;
+        endpoint.open(if shares { 1 } else { 3 }).await;
         let before = endpoint.ever.load(SeqCst);
         give_all_back(&pools, taken);
         let second = next(&endpoint, Some(&first), protocol, Some(5));
@@ -81,6 +83,7 @@ async fn connections_beyond_a_limit_that_has_come_down_go() {
         let (endpoint, pools) = (Endpoint::start().await, Pools::default());
         let first = next(&endpoint, None, http1, Some(3));
         let mut taken = take_all(&pools, &first, 3).await;
+        endpoint.open(3).await;
         let second = next(&endpoint, Some(&first), http1, Some(1));
         if idle {
             give_all_back(&pools, std::mem::take(&mut taken));
