@@ -258,11 +258,11 @@ enum Failure {
 }
 
 impl Failure {
-    fn reader(error: io::Error) -> Failure {
+    fn reader(error: &io::Error) -> Failure {
         Failure::Reader(error.kind())
     }
 
-    fn writer(error: io::Error) -> Failure {
+    fn writer(error: &io::Error) -> Failure {
         Failure::Writer(error.kind())
     }
 }
@@ -288,7 +288,7 @@ impl Flow {
     fn poll(&mut self, cx: &mut Timed<'_>, from: &mut Io, to: &mut Io) -> Poll<Result<(), Failure>> {
         let before = self.moved.read;
         while self.stage == Stage::Passing {
-            ready!(self.poll_write(cx, to)).map_err(Failure::writer)?;
+            ready!(self.poll_write(cx, to)).map_err(|error| Failure::writer(&error))?;
             if self.moved.read - before >= TURN {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
@@ -303,14 +303,14 @@ impl Flow {
                     self.moved.read += n as u64;
                     self.much = n >= WORTH_IT;
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::reader(error))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::reader(&error))),
                 Poll::Pending => {
-                    ready!(self.poll_flush(cx, to)).map_err(Failure::writer)?;
+                    ready!(self.poll_flush(cx, to)).map_err(|error| Failure::writer(&error))?;
                     return Poll::Pending;
                 }
             }
         }
-        self.poll_end(cx, to).map_err(Failure::writer)
+        self.poll_end(cx, to).map_err(|error| Failure::writer(&error))
     }
 
     /// Reads into a pipe, if much comes and one can be had.
