@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn what_nobody_has_changed_is_known_at_a_later_revision() {
         let changed = |revision, count, kvs: &[(&str, i64, i64)]| RangeResponse {
-            header: Some(ResponseHeader { revision, cluster_id: 7, ..ResponseHeader::default() }),
+            header: Some(ResponseHeader { revision, cluster_id: 7 }),
             kvs: kvs.iter().map(|(key, created, modified)| kv(key, *created, *modified)).collect(),
             count,
             ..RangeResponse::default()
