@@ -24,6 +24,9 @@ pub mod io;
 pub mod listener;
 pub mod log_file;
 mod memory;
+#[cfg(test)]
+#[path = "../tests/common/nobody.rs"]
+mod nobody;
 mod overload;
 mod refresh;
 pub mod server;

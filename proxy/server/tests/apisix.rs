@@ -28,11 +28,6 @@ async fn first_line(lines: &Lines) -> String {
     lines.0.lock()[0].trim().to_owned()
 }
 
-/// An address at which nobody listens.
-async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
-}
-
 #[tokio::test]
 async fn a_client_that_left_is_a_499() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -51,7 +46,7 @@ async fn a_client_that_left_is_a_499() {
 #[tokio::test]
 async fn an_endpoint_that_refuses_is_a_502_in_the_log() {
     let (mut setup, lines) = setup("$status [$upstream_status] [$upstream_addr]");
-    let (refuses, answers) = (nobody().await, upstream(|_, _| ok("up")).await);
+    let (refuses, answers) = (nobody(), upstream(|_, _| ok("up")).await);
     setup.cluster("none", &[refuses], |_| {});
     setup.cluster("both", &[refuses, answers.address], |_| {});
     setup.route("/none", "none", |_| {});
@@ -169,7 +164,7 @@ async fn bytes_in_the_log_are_those_on_the_wire() {
         told.0.lock().push(request.to_owned());
         ok("up")
     });
-    let (refuses, answers) = (nobody().await, up.await);
+    let (refuses, answers) = (nobody(), up.await);
     setup.cluster("both", &[refuses, answers.address], |_| {});
     setup.route("/", "both", |forward| forward.retry = retry("connect-failure", 1));
     let proxy = setup.serve().await.0;
@@ -203,7 +198,7 @@ async fn the_access_log_has_the_request_as_the_client_sent_it() {
     setup.path = PathOptions { apisix: Some(ApisixPath::default()), ..PathOptions::default() };
     let up = upstream(|_, _| ok("up")).await;
     setup.cluster("a", &[up.address], |_| {});
-    setup.cluster("none", &[nobody().await], |_| {});
+    setup.cluster("none", &[nobody()], |_| {});
     setup.route("/none", "none", |_| {});
     setup.route("/", "a", |_| {});
     let proxy = setup.serve().await.0;

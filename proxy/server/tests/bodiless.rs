@@ -17,10 +17,6 @@ use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-fn refused() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 /// Answers of its own under `/STATUS` and `/dead`, an upstream under the rest; the bytes of each body go to the log.
 fn setup(profile: Profile, up: SocketAddr) -> (Setup, Arc<Lines>) {
     let (mut setup, lines) = (Setup::new(), Arc::<Lines>::default());
@@ -37,7 +33,7 @@ fn setup(profile: Profile, up: SocketAddr) -> (Setup, Arc<Lines>) {
         let direct = DirectResponse { status, body: "hello".into(), body_format: None };
         setup.routes.push(Arc::new(route(&format!("/{status}"), Action::Direct(direct.into()))));
     }
-    setup.cluster("dead", &[refused()], |_| {});
+    setup.cluster("dead", &[nobody()], |_| {});
     setup.cluster("up", &[up], |_| {});
     setup.route("/dead", "dead", |_| {});
     setup.route("/", "up", |_| {});

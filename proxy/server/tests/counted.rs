@@ -140,7 +140,7 @@ async fn the_bytes_of_a_response_s_head_are_those_of_all_its_fields() {
 #[tokio::test]
 async fn statistics_of_clusters_move_as_in_envoy() {
     let (mut setup, _) = setup("");
-    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let silent = nobody();
     let teapot = b"HTTP/1.1 418 E\r\nContent-Length: 0\r\n\r\n".to_vec();
     let upstream = upstream(move |n, request| match request.starts_with("GET /teapot") {
         true => teapot.clone(),

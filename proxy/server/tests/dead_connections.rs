@@ -63,7 +63,7 @@ async fn a_new_connection_that_dies_is_not_replaced() {
 
 #[tokio::test]
 async fn a_node_that_refuses_is_a_502_in_the_header_too() {
-    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let dead = nobody();
     let response = ask(gateway(dead).await, &get("/")).await;
     assert!(response.starts_with("HTTP/1.1 502 "), "{response}");
     assert!(response.contains("\r\nX-APISIX-Upstream-Status: 502\r\n"), "{response}");

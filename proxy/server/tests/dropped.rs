@@ -357,7 +357,7 @@ async fn a_redirect_that_is_followed() {
 
 #[tokio::test]
 async fn a_request_to_an_endpoint_that_refuses() {
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = nobody();
     let polls = at_every_point(|polls| async move {
         let up = slow_upstream(|_| OK).await;
         let (client, server) = pair().await;

@@ -262,7 +262,7 @@ async fn a_mirror_that_stops_in_the_middle_of_a_body_is_given_up_in_time() {
 async fn mirrors_that_fail_hang_or_are_not_there_change_nothing() {
     let (a, _) = recording(|_| ok("answer")).await;
     let (closer, _) = recording(|_| Vec::new()).await;
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = nobody();
     let hanging = silent(0).await;
     let mut mirrored = Mirrored::new(a.address, &[closer.address, dead, hanging]);
     mirrored.setup.cluster("empty", &[], |_| {});

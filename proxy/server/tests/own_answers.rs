@@ -80,11 +80,6 @@ fn acting() -> Arc<Chain> {
     Arc::new(chain.build())
 }
 
-/// An address at which nobody listens.
-async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
-}
-
 fn post(path: &str, fields: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: t\r\n{fields}Content-Length: 5\r\n\r\nhello")
 }
@@ -125,7 +120,7 @@ async fn a_body_that_came_while_the_answer_was_awaited_costs_no_connection() {
         setup.profile = profile;
         setup.max_body = Some(4096);
         setup.chain = acting();
-        setup.cluster("dead", &[nobody().await], |_| {});
+        setup.cluster("dead", &[nobody()], |_| {});
         setup.route("/dead", "dead", |_| {});
         setup.routes.push(direct("/direct", "fine".into()));
         let (proxy, _) = setup.serve().await;
@@ -147,7 +142,7 @@ async fn a_request_that_came_whole_is_not_late() {
     let (mut setup, lines) = setup();
     setup.chain = acting();
     setup.timeouts.stream_idle = Some(Duration::from_millis(50));
-    setup.cluster("dead", &[nobody().await], |_| {});
+    setup.cluster("dead", &[nobody()], |_| {});
     setup.route("/", "dead", |_| {});
     let (proxy, _) = setup.serve().await;
     let response = ask(proxy, &post("/", "x-do: hang\r\n")).await;
@@ -162,7 +157,7 @@ async fn nginx_keeps_the_connection_of_a_websocket_that_nobody_takes() {
     let (mut setup, _) = setup();
     setup.profile = Profile::Apisix;
     setup.upgrades = Box::new([("websocket".into(), true)]);
-    setup.cluster("dead", &[nobody().await], |_| {});
+    setup.cluster("dead", &[nobody()], |_| {});
     setup.route("/dead", "dead", |_| {});
     setup.routes.push(direct("/direct", "fine".into()));
     let (proxy, _) = setup.serve().await;
@@ -234,7 +229,7 @@ async fn every_fault_that_the_proxy_finds_has_the_page_of_nginx() {
     setup.timeouts.request_headers = Some(Duration::from_millis(50));
     setup.cluster("silent", &[silent.local_addr().unwrap()], |_| {});
     setup.cluster("empty", &[], |_| {});
-    setup.cluster("dead", &[nobody().await], |_| {});
+    setup.cluster("dead", &[nobody()], |_| {});
     setup.route("/empty", "empty", |_| {});
     setup.route("/dead", "dead", |_| {});
     setup.route("/", "silent", |f| f.timeouts.read = Some(Duration::from_millis(50)));
@@ -344,7 +339,7 @@ async fn the_routers_own_answers_tell_the_attempts() {
     setup.local_reply = formatted();
     setup.host.attempt_count_in_response = true;
     setup.cluster("empty", &[], |_| {});
-    setup.cluster("dead", &[nobody().await], |_| {});
+    setup.cluster("dead", &[nobody()], |_| {});
     setup.cluster("silent", &[silent.local_addr().unwrap()], |_| {});
     let short = Some(Duration::from_millis(100));
     setup.route("/empty", "empty", |_| {});

@@ -164,11 +164,6 @@ async fn echo(name: &'static str) -> (SocketAddr, Arc<AtomicUsize>) {
     (address, count)
 }
 
-/// An address where nobody listens.
-async fn dead() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
-}
-
 #[tokio::test]
 async fn bytes_pass_both_ways_and_are_counted() {
     let (up, _) = echo("tcp:").await;
@@ -245,7 +240,7 @@ async fn failures_close_the_client_without_a_word() {
     assert_eq!(proxy.cluster("a").stats.upstream_cx_none_healthy().get(), 1);
 
     bench = Bench::new();
-    bench.cluster("a", &[dead().await], |_| {});
+    bench.cluster("a", &[nobody()], |_| {});
     let proxy = bench.serve().await;
     assert_eq!(rest(&mut proxy.connect().await).await, b"");
     assert_eq!(proxy.log(1).await, "0 UF,URX a 1 0 0 tcp_initializion_failure:0\n");
@@ -258,7 +253,7 @@ async fn each_attempt_takes_another_host() {
     let (up, _) = echo("up").await;
     // A policy that draws at random may draw a tried host again, so only round robin is sure.
     let mut bench = Bench::new();
-    let hosts = [dead().await, up, dead().await];
+    let hosts = [nobody(), up, nobody()];
     bench.cluster("a", &hosts, |c| c.balance.policy = Policy::RoundRobin);
     bench.proxy.attempts = ConnectAttempts::Fixed(3);
     let proxy = bench.serve().await;

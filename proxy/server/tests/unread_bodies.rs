@@ -21,7 +21,7 @@ fn setup(profile: Profile) -> Setup {
         setup.header_rules = HeaderRules::APISIX;
     }
     setup.profile = profile;
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = nobody();
     setup.cluster("dead", &[dead], |_| {});
     setup.routes.push(direct("/direct", "hello".into()));
     setup.route("/", "dead", |_| {});

@@ -37,9 +37,17 @@ impl Upstream {
     /// # Errors
     /// No port is free.
     pub(super) fn start() -> Result<Self> {
-        let upstream = Self { port: free_port()?, life: Mutex::new(None) };
-        upstream.come_back()?;
-        Ok(upstream)
+        // Another program may take a port between the two.
+        let mut tries = 10;
+        loop {
+            let upstream = Self { port: free_port()?, life: Mutex::new(None) };
+            tries -= 1;
+            match upstream.come_back() {
+                Ok(()) => return Ok(upstream),
+                Err(_) if tries > 0 => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// # Errors

@@ -140,7 +140,7 @@ async fn bounds_and_failures_are_errors() {
     assert!(matches!(callout.send(slow).await, Err(CalloutError::Timeout)));
     let error = |e: CalloutError| e.to_string();
     assert!(error(callout.send(service.request("/long")).await.unwrap_err()).contains("1000 bytes"));
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let closed = crate::nobody::nobody();
     for (uri, reason) in [
         (format!("http://{closed}/"), "refused"),
         ("ftp://a/".into(), "neither http nor https"),
@@ -234,7 +234,7 @@ async fn connections_for_other_protocols_are_bytes() {
     let request = |host, port| ConnectRequest { host, port, tls: None, timeout: Duration::from_secs(20) };
     let wire = callout.connect(request("localhost", service.port)).await.unwrap();
     assert!(said(wire).await.unwrap().ends_with("GET /raw a - "));
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let closed = crate::nobody::nobody().port();
     assert!(callout.connect(request("127.0.0.1", closed)).await.is_err());
     assert!(callout.connect(request("no such name", 1)).await.is_err());
 }
@@ -255,7 +255,7 @@ fn cluster(
 #[tokio::test]
 async fn clusters_bring_their_endpoints_unix_sockets_and_retries() {
     let service = Service::start(None).await;
-    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let dead = crate::nobody::nobody();
     let alive = Address::Ip(([127, 0, 0, 1], service.port).into());
     let cell = cluster(vec![Address::Ip(dead), alive.clone()], |_| {});
     let callout = callout(None);
@@ -485,7 +485,7 @@ async fn grpc_calls_are_unary_or_streams_and_end_with_their_status() {
     let stats = &cluster.stats;
     assert_eq!((stats.upstream_rq_total().get(), stats.upstream_rq_active().get()), (5, 0));
 
-    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let dead = crate::nobody::nobody();
     let nowhere = self::cluster(vec![Address::Ip(dead)], |config| config.protocol = UpstreamProtocol::Http2);
     let client = grpc::Client { cluster: nowhere, ..client };
     assert_eq!(client.unary("/a.B/C", Headers::new(), b"x").await.unwrap_err().code, 14);

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code, unreachable_pub)]
 
 pub mod clock;
+mod nobody;
 
+pub use nobody::nobody;
 use parking_lot::Mutex;
 use sixfold_core::access_log::{AccessLog, LogSink};
 use sixfold_core::cluster::*;

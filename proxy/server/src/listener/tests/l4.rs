@@ -158,7 +158,7 @@ fn checks(ends_count: bool) -> CountedChecks {
 async fn failures_of(fixture: &Fixture, checks: CountedChecks, retries: u32, datagram: bool) -> u8 {
     let gone = match datagram {
         true => client("127.0.0.1:9".parse().unwrap()).await.local_addr().unwrap(),
-        false => std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(),
+        false => crate::nobody::nobody(),
     };
     let mut config = cluster_config("a");
     config.profile = sixfold_core::hcm::Profile::Apisix;
