@@ -9,7 +9,6 @@ use sixfold_core::cluster::UpstreamProtocol;
 use sixfold_core::format::Format;
 use sixfold_core::hcm::{ApisixPath, PathOptions, Profile};
 use sixfold_core::headers::HeaderRules;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

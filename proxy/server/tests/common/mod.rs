@@ -4,6 +4,7 @@
 pub mod clock;
 mod nobody;
 
+#[allow(unused_imports)]
 pub use nobody::nobody;
 use parking_lot::Mutex;
 use sixfold_core::access_log::{AccessLog, LogSink};
