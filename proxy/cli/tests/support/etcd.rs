@@ -116,7 +116,7 @@ impl Etcd {
         loop {
             let answer = try_call(self.plain, path, body, self.token.as_deref()).expect("etcd answers");
             let error = answer["error"].as_str().unwrap_or_default();
-            if error.contains("leader changed") && begun.elapsed() < Duration::from_secs(10) {
+            if error.contains("leader changed") && begun.elapsed() < LIMIT {
                 std::thread::sleep(Duration::from_millis(50));
                 continue;
             }
