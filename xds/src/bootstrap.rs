@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use sixfold_core::access_log::AccessLog;
 use sixfold_core::cluster::DnsServers;
 use sixfold_core::compile::CompileContext;
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::listener::{BindAddress, Listener};
 use sixfold_core::metrics;
 use sixfold_core::model::Diff;
@@ -74,8 +74,13 @@ pub struct ProcessContext {
 impl ProcessContext {
     /// For the first bootstrap of a process.
     pub fn new(compile: CompileContext) -> ProcessContext {
-        let secrets = Arc::new(Secrets::new(compile.metrics().clone()));
-        let unknown = Arc::new(Unknown::new(OnUnknown::default(), compile.metrics()));
+        ProcessContext::doing(OnUnknown::default(), compile)
+    }
+
+    /// The same with what is done about fields that come by themselves and that nobody here knows.
+    pub fn doing(on_unknown: OnUnknown, compile: CompileContext) -> ProcessContext {
+        let unknown = Arc::new(Unknown::new(on_unknown, compile.metrics()));
+        let secrets = Arc::new(Secrets::new(compile.metrics().clone(), unknown.clone()));
         ProcessContext { compile, filter_lists: Arc::default(), secrets, tracker: Arc::default(), unknown }
     }
 }
@@ -284,7 +289,10 @@ fn context(
     compile.build.local_cluster = cluster.as_str().into();
     compile.build.node = Arc::new(own);
     let of_bootstrap = |secret: &Secret| (secret.name.clone(), Arc::new(secret.clone()));
-    let runtime = faults.take(runtime::compile(value.layered_runtime.as_ref()).in_key("layered_runtime"));
+    let listeners = value.static_resources.iter().flat_map(|resources| &resources.listeners);
+    let listeners = listeners.map(|listener| &*listener.name).collect();
+    let runtime = runtime::compile(value.layered_runtime.as_ref(), &listeners).in_key("layered_runtime");
+    let runtime = faults.take(runtime);
     let runtime = Arc::new(runtime.unwrap_or_default());
     (compile.build.runtime, compile.build.local_address) = (runtime.clone(), compile.local_address);
     let servers = faults.take(cluster::dns::servers(
@@ -360,7 +368,12 @@ fn admin(context: &Context, value: &ProtoAdmin) -> Result<Option<Admin>> {
     if !matches!(access_log_path.as_str(), "" | "/dev/null") {
         access_logs.push(access_log::default_file(context, access_log_path).in_key("access_log_path")?);
     }
-    Ok(Some(Admin { address: listener::bind_address(address, "address")?, access_logs }))
+    let address = listener::bind_address(address, "address")?;
+    if address.ip().is_none() {
+        let reason = "is not supported: the administration listens on an IP address";
+        return Err(ConfigError::field("pipe", reason).in_key("address"));
+    }
+    Ok(Some(Admin { address, access_logs }))
 }
 
 /// Counts the fields: what is not read by any part of this module is refused here.
@@ -414,10 +427,10 @@ fn refuse_unsupported(value: &Bootstrap) -> Result<()> {
             enable_worker_cpu_affinity,
         } = value
     );
-    for (index, extension) in bootstrap_extensions.iter().enumerate() {
-        known_extension(extension).in_index(index).in_key("bootstrap_extensions")?;
-    }
-    default_regex_engine.as_ref().map_or(Ok(()), |engine| regex_engine(engine).in_key("default_regex_engine"))
+    let extensions = bootstrap_extensions.iter().enumerate();
+    let extensions = collect(extensions.map(|(index, extension)| known_extension(extension).in_index(index)));
+    let engine = default_regex_engine.as_ref().map_or(Ok(()), regex_engine).in_key("default_regex_engine");
+    collect([extensions.in_key("bootstrap_extensions").map(drop), engine]).map(drop)
 }
 
 /// All patterns are of RE2's language, whose engine is the one that Envoy has built in.

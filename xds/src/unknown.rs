@@ -37,6 +37,13 @@ pub struct Unknown {
     told: Mutex<BTreeSet<(&'static str, BTreeSet<u32>)>>,
 }
 
+/// Of nobody's statistics.
+impl Default for Unknown {
+    fn default() -> Unknown {
+        Unknown::new(OnUnknown::default(), &Registry::default())
+    }
+}
+
 impl Unknown {
     /// None yet; how many there are is shown in `registry`.
     pub fn new(policy: OnUnknown, registry: &Registry) -> Unknown {

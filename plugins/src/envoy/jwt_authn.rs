@@ -13,7 +13,7 @@ use crate::envoy;
 use provider::Provider;
 use requirement::{Answers, Judgement, Providers, Requirement, Unmet, act};
 use rules::{Chosen, Rules};
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, collect};
 use sixfold_core::headers::Known;
 use sixfold_core::message::RequestHead;
 use sixfold_core::metrics;
@@ -64,7 +64,7 @@ fn build(config: JwtAuthentication, mut overrides: Vec<PerRouteConfig>, context:
         let provider = Provider::new(name, value, context, &stats).in_key(name);
         Ok(((*name).clone(), Arc::new(provider?)))
     });
-    let made: Providers = made.collect::<Result<_, ConfigError>>().in_key("providers")?;
+    let made: Providers = collect(made).in_key("providers")?.into_iter().collect();
     let owned =
         OwnedHeaders::new(made.values().flat_map(|provider| provider.owned.names()).cloned().collect());
     let compile = |value: &_| Requirement::new(value, &configs, &made);

@@ -330,9 +330,12 @@ impl Source {
             false => store.changes(batch),
         });
         self.outdated &= taken.is_err();
-        self.figures.told(taken.is_ok());
-        if let Err(errors) = &taken {
-            self.in_force.unread(errors);
+        // What a store said last is taken while it is away, too.
+        let away = self.store.away().map(ConfigError::new);
+        self.figures.told(taken.is_ok() && away.is_none());
+        match &taken {
+            Err(errors) => self.in_force.unread(errors),
+            Ok(_) => self.in_force.unread(away.as_slice()),
         }
         taken
     }

@@ -218,6 +218,12 @@ pub trait Store: Send + Sync {
         Ok(Lent::nothing())
     }
 
+    /// Why nothing is heard of a store elsewhere at present: what it said last serves. Whoever [watches](Store::watch) hears
+    /// when that begins and ends.
+    fn away(&self) -> Option<String> {
+        None
+    }
+
     /// Whether changes come one by one, so that it is worth to wait a moment for more of them.
     fn gathers(&self) -> bool {
         true

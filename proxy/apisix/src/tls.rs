@@ -191,7 +191,8 @@ fn worded(error: ConfigError) -> ConfigError {
         let Some(field) = fault.field.as_deref() else { return fault };
         if fault.reason.contains(OF_ANOTHER) {
             // It is a key. APISIX does not look whose, and so has no words for it.
-            return ConfigError { reason: of_pair(pair(field), &fault.reason), ..fault };
+            let reason = of_pair(pair(field), &format!("the key {OF_ANOTHER} in `cert`"));
+            return ConfigError { reason, ..fault };
         }
         let words = match field.rsplit('.').next().unwrap_or(field) {
             "certificate_chain" => NO_CERTIFICATE.to_owned(),

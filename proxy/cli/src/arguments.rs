@@ -179,10 +179,11 @@ pub(crate) struct NodeOptions {
 }
 
 impl NodeOptions {
-    /// As they are compiled.
+    /// As they are compiled. As in Envoy an empty one is none: a script's variable that is not set takes nothing from the file.
     pub(crate) fn names(&self) -> NodeNames {
         let NodeOptions { service_cluster, service_node, service_zone } = self;
-        NodeNames { id: service_node.clone(), cluster: service_cluster.clone(), zone: service_zone.clone() }
+        let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+        NodeNames { id: given(service_node), cluster: given(service_cluster), zone: given(service_zone) }
     }
 }
 

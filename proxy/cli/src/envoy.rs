@@ -33,7 +33,6 @@ use sixfold_server::surface::Surface;
 use sixfold_server::worker::Options;
 use sixfold_xds::bootstrap::{self, Compiled, Document, Fixed, NodeNames, ProcessContext, Sources};
 use sixfold_xds::dump::Shown;
-use sixfold_xds::unknown::Unknown;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
@@ -78,8 +77,7 @@ fn serve(
     descriptors::raise_limit();
     let process = Process::start(process_options(&options, log.metrics, predecessor))?;
     let compile = CompileContext { local_address: Some(local_address()), ..process.compile.clone() };
-    let unknown = Arc::new(Unknown::new(options.accepted.on_unknown(), &process.metrics));
-    let process_context = ProcessContext { unknown, ..ProcessContext::new(compile) };
+    let process_context = ProcessContext::doing(options.accepted.on_unknown(), compile);
     process_context.tracker.set_drain_time(process.server.shared().options.drain_time);
     let text = Text::of(&options)?;
     if let Some(warning) = crate::validate::second_document(&text) {

@@ -155,6 +155,9 @@ fn what_was_changed_and_compacted_while_no_member_was_reached_is_found() {
         gateway.until_status(&format!("/{id}"), 200);
     }
     relays.iter().for_each(|relay| relay.set_open(false));
+    // It said that all was read while nothing was heard.
+    let unread = || get(gateway.ports.control, "/v1/refused").unwrap().body;
+    until("a word of the outage", || unread().contains("has no healthy etcd endpoint"));
     let writer = &cluster.members[2];
     writer.put("/apisix/routes/changes", &route("/changed", "x"));
     writer.delete("/apisix/routes/goes");
@@ -166,6 +169,7 @@ fn what_was_changed_and_compacted_while_no_member_was_reached_is_found() {
     assert_eq!(gateway.ask("PUT", "/routes/stays", &route("/other", "x")).status, 503);
     relays.iter().for_each(|relay| relay.set_open(true));
     gateway.until_status("/comes", 200);
+    until("its end", || unread().contains("\"unread\":[]"));
     gateway.until_status("/goes", 404);
     gateway.until_status("/changes", 404);
     assert_eq!(get(gateway.ports.http, "/changed").unwrap().status, 200);

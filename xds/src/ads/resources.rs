@@ -209,8 +209,8 @@ impl Compile for Resources {
 
     fn compile(&mut self, key: &Key, value: &[u8]) -> Result<Compiled<Part>> {
         let Key { kind, source, name } = key;
-        // Of routes what has changed is looked at.
-        if *kind != Kind::Routes {
+        // Of routes what has changed is looked at, secrets are wherever they come from.
+        if !matches!(kind, Kind::Routes | Kind::Secret) {
             self.context.unknown.look(any::name_of_url(kind.type_url()), value)?;
         }
         match kind {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sixfold_core::error::{ConfigContext, ConfigError, collect};
+use sixfold_core::error::{ConfigContext, ConfigError, Faults, collect};
 use sixfold_core::overload::{Act, Action, Least, Limit, Settings, Threshold, Timer, Trigger};
 use sixfold_core::runtime::Runtime;
 use sixfold_xds_api::pb::envoy::config::overload::v3::scale_timers_overload_action_config::scale_timer::OverloadAdjust;
@@ -49,11 +49,13 @@ pub(super) fn compile(value: Option<&OverloadManager>, runtime: &Runtime) -> Res
     refuse!(loadshed_points, buffer_factory_config);
     let refresh = positive_duration(refresh_interval, REFRESH, "refresh_interval")?;
     let mut settings = Settings { refresh, ..Settings::default() };
-    let mut names = Vec::new();
+    let (mut names, mut faults) = (Vec::new(), Faults::default());
     for (index, value) in resource_monitors.iter().enumerate() {
         let added = monitor(value, &mut names, &mut settings);
-        added.in_index(index).in_key("resource_monitors")?;
+        faults.take(added.in_index(index).in_key("resource_monitors"));
     }
+    // An action of a monitor that is no good has no fault of its own.
+    faults.end(())?;
     let of_runtime = || runtime.whole(OF_RUNTIME).map(|max| Limit { name: OF_RUNTIME_NAME.to_owned(), max });
     settings.connections = settings.connections.or_else(of_runtime).filter(|limit| limit.max < UNLIMITED);
     for (index, value) in actions.iter().enumerate() {

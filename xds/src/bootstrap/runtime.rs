@@ -33,8 +33,8 @@ const ACTING: [(&str, IsIdle); 11] = [
     ("upstream.use_retry", always),
 ];
 
-/// Limits of connections of one listener each, which nothing here has. Many bootstraps have one for a listener that is called
-/// otherwise.
+/// Limits of connections of one listener each, which nothing here has: refused where the bootstrap has that listener. Many have
+/// one for a listener that is called otherwise.
 const LISTENER_LIMITS: &str = "envoy.resource_limits.listener.";
 
 /// What control planes write for no limit.
@@ -50,8 +50,8 @@ fn never(_: u64) -> bool {
     false
 }
 
-/// The merged layers: later ones win. Nested objects are keys with dots.
-pub(super) fn compile(value: Option<&LayeredRuntime>) -> Result<Runtime> {
+/// The merged layers: later ones win. Nested objects are keys with dots. `listeners` are the names of the bootstrap's own.
+pub(super) fn compile(value: Option<&LayeredRuntime>, listeners: &BTreeSet<&str>) -> Result<Runtime> {
     let (mut runtime, mut names, mut faults) = (Runtime::default(), BTreeSet::new(), Faults::default());
     // Which layer has said last what a key is.
     let mut owners = BTreeMap::new();
@@ -73,10 +73,20 @@ pub(super) fn compile(value: Option<&LayeredRuntime>) -> Result<Runtime> {
             let fault = ConfigError::field(&key, "is not supported").in_key("static_layer");
             faults.take::<()>(Err(fault.in_index(index).in_key("layers")));
         }
-        if key.starts_with(LISTENER_LIMITS) && runtime.whole(&key).is_some_and(|limit| !unlimited(limit)) {
+        let limited = key.strip_prefix(LISTENER_LIMITS).and_then(|key| key.strip_suffix(".connection_limit"));
+        let Some(listener) = limited.filter(|_| runtime.whole(&key).is_some_and(|limit| !unlimited(limit)))
+        else {
+            continue;
+        };
+        let instead = "the filter connection_limit, and the monitor downstream_connections of overload_manager, limit \
+                       connections";
+        if listeners.contains(listener) {
+            let fault =
+                ConfigError::field(&key, format!("is not supported: {instead}")).in_key("static_layer");
+            faults.take::<()>(Err(fault.in_index(index).in_key("layers")));
+        } else {
             skipped::note(format!(
-                "layered_runtime.layers[{index}].static_layer.{key}: has no effect: the filter connection_limit, and \
-                 the monitor downstream_connections of overload_manager, limit connections"
+                "layered_runtime.layers[{index}].static_layer.{key}: has no effect: {instead}"
             ));
         }
     }

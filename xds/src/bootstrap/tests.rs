@@ -374,6 +374,23 @@ fn all_faults_of_one_part_are_listed() {
     assert!(errors.is_sorted_by_key(|error| error.place), "{all:#?}");
 }
 
+/// Of lists the first fault hid the others.
+#[test]
+fn all_faults_of_a_list_are_listed() {
+    let listener = "filter_chains:";
+    let inspectors = "listener_filters: [{name: a, typed_config: {'@type': type.googleapis.com/envoy.config.cluster.v3.Cluster}}, {name: b}]\n    filter_chains:";
+    let text = BOOTSTRAP.replacen(listener, inspectors, 1)
+        + "overload_manager: {resource_monitors: [{name: ''}, {name: b}]}\nbootstrap_extensions: [{name: c}, {name: d}]\n";
+    let errors = load(&text, "envoy.yaml", &process()).err().unwrap();
+    let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    for list in ["listener_filters", "resource_monitors", "bootstrap_extensions"] {
+        for index in 0..2 {
+            let field = format!("{list}[{index}]");
+            assert!(all.iter().any(|fault| fault.contains(&field)), "{field}: {all:#?}");
+        }
+    }
+}
+
 /// A filter that is not supported hid what is wrong with routes, and a value of another type what can't be compiled.
 #[test]
 fn faults_of_filters_and_types_hide_none_of_routes() {

@@ -1,6 +1,6 @@
 //! Listener filters: what looks at the first bytes.
 
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::listener::{ListenerFilter, PortSet};
 use sixfold_xds_api::any;
 use sixfold_xds_api::pb::envoy::config::core::v3::proxy_protocol_config::Version;
@@ -22,7 +22,7 @@ use sixfold_xds_api::values::{Result, bool_or, enum_value, one_of};
 /// (`use_original_dst`) has to know it, and as in Envoy it asks after all others.
 pub(super) fn filters(values: &[ProtoFilter], use_original_dst: bool) -> Result<Vec<ListenerFilter>> {
     let filters = values.iter().enumerate().map(|(index, value)| filter(value).in_index(index));
-    let mut filters = filters.collect::<Result<Vec<_>>>().in_key("listener_filters")?;
+    let mut filters = collect(filters).in_key("listener_filters")?;
     if use_original_dst && !filters.contains(&ListenerFilter::OriginalDst) {
         filters.push(ListenerFilter::OriginalDst);
     }

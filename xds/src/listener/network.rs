@@ -270,7 +270,7 @@ fn weighted(
         };
         compiled().in_index(index).in_key("clusters")
     });
-    let clusters: Box<[WeightedCluster]> = members.collect::<Result<_>>()?;
+    let clusters: Box<[WeightedCluster]> = collect(members)?.into();
     if clusters.is_empty() {
         return Err(ConfigError::field("clusters", "must not be empty"));
     }

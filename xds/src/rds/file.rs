@@ -9,6 +9,8 @@ use sixfold_xds_api::{any, encode_text, message_from_node};
 
 use sixfold_xds_api::values::Result;
 
+use crate::unknown::Unknown;
+
 const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 
 /// What a file holds that resources come by: a DiscoveryResponse. As in Envoy the end of its name says in which form
@@ -41,21 +43,27 @@ impl FileResponse {
 }
 
 /// The resources in a file.
-pub(crate) fn resources_of_file<M: Message + Default + Name>(content: &[u8], file: &str) -> Result<Vec<M>> {
+pub(crate) fn resources_of_file<M: Message + Default + Name>(
+    content: &[u8],
+    file: &str,
+    unknown: &Unknown,
+) -> Result<Vec<M>> {
     let DiscoveryResponse { resources, .. } = match FileResponse::read(content, file)? {
         FileResponse::Message(response) => response,
         FileResponse::Document(node) => message_from_node(&node)?,
     };
-    let values = resources.iter().enumerate().map(|(index, value)| unwrapped(value).in_index(index));
+    let values = resources.iter().enumerate().map(|(index, value)| unwrapped(value, unknown).in_index(index));
     values.collect::<Result<_>>().in_key("resources")
 }
 
 /// A resource, or the one in a wrapper with its version.
-fn unwrapped<M: Message + Default + Name>(resource: &Any) -> Result<M> {
+fn unwrapped<M: Message + Default + Name>(resource: &Any, unknown: &Unknown) -> Result<M> {
     if resource.type_url != RESOURCE {
+        unknown.look(&M::full_name(), &resource.value)?;
         return any::unpack(resource);
     }
     let Resource { resource, .. } = any::unpack(resource)?;
     let resource = resource.ok_or_else(|| ConfigError::field("resource", "is missing"))?;
+    unknown.look(&M::full_name(), &resource.value)?;
     any::unpack(&resource).in_key("resource")
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sixfold_core::cluster::{ClusterCell, Criteria};
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::matcher::HeaderTarget;
 use sixfold_core::route::{Action, ClusterChoice, Route, WeightedCluster, WeightedClusters};
 use sixfold_xds_api::pb::envoy::config::core::v3::Metadata;
@@ -103,7 +103,7 @@ fn weighted(
     let members = clusters.iter().enumerate().map(|(index, value)| {
         member(scope, value, runtime_key_prefix, &of_route, levels).in_index(index).in_key("clusters")
     });
-    let clusters: Box<[WeightedCluster]> = members.collect::<Result<_>>()?;
+    let clusters: Box<[WeightedCluster]> = collect(members)?.into();
     let total = clusters.iter().fold(0u64, |total, member| total.saturating_add(member.weight));
     if total == 0 || total > u64::from(u32::MAX) {
         return Err(ConfigError::field(

@@ -15,6 +15,7 @@ use sixfold_xds_api::values::Result;
 
 use super::key::SecretKey;
 use crate::rds;
+use crate::unknown::Unknown;
 
 /// The largest file that a secret names, in bytes: that of all authorities of the world is a quarter of one MiB.
 const MAX_CONTENT: usize = 16 << 20;
@@ -81,9 +82,9 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// The secret of a name in a DiscoveryResponse.
-pub(super) fn secret(text: &[u8], path: &Path, name: &str) -> Result<Secret> {
+pub(super) fn secret(text: &[u8], path: &Path, name: &str, unknown: &Unknown) -> Result<Secret> {
     let file = path.display().to_string();
-    let secrets: Vec<Secret> = rds::resources_of_file(text, &file)?;
+    let secrets: Vec<Secret> = rds::resources_of_file(text, &file, unknown)?;
     // Envoy takes the only one there is, whose name must be right.
     let named = secrets.into_iter().find(|secret| secret.name == name);
     named.ok_or_else(|| {

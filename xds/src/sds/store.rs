@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
+use prost::Name;
 use sixfold_core::error::ConfigError;
 use sixfold_core::interned::Sweep;
 use sixfold_core::metrics::{Registry, named_scope};
@@ -19,12 +20,15 @@ use super::key::{Reference, SecretKey};
 use super::{SecretStats, User};
 use crate::rds::Source;
 use crate::tls;
+use crate::unknown::Unknown;
 
 /// All secrets of the process that come by themselves. One is there for as long as settings name it.
 #[derive(Default)]
 pub struct Secrets {
     state: Mutex<State>,
     registry: Registry,
+    /// What is done about their unknown fields.
+    unknown: Arc<Unknown>,
     /// Told when a secret is named for the first time.
     named: Notify,
     /// Told when a secret has come, or was given up.
@@ -152,8 +156,8 @@ impl Users {
 
 impl Secrets {
     /// None yet; what is counted of them is shown in `registry`.
-    pub fn new(registry: Registry) -> Secrets {
-        Secrets { registry, ..Secrets::default() }
+    pub fn new(registry: Registry, unknown: Arc<Unknown>) -> Secrets {
+        Secrets { registry, unknown, ..Secrets::default() }
     }
 
     /// Makes somebody who names secrets, from those that have come; no secret comes meanwhile. Files that secrets are
@@ -222,7 +226,7 @@ impl Secrets {
         let text = files::read(path);
         let checked = text
             .map_err(|error| ConfigError::new(error.to_string()))
-            .and_then(|text| files::secret(&text, path, &key.name))
+            .and_then(|text| files::secret(&text, path, &key.name, &self.unknown))
             .and_then(|message| self.check_message(key, message));
         match checked {
             Ok(checked) => drop(self.put(checked)),
@@ -240,7 +244,9 @@ impl Secrets {
     /// # Errors
     /// What is wrong with it, or with what it is used for.
     pub fn check(&self, key: &SecretKey, value: &[u8]) -> Result<Checked> {
-        let checked = constraints::decode(value).and_then(|message| self.check_message(key, message));
+        let known = self.unknown.look(&<Secret as Name>::full_name(), value);
+        let decoded = known.and_then(|()| constraints::decode(value));
+        let checked = decoded.and_then(|message| self.check_message(key, message));
         self.count(key, |stats| {
             stats.update_attempt().inc();
             if checked.is_err() {
@@ -425,7 +431,9 @@ impl Secrets {
             let text = files::read(path).map_err(|error| {
                 Refusal::Unread(ConfigError::new(format!("can't read {}: {error}", path.display())))
             });
-            let message = text.and_then(|text| files::secret(&text, path, &key.name).map_err(Refusal::Unfit));
+            let message = text.and_then(|text| {
+                files::secret(&text, path, &key.name, &self.unknown).map_err(Refusal::Unfit)
+            });
             let checked = message.and_then(|message| self.check_read(key, message));
             // What could not be read, itself or a file that it names, is read again.
             if !matches!(checked, Err(Refusal::Unread(_))) {
@@ -514,6 +522,36 @@ impl Entry {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::unknown::OnUnknown;
+    use prost::Message;
+    use sixfold_xds_api::pb::envoy::service::discovery::v3::DiscoveryResponse;
+    use sixfold_xds_api::pb::google::protobuf::Any;
+
+    /// Those of secrets that come by files and streams of their own went unseen, whatever the options said.
+    #[test]
+    fn unknown_fields_of_secrets_are_looked_for_wherever_they_come_from() {
+        let registry = sixfold_core::metrics::Registry::new();
+        let of = |policy| Secrets::new(registry.clone(), Arc::new(Unknown::new(policy, &registry)));
+        let message = Secret { name: "a".into(), ..Secret::default() };
+        // The field 9000 is the number 5.
+        let value = [message.encode_to_vec(), vec![0xc0, 0xb2, 0x04, 5]].concat();
+        let resource = Any { type_url: Secret::type_url(), value: value.clone().into() };
+        let response = DiscoveryResponse { resources: vec![resource], ..DiscoveryResponse::default() };
+        let path = std::env::temp_dir().join(format!("sixfold-unknown-{}.pb", std::process::id()));
+        std::fs::write(&path, response.encode_to_vec()).unwrap();
+        let key = SecretKey { source: Source::Path(path.clone()), name: "a".into() };
+        let text = files::read(&path).unwrap();
+        for (policy, counted) in [(OnUnknown::Ignore, 0), (OnUnknown::Reject, 0), (OnUnknown::Warn, 1)] {
+            let secrets = of(policy);
+            let sent = secrets.check(&key, &value).err().map(|error| error.to_string()).unwrap_or_default();
+            let read = files::secret(&text, &path, "a", &secrets.unknown);
+            let told = [sent, read.err().map(|error| error.to_string()).unwrap_or_default()];
+            let are_refused = told.iter().all(|error| error.contains("has unknown fields"));
+            assert_eq!(are_refused, policy == OnUnknown::Reject, "{told:?}");
+            assert_eq!(registry.sum("server.", "dynamic_unknown_fields"), counted);
+        }
+        std::fs::remove_file(path).unwrap();
+    }
 
     // A look at the files threw out what had been read for somebody who was not there yet.
     #[test]

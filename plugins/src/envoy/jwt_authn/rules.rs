@@ -1,7 +1,7 @@
 //! Which requirement a request has.
 
 use super::requirement::Requirement;
-use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::error::{ConfigContext, ConfigError, collect};
 use sixfold_core::matcher::{HeaderMatcher, QueryMatcher};
 use sixfold_core::router::{PathMatch, Template};
 use sixfold_core::stream::Stream;
@@ -74,7 +74,7 @@ impl Rules {
             .collect::<Result<BTreeMap<_, _>, ConfigError>>()
             .in_key("requirement_map")?;
         let rule = |(index, rule)| Rule::new(rule, &named, &compile).in_index(index);
-        let rules = rules.iter().enumerate().map(rule).collect::<Result<_, _>>().in_key("rules")?;
+        let rules = collect(rules.iter().enumerate().map(rule)).in_key("rules")?.into();
         let of_state = of_state.as_ref().map(|value| StateRules::new(value, &compile)).transpose();
         Ok(Rules { rules, of_state: of_state.in_key("filter_state_rules")?, named, of_route: None })
     }

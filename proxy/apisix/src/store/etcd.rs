@@ -242,10 +242,15 @@ impl Shared {
         if let Some(file) = &self.last_good {
             file.keep(changed, || self.mirror.lock().keys());
         }
-        let notify = self.mirror.lock().notify.clone();
-        notify.iter().for_each(|notify| notify());
+        self.notify();
         // Last: whoever waits for a write to be told looks then.
         self.reached.send_modify(|reached| *reached = reached.map(|_| revision));
+    }
+
+    /// Has those who watch look.
+    fn notify(&self) {
+        let notify = self.mirror.lock().notify.clone();
+        notify.iter().for_each(|notify| notify());
     }
 
     /// Whether changes come by themselves now.
@@ -257,6 +262,7 @@ impl Shared {
     /// Says what has become of asking, once for each outage, and to whoever waits for the start.
     fn outcome(&self, outcome: Result<(), &Status>) {
         let mut outage = self.outage.lock();
+        let is_other = outage.is_some() != outcome.is_err();
         let told = outcome.map_err(|status| format!("{}: {}", words(status), status.message)).err();
         match &told {
             Some(reason) if outage.is_none() => {
@@ -266,6 +272,10 @@ impl Shared {
             _ => {}
         }
         *outage = told;
+        drop(outage);
+        if is_other {
+            self.notify();
+        }
         let mut first = self.first.lock();
         if let Some(waiting) = &*first
             && (waiting.send(outcome.map_err(Status::clone)).is_err() || outcome.is_ok())
@@ -433,6 +443,10 @@ impl Store for EtcdStore {
 
     fn shown_revision(&self, revision: u64) -> u64 {
         of_cluster(revision)
+    }
+
+    fn away(&self) -> Option<String> {
+        self.shared.outage.lock().clone()
     }
 
     /// The values are not held here: they are read again, as soon as etcd is there.

@@ -95,7 +95,11 @@ fn what_is_no_certificate_is_refused_by_name() {
     // The fields were named as TLS settings have them, not as the `ssl` has.
     // And the key is one: it was called none.
     let says = "ssl \"b\": key: ";
-    assert!(errors[0].contains(says) && errors[0].contains("does not belong"), "{errors:?}");
+    assert!(
+        errors[0].contains(says)
+            && errors[0].contains("the key does not belong to the certificate in `cert`"),
+        "{errors:?}"
+    );
     assert!(!errors[0].contains("failed to parse key"), "{errors:?}");
     let mut second = ssl("b2", &["b.com"]);
     second["certs"] = json!([second["key"].as_str().unwrap().repeat(2)]);

@@ -49,6 +49,15 @@ fn limits_of_connections_are_taken() {
     let told = "layered_runtime.layers[0].static_layer.envoy.resource_limits.listener.example.connection_limit: has no effect";
     assert!(crate::left_out().iter().any(|notice| notice.starts_with(told)), "{:?}", crate::left_out());
     assert_eq!(limit(&layer("overload: {global_downstream_max_connections: 2147483647}")), None);
+    // It was passed over for a listener that is there, too.
+    let listener = "static_resources: {listeners: [{name: example, address: {socket_address: {address: 127.0.0.1, port_value: 1}}, filter_chains: [{filters: [{name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: c}}]}]}], clusters: [{name: c}]}\n";
+    let faults =
+        load(&format!("{}{listener}", layer(of_one)), "envoy.yaml", &process()).map(|_| ()).unwrap_err();
+    let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    assert!(
+        faults.len() == 1 && faults[0].contains("example.connection_limit: is not supported: the filter"),
+        "{faults:?}"
+    );
     // Where a monitor limits them, the key says nothing.
     let monitor = "overload_manager: {resource_monitors: [{name: m, typed_config: {'@type': type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig, max_active_downstream_connections: 7}}]}\n";
     assert_eq!(limit(&format!("{}{monitor}", layer(of_all))), Some(7));
