@@ -535,7 +535,7 @@ mod tests {
         let message = Secret { name: "a".into(), ..Secret::default() };
         // The field 9000 is the number 5.
         let value = [message.encode_to_vec(), vec![0xc0, 0xb2, 0x04, 5]].concat();
-        let resource = Any { type_url: Secret::type_url(), value: value.clone().into() };
+        let resource = Any { type_url: Secret::type_url(), value: value.clone() };
         let response = DiscoveryResponse { resources: vec![resource], ..DiscoveryResponse::default() };
         let path = std::env::temp_dir().join(format!("sixfold-unknown-{}.pb", std::process::id()));
         std::fs::write(&path, response.encode_to_vec()).unwrap();
