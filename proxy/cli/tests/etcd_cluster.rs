@@ -156,7 +156,8 @@ fn what_was_changed_and_compacted_while_no_member_was_reached_is_found() {
     }
     relays.iter().for_each(|relay| relay.set_open(false));
     // It said that all was read while nothing was heard.
-    let unread = || get(gateway.ports.control, "/v1/refused").unwrap().body;
+    let control = gateway.ports.control;
+    let unread = || get(control, "/v1/refused").unwrap().body;
     until("a word of the outage", || unread().contains("has no healthy etcd endpoint"));
     let writer = &cluster.members[2];
     writer.put("/apisix/routes/changes", &route("/changed", "x"));
