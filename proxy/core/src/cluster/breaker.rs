@@ -103,10 +103,15 @@ impl Breaker {
         Breaker { limits, counts: (limits != BreakerLimits::UNLIMITED).then(Arc::default) }
     }
 
-    /// The one of the cluster's next version: other limits, and what is under way goes on to count against them.
+    /// The one of the cluster's next version: other limits, and what is under way goes on to count against them. Where more
+    /// connections are open than a lower limit allows it begins anew, as Envoy does: those of before take no further request, and to wait
+    /// for their ends would keep every other endpoint from having one.
     pub fn next(&self, limits: BreakerLimits) -> Breaker {
         let next = Breaker::new(limits);
-        let counts = next.counts.map(|new| self.counts.clone().unwrap_or(new));
+        let limit = limits.max_connections;
+        // Forced ones stand above a limit that is the same.
+        let beyond = limit < self.limits.max_connections && self.count(Resource::Connections) > limit;
+        let counts = next.counts.map(|new| self.counts.clone().filter(|_| !beyond).unwrap_or(new));
         Breaker { counts, ..next }
     }
 
@@ -398,12 +403,16 @@ mod tests {
         assert_eq!(second.breaker.count(Resource::Requests), 1);
         let three = second.connection(&host, false).unwrap();
         assert!(second.connection(&host, false).is_none() && second.keeps(&one) && second.keeps(&three));
-        // Fewer are allowed: those that are too many go.
+        // Fewer are allowed than there are: those go, and are in nobody's way.
         let third = next(Some(&second), 1, u32::MAX);
-        assert!(!third.keeps(&one) && !third.keeps(&three));
-        drop((one, three, request));
-        assert!(third.keeps(&two) && third.connection(&host, false).is_none());
-        assert_eq!(third.breaker.count(Resource::Requests), 0);
+        assert!([&one, &two, &three].iter().all(|before| !third.keeps(before)));
+        let own = third.connection(&host, false).unwrap();
+        assert!(third.keeps(&own) && third.connection(&host, false).is_none());
+        drop((one, two, three, request));
+        let counts =
+            [Resource::Connections, Resource::Requests].map(|resource| third.breaker.count(resource));
+        assert_eq!(counts, [1, 0]);
+        let two = own;
         // Of a time without limits nothing was counted.
         let fourth = next(Some(&third), u32::MAX, u32::MAX);
         let four = fourth.connection(&host, false).unwrap();
