@@ -72,8 +72,13 @@ impl KindPool {
     /// A connection that is there and can take the request.
     pub(super) fn take(&mut self, wanted: &Wanted<'_>) -> Result<Option<Ready>, UpstreamError> {
         let now = wanted.now;
+        let is_kept = |idle: &Idle| idle.connection.active.is_kept(wanted.cluster);
+        // Those of before a lower limit lie below, where none is taken.
+        if self.idle.first().is_some_and(|oldest| !is_kept(oldest)) {
+            self.idle.retain(is_kept);
+        }
         while let Some(mut idle) = self.idle.pop() {
-            if idle.has_ended(now) || !idle.connection.active.is_kept(wanted.cluster) {
+            if idle.has_ended(now) || !is_kept(&idle) {
                 continue;
             }
             match wanted.begin() {
