@@ -185,7 +185,8 @@ fn a_dead_member_is_passed_over() {
     assert_eq!(told(&store).len(), 1);
     // The one that is followed dies.
     relay.set_open(false);
-    store.put(&key("b"), "{}".into()).unwrap();
+    // On a busy machine the last one may be late at first.
+    until("a write by the last one", || store.put(&key("b"), "{}".into()).is_ok());
     etcd.put("/apisix/routes/c", "{}");
     let mut changes = BTreeMap::new();
     until("changes by the last one", || {
