@@ -332,7 +332,9 @@ def finish(case, out, ups, boot):
     def text(s):
         for ip in local_ips():
             s = s.replace(ip, "<local-ip>")
-        s = re.sub(r"127\.0\.0\.1([:_])(\d+)", port, s)
+        return masked(re.sub(r"127\.0\.0\.1([:_])(\d+)", port, s))
+
+    def masked(s):
         for pat, rep in mask:
             s = pat.sub(rep, s)
         return s
@@ -372,6 +374,8 @@ def finish(case, out, ups, boot):
             res["headers"] = headers(res["headers"], {"date"})
         if "grep" in res:
             res["grep"] = {p: sorted({text(line) for line in lines}) for p, lines in res["grep"].items()}
+        if isinstance(res.get("received"), str):
+            res["received"] = masked(res["received"])
         if isinstance(res.get("body"), str):
             res["body"] = text(res["body"])
             if res["body"].startswith('{"upstream"'):      # its length follows the request headers

@@ -298,6 +298,7 @@ impl Terms {
             source_address: None,
             tcp_keepalive: None,
             exchange: None,
+            proxy_protocol: None,
             own_zone: Arc::default(),
             statistics: false,
             added_via_api: false,

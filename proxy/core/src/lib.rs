@@ -46,6 +46,7 @@ pub mod path;
 pub mod peer_exchange;
 pub mod plugin;
 pub mod profile;
+pub mod proxy_protocol;
 pub mod rate_limit;
 pub mod rbac;
 pub mod redirect;

@@ -5,6 +5,7 @@ use crate::sockets;
 use crate::tls;
 use sixfold_core::cluster::{Address, Cluster, Host, TcpKeepalive};
 use sixfold_core::connection::{Source, TlsInfo};
+use sixfold_core::proxy_protocol::{Told, Version};
 use sixfold_core::tls::{AlpnList, ClientTls};
 use socket2::{SockRef, TcpKeepalive as Probes};
 use std::io;
@@ -78,8 +79,8 @@ pub struct Handshake<'a> {
     pub offer: Option<&'a AlpnList>,
     /// Whose address it sees, in place of the cluster's `source_address`.
     pub source: Option<Source>,
-    /// What it is told first, before TLS: a header of the PROXY protocol.
-    pub preface: Option<&'a [u8]>,
+    /// Whose connection it is told that this is, where that is not ours alone: first, before TLS.
+    pub told: Option<Told>,
 }
 
 /// Connects to an endpoint within `timeout`, the TLS handshake included.
@@ -102,13 +103,15 @@ pub async fn connect(
 async fn attempt(
     cluster: &Cluster,
     host: &Host,
-    Handshake { tls, server_name, alpn, offer, source, preface }: Handshake<'_>,
+    Handshake { tls, server_name, alpn, offer, source, told }: Handshake<'_>,
 ) -> Result<Connected, ConnectError> {
     let mut socket = open(cluster, host, source).await?;
-    if let Some(preface) = preface {
-        socket.write_all(preface).await.map_err(|e| ConnectError::Refused(e.to_string()))?;
-    }
     let local = socket.local_addr();
+    let own = |version: Version| version.own_header(local, socket.peer_addr());
+    let preface = told.map(|told| told.header()).or_else(|| cluster.config.proxy_protocol.map(own));
+    if let Some(preface) = preface {
+        socket.write_all(&preface).await.map_err(|e| ConnectError::Refused(e.to_string()))?;
+    }
     let plain = |socket| Connected { io: Io::plain(socket), local, alpn: None, connect_ms: 0, tls: None };
     let Some(tls) = tls else { return Ok(plain(socket)) };
     let Some(context) = tls.context() else {

@@ -41,7 +41,7 @@ use sixfold_xds_api::pb::google::protobuf::BoolValue;
 
 use self::breaker::Limits;
 use crate::context::Context;
-use crate::tls;
+use crate::tls::Transports;
 use sixfold_xds_api::values::{
     Result, bool_or, buffer_limit, enum_value, ip_address, not_empty, positive_duration, required,
     tcp_keepalive,
@@ -84,12 +84,9 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
     let protocol = faults.keep(protocol::compile(value));
     let observability_name = shown_name(value);
     let scope = named_scope(&["cluster", observability_name]);
-    let tls = protocol.as_ref().map(|of| tls::client(context, &value.transport_socket, of, &scope));
-    let tls = faults.take(tls.transpose().in_key("transport_socket")).flatten();
-    let matches =
-        protocol.as_ref().map(|of| tls::matches(context, &value.transport_socket_matches, of, &scope));
-    let socket_matches =
-        faults.take(matches.transpose().in_key("transport_socket_matches")).unwrap_or_default();
+    let transports = protocol.as_ref().map(|of| Transports::of(context, value, of, &scope));
+    let transports = faults.take(transports.transpose()).unwrap_or_default();
+    let Transports { tls, matches: socket_matches, proxy_protocol } = transports;
     let is_custom = matches!(value.cluster_discovery_type, Some(ClusterDiscoveryType::ClusterType(_)));
     let balance = faults.keep(balance::compile(context, value, discovery.is_some() || !is_custom));
     let limits = breaker::limits(&context.runtime, &value.name, value.circuit_breakers.as_ref());
@@ -127,6 +124,7 @@ fn parts(context: &Context, value: &ProtoCluster) -> Result<(ClusterConfig, Vec<
         source_address,
         tcp_keepalive: tcp_keepalive(&keepalive),
         exchange,
+        proxy_protocol,
         own_zone: context.locality.as_ref().map(|own| own.zone.clone()).unwrap_or_default(),
         ..policy(discovery, protocol, &limits)
     };

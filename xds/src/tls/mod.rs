@@ -2,25 +2,19 @@
 
 mod ciphers;
 mod params;
+mod socket;
 #[cfg(test)]
 mod tests;
 mod validation;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use prost::{Message, Name};
-use sixfold_core::cluster::SocketMatch;
 use sixfold_core::error::{ConfigContext, ConfigError, Faults};
 use sixfold_core::tls::{
-    ClientCache, ClientContext, ClientSettings, ClientTls, Identity, Pem, Protocols, ServerContext,
-    ServerSettings, ServerTls, Tickets, TlsVersion, Validation,
+    ClientCache, ClientContext, ClientSettings, Identity, Pem, Protocols, ServerContext, ServerSettings,
+    Tickets, TlsVersion, Validation,
 };
-use sixfold_xds_api::any;
-use sixfold_xds_api::pb::envoy::config::cluster::v3::cluster::TransportSocketMatch;
-use sixfold_xds_api::pb::envoy::config::core::v3::{
-    DataSource, TransportSocket, data_source, transport_socket::ConfigType,
-};
+use sixfold_xds_api::pb::envoy::config::core::v3::{DataSource, data_source};
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::SessionTicketKeysType;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, DownstreamTlsContext, GenericSecret, Secret, TlsCertificate, TlsSessionTicketKeys,
@@ -29,36 +23,9 @@ use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::{
 use sixfold_xds_api::values::{Result, bool_or, required};
 use sixfold_xds_api::{refuse, refused};
 
-use crate::cluster::Protocol;
-use crate::context::Context;
-use crate::sds::{self, Lookup};
+use crate::sds::Lookup;
+pub(crate) use socket::{Transports, server};
 use validation::Wanted;
-
-const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
-
-/// The transport socket of a filter chain for these server names; `None` is plain text. `scope` is what its statistics
-/// begin with.
-pub(crate) fn server(
-    context: &Context,
-    socket: &Option<TransportSocket>,
-    server_names: &[String],
-    scope: &str,
-) -> Result<Option<Arc<ServerTls>>> {
-    let Some(tls) = of_socket::<DownstreamTlsContext>(socket)? else { return Ok(None) };
-    sds::server(context, &tls, server_names, scope).map(Some).in_key("typed_config")
-}
-
-/// The transport socket of a cluster; `None` is plain text. `scope` is what its statistics begin with.
-pub(crate) fn client(
-    context: &Context,
-    socket: &Option<TransportSocket>,
-    protocol: &Protocol,
-    scope: &str,
-) -> Result<Option<Arc<ClientTls>>> {
-    let Some(tls) = of_socket::<UpstreamTlsContext>(socket)? else { return Ok(None) };
-    let names = AutomaticNames { sni: protocol.auto_sni, san_validation: protocol.auto_san_validation };
-    sds::client(context, &tls, names, scope).map(Some).in_key("typed_config")
-}
 
 /// What a cluster says of the names of its endpoints, beside their TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,50 +159,6 @@ fn text(value: &GenericSecret) -> Result<Box<[u8]>> {
     let GenericSecret { secret, secrets } = value;
     refuse!(secrets);
     Ok(sixfold_xds_api::values::data_source(required(secret, "secret")?).in_key("secret")?.into())
-}
-
-/// Transports of endpoints by their metadata.
-pub(crate) fn matches(
-    context: &Context,
-    values: &[TransportSocketMatch],
-    protocol: &Protocol,
-    scope: &str,
-) -> Result<Arc<[SocketMatch]>> {
-    let mut names = BTreeSet::new();
-    let matches = values.iter().enumerate().map(|(index, value)| {
-        let TransportSocketMatch { name, r#match: criteria, transport_socket } = value;
-        let mut compiled = || {
-            if !names.insert(name.as_str()) {
-                return Err(ConfigError::field("name", format!("\"{name}\" is given twice")));
-            }
-            let criteria = match criteria.clone().map(any::struct_to_json) {
-                Some(serde_json::Value::Object(criteria)) => criteria,
-                _ => serde_json::Map::new(),
-            };
-            required(transport_socket, "transport_socket")?;
-            let tls = client(context, transport_socket, protocol, scope).in_key("transport_socket")?;
-            Ok(SocketMatch { criteria, tls })
-        };
-        compiled().in_index(index)
-    });
-    matches.collect()
-}
-
-/// The TLS settings of a socket, `None` if it is plain text.
-fn of_socket<M: Message + Default + Name>(socket: &Option<TransportSocket>) -> Result<Option<M>> {
-    let Some(TransportSocket { name, config_type }) = socket else { return Ok(None) };
-    let config = match config_type {
-        Some(ConfigType::TypedConfig(config)) => config,
-        None => return Err(ConfigError::field("typed_config", "is missing")),
-    };
-    let kind = any::type_name(config).in_key("typed_config")?;
-    if kind == RAW_BUFFER {
-        return Ok(None);
-    }
-    if kind != M::full_name() {
-        return Err(refuse::extension("transport socket", name, &kind));
-    }
-    any::unpack(config).map(Some).in_key("typed_config")
 }
 
 /// `None` when a secret of it has not come, or nothing can be made of it; in the place of what is wrong stands nothing.

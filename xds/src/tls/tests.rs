@@ -2,20 +2,59 @@
 
 use std::collections::BTreeMap;
 
+use sixfold_core::cluster::SocketMatch;
+use sixfold_core::proxy_protocol::Version;
 use sixfold_core::tls::SanKind;
 use sixfold_xds_api::pb::envoy::extensions::transport_sockets::tls::v3::TlsParameters;
 
 use super::*;
+use crate::cluster::Protocol;
 use crate::testing::{context, read};
 
 const UPSTREAM: &str =
     "'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
 const RAW: &str = "'@type': type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 
+/// The transports of a cluster of which this is said.
+fn transports(yaml: &str) -> Result<Transports> {
+    Transports::of(&context(), &read(&format!("name: c\n{yaml}\n")), &Protocol::default(), "")
+}
+
 fn compiled_matches(yaml: &str) -> Result<Arc<[SocketMatch]>> {
-    let cluster: sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster =
-        read(&format!("name: c\ntransport_socket_matches: [{yaml}]\n"));
-    matches(&context(), &cluster.transport_socket_matches, &Protocol::default(), "")
+    transports(&format!("transport_socket_matches: [{yaml}]")).map(|transports| transports.matches)
+}
+
+/// A socket by which endpoints are told of clients, before another.
+fn telling(config: &str, socket: &str) -> String {
+    let kind = "type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
+    let within = format!("{{name: s, typed_config: {{{socket}}}}}");
+    format!("{{name: p, typed_config: {{'@type': {kind}, config: {config}, transport_socket: {within}}}}}")
+}
+
+/// As istiod writes a DestinationRule's `proxyProtocol`: around every socket of the cluster.
+#[test]
+fn endpoints_are_told_of_clients_before_plain_text_and_tls() {
+    let of = |yaml: &str| transports(yaml).map(|made| (made.tls.is_some(), made.proxy_protocol));
+    let own = |config, socket| of(&format!("transport_socket: {}", telling(config, socket)));
+    assert_eq!(own("{version: V2}", RAW).unwrap(), (false, Some(Version::V2)));
+    assert_eq!(own("{}", &format!("{UPSTREAM}, sni: a.test")).unwrap(), (true, Some(Version::V1)));
+    let tls = telling("{version: V2}", UPSTREAM);
+    let plain = telling("{version: V2}", RAW);
+    let both = |plain: &str| {
+        format!(
+            "transport_socket_matches: [{{name: a, match: {{tlsMode: istio}}, transport_socket: {tls}}}, {{name: b, match: {{}}, transport_socket: {plain}}}]"
+        )
+    };
+    let made = transports(&both(&plain)).unwrap();
+    assert_eq!((made.matches.len(), made.proxy_protocol), (2, Some(Version::V2)));
+    let differing =
+        "transport_socket_matches: all transport sockets of a cluster must use the PROXY protocol alike";
+    let refused = |yaml: &str| transports(yaml).err().unwrap().to_string();
+    assert_eq!(refused(&both(&telling("{}", RAW))), differing);
+    let alone = format!("transport_socket_matches: [{{name: a, match: {{n: 1}}, transport_socket: {tls}}}]");
+    assert_eq!(refused(&alone), differing, "those without a match are told nothing");
+    let error = refused(&format!("transport_socket: {}", telling("{added_tlvs: [{type: 1}]}", RAW)));
+    assert_eq!(error, "transport_socket.typed_config.config.added_tlvs: is not supported");
 }
 
 #[test]
@@ -30,9 +69,9 @@ fn sockets_by_metadata_are_tls_or_plain_text() {
     assert_eq!(shown, [("{\"n\":1,\"tlsMode\":\"istio\"}".to_owned(), true), ("{}".to_owned(), false)]);
     let twice = format!("{{name: a, transport_socket: {{name: r, typed_config: {{{RAW}}}}}}}");
     let error = compiled_matches(&format!("{twice}, {twice}")).unwrap_err();
-    assert_eq!(error.to_string(), "[1].name: \"a\" is given twice");
+    assert_eq!(error.to_string(), "transport_socket_matches[1].name: \"a\" is given twice");
     let error = compiled_matches("{name: a}").unwrap_err();
-    assert_eq!(error.to_string(), "[0].transport_socket: is missing");
+    assert_eq!(error.to_string(), "transport_socket_matches[0].transport_socket: is missing");
 }
 
 #[test]
@@ -72,11 +111,16 @@ fn one_item_may_name_several_curves() {
 fn faults_of_compiled_settings_are_named_as_they_are_written() {
     let pair = "tls_certificates: [{certificate_chain: {inline_string: x}, private_key: {inline_string: x}}]";
     let of = |common: &str| {
-        let cluster: sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster = read(&format!(
-            "name: c\ntransport_socket: {{name: tls, typed_config: {{{UPSTREAM}, common_tls_context: {{{common}}}}}}}\n"
+        let made = transports(&format!(
+            "transport_socket: {{name: tls, typed_config: {{{UPSTREAM}, common_tls_context: {{{common}}}}}}}"
         ));
-        let error = client(&context(), &cluster.transport_socket, &Protocol::default(), "").unwrap_err();
-        error.field.unwrap().strip_prefix("typed_config.common_tls_context.").unwrap().to_owned()
+        let error = made.err().unwrap();
+        error
+            .field
+            .unwrap()
+            .strip_prefix("transport_socket.typed_config.common_tls_context.")
+            .unwrap()
+            .to_owned()
     };
     let file = "{filename: /does/not/exist.pem}";
     assert_eq!(of(pair), "tls_certificates[0].certificate_chain");
@@ -93,9 +137,7 @@ fn faults_of_compiled_settings_are_named_as_they_are_written() {
 }
 
 fn compiled_client(fields: &str) -> Result<()> {
-    let cluster: sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster =
-        read(&format!("name: c\ntransport_socket: {{name: tls, typed_config: {{{UPSTREAM}, {fields}}}}}\n"));
-    client(&context(), &cluster.transport_socket, &Protocol::default(), "").map(drop)
+    transports(&format!("transport_socket: {{name: tls, typed_config: {{{UPSTREAM}, {fields}}}}}")).map(drop)
 }
 
 /// No name was ever looked at, though the configuration said that they are.
@@ -104,7 +146,7 @@ fn names_that_are_to_be_validated_need_something_that_validates() {
     let error = compiled_client("sni: a.test, auto_sni_san_validation: true").unwrap_err().to_string();
     assert_eq!(
         error,
-        "typed_config.auto_sni_san_validation: needs a validation context, without which no certificate is looked at"
+        "transport_socket.typed_config.auto_sni_san_validation: needs a validation context, without which no certificate is looked at"
     );
     let with = |validation: &str| {
         let context = format!("common_tls_context: {{validation_context: {{{validation}}}}}");
@@ -114,11 +156,11 @@ fn names_that_are_to_be_validated_need_something_that_validates() {
     };
     assert_eq!(
         with("trust_chain_verification: ACCEPT_UNTRUSTED"),
-        "typed_config.auto_sni_san_validation: needs a trusted_ca in the validation context"
+        "transport_socket.typed_config.auto_sni_san_validation: needs a trusted_ca in the validation context"
     );
     let trusted = with("trusted_ca: {inline_string: x}");
     assert!(
-        trusted.starts_with("typed_config.common_tls_context.validation_context.trusted_ca"),
+        trusted.starts_with("transport_socket.typed_config.common_tls_context.validation_context.trusted_ca"),
         "{trusted}"
     );
     assert_eq!(compiled_client("sni: a.test"), Ok(()));
@@ -130,7 +172,9 @@ fn names_of_protocols_must_be_such_as_tls_can_tell() {
     let of = |names: &str| {
         let error = compiled_client(&format!("common_tls_context: {{alpn_protocols: [{names}]}}"));
         error.map_err(|error| {
-            error.to_string().replace("typed_config.common_tls_context.alpn_protocols", "alpn")
+            error
+                .to_string()
+                .replace("transport_socket.typed_config.common_tls_context.alpn_protocols", "alpn")
         })
     };
     assert_eq!(of(&format!("h2, {most}")), Ok(()));
@@ -219,7 +263,7 @@ fn a_cluster_that_is_compiled_again_keeps_its_tls() {
         let cluster: sixfold_xds_api::pb::envoy::config::cluster::v3::Cluster = read(&format!(
             "name: c\ntransport_socket: {{name: tls, typed_config: {{{UPSTREAM}, sni: {sni}}}}}\n"
         ));
-        client(&context, &cluster.transport_socket, &Protocol::default(), scope).unwrap().unwrap()
+        Transports::of(&context, &cluster, &Protocol::default(), scope).unwrap().tls.unwrap()
     };
     let first = of("a.test", "cluster.c.");
     assert!(Arc::ptr_eq(&first, &of("a.test", "cluster.c.")));

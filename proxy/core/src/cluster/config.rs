@@ -9,6 +9,7 @@ use crate::message::Scheme;
 use crate::metadata::Metadata;
 use crate::peer_exchange::PeerExchange;
 use crate::profile::Profile;
+use crate::proxy_protocol;
 use crate::retry::RetryPolicy;
 use crate::tls::ClientTls;
 use std::any::Any;
@@ -99,6 +100,8 @@ pub struct ClusterPolicy {
     pub tcp_keepalive: Option<TcpKeepalive>,
     /// How both ends of its connections tell each other who they are, where handshakes agree on that.
     pub exchange: Option<Arc<PeerExchange>>,
+    /// How endpoints are told whose connection they are given (Envoy's `upstream_proxy_protocol`).
+    pub proxy_protocol: Option<proxy_protocol::Version>,
     /// The zone that this proxy is in, by which responses are counted; empty where that is not known.
     pub own_zone: Arc<str>,
     /// Whether its statistics are counted: those of APISIX's upstreams no surface shows.
@@ -179,6 +182,7 @@ impl Default for ClusterPolicy {
             source_address: None,
             tcp_keepalive: None,
             exchange: None,
+            proxy_protocol: None,
             own_zone: Arc::default(),
             statistics: true,
             added_via_api: false,

@@ -10,7 +10,7 @@ use super::outgoing::{Outgoing, SendError};
 use super::retry::RetryState;
 use super::timeouts::RequestTimeouts;
 use crate::deadline::within;
-use crate::upstream::{Checkout, HeadEvent, Resend, UpstreamError, UpstreamStream, Wanted};
+use crate::upstream::{Checkout, Client, HeadEvent, Resend, UpstreamError, UpstreamStream, Wanted};
 use sixfold_core::cluster::{InFlight, OutcomeKind, TriedHost, UpstreamProtocol};
 use sixfold_core::hcm::Profile;
 use sixfold_core::headers::Known;
@@ -55,7 +55,7 @@ impl<D: Downstream> Exchange<'_, D> {
                 tls: plan.cluster.tls_of(flight.member()),
                 server_name: server_name.as_deref(),
                 offer: offer.as_ref(),
-                source: self.stream.connection.source,
+                client: Client::of(&self.stream.connection, &plan.cluster),
                 downstream_http2: self.down.is_http2(),
                 timeout: plan.limits.connect.unwrap_or(plan.cluster.config.connect_timeout),
                 high: plan.forward.high_priority,

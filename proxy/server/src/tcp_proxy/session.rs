@@ -11,6 +11,7 @@ use sixfold_core::connection::{Connection, Source, UpstreamConnection};
 use sixfold_core::flags::Flag;
 use sixfold_core::hash::request_hash;
 use sixfold_core::listener::{ConnectAttempts, SILENCE};
+use sixfold_core::proxy_protocol::Told;
 use sixfold_core::route::{Forward, ForwardOptions};
 use sixfold_core::stream::{ByteCounts, Stream};
 use sixfold_core::traffic::Traffic;
@@ -171,7 +172,7 @@ impl Session {
                 transport,
                 server_name: self.terms.asked_name(),
                 source: self.stream.connection.source,
-                preface: self.terms.preface(&self.stream),
+                told: self.terms.told(&cluster, &self.stream),
             };
             match way.reach(&cluster, &flight).await {
                 Ok(mut reached) => {
@@ -324,8 +325,8 @@ struct Way {
     /// The server name by TLS, where the endpoint speaks it.
     server_name: Option<Arc<str>>,
     source: Option<Source>,
-    /// What goes before all else.
-    preface: Option<Vec<u8>>,
+    /// Whose connection it is told that this is.
+    told: Option<Told>,
 }
 
 impl Way {
@@ -337,7 +338,7 @@ impl Way {
             tls: cluster.tls_of(flight.member()),
             server_name: self.server_name.as_deref(),
             source: self.source,
-            preface: self.preface.as_deref(),
+            told: self.told,
             ..Handshake::default()
         };
         let stats = &cluster.stats;

@@ -1,7 +1,9 @@
 //! Under whose terms a connection is passed on.
 
 use sixfold_core::access_log::AccessLog;
+use sixfold_core::cluster::Cluster;
 use sixfold_core::listener::{ConnectionFilter, L4Proxy, L4Route, L4Stats, TcpProxy, TcpStats};
+use sixfold_core::proxy_protocol::{Told, Version};
 use sixfold_core::stream::Stream;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -72,16 +74,14 @@ impl Terms {
         Some(routed.server_name.clone().unwrap_or_else(|| NO_NAME.into()))
     }
 
-    /// What an endpoint is told before all else: who the client is, by version 1 of the PROXY protocol.
-    pub(super) fn preface(&self, stream: &Stream) -> Option<Vec<u8>> {
-        self.routed.as_ref().filter(|routed| routed.listener.proxy_protocol)?;
-        let (from, to) = (stream.remote, stream.connection.local);
-        let family = match (from, to) {
-            (SocketAddr::V4(_), SocketAddr::V4(_)) => "TCP4",
-            (SocketAddr::V6(_), SocketAddr::V6(_)) => "TCP6",
-            _ => return Some(b"PROXY UNKNOWN\r\n".to_vec()),
-        };
-        let line = format!("PROXY {family} {} {} {} {}\r\n", from.ip(), to.ip(), from.port(), to.port());
-        Some(line.into_bytes())
+    /// What an endpoint is told of the client: as a cluster says, or by version 1 where its listener says so, which then counts
+    /// whom the client has named.
+    pub(super) fn told(&self, cluster: &Cluster, stream: &Stream) -> Option<Told> {
+        let to = stream.connection.local;
+        if self.routed.as_ref().is_some_and(|routed| routed.listener.proxy_protocol) {
+            return Some(Told { version: Version::V1, from: stream.remote, to });
+        }
+        let version = cluster.config.proxy_protocol?;
+        Some(Told { version, from: stream.connection.remote, to })
     }
 }

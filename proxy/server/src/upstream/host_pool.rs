@@ -1,11 +1,10 @@
 //! The connections of one worker to one endpoint.
 
 use super::Wanted;
-use super::kind::Kind;
+use super::kind::{Client, Kind};
 use super::kind_pool::KindPool;
 use super::queue::Queue;
 use sixfold_core::cluster::Host;
-use sixfold_core::connection::Source;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::iter::once;
@@ -21,13 +20,13 @@ pub(super) struct HostPool {
     host: Arc<Host>,
     /// The HTTP/1 requests that wait for one of them.
     pub(super) queue: Arc<Queue>,
-    /// Those from the proxy's own address.
+    /// Those that are the proxy's own.
     own: Kinds,
-    /// The others by the client's address, from which they come.
-    borrowed: HashMap<Source, Kinds>,
+    /// The others by the client that they come from, or are said to.
+    borrowed: HashMap<Client, Kinds>,
 }
 
-/// Connections from one address.
+/// Connections of one client.
 #[derive(Default)]
 struct Kinds {
     /// Those whose server name does not depend on the request: a handful.
@@ -122,13 +121,13 @@ impl HostPool {
 
     /// The connections that serve a request.
     pub(super) fn kind(&mut self, wanted: &Wanted<'_>) -> &mut KindPool {
-        let kinds = match wanted.source {
-            None => &mut self.own,
-            Some(source) => {
-                if !self.borrowed.contains_key(&source) {
+        let kinds = match wanted.client {
+            client if client.is_self() => &mut self.own,
+            client => {
+                if !self.borrowed.contains_key(&client) {
                     make_room(&mut self.borrowed);
                 }
-                self.borrowed.entry(source).or_default()
+                self.borrowed.entry(client).or_default()
             }
         };
         let kinds = kinds.room_for(Kind::name_of(wanted));
@@ -144,7 +143,7 @@ impl HostPool {
 
     /// The same, unless there are none.
     pub(super) fn existing(&mut self, wanted: &Wanted<'_>) -> Option<&mut KindPool> {
-        let kinds = self.from(wanted.source)?.of(Kind::name_of(wanted))?;
+        let kinds = self.of_client(wanted.client)?.of(Kind::name_of(wanted))?;
         let kind = kinds.iter_mut().find(|k| k.kind.serves(wanted))?;
         kind.used = wanted.now;
         Some(kind)
@@ -152,15 +151,15 @@ impl HostPool {
 
     /// The connections of a kind. It is there for as long as a connection of it is.
     pub(super) fn of_kind(&mut self, kind: &Arc<Kind>) -> Option<&mut KindPool> {
-        let kinds = self.from(kind.source())?.of(kind.server_name())?;
+        let kinds = self.of_client(kind.client())?.of(kind.server_name())?;
         kinds.iter_mut().find(|k| Arc::ptr_eq(&k.kind, kind))
     }
 
-    /// Those from one address.
-    fn from(&mut self, source: Option<Source>) -> Option<&mut Kinds> {
-        match source {
-            None => Some(&mut self.own),
-            Some(source) => self.borrowed.get_mut(&source),
+    /// Those of one client.
+    fn of_client(&mut self, client: Client) -> Option<&mut Kinds> {
+        match client.is_self() {
+            true => Some(&mut self.own),
+            false => self.borrowed.get_mut(&client),
         }
     }
 
@@ -215,6 +214,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use sixfold_core::cluster::{Address, Cluster, ClusterConfig, HostConfig};
+    use sixfold_core::connection::Source;
     use sixfold_core::metrics::Registry;
     use sixfold_core::tls::ClientTls;
     use std::time::Duration;
@@ -233,7 +233,7 @@ mod tests {
                 tls: Some(&tls),
                 server_name: Some(name),
                 offer: None,
-                source: name.parse().ok().map(|ip| Source { ip, mark: 0 }),
+                client: Client { source: name.parse().ok().map(|ip| Source { ip, mark: 0 }), told: None },
                 downstream_http2: false,
                 timeout: Duration::from_secs(1),
                 high: false,

@@ -2,15 +2,40 @@
 
 use super::Wanted;
 use crate::connect::Alpn;
-use sixfold_core::cluster::{ClusterConfig, ClusterStats};
-use sixfold_core::connection::Source;
+use sixfold_core::cluster::{Cluster, ClusterConfig, ClusterStats};
+use sixfold_core::connection::{Connection, Source};
+use sixfold_core::proxy_protocol::Told;
 use sixfold_core::tls::{AlpnList, ClientTls};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Which requests may share a connection: the same version, TLS settings, server name, offer of protocols and address that it comes from. Its connections, and the
+/// Whose a connection is to its endpoint; by default this proxy's own.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Client {
+    /// Whose address it comes from.
+    pub(crate) source: Option<Source>,
+    /// Whom the endpoint is told of.
+    pub(crate) told: Option<Told>,
+}
+
+impl Client {
+    /// The client of a request to a cluster.
+    #[inline]
+    pub(crate) fn of(connection: &Connection, cluster: &Cluster) -> Client {
+        let told = |version| Told { version, from: connection.remote, to: connection.local };
+        Client { source: connection.source, told: cluster.config.proxy_protocol.map(told) }
+    }
+
+    /// Whether it is this proxy alone.
+    #[inline]
+    pub(super) fn is_self(self) -> bool {
+        self.source.is_none() && self.told.is_none()
+    }
+}
+
+/// Which requests may share a connection: the same version, TLS settings, server name, offer of protocols and client that it is said to be of. Its connections, and the
 /// requests that wait for one, hold the same object.
 #[derive(Default)]
 pub(super) struct Kind {
@@ -19,7 +44,7 @@ pub(super) struct Kind {
     tls: Option<Weak<ClientTls>>,
     server_name: Option<Box<str>>,
     offer: Option<AlpnList>,
-    source: Option<Source>,
+    client: Client,
     /// Connections that are open or being opened.
     open: AtomicUsize,
 }
@@ -35,7 +60,7 @@ impl Kind {
             tls,
             server_name,
             offer,
-            source: wanted.source,
+            client: wanted.client,
             open: AtomicUsize::new(0),
         }
     }
@@ -55,9 +80,9 @@ impl Kind {
         self.offer.as_ref()
     }
 
-    /// Whose address its connections come from.
-    pub(super) fn source(&self) -> Option<Source> {
-        self.source
+    /// Whose its connections are to their endpoint.
+    pub(super) fn client(&self) -> Client {
+        self.client
     }
 
     /// The server name that its requests brought along.
@@ -68,7 +93,7 @@ impl Kind {
     /// Whether a request may take such a connection.
     pub(super) fn serves(&self, wanted: &Wanted<'_>) -> bool {
         self.alpn == wanted.alpn()
-            && self.source == wanted.source
+            && self.client == wanted.client
             && match (&self.tls, wanted.tls) {
                 (None, None) => true,
                 (Some(a), Some(b)) => {

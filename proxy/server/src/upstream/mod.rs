@@ -18,6 +18,7 @@ mod tests;
 
 pub(crate) use choose::destination;
 pub(crate) use dial::{ActiveConnection, dial};
+pub(crate) use kind::Client;
 pub(crate) use outbound::Outbound;
 pub use pool::Pools;
 pub(crate) use pool::{Checkout, Wanted};

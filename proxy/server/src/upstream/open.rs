@@ -2,7 +2,7 @@
 
 use super::h1::H1Upstream;
 use super::h2::H2Connection;
-use super::kind::Kind;
+use super::kind::{Client, Kind};
 use super::queue::Place;
 use super::{ActiveConnection, UpstreamError, Wanted, dial};
 use crate::connect::{Alpn, Handshake};
@@ -114,13 +114,14 @@ impl Order {
     }
 
     fn handshake(&self) -> Handshake<'_> {
+        let Client { source, told } = self.kind.client();
         Handshake {
             tls: self.tls.as_ref(),
             server_name: self.kind.server_name(),
             alpn: self.alpn,
             offer: self.kind.offer(),
-            source: self.kind.source(),
-            preface: None,
+            source,
+            told,
         }
     }
 

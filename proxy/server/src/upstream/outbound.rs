@@ -1,6 +1,6 @@
 //! A request of our own on a connection of the pools: a callout, or the copy of a client's for a mirror.
 
-use super::{Checkout, HeadEvent, Pools, Resend, UpstreamError, UpstreamStream, Wanted};
+use super::{Checkout, Client, HeadEvent, Pools, Resend, UpstreamError, UpstreamStream, Wanted};
 use crate::deadline::{Deadline, Timed, poll_within};
 use crate::wire::body::{BodyEvent, Piece};
 use bytes::Bytes;
@@ -74,7 +74,7 @@ impl Outbound {
             tls: socket,
             server_name: server_name.as_deref(),
             offer: None,
-            source: None,
+            client: Client::default(),
             downstream_http2: false,
             timeout: cluster.config.connect_timeout,
             high: false,

@@ -3,7 +3,7 @@
 use super::dials::Waiting;
 use super::h1::H1Upstream;
 use super::host_pool::HostPool;
-use super::kind::{Kind, Limits};
+use super::kind::{Client, Kind, Limits};
 use super::kind_pool::{Idle, Ready, Shared};
 use super::open::{Opened, Order};
 use super::queue::{Grant, Place, Queue};
@@ -11,7 +11,6 @@ use super::{UpstreamError, UpstreamStream};
 use crate::connect::Alpn;
 use parking_lot::Mutex;
 use sixfold_core::cluster::{Breaker, Cluster, ConnectionPermit, Host, Permit, Resource, UpstreamProtocol};
-use sixfold_core::connection::Source;
 use sixfold_core::fast_hash::FastMap;
 use sixfold_core::tls::{AlpnList, ClientTls};
 use std::cell::RefCell;
@@ -53,8 +52,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) server_name: Option<&'a str>,
     /// What is offered by ALPN in the place of all that is configured.
     pub(crate) offer: Option<&'a AlpnList>,
-    /// Whose address the endpoint sees, where it is not ours.
-    pub(crate) source: Option<Source>,
+    /// Whose connection it is to the endpoint, where it is not ours alone.
+    pub(crate) client: Client,
     /// Whether the client speaks HTTP/2.
     pub(crate) downstream_http2: bool,
     /// Bounds connecting.

@@ -14,6 +14,7 @@ use sixfold_core::cluster::{
 };
 use sixfold_core::connection::Source;
 use sixfold_core::metrics::Registry;
+use sixfold_core::proxy_protocol::{Told, Version};
 use sixfold_core::tls::{
     ClientContext, ClientSettings, ClientTls, Identity, Pem, ServerContext, ServerSettings, ServerTls,
 };
@@ -158,7 +159,7 @@ fn wanted<'a>(cluster: &'a Arc<Cluster>, host: &'a Arc<Host>) -> Wanted<'a> {
         tls: cluster.config.tls.as_ref(),
         server_name: None,
         offer: None,
-        source: None,
+        client: Client::default(),
         downstream_http2: false,
         timeout: Duration::from_secs(2),
         high: false,
@@ -197,7 +198,7 @@ async fn requests_of_other_clients_get_connections_of_their_own() {
     let pools = Pools::default();
     let of = async |last: u8| {
         let ip = [127, 0, 0, last].into();
-        take_as(&pools, &cluster, 0, |w| w.source = Some(Source { ip, mark: 0 })).await
+        take_as(&pools, &cluster, 0, |w| w.client.source = Some(Source { ip, mark: 0 })).await
     };
     let first = match of(2).await {
         // Addresses are lent to those who may administrate the network.
@@ -224,9 +225,27 @@ async fn a_connection_that_shows_no_client_is_none_for_a_request_that_is_to_show
     pools.give_back(first, Instant::now());
     let host = cluster.hosts.load_full().iter().next().unwrap().host.clone();
     let ip = [127, 0, 0, 2].into();
-    let of_client = Wanted { source: Some(Source { ip, mark: 0 }), ..wanted(&cluster, &host) };
+    let client = Client { source: Some(Source { ip, mark: 0 }), told: None };
+    let of_client = Wanted { client, ..wanted(&cluster, &host) };
     assert!(pools.take_ready(&of_client).unwrap().is_none());
     assert!(pools.take_ready(&wanted(&cluster, &host)).unwrap().is_some(), "it is there for others");
+}
+
+/// Whom an endpoint is told of it is told once, at a connection's beginning.
+#[tokio::test]
+async fn what_an_endpoint_was_told_of_one_client_it_was_not_told_of_another() {
+    let endpoint = Endpoint::start().await;
+    let cluster = cluster(&[endpoint.address], |_| {});
+    let pools = Pools::default();
+    let of = async |version, port: u16| {
+        let (from, to) = (([1, 2, 3, 4], port).into(), ([5, 6, 7, 8], 80).into());
+        take_as(&pools, &cluster, 0, |w| w.client.told = Some(Told { version, from, to })).await.unwrap()
+    };
+    pools.give_back(of(Version::V2, 1).await, Instant::now());
+    assert!(of(Version::V2, 2).await.connect_ms.is_some(), "another client");
+    assert!(of(Version::V1, 1).await.connect_ms.is_some(), "told in another way");
+    assert!(take(&pools, &cluster, 0).await.unwrap().connect_ms.is_some(), "nobody's");
+    assert_eq!(of(Version::V2, 1).await.connect_ms, None);
 }
 
 /// They stayed open, and were used again once it was well.

@@ -166,7 +166,8 @@ async fn proxy_protocol(
     let ListenerFilter::ProxyProtocol { optional, versions: (v1, v2), unspecified } = *filter else {
         return Ok(());
     };
-    use proxy_protocol::{Outcome, Version};
+    use proxy_protocol::Outcome;
+    use sixfold_core::proxy_protocol::Version;
     let (stats, registry) = (&shared.filter_stats, &shared.metrics);
     loop {
         let outcome = proxy_protocol::parse(seen);

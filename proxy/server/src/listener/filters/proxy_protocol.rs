@@ -1,20 +1,10 @@
 //! The PROXY protocol, versions 1 and 2 (haproxy.org, doc/proxy-protocol.txt).
 
+use sixfold_core::proxy_protocol::{SIGNATURE, Version};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The longest line of version 1, its end included.
 const V1_MAX: usize = 107;
-/// How version 2 begins.
-const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-
-/// Version of a header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Version {
-    /// One line of text.
-    V1,
-    /// Binary.
-    V2,
-}
 
 /// A header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

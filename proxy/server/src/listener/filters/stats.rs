@@ -1,9 +1,9 @@
 //! What listener filters have found, as Envoy counts it.
 
-use super::proxy_protocol::Version;
 use super::{http_inspector, proxy_protocol, tls_inspector};
 use sixfold_core::listener::ListenerFilter;
 use sixfold_core::metrics::Registry;
+use sixfold_core::proxy_protocol::Version;
 use std::sync::OnceLock;
 
 sixfold_core::stat_block! {
