@@ -94,6 +94,43 @@ fn an_etcd_that_is_killed_costs_writes_and_nothing_else() {
     gateway.until_status("/three", 200);
 }
 
+/// What is said of the store: `apisix_etcd_reachable`, `apisix_config_read`, and whether `/v1/refused` has a reason.
+fn told_of_store(ports: Ports) -> Option<(bool, bool, bool)> {
+    let page = get(ports.http, "/apisix/prometheus/metrics").filter(|answer| answer.status == 200)?.body;
+    let is_one = |name: &str| page.lines().any(|line| line == format!("{name} 1"));
+    let told = get(ports.control, "/v1/refused")?.body;
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let unread = told["unread"].as_array().unwrap();
+    Some((is_one("apisix_etcd_reachable"), is_one("apisix_config_read"), !unread.is_empty()))
+}
+
+/// Both numbers were 1 for ever, and nothing told of an etcd that was away: no alert could fire.
+#[test]
+fn numbers_and_the_control_api_tell_that_etcd_is_away() {
+    let (mut etcd, directory, ports) = (Etcd::start(), Directory::new(), Ports::free());
+    etcd.put("/apisix/routes/m", r#"{"uri":"/apisix/prometheus/metrics","plugins":{"public-api":{}}}"#);
+    let (there, away) = ((true, true, false), (false, false, true));
+    {
+        let mut gateway = gateway(&directory, ports, &etcd);
+        let mut until = |told| {
+            gateway.process.until("what is told of etcd", || told_of_store(ports).filter(|it| *it == told));
+        };
+        until(there);
+        etcd.kill();
+        until(away);
+        etcd.start_again();
+        until(there);
+        gateway.process.signal("TERM");
+        assert_eq!(gateway.process.wait(), 0);
+    }
+    etcd.kill();
+    let mut gateway = Gateway::start(&directory, ports);
+    gateway.until_status("/apisix/prometheus/metrics", 200);
+    assert_eq!(told_of_store(ports), Some(away), "at its start");
+    etcd.start_again();
+    gateway.process.until("etcd", || told_of_store(ports).filter(|told| *told == there));
+}
+
 #[test]
 fn it_starts_and_serves_what_was_read_last_while_etcd_is_away() {
     let (mut etcd, directory, ports) = (Etcd::start(), Directory::new(), Ports::free());
