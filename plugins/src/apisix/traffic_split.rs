@@ -97,7 +97,7 @@ struct Rule {
 impl TrafficSplit {
     fn build(config: Config, context: &BuildContext) -> Built {
         let plugin = Plugin::of(TrafficSplit::made(config, context)?).access(TrafficSplit::access);
-        Ok(plugin.foretelling(TrafficSplit::foretell).build())
+        Ok(plugin.foretelling(TrafficSplit::foretell).leading(TrafficSplit::leads_to).build())
     }
 
     fn of_streams(config: Config, context: &BuildContext) -> Result<Arc<dyn ConnectionFilter>, ConfigError> {
@@ -162,6 +162,13 @@ impl TrafficSplit {
             }
         });
         shown.collect()
+    }
+
+    /// The clusters of which one may get the request, beside the route's own.
+    fn leads_to(&self, stream: &Stream) -> Vec<Arc<ClusterCell>> {
+        let rule = self.met(stream).ok().flatten();
+        let members = rule.into_iter().flat_map(|rule| rule.members.members());
+        members.filter_map(|(cell, _)| cell.clone()).collect()
     }
 }
 

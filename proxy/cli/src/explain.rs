@@ -246,7 +246,9 @@ fn http(
     story.extend(action::drawn(&route, stream).map(|drawn| ("drawn".to_owned(), drawn)));
     let chain = consumer::add(story, known, &chain, wanted, stream)?;
     filters::add(story, known, hcm, &chain, stream)?;
-    action::add(story, known, hcm, &table, &route, stream)
+    action::add(story, known, hcm, &table, &route, stream)?;
+    action::add_chosen(story, known, &chain, stream);
+    Ok(())
 }
 
 fn reply_of(reply: &LocalReply) -> Value {

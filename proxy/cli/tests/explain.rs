@@ -465,6 +465,13 @@ fn host_and_cluster_are_those_that_the_upstream_sees() {
     uri: /split
     plugins: {traffic-split: {rules: [{weighted_upstreams: [{upstream: {nodes: {'127.0.0.1:2': 1}}, weight: 1}]}]}}
     upstream: {nodes: {'127.0.0.1:1': 1}}
+  - id: some
+    uri: /some
+    plugins:
+      traffic-split:
+        _meta: {filter: [[arg_q, '==', '1']]}
+        rules: [{weighted_upstreams: [{upstream: {nodes: {'127.0.0.1:2': 1}, pass_host: rewrite, upstream_host: b.example}, weight: 1}]}]
+    upstream: {nodes: {'127.0.0.1:1': 1}}
 #END
 ";
     let directory = Directory::new();
@@ -488,6 +495,15 @@ fn host_and_cluster_are_those_that_the_upstream_sees() {
     let split = text("/split");
     let said = "; sends 100 % to cluster \"routes/split/traffic-split/0/0\"\n";
     assert!(split.contains(said) && split.contains("unless traffic-split chooses"), "{split}");
+    // Of what it chooses neither nodes nor Host were told, and its condition was not looked at.
+    assert!(text("/some?q=1").contains("cluster       \"routes/some/traffic-split/0/0\", as b.example\n"));
+    let chosen = &story("/some?q=1")["clusters"][1];
+    let endpoint = &chosen["endpoints"][0]["address"];
+    assert_eq!((&chosen["upstream_host"], endpoint), (&json!("b.example"), &json!("127.0.0.1:2")));
+    let (own, left) = (story("/some"), text("/some"));
+    assert_eq!(own["clusters"].as_array().unwrap().len(), 1);
+    assert_eq!(own["filters"][0]["verdict"], json!({"kind": "left_out"}));
+    assert!(left.contains("; is left out by _meta.filter\n") && !left.contains("unless"), "{left}");
 }
 
 /// Whom a request is from was not known, and what that changes of the plugins.

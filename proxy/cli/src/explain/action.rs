@@ -1,13 +1,14 @@
 //! What a route does with the request: where it goes, how it is changed on the way, for how long, and to which endpoints.
 
 use super::Story;
-use super::filters;
 use super::source::Known;
+use super::{filters, verdict};
 use crate::Failure;
 use serde_json::{Value, json};
 use sixfold_core::cluster::{Address, Cluster};
 use sixfold_core::draw::Drawn;
 use sixfold_core::hcm::HttpConnectionManager;
+use sixfold_core::plugin::Chain;
 use sixfold_core::redirect;
 use sixfold_core::rewrite;
 use sixfold_core::route::{Action, ClusterChoice, Forward, PassHost, RetryPolicy, Route, WeightedCluster};
@@ -110,6 +111,25 @@ fn add_forward(
     story.insert("action".into(), action);
     story.insert("clusters".into(), clusters);
     Ok(())
+}
+
+/// Adds the clusters that plugins may choose in place of the route's, with the Host that their endpoints see.
+pub(super) fn add_chosen(story: &mut Story, known: &Known, chain: &Chain, stream: &Stream) {
+    let chosen = verdict::led_to(chain, stream);
+    if chosen.is_empty() {
+        return;
+    }
+    let Value::Array(clusters) = story.entry("clusters").or_insert_with(|| json!([])) else { return };
+    for cell in chosen {
+        if clusters.iter().any(|told| told["name"] == *cell.name) {
+            continue;
+        }
+        let name = cell.name.to_string();
+        let forward = Forward::to_chosen(cell);
+        let mut told = json!([cluster(&name, known, forward.pass_host == PassHost::Node)]);
+        told[0]["upstream_host"] = passed_host(&forward.pass_host, &told, text(&stream.request.authority));
+        clusters.push(told[0].take());
+    }
 }
 
 /// A request that is forwarded.

@@ -199,6 +199,7 @@ fn verdict(said: &Value) -> String {
 fn decision(said: &Value) -> String {
     match str(said, "kind") {
         "depends" | "chooses" => items(&said["may"]).filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
+        "left_out" => "is left out by _meta.filter".to_owned(),
         "untried" => "is not tried".to_owned(),
         "looks_on" => "looks on".to_owned(),
         "later" => "acts on what comes later".to_owned(),
@@ -274,7 +275,8 @@ fn action(story: &Story, out: &mut String) {
     }
     for cluster in story.get("clusters").into_iter().flat_map(items) {
         let missing = if cluster["known"] == false { " is not known" } else { "" };
-        line(out, "cluster", &format!("\"{}\"{missing}", str(cluster, "name")));
+        let host = cluster["upstream_host"].as_str().map(|host| format!(", as {host}")).unwrap_or_default();
+        line(out, "cluster", &format!("\"{}\"{missing}{host}", str(cluster, "name")));
         for endpoint in items(&cluster["endpoints"]) {
             let zone = str(endpoint, "zone");
             let zone = if zone.is_empty() { String::new() } else { format!(", zone {zone}") };

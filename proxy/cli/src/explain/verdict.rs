@@ -5,6 +5,7 @@ use crate::Failure;
 use crate::process::runtime;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use sixfold_core::cluster::ClusterCell;
 use sixfold_core::message::RequestHead;
 use sixfold_core::plugin::{
     Callout, CalloutFuture, CalloutRequest, CalloutStreamFuture, Chain, ChainBuilder, HeadPhase, Outcome,
@@ -13,6 +14,7 @@ use sixfold_core::plugin::{
 use sixfold_core::stream::Stream;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
+use std::sync::Arc;
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -94,11 +96,21 @@ pub(super) fn of(chain: &Chain, unsent: &Unsent, stream: &mut Stream) -> Result<
 
 /// What plugins of APISIX say of the request that know where it goes, in their order; null for the others.
 pub(super) fn foretold(chain: &Chain, stream: &Stream) -> Vec<Value> {
-    let said = |words: Vec<String>| match words.is_empty() {
-        true => Value::Null,
-        false => json!({"kind": "chooses", "may": words}),
+    let said = |plugin: &Plugin| match plugin.foretell(stream) {
+        Some(_) if plugin.is_left_out(stream) => json!({"kind": "left_out"}),
+        Some(words) if !words.is_empty() => json!({"kind": "chooses", "may": words}),
+        _ => Value::Null,
     };
-    chain.members().iter().map(|member| member.plugin.foretell(stream).map_or(Value::Null, said)).collect()
+    chain.members().iter().map(|member| said(&member.plugin)).collect()
+}
+
+/// The clusters that plugins may send the request to, each once.
+pub(super) fn led_to(chain: &Chain, stream: &Stream) -> Vec<Arc<ClusterCell>> {
+    let running = chain.members().iter().filter(|member| !member.plugin.is_left_out(stream));
+    let mut cells: Vec<_> = running.flat_map(|member| member.plugin.leads_to(stream)).collect();
+    let mut seen = BTreeSet::new();
+    cells.retain(|cell| seen.insert(cell.name.clone()));
+    cells
 }
 
 /// What is said of a filter that is not run.

@@ -28,6 +28,7 @@ impl Plugin {
         if guard.when.is_none() && guard.refusal.is_none() {
             return self;
         }
+        self.when = guard.when.clone();
         let owned = self.owned.clone();
         let handlers = self.handlers.into_iter().map(|handler| match handler {
             Handler::Head(phase, on) => {

@@ -5,6 +5,8 @@ use super::body::{BodyPiece, BodyStep};
 use super::owned::OwnedHeaders;
 use super::part::Part;
 use super::{Direction, HeadPhase, Slot, Step, TrailersStep};
+use crate::cluster::ClusterCell;
+use crate::expr::Expr;
 use crate::format::BodyVariable;
 use crate::stream::Stream;
 use std::sync::Arc;
@@ -45,7 +47,14 @@ pub struct Plugin {
     pub(super) begins: Vec<Begin>,
     /// What people are told that it would do.
     pub(super) foresight: Foresight,
+    /// Where people are told that it may send a request.
+    pub(super) leads: Option<Arc<Leads>>,
+    /// The condition that it runs under ([`Plugin::guarded`]).
+    pub(super) when: Option<Arc<Expr>>,
 }
+
+/// Clusters that a plugin may send a request to.
+pub(super) type Leads = dyn Fn(&Stream) -> Vec<Arc<ClusterCell>> + Send + Sync;
 
 /// Says in words what a plugin would do with a request.
 pub(super) type Foretell = dyn Fn(&Stream) -> Vec<String> + Send + Sync;
@@ -151,6 +160,16 @@ impl Plugin {
             Foresight::Words(words) => Some(words(stream)),
             Foresight::None | Foresight::Run => None,
         }
+    }
+
+    /// The clusters that it may send the request to, in place of the route's ([`PluginBuilder::leading`]).
+    pub fn leads_to(&self, stream: &Stream) -> Vec<Arc<ClusterCell>> {
+        self.leads.as_ref().map(|leads| leads(stream)).unwrap_or_default()
+    }
+
+    /// Whether its condition keeps it from running, as far as the request tells that: one that can't be evaluated does not.
+    pub fn is_left_out(&self, stream: &Stream) -> bool {
+        self.when.as_ref().is_some_and(|when| !when.eval(stream).unwrap_or(true))
     }
 
     /// Whether it sees a request before an endpoint is chosen for that.
@@ -260,6 +279,17 @@ impl<T: Send + Sync + 'static> PluginBuilder<T> {
     pub fn foretelling(mut self, words: impl Fn(&T, &Stream) -> Vec<String> + Send + Sync + 'static) -> Self {
         let target = self.target.clone();
         self.plugin.foresight = Foresight::Words(Arc::new(move |stream| words(&target, stream)));
+        self
+    }
+
+    /// Says beside [`foretelling`](PluginBuilder::foretelling) which clusters a request may go to.
+    #[must_use]
+    pub fn leading(
+        mut self,
+        clusters: impl Fn(&T, &Stream) -> Vec<Arc<ClusterCell>> + Send + Sync + 'static,
+    ) -> Self {
+        let target = self.target.clone();
+        self.plugin.leads = Some(Arc::new(move |stream| clusters(&target, stream)));
         self
     }
 
