@@ -79,7 +79,7 @@ impl ServerCertificate {
         if let Some(before) = before.filter(|before| before.names == names && before.asks == asks) {
             return Ok(before.clone());
         }
-        let compile = |settings| ServerContext::new(settings).map_err(worded);
+        let compile = |settings| ServerContext::new(settings).map_err(|error| worded(error, as_written));
         let (context, streams) = match before {
             Some(before) => (before.context.clone(), before.streams.clone()),
             None => {
@@ -110,7 +110,7 @@ impl ClientCertificate {
         }
         let identity = Some(identity(&ssl.cert, &ssl.key));
         let made = ClientContext::new(ClientSettings { identity, ..ClientSettings::default() });
-        made.map_err(worded)?;
+        made.map_err(|error| worded(error, as_written))?;
         Ok(Arc::new(ClientCertificate { cert: ssl.cert.as_str().into(), key: ssl.key.as_str().into() }))
     }
 }
@@ -185,14 +185,16 @@ const NO_KEY: &str = "failed to parse key: PEM_read_bio_PrivateKey() failed";
 /// What is said of a key that another certificate has.
 const OF_ANOTHER: &str = "does not belong to the certificate";
 
-/// The fault of compiled settings as one of an `ssl`: its fields, and APISIX's words (`apisix/ssl.lua`) in front of what is wrong.
-fn worded(error: ConfigError) -> ConfigError {
+/// The fault of compiled settings as one of what they were compiled from: its fields, which `written` tells, and APISIX's words
+/// (`apisix/ssl.lua`) in front of what is wrong.
+fn worded(error: ConfigError, written: fn(&str) -> String) -> ConfigError {
     let each = error.into_all().into_iter().map(|fault| {
         let Some(field) = fault.field.as_deref() else { return fault };
         if fault.reason.contains(OF_ANOTHER) {
-            // It is a key. APISIX does not look whose, and so has no words for it.
-            let reason = of_pair(pair(field), &format!("the key {OF_ANOTHER} in `cert`"));
-            return ConfigError { reason, ..fault };
+            // It is a key. APISIX does not look whose, and so has no words for it. The answer has the reason alone.
+            let (key, cert) = (written(field), written(&field.replace("private_key", "certificate_chain")));
+            let words = format!("the private key in `{key}` {OF_ANOTHER} in `{cert}`");
+            return ConfigError { reason: of_pair(pair(field), &words), ..fault };
         }
         let words = match field.rsplit('.').next().unwrap_or(field) {
             "certificate_chain" => NO_CERTIFICATE.to_owned(),
@@ -204,7 +206,7 @@ fn worded(error: ConfigError) -> ConfigError {
         ConfigError { reason: format!("{words}: {}", fault.reason), ..fault }
     });
     let all = each.reduce(ConfigError::and).unwrap_or_default();
-    all.renamed(as_written)
+    all.renamed(written)
 }
 
 /// What APISIX says of a certificate or a key, the first pair of which is 0.
@@ -242,6 +244,16 @@ fn as_written(field: &str) -> String {
         other => return other.to_owned(),
     };
     index.checked_sub(1).map_or_else(|| name.to_owned(), |index| format!("{name}s[{index}]"))
+}
+
+/// Where an upstream has what compiled settings call `field`.
+fn in_upstream(field: &str) -> String {
+    let name = match field.rsplit('.').next().unwrap_or(field) {
+        "certificate_chain" => "client_cert",
+        "private_key" => "client_key",
+        other => other,
+    };
+    format!("tls.{name}")
 }
 
 /// Refuses patterns of paths that can't be read.
@@ -311,27 +323,31 @@ pub(crate) fn towards_upstream(
     upstream: &Upstream,
     certificate: Option<&ClientCertificate>,
     context: &SourceContext,
-) -> Result<Option<Arc<ClientTls>>, String> {
+) -> Result<Option<Arc<ClientTls>>, ConfigError> {
     if !upstream.scheme.is_tls() {
         return Ok(None);
     }
-    let resolved = |text: &str| -> Result<String, String> {
+    let resolved = |field: &str, text: &str| -> Result<String, ConfigError> {
         let mut value = Value::String(text.to_owned());
         let resolved = secret::resolve_all(&mut value, &context.environment);
-        resolved
-            .map_err(|faults| faults.into_iter().map(|fault| fault.message).collect::<Vec<_>>().join("; "))?;
+        resolved.map_err(|faults| {
+            let reasons: Vec<String> = faults.into_iter().map(|fault| fault.message).collect();
+            ConfigError::field(field, reasons.join("; "))
+        })?;
         Ok(value.as_str().unwrap_or_default().to_owned())
     };
     let tls = upstream.tls.as_ref();
     let in_place = tls.and_then(|tls| tls.client_cert.as_deref().zip(tls.client_key.as_deref()));
     let identity = match (certificate, in_place) {
         (Some(certificate), _) => Some(identity(&certificate.cert, &certificate.key)),
-        (_, Some((cert, key))) => Some(identity(&resolved(cert)?, &resolved(key)?)),
+        (_, Some((cert, key))) => {
+            Some(identity(&resolved("tls.client_cert", cert)?, &resolved("tls.client_key", key)?))
+        }
         _ => None,
     };
     let settings = ClientSettings { identity, auto_sni: true, ..ClientSettings::default() };
     let cache = &context.compile.tls_clients;
-    let compiled = cache.context(settings).map_err(|error| worded(error).reason)?;
+    let compiled = cache.context(settings).map_err(|error| worded(error, in_upstream))?;
     Ok(Some(cache.place(cluster, compiled)))
 }
 

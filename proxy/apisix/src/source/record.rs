@@ -290,7 +290,7 @@ impl Builder<'_> {
         print: u64,
         certificate: Option<&Arc<ClientCertificate>>,
         before: Option<&Record>,
-    ) -> Result<Arc<BuiltCluster>, String> {
+    ) -> Result<Arc<BuiltCluster>, ConfigError> {
         let before = before.and_then(|record| record.cluster.as_ref());
         let name = before.map_or_else(|| cluster_name(key), |built| built.name.clone());
         // That of a route or a service is its own; plugins may choose any other.
@@ -330,14 +330,14 @@ impl Builder<'_> {
             serde_json::from_value(config).map_err(|error| ConfigError::new(error.to_string()))?;
         refused(upstream::check(&upstream))?;
         let described = Described { name, upstream: &upstream, print, certificate: None, chosen: true };
-        self.cluster(&described, before).map_err(ConfigError::new)
+        self.cluster(&described, before)
     }
 
     fn cluster(
         &self,
         described: &Described<'_>,
         before: Option<&Arc<BuiltCluster>>,
-    ) -> Result<Arc<BuiltCluster>, String> {
+    ) -> Result<Arc<BuiltCluster>, ConfigError> {
         let Described { name, upstream, print, certificate, chosen } = described;
         let same_certificate = |built: &BuiltCluster| match (&built.certificate, certificate) {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
@@ -348,8 +348,11 @@ impl Builder<'_> {
             return Ok(built.clone());
         }
         let tls = crate::tls::towards_upstream(name, upstream, certificate.map(|c| &**c), self.context)?;
-        let (mut config, hosts) = upstream::compile(name, upstream, tls, self.config, &self.shared.policies)?;
-        if let Some(checks) = upstream::compile_checks(name, upstream, self.config, self.context)? {
+        let (mut config, hosts) = upstream::compile(name, upstream, tls, self.config, &self.shared.policies)
+            .map_err(ConfigError::new)?;
+        if let Some(checks) =
+            upstream::compile_checks(name, upstream, self.config, self.context).map_err(ConfigError::new)?
+        {
             // What follows is a policy of its own: most upstreams have no checks and share theirs.
             config.checks = Some(checks);
         }
@@ -357,12 +360,15 @@ impl Builder<'_> {
             // So that no route finds out when it is linked.
             forwarding.hash_policy()?;
             Ok::<_, String>(forwarding.clone())
-        })?;
+        });
+        let forwarding = forwarding.map_err(ConfigError::new)?;
         if *chosen {
-            config.manner = Some(self.shared.options.get(Manner::of_chosen(&forwarding), Manner::options)?);
+            let manner = self.shared.options.get(Manner::of_chosen(&forwarding), Manner::options);
+            config.manner = Some(manner.map_err(ConfigError::new)?);
         }
         let previous = before.map(|built| &*built.cluster);
-        let cluster = Cluster::new(config, hosts, previous, self.context.compile.metrics())?;
+        let cluster = Cluster::new(config, hosts, previous, self.context.compile.metrics())
+            .map_err(ConfigError::new)?;
         let (name, certificate) = (name.clone(), certificate.cloned());
         Ok(Arc::new(BuiltCluster { name, print: *print, certificate, cluster, forwarding }))
     }
@@ -428,8 +434,14 @@ fn consumer_of(key: &Key) -> Option<Reference> {
     Some(Reference { key, field: "id", place: Place::new(1, 1), lets_go: true })
 }
 
-fn upstream_fault(kind: Kind, reason: String) -> ConfigError {
-    ConfigError::field(if kind == Kind::Upstream { "nodes" } else { "upstream" }, reason)
+/// The fault of a cluster as one of its resource: what names no field of the upstream is of its nodes.
+fn upstream_fault(kind: Kind, error: ConfigError) -> ConfigError {
+    let names_field = error.field.is_some();
+    match kind {
+        Kind::Upstream if names_field => error,
+        Kind::Upstream => error.in_key("nodes"),
+        _ => error.in_key("upstream"),
+    }
 }
 
 /// Violations as one error, if there are any.

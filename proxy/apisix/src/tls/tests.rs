@@ -94,13 +94,21 @@ fn what_is_no_certificate_is_refused_by_name() {
     let errors = update(&mut source, &json!({ "ssls": [mismatched] })).unwrap_err();
     // The fields were named as TLS settings have them, not as the `ssl` has.
     // And the key is one: it was called none.
-    let says = "ssl \"b\": key: ";
-    assert!(
-        errors[0].contains(says)
-            && errors[0].contains("the key does not belong to the certificate in `cert`"),
-        "{errors:?}"
-    );
+    let says = "ssl \"b\": key: the private key in `key` does not belong to the certificate in `cert`";
+    assert!(errors[0].contains(says), "{errors:?}");
     assert!(!errors[0].contains("failed to parse key"), "{errors:?}");
+    // The nodes were named where it is the key of an upstream.
+    let mut tls = json!({"client_cert": ssl("", &["b"])["cert"], "client_key": ssl("", &["c"])["key"]});
+    let of = |tls: &serde_json::Value| json!({"id": "u", "scheme": "https", "nodes": {}, "tls": tls});
+    let errors = update(&mut source, &json!({"upstreams": [of(&tls)]})).unwrap_err();
+    let says = "tls.client_key: the private key in `tls.client_key` does not belong to the certificate in `tls.client_cert`";
+    assert!(errors[0].contains(&format!("upstream \"u\": {says}")), "{errors:?}");
+    let route = json!({"id": "r", "uri": "/", "upstream": of(&tls)});
+    let errors = update(&mut source, &json!({ "routes": [route] })).unwrap_err();
+    assert!(errors[0].contains(&format!("route \"r\": upstream.{says}")), "{errors:?}");
+    tls["client_cert"] = "x".repeat(200).into();
+    let errors = update(&mut source, &json!({"upstreams": [of(&tls)]})).unwrap_err();
+    assert!(errors[0].contains("tls.client_cert: failed to parse cert: "), "{errors:?}");
     let mut second = ssl("b2", &["b.com"]);
     second["certs"] = json!([second["key"].as_str().unwrap().repeat(2)]);
     second["keys"] = json!([second["key"]]);
