@@ -239,6 +239,11 @@ pub trait Store: Send + Sync {
         place
     }
 
+    /// Whether resources have places in a text, and no revisions that mean something to people.
+    fn has_places(&self) -> bool {
+        false
+    }
+
     /// Where a resource stands, if it has a place that people know.
     fn origin(&self, _key: &Key) -> Option<Origin> {
         None

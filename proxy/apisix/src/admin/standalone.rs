@@ -292,6 +292,10 @@ impl Store for StandaloneStore {
         self.text.written(place)
     }
 
+    fn has_places(&self) -> bool {
+        true
+    }
+
     fn origin(&self, key: &Key) -> Option<Origin> {
         self.text.origin(key)
     }

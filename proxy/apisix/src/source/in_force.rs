@@ -34,6 +34,14 @@ struct Value {
     kept: Kept,
 }
 
+impl Value {
+    /// With so many before it. A file has no revisions: what it holds has those of its places.
+    fn at(&self, before: usize) -> Kept {
+        let place = before as u64 + 1;
+        Kept { created: place, modified: place, ..self.kept.clone() }
+    }
+}
+
 /// What is told of a value that was refused.
 struct Told {
     faults: Vec<Fault>,
@@ -129,29 +137,25 @@ impl InForce {
 
     /// The value of a resource that is in force.
     pub(crate) fn get(&self, key: &Key) -> Option<Kept> {
-        // Its revisions may be its place among the others.
-        self.list(key.kind).into_iter().find(|(other, _)| other == key).map(|(_, kept)| kept)
+        let now = self.now.read();
+        let value = now.values.get(key)?;
+        let before = || {
+            let others = now.values.iter().filter(|(other, _)| other.kind == key.kind);
+            others.filter(|(other, its)| (its.order, *other) < (value.order, key)).count()
+        };
+        Some(if self.store.has_places() { value.at(before()) } else { value.kept.clone() })
     }
 
     /// All values of a kind that are in force, in the order of a file or, of those that have no such order, by id.
     pub(crate) fn list(&self, kind: Kind) -> Vec<(Key, Kept)> {
         let now = self.now.read();
         let mut all: Vec<_> = now.values.iter().filter(|(key, _)| key.kind == kind).collect();
-        // One that was taken out of a file may be in force all the same.
-        let has_lines = all.iter().any(|(key, _)| self.store.origin(key).is_some());
-        match has_lines {
-            true => all.sort_by_key(|(_, value)| value.order),
-            false => all.sort_by_key(|(key, _)| *key),
+        if !self.store.has_places() {
+            all.sort_by_key(|(key, _)| *key);
+            return all.into_iter().map(|(key, value)| (key.clone(), value.kept.clone())).collect();
         }
-        let shown = all.into_iter().enumerate().map(|(at, (key, value))| {
-            let mut kept = value.kept.clone();
-            if has_lines {
-                // A file has no revisions: what it holds has those of its places.
-                (kept.created, kept.modified) = (at as u64 + 1, at as u64 + 1);
-            }
-            (key.clone(), kept)
-        });
-        shown.collect()
+        all.sort_by_key(|(key, value)| (value.order, *key));
+        all.into_iter().enumerate().map(|(before, (key, value))| (key.clone(), value.at(before))).collect()
     }
 
     /// What was refused of a resource, if its last value was.

@@ -139,6 +139,10 @@ impl Store for FileStore {
         self.seen.lock().listing.written(place)
     }
 
+    fn has_places(&self) -> bool {
+        true
+    }
+
     fn origin(&self, key: &Key) -> Option<Origin> {
         let line = self.seen.lock().listing.line(key)?;
         Some(Origin { file: self.name(), line })

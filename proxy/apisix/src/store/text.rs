@@ -82,6 +82,10 @@ impl Store for TextStore {
         self.inner.lock().listing.written(place)
     }
 
+    fn has_places(&self) -> bool {
+        true
+    }
+
     fn origin(&self, key: &Key) -> Option<Origin> {
         let inner = self.inner.lock();
         Some(Origin { file: inner.name.clone(), line: inner.listing.line(key)? })

@@ -61,9 +61,13 @@ fn what_could_not_be_deleted_is_shown() {
     let route = "routes:\n  - {id: a, uri: /a, upstream_id: u}\n#END\n";
     source.update(resources(&format!("upstreams:\n  - {{id: u, nodes: {{}}}}\n{route}"))).unwrap();
     source.update(resources(route)).unwrap();
-    let all = source.in_force().list(Kind::Upstream).len();
+    let all = source.in_force().list(Kind::Upstream);
     let told = refused(&source);
-    assert_eq!((all, told.len(), told[0].1), (1, 1, Serves::Earlier), "{told:?}");
+    assert_eq!((all.len(), told.len(), told[0].1), (1, 1, Serves::Earlier), "{told:?}");
+    // It is none of the file's any more, and was shown with numbers of the inside.
+    let one = source.in_force().get(&Key::new(Kind::Upstream, "u")).unwrap();
+    let numbers = |kept: &crate::store::Kept| (kept.created, kept.modified);
+    assert_eq!((numbers(&all[0].1), numbers(&one)), ((1, 1), (1, 1)));
 }
 
 #[test]
