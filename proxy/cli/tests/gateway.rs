@@ -339,13 +339,14 @@ fn plugins_change_what_the_gateway_says_of_itself() {
         route("added", &rewrite("{add: ['Server: me']}")),
         route("mocked", &format!("{}, {mock}", rewrite("{set: {Server: me}}"))),
         route("seen", seen),
+        route("connection", &rewrite("{set: {x-saw: $sent_http_connection}}")),
         route("kept", ""),
     ];
     directory.write("apisix.yaml", &format!("routes:\n{}#END\n", routes.concat()));
     let mut process = Process::start(&["run", "-c", &config, "--log-level", "error"]);
     process.until("readiness", || get(status, "/status/ready").filter(|r| r.status == 200));
-    let told = |path: &str| {
-        let head = get(port, path).unwrap().head;
+    let asked = |path: &str, fields: &[&str]| {
+        let head = request(port, "GET", path, fields).unwrap().head;
         let of = |name: &str| {
             let lines = head.lines().filter_map(|line| line.split_once(": "));
             lines
@@ -355,6 +356,7 @@ fn plugins_change_what_the_gateway_says_of_itself() {
         };
         (of("server"), of("x-apisix-upstream-status"), of("x-saw"))
     };
+    let told = |path: &str| asked(path, &[]);
     let (none, me) = (Vec::<String>::new(), vec!["me".to_owned()]);
     assert_eq!(told("/set"), (me.clone(), vec!["7".to_owned()], none.clone()));
     assert_eq!(told("/removed"), (none.clone(), none.clone(), none.clone()));
@@ -364,6 +366,9 @@ fn plugins_change_what_the_gateway_says_of_itself() {
     let (own, ..) = told("/kept");
     assert!(own.len() == 1 && own[0].starts_with("apisix/"), "{own:?}");
     assert_eq!(told("/seen"), (own.clone(), failed, vec![format!("{} 502", own[0])]));
+    // It was `keep-alive` to them before the head was written, whatever that says.
+    assert_eq!(told("/connection").2, ["keep-alive"]);
+    assert_eq!(asked("/connection", &["Connection: close"]).2, ["close"]);
     process.signal("INT");
     assert_eq!(process.wait(), 0);
 }

@@ -265,6 +265,9 @@ pub fn strip_port(authority: &[u8]) -> &[u8] {
     }
 }
 
+/// Bytes of `connection: close`, of name and value.
+pub const CONNECTION_CLOSE: u8 = 15;
+
 /// The head of a response.
 #[derive(Clone, Debug, Default)]
 pub struct ResponseHead {
@@ -278,7 +281,8 @@ pub struct ResponseHead {
     pub headers: Headers,
     /// Whether its body goes to the client in chunks: nginx's `$sent_http_transfer_encoding`.
     pub chunked: bool,
-    /// Bytes, of name and value, of the field `connection` that the client's connection adds; 0 where it adds none.
+    /// Bytes, of name and value, of the field `connection` that the client's connection adds; 0 where it adds none. Before the
+    /// head is written it is [`CONNECTION_CLOSE`], or 0 where that is not known to be added.
     pub connection_bytes: u8,
 }
 

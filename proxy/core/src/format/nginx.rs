@@ -10,7 +10,7 @@ use super::variable::{client_forwarded_for, some};
 use crate::cluster::{Address, TriedHost, UpstreamProtocol};
 use crate::flags::Flag;
 use crate::headers::Known;
-use crate::message::{Scheme, Version};
+use crate::message::{CONNECTION_CLOSE, Scheme, Version};
 use crate::stream::{SENT_ARGS, Stream};
 use base64::Engine as _;
 use base64::engine::general_purpose::GeneralPurpose;
@@ -371,10 +371,9 @@ fn request_id(stream: &Stream, out: &mut Vec<u8>) -> bool {
 /// What a response says of its connection as nginx tells it, over HTTP/2 too: that this is kept, unless a client over HTTP/1
 /// was told otherwise.
 pub fn sent_connection(stream: &Stream) -> &'static str {
-    const CLOSE: usize = "connection".len() + "close".len();
-    match (stream.response.status, usize::from(stream.response.connection_bytes)) {
+    match (stream.response.status, stream.response.connection_bytes) {
         (101, _) => "upgrade",
-        (_, CLOSE) => "close",
+        (_, CONNECTION_CLOSE) => "close",
         _ => "keep-alive",
     }
 }

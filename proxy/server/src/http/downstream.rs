@@ -93,6 +93,9 @@ pub(crate) trait Downstream: Send {
     /// Bytes on the wire so far, of the request and its response.
     fn traffic(&self) -> Traffic;
 
+    /// Whether the client lets the connection carry another request behind this one.
+    fn keeps_alive(&self) -> bool;
+
     /// Whether streams share the connection.
     fn is_http2(&self) -> bool;
 

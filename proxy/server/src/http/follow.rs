@@ -7,8 +7,9 @@ use super::forward::Plan;
 use bytes::Bytes;
 use sixfold_core::budget::Reservation;
 use sixfold_core::draw::Drawn;
+use sixfold_core::hcm::Profile;
 use sixfold_core::internal_redirect::{Followed, InternalRedirect, PassedOn};
-use sixfold_core::message::Scheme;
+use sixfold_core::message::{CONNECTION_CLOSE, Scheme};
 use sixfold_core::plugin::{HeadPhase, LocalReply, Outcome, Recreated};
 use sixfold_core::redirect;
 use sixfold_core::route::Route;
@@ -113,6 +114,10 @@ impl<D: Downstream> Exchange<'_, D> {
     pub(super) async fn header_filters(&mut self) -> Result<Option<LocalReply>, Interrupt> {
         let chain = Arc::clone(&self.chain);
         self.stream.begin_response_head();
+        if self.env.hcm.profile == Profile::Apisix && (self.close || !self.down.keeps_alive()) {
+            // Plugins have it as a variable; what the head says in the end is told when that is written.
+            self.stream.response.connection_bytes = CONNECTION_CLOSE;
+        }
         let mut from = 0;
         loop {
             let outcome = {

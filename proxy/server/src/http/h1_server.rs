@@ -567,6 +567,10 @@ impl Downstream for H1Client {
         self.kind == RequestKind::Head
     }
 
+    fn keeps_alive(&self) -> bool {
+        self.keep_alive
+    }
+
     fn is_http2(&self) -> bool {
         false
     }

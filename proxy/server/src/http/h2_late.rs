@@ -163,6 +163,10 @@ impl Downstream for LateClient {
         self.traffic
     }
 
+    fn keeps_alive(&self) -> bool {
+        true
+    }
+
     fn is_http2(&self) -> bool {
         true
     }

@@ -416,6 +416,10 @@ impl Downstream for H2Client {
         self.head_alone
     }
 
+    fn keeps_alive(&self) -> bool {
+        true
+    }
+
     fn is_http2(&self) -> bool {
         true
     }
