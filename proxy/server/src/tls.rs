@@ -1,11 +1,13 @@
 //! TLS handshakes of both sides, from the contexts that configuration compiled.
 
+mod serve;
+
 use crate::deadline::{Deadline, bounded};
 use crate::io::{Io, Socket};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use sixfold_core::connection::TlsInfo;
-use sixfold_core::tls::{ClientContext, HandshakeFailure, ServerTls};
+use sixfold_core::tls::{ClientContext, HandshakeFailure, ServerTls, reason};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,10 +33,10 @@ pub(crate) enum HandshakeError {
     #[error("no client certificate")]
     NoClientCertificate,
     /// The client's certificate is refused.
-    #[error("{0}")]
+    #[error("{}", reason(.0))]
     ClientCertificate(rustls::Error),
     /// Anything else of the protocol.
-    #[error("{0}")]
+    #[error("{}", reason(.0))]
     Protocol(rustls::Error),
     /// The connection broke.
     #[error("{0}")]
@@ -105,7 +107,7 @@ async fn handshake(socket: Socket, tls: &ServerTls, unnamed: Unnamed) -> Result<
         return Err(HandshakeError::NoContext);
     };
     let (config, local) = context.choose(&hello);
-    let stream = start.into_stream(config).await?;
+    let stream = serve::complete(start.io, start.accepted, config).await?;
     let info = context.info(stream.get_ref().1, local);
     Ok(Accepted { io: Io::tls_server(stream), info })
 }
@@ -113,7 +115,7 @@ async fn handshake(socket: Socket, tls: &ServerTls, unnamed: Unnamed) -> Result<
 /// Makes a handshake with an endpoint. Without a server name its address stands in, which is not sent.
 ///
 /// # Errors
-/// Why it failed, in rustls' words, and as what that is counted.
+/// Why it failed, in words, and as what that is counted.
 pub(crate) async fn connect(
     socket: Socket,
     context: &ClientContext,
@@ -134,7 +136,7 @@ pub(crate) async fn connect(
     };
     let connector = TlsConnector::from(config);
     let stream = connector.connect(name, socket).await.map_err(|e| match rustls_error(&e) {
-        Some(tls) => (tls.to_string(), HandshakeFailure::of(tls)),
+        Some(tls) => (reason(tls), HandshakeFailure::of(tls)),
         None => (e.to_string(), HandshakeFailure::Other),
     })?;
     let info = TlsInfo { server_name: server_name.map(Into::into), ..context.info(stream.get_ref().1) };

@@ -100,8 +100,8 @@ impl HandshakeFailure {
                 HandshakeFailure::Names
             }
             CertificateError::Other(OtherError(own)) => match own.downcast_ref::<Refusal>() {
-                Some(Refusal::San) => HandshakeFailure::Names,
-                Some(Refusal::Pin) => HandshakeFailure::Pins,
+                Some(Refusal::San(_)) => HandshakeFailure::Names,
+                Some(Refusal::Pin(_)) => HandshakeFailure::Pins,
                 None => HandshakeFailure::Certificate,
             },
             _ => HandshakeFailure::Certificate,
@@ -234,8 +234,8 @@ mod tests {
     fn each_reason_has_its_counter() {
         let of = |reason| HandshakeFailure::of(&Error::InvalidCertificate(reason));
         let own = |refusal: Refusal| of(CertificateError::Other(OtherError(Arc::new(refusal))));
-        assert_eq!(own(Refusal::San), HandshakeFailure::Names);
-        assert_eq!(own(Refusal::Pin), HandshakeFailure::Pins);
+        assert_eq!(own(Refusal::San(String::new())), HandshakeFailure::Names);
+        assert_eq!(own(Refusal::Pin(String::new())), HandshakeFailure::Pins);
         assert_eq!(of(CertificateError::NotValidForName), HandshakeFailure::Names);
         assert_eq!(of(CertificateError::UnknownIssuer), HandshakeFailure::Certificate);
         assert_eq!(HandshakeFailure::of(&Error::NoCertificatesPresented), HandshakeFailure::NoCertificate);

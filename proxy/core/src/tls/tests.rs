@@ -264,6 +264,29 @@ fn endpoints_are_checked_by_chain_and_name() {
     assert!(in_place(exact("server.test"), "127.0.0.1"));
 }
 
+/// They were told as `Other(OtherError(San))`, and as `DnsName("server.test")` where the name that was sent is looked for.
+#[test]
+fn a_refused_certificate_is_told_with_its_names_and_those_asked_for() {
+    let ca = authority("Test CA", None);
+    let theirs = identity(&ca, &["server.test", "*.w.test", "127.0.0.1"], &["spiffe://a/server"]);
+    let der = theirs.chain.certificates().unwrap()[0].clone();
+    let server = server(ServerSettings { identities: vec![theirs], ..ServerSettings::default() });
+    let told = |validation: Validation, auto_san_validation| {
+        let validation = Some(Validation { trusted_ca: Some(ca.pem.clone()), ..validation });
+        let client = client(ClientSettings { validation, auto_san_validation, ..ClientSettings::default() });
+        reason(&handshake(&server, &client, "evil.test", AlpnOffer::None).unwrap_err())
+    };
+    let there = "verify cert failed: SAN matcher, certificate SANs are [server.test, *.w.test, 127.0.0.1, spiffe://a/server]";
+    let san = |matcher| SanMatcher { kind: SanKind::Dns, matcher };
+    let sans = vec![san(StringMatcher::exact("b.test")), san(StringMatcher::contains("c", false))];
+    let validation = Validation { sans, ..Validation::default() };
+    assert_eq!(told(validation, false), format!("{there}, expected [b.test, part c]"));
+    assert_eq!(told(Validation::default(), true), format!("{there}, expected [evil.test]"));
+    let validation = Validation { hashes: vec![sha256_hex(b"x")], ..Validation::default() };
+    let hash = sha256_hex(&der);
+    assert!(told(validation, false).ends_with(&format!("certificate's SHA-256 is {hash}")));
+}
+
 /// Envoy looks at names before it looks at pins, and counts the first that fails.
 #[test]
 fn names_are_looked_at_before_pins() {

@@ -1,7 +1,7 @@
 //! Verification of the peer's certificate.
 
-use super::certificate::{Origin, alternative_names, describe, ip, sha256};
-use super::{Pem, direct};
+use super::certificate::{Origin, alternative_names, describe, ip, sha256, sha256_hex};
+use super::{Pem, direct, reason};
 use crate::error::{ConfigContext, ConfigError, Faults, collect};
 use crate::matcher::StringMatcher;
 use base64::Engine;
@@ -118,10 +118,12 @@ fn dns_matches(pattern: &str, wanted: &[u8]) -> bool {
 /// Why a certificate is refused, beyond what webpki says.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    #[error("no subject alternative name matches")]
-    San,
-    #[error("neither hash nor public key is among those expected")]
-    Pin,
+    /// The names of the certificate, and those expected.
+    #[error("{0}")]
+    San(String),
+    /// The certificate's SHA-256 in hexadecimal.
+    #[error("neither hash nor public key is among those expected, certificate's SHA-256 is {0}")]
+    Pin(String),
 }
 
 fn refuse(refusal: Refusal) -> Error {
@@ -283,14 +285,18 @@ impl PeerCheck {
         names(self)?;
         let pinned = !self.hashes.is_empty() || !self.spki.is_empty();
         if pinned && !self.is_pinned(leaf) {
-            return Err(refuse(Refusal::Pin));
+            return Err(refuse(Refusal::Pin(sha256_hex(leaf))));
         }
         Ok(())
     }
 
     /// Whether a name of the certificate is among those that are configured.
     fn check_names(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
-        if self.sans.is_empty() || self.has_name(leaf) { Ok(()) } else { Err(refuse(Refusal::San)) }
+        if self.sans.is_empty() || self.has_name(leaf) {
+            return Ok(());
+        }
+        let expected = self.sans.iter().map(reason::asked);
+        Err(refuse(Refusal::San(reason::names(names(leaf).into_iter(), expected))))
     }
 
     fn is_pinned(&self, leaf: &CertificateDer<'_>) -> bool {
@@ -306,6 +312,24 @@ impl PeerCheck {
         let Ok((_, x509)) = X509Certificate::from_der(leaf) else { return false };
         alternative_names(&x509).iter().any(|name| self.sans.iter().any(|m| m.matches(name)))
     }
+}
+
+/// The names of a certificate, to be told.
+fn names(leaf: &CertificateDer<'_>) -> Vec<String> {
+    let Ok((_, x509)) = X509Certificate::from_der(leaf) else { return Vec::new() };
+    alternative_names(&x509).iter().filter_map(reason::presented).collect()
+}
+
+/// Whether a certificate is valid for a name; if not, the error has the certificate's names as they are, where webpki's has
+/// its own way of writing them.
+fn check_sent_name(leaf: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), Error> {
+    verify_server_name(&ParsedCertificate::try_from(leaf)?, name).map_err(|error| match error {
+        Error::InvalidCertificate(CertificateError::NotValidForNameContext { expected, .. }) => {
+            let presented = names(leaf);
+            Error::InvalidCertificate(CertificateError::NotValidForNameContext { expected, presented })
+        }
+        other => other,
+    })
 }
 
 impl Chain {
@@ -517,7 +541,7 @@ impl ServerCertVerifier for ServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         if let Some(check) = self.check.as_ref().filter(|c| !c.accept_untrusted) {
-            let sent = || verify_server_name(&ParsedCertificate::try_from(leaf)?, server_name);
+            let sent = || check_sent_name(leaf, server_name);
             check.check_with(leaf, intermediates, now, |check| match (self.sent_name, server_name) {
                 (SentName::Checked, _) => sent().and_then(|()| check.check_names(leaf)),
                 (SentName::InPlace, ServerName::DnsName(_)) => sent(),

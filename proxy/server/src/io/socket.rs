@@ -8,14 +8,14 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A socket with the bytes that were read from it ahead of time.
 pub struct Socket {
     pub(super) stream: Stream,
-    /// Bytes read ahead, most often none.
+    /// Bytes read ahead or held back, most often none.
     pub(super) front: Option<Box<Front>>,
 }
 
@@ -38,6 +38,8 @@ pub(super) struct Front {
     end: usize,
     /// How much the next read asks the system for, where it reads ahead of whoever asks; else 0.
     ahead: usize,
+    /// What goes out in front of the next write.
+    held: Vec<u8>,
 }
 
 impl Front {
@@ -79,13 +81,25 @@ impl Socket {
             _ => bytes,
         };
         let end = bytes.len();
-        self.front = (end > 0).then(|| Box::new(Front { bytes, at: 0, end, ahead: 0 }));
+        self.front = (end > 0).then(|| Box::new(Front { bytes, end, ..Front::default() }));
     }
 
     /// From here on reads of the system are as large as what there is, whatever who reads here asks for: TLS asks for
     /// 4 KiB, four times a record.
     pub(super) fn read_ahead(&mut self) {
         self.front.get_or_insert_default().ahead = PIECE;
+    }
+
+    /// Writes these bytes with the next that are written, in front of them: no flush sends them.
+    pub(crate) fn hold_back(&mut self, bytes: Vec<u8>) {
+        if !bytes.is_empty() {
+            self.front.get_or_insert_default().held = bytes;
+        }
+    }
+
+    #[inline]
+    fn holds_back(&self) -> bool {
+        self.front.as_ref().is_some_and(|front| !front.held.is_empty())
     }
 
     /// Reads once behind `bytes`, before the deadline; 0 is the end.
@@ -170,7 +184,7 @@ impl Socket {
         front.at += n;
         if front.at == front.end {
             match front.ahead {
-                0 => self.front = None,
+                0 if front.held.is_empty() => self.front = None,
                 _ => {
                     (front.at, front.end) = (0, 0);
                     give_readable(std::mem::take(&mut front.bytes));
@@ -200,6 +214,38 @@ impl Socket {
         }
         give_readable(piece);
         read
+    }
+
+    /// Writes what was held back, with `bufs` behind it; tells how much went of those.
+    #[cold]
+    fn poll_write_held(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        while let Some(front) = self.front.as_mut().filter(|front| !front.held.is_empty()) {
+            let held = std::iter::once(IoSlice::new(&front.held));
+            let all: Vec<_> = held.chain(bufs.iter().map(|buf| IoSlice::new(buf))).collect();
+            let n = ready!(self.stream.poll_write_vectored(cx, &all))?;
+            if n < front.held.len() {
+                if n == 0 {
+                    return Poll::Ready(Ok(0));
+                }
+                front.held.drain(..n);
+                continue;
+            }
+            let others = n - front.held.len();
+            front.held = Vec::new();
+            if others > 0 {
+                return Poll::Ready(Ok(others));
+            }
+        }
+        self.stream.poll_write_vectored(cx, bufs)
+    }
+}
+
+impl Stream {
+    fn poll_write_vectored(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Stream::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
+        }
     }
 }
 
@@ -235,17 +281,23 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     #[inline]
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.holds_back() {
+            return self.poll_write_held(cx, &[IoSlice::new(buf)]);
+        }
         stream!(self, s => Pin::new(s).poll_write(cx, buf))
     }
 
     #[inline]
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        stream!(self, s => Pin::new(s).poll_write_vectored(cx, bufs))
+        if self.holds_back() {
+            return self.poll_write_held(cx, bufs);
+        }
+        self.get_mut().stream.poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

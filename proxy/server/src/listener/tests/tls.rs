@@ -303,3 +303,35 @@ async fn certificates_are_told_once_in_the_order_of_listeners() {
     assert_eq!(fixture.server.first_expiry(), Some(year(2040)));
     fixture.end().await;
 }
+
+/// Tickets lay unread in the socket of a client that only sends. Its system ended the connection by a reset, and threw away what
+/// the proxy had not taken yet.
+#[tokio::test]
+async fn a_client_that_sends_and_closes_without_a_read_loses_nothing() {
+    const SENT: usize = 2 << 20;
+    let fixture = Fixture::start();
+    let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    fixture.cluster("slow", &[upstream.local_addr().unwrap()]).await;
+    let tls = ServerTls::single(authority().context("a.test"));
+    let proxy = || NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("slow", Vec::new())));
+    let address = fixture.apply(behind_tls(fixture.listener("a", says("")), &tls, proxy)).await;
+    let mut client = dial(address, "a.test", ClientSettings::default()).await.unwrap();
+    let (mut taken, _) = upstream.accept().await.unwrap();
+    let reading = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut got = Vec::new();
+        taken.read_to_end(&mut got).await.map(|_| got.len())
+    });
+    client.write_all(&vec![7; SENT]).await.unwrap();
+    client.flush().await.unwrap();
+    drop(client);
+    assert_eq!(reading.await.unwrap().unwrap(), SENT);
+    // They come with the first that the client is sent.
+    fixture.cluster("echo", &[echo().await]).await;
+    let proxy = || NetworkFilter::Tcp(Arc::new(fixture.tcp_proxy("echo", Vec::new())));
+    let address = fixture.apply(behind_tls(fixture.listener("b", says("")), &tls, proxy)).await;
+    let mut client = dial(address, "a.test", ClientSettings::default()).await.unwrap();
+    assert!(ping(&mut client).await);
+    assert!(client.get_ref().1.tls13_tickets_received() > 0);
+    fixture.end().await;
+}
