@@ -7,6 +7,8 @@ use common::clock::{StoppedClock, settle};
 use common::*;
 use sixfold_core::cluster::BreakerLimits;
 use sixfold_core::hcm::{HttpStats, Profile};
+use sixfold_core::plugin::{BodyPiece, BodyStep, ChainBuilder, Plugin, Slot, Step};
+use sixfold_core::stream::Stream;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -292,4 +294,73 @@ async fn stalled_streams_of_small_frames_leave_the_connection_to_others() {
     let response = tokio::time::timeout(Duration::from_secs(20), response).await.unwrap();
     assert_eq!(response.expect("the connection lives").status(), 200);
     drop(stalled);
+}
+
+/// How long a route gives its upstream, and how long filters of the response take.
+const ROUTE: Duration = Duration::from_millis(500);
+const FILTER: Duration = Duration::from_millis(800);
+
+fn slow_head<'a>(_: &'a (), stream: &'a mut Stream, _: Slot) -> Step<'a> {
+    Step::Wait(Box::pin(async move {
+        tokio::time::sleep(FILTER).await;
+        stream.response.headers.set("x-seen", b"yes");
+        Step::Continue
+    }))
+}
+
+fn slow_body(_: &(), _: &mut Stream, _: Slot, piece: &BodyPiece<'_>) -> BodyStep {
+    let bytes = bytes::Bytes::copy_from_slice(piece.data);
+    BodyStep::Wait(Box::pin(async move {
+        tokio::time::sleep(FILTER).await;
+        BodyStep::Replace(bytes)
+    }))
+}
+
+/// They were charged to the upstream, and the answer for its being late met the same deadline again: nobody got any.
+#[tokio::test]
+async fn the_time_of_filters_is_not_the_upstreams() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let up = upstream(|_, request| ok(if request.contains("/full") { "hello" } else { "" })).await;
+    for of_head in [true, false] {
+        let mut setup = Setup::new();
+        let mut builder = ChainBuilder::new();
+        let plugin = match of_head {
+            true => Plugin::of(()).header_filter(slow_head).build(),
+            false => Plugin::of(()).response_body(slow_body).build(),
+        };
+        builder.add("slow", plugin);
+        setup.chain = Arc::new(builder.build());
+        setup.cluster("silent", &[silent.local_addr().unwrap()], |_| {});
+        setup.cluster("a", &[up.address], |_| {});
+        setup.route("/silent", "silent", |f| f.timeouts.request = Some(ROUTE));
+        setup.route("/", "a", |f| f.timeouts.request = Some(ROUTE));
+        let (proxy, _) = setup.serve().await;
+        for (path, status, end) in [
+            ("/full", 200, "\r\n\r\nhello"),
+            ("/empty", 200, "\r\n\r\n"),
+            ("/silent", 504, "upstream request timeout"),
+        ] {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
+            let response = whole(proxy, &request).await;
+            assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{of_head} {path}: {response}");
+            assert!(response.ends_with(end), "{of_head} {path}: {response}");
+            assert_eq!(response.contains("x-seen: yes"), of_head, "{path}: {response}");
+        }
+    }
+}
+
+/// The same of the longest time that a stream may have.
+#[tokio::test]
+async fn an_answer_for_a_stream_that_took_too_long_passes_filters_that_wait() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut setup = Setup::new();
+    let mut builder = ChainBuilder::new();
+    builder.add("slow", Plugin::of(()).header_filter(slow_head).build());
+    setup.chain = Arc::new(builder.build());
+    setup.timeouts.max_stream = Some(SHORT);
+    setup.cluster("silent", &[silent.local_addr().unwrap()], |_| {});
+    setup.route("/", "silent", |_| {});
+    let (proxy, _) = setup.serve().await;
+    let response = whole(proxy, "GET / HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n").await;
+    assert!(response.contains("x-seen: yes"), "{response}");
 }

@@ -298,6 +298,22 @@ impl Clock {
         self.stalls.end_attempt();
     }
 
+    /// Nothing more is waited for of upstreams: the timeouts of the route and of its attempts bound nothing that follows
+    /// (source/common/router/router.cc `Filter::onUpstreamComplete`).
+    pub(crate) fn end_upstream(&mut self) {
+        self.route = None;
+        self.end_attempt();
+    }
+
+    /// A deadline has been heeded: what is answered for it must not meet it again. Idle time starts with each event anyhow.
+    pub(crate) fn settle(&mut self, which: Expired) {
+        match which {
+            Expired::MaxStream => self.max_stream = None,
+            Expired::Head | Expired::Request => self.end_request(),
+            _ => {}
+        }
+    }
+
     /// A deadline was set. One that goes, or moves on, is found to have done so when the timer fires.
     #[inline]
     fn heed(&mut self, deadline: Option<Instant>) {

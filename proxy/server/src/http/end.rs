@@ -34,8 +34,8 @@ impl<D: Downstream> Exchange<'_, D> {
 
     /// Answers in the place of what was interrupted, if there is still room for that, and what follows that answer.
     async fn interrupted(&mut self, interrupt: Interrupt) -> Option<Box<Next>> {
-        // What bounded the attempt does not bound the answer.
-        self.clock.end_attempt();
+        // What bounded the upstream does not bound the answer.
+        self.clock.end_upstream();
         self.waited = true;
         let interrupt = match interrupt {
             // As if its stream had waited for it.
@@ -44,6 +44,7 @@ impl<D: Downstream> Exchange<'_, D> {
         };
         match interrupt {
             Interrupt::Expired(which) if !self.head_sent => {
+                self.clock.settle(which);
                 self.note_timeout(which);
                 if self.discards_request() {
                     self.discard_request().await;

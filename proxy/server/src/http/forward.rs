@@ -361,9 +361,7 @@ impl<D: Downstream> Exchange<'_, D> {
         edge::name_gateway(&self.env.hcm, self.stream);
         self.clock.set_per_try(None);
         if self.chain.has(HeadPhase::HeaderFilter) {
-            // Behind the 101 of a tunnel there is one: what goes through it.
-            self.stream.ends_with_head = end || (!tunnel && self.has_no_body());
-            match self.header_filters().await {
+            match self.filter_head(end, tunnel).await {
                 Ok(None) => {}
                 Ok(Some(reply)) => {
                     self.end_attempt(flight, OutcomeKind::Response, status);
@@ -409,6 +407,19 @@ impl<D: Downstream> Exchange<'_, D> {
             self.env.worker.pools.give_back(checkout, now);
         }
         result
+    }
+
+    /// Runs `header_filter` on the response of an upstream. The time that filters take is not the upstream's.
+    async fn filter_head(&mut self, end: bool, tunnel: bool) -> Result<Option<LocalReply>, Interrupt> {
+        // Behind the 101 of a tunnel there is one: what goes through it.
+        self.stream.ends_with_head = end || (!tunnel && self.has_no_body());
+        let left = self.clock.route_left();
+        self.clock.set_route(None);
+        let filtered = self.header_filters().await;
+        if !end {
+            self.clock.set_route(left);
+        }
+        filtered
     }
 
     /// The request of a WebSocket has no end; Envoy's timeouts of the route and of its attempts begin with its head

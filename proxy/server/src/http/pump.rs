@@ -254,10 +254,12 @@ impl<D: Downstream> Pump<'_, D> {
                     self.response.pass(self.down, self.stream, cx, piece)?;
                 }
                 // Most bodies end with their last piece, and filters have their turn before.
-                match self.response.filters.is_filtered() || !self.up.has_all() {
-                    true => Ok(Received::Some),
-                    false => self.end(clock, cx),
+                match (self.up.has_all(), self.response.filters.is_filtered()) {
+                    (true, false) => return self.end(clock, cx),
+                    (true, true) => clock.end_upstream(),
+                    (false, _) => {}
                 }
+                Ok(Received::Some)
             }
             Poll::Ready(Ok(BodyEvent::End)) => self.end(clock, cx),
             Poll::Ready(Err(error)) => {
@@ -273,6 +275,7 @@ impl<D: Downstream> Pump<'_, D> {
         // Plugins may have taken their time with what came before.
         let now = if self.response.filters.is_filtered() { clock.touch() } else { clock.touch_if_waited() };
         self.stream.timing.upstream_rx_end = Some(now.into_std());
+        clock.end_upstream();
         if let Some(piece) = self.response.filters.push(self.stream, Piece::Borrowed(&[]), true)? {
             self.response.pass(self.down, self.stream, cx, piece)?;
         }
