@@ -266,11 +266,10 @@ impl Compressor {
     }
 
     fn header_filter(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
-        let is_head = stream.request.method == Method::HEAD;
         let accept = stream.state::<Kept>(slot).and_then(|kept| kept.accept.take());
         let may = self.response.enabled && self.response.is_long_enough(&stream.response.headers);
         let skipped = if may { self.skipped(stream) } else { Some(Skipped::ContentLengthTooSmall) };
-        let has_body = !is_head && !stream.response.has_no_body() && has_body(&stream.response.headers, None);
+        let has_body = !stream.ends_with_head && has_body(&stream.response.headers, None);
         let wanted = has_body && may && self.is_wanted(stream, accept.as_deref());
         let encoder = match skipped {
             None if wanted && direction::transfer_allows(&stream.response.headers) => self.encoder(),

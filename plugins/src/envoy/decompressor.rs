@@ -203,12 +203,11 @@ impl Decompressor {
     }
 
     fn header_filter(&self, stream: &mut Stream, slot: Slot) -> Step<'_> {
-        let response = &mut stream.response;
-        let is_empty = response.headers.get(Known::CONTENT_LENGTH) == Some(b"0");
-        if stream.request.method == Method::HEAD || response.has_no_body() || is_empty {
+        let headers = &mut stream.response.headers;
+        if stream.ends_with_head || headers.get(Known::CONTENT_LENGTH) == Some(b"0") {
             return Step::Continue;
         }
-        let Some(body) = self.begin(&self.response, &mut response.headers) else { return Step::Continue };
+        let Some(body) = self.begin(&self.response, headers) else { return Step::Continue };
         stream.change_state(slot, |kept: &mut Kept| kept.response = Some(body));
         Step::Continue
     }

@@ -145,6 +145,9 @@ struct Running {
     clears_route: bool,
 }
 
+/// In the place of a [`Running`] that there is no more, and of one that is yet to be: the processor has had its say.
+struct Asked;
+
 impl Mode {
     fn sends(&self, direction: Direction) -> bool {
         let at = direction as usize;
@@ -160,6 +163,7 @@ impl ExtProc {
         if !self.0.mode.sends(Direction::Request) {
             return Step::Continue;
         }
+        stream.set_state(slot, Asked);
         Step::Wait(Box::pin(self.request_head(stream, slot)))
     }
 
@@ -259,13 +263,14 @@ impl ExtProc {
     fn header_filter<'a>(&'a self, stream: &'a mut Stream, slot: Slot) -> Step<'a> {
         let goes_on = match stream.state::<Running>(slot) {
             Some(running) => running.mode.sends(Direction::Response) && !running.session.is_over(),
-            // An answer to a request that the processor was to see first, and did not, is none of its.
-            None => self.0.mode.sends(Direction::Response) && !self.0.mode.sends(Direction::Request),
+            // Filters in front may have answered a request that the processor has not seen.
+            None => self.0.mode.sends(Direction::Response) && stream.state::<Asked>(slot).is_none(),
         };
         if !goes_on {
             return Step::Continue;
         }
         let running = stream.take_state::<Running>(slot);
+        stream.set_state(slot, Asked);
         Step::Wait(Box::pin(self.response_head(running.map(|running| *running), stream, slot)))
     }
 
@@ -284,9 +289,7 @@ impl ExtProc {
             },
         };
         let at = Direction::Response as usize;
-        let no_body = stream.response.has_no_body()
-            || stream.request.method == http::Method::HEAD
-            || length(&stream.response.headers) == Some(0);
+        let no_body = stream.ends_with_head || length(&stream.response.headers) == Some(0);
         if running.mode.headers[at] {
             let head = HttpHeaders {
                 headers: Some(settings.response_headers(stream)),

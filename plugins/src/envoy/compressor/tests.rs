@@ -61,6 +61,18 @@ async fn bodies_are_compressed_as_they_come() {
     assert_eq!(counted, [1, 0, 606, coded.len() as u64]);
 }
 
+/// Redirects without a body were said to be compressed.
+#[tokio::test]
+async fn what_has_no_body_is_not_compressed() {
+    let filter = gzip("", &[]);
+    let mut stream = stream("/", &[("accept-encoding", "gzip")]);
+    filter.access(&mut stream).await;
+    stream.response.status = 301;
+    stream.ends_with_head = true;
+    assert!(filter.header_filter(&mut stream).await.is_none());
+    assert_eq!((coding(&stream), response_header(&stream, "vary")), (None, Some("Accept-Encoding")));
+}
+
 #[tokio::test]
 async fn long_pieces_are_compressed_beside_the_worker() {
     let filter = gzip("", &[]);

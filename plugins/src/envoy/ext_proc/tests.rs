@@ -152,6 +152,24 @@ async fn heads_are_told_and_changed() {
     );
 }
 
+/// A filter in front has refused the request: the processor has its say about that answer too, once.
+#[tokio::test]
+async fn an_answer_to_a_request_that_was_not_seen_is_told() {
+    let service = shouting();
+    let plugin = filter(&config(), &[], &service.context()).unwrap();
+    let mut s = bodiless("/", &[]);
+    s.response.status = 403;
+    s.ends_with_head = true;
+    assert!(finish(plugin.header_filter(&mut s)).await.is_none());
+    assert_eq!(response_header(&s, "x-b"), Some("2"));
+    plugin.log(&mut s);
+    let calls = service.calls.lock();
+    assert_eq!((calls.len(), calls[0].messages.len()), (1, 1));
+    let told = ProcessingRequest::decode(&*calls[0].messages[0]).unwrap().request;
+    let Some(Request::ResponseHeaders(head)) = told else { panic!("no head") };
+    assert!(head.end_of_stream, "an answer without a body was told to have one");
+}
+
 /// A client that sent its body slowly had the stream end, and with it what the processor has to say of the rest.
 #[tokio::test]
 async fn a_stream_has_no_time_of_its_own() {
