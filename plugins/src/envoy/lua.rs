@@ -21,6 +21,7 @@ use machines::Machines;
 use serde_json::Value;
 use sixfold_core::cluster::{ClusterCell, Clusters};
 use sixfold_core::error::{ConfigContext, ConfigError};
+use sixfold_core::headers::{Headers, Known};
 use sixfold_core::plugin::{
     BodyPiece, BodyStep, BuildContext, Built, Callout, CalloutRequest, FilterFactory, Hold, LocalReply,
     Overflow, OwnHeaders, Plugin, ReadBody, Slot, Step, TrailersStep,
@@ -144,9 +145,29 @@ struct Running {
     /// It has changed what routes are chosen by.
     clear_route: bool,
     /// The head of its response waits for the rest of it, and may be changed until then.
-    holds_head: bool,
+    held: Option<Held>,
     /// Bytes of dynamic metadata and filter state that it may still set.
     may_keep: usize,
+}
+
+/// What a head that waits for its body said of that when the script had seen it.
+struct Held {
+    sized: bool,
+    coding: Option<Box<[u8]>>,
+}
+
+impl Held {
+    fn of(headers: &Headers) -> Held {
+        let coding = headers.get(Known::CONTENT_ENCODING).map(Into::into);
+        Held { sized: headers.contains(Known::CONTENT_LENGTH), coding }
+    }
+
+    /// Whether the body has the length that the script gives it. Filters behind have had the head already, and one that encodes the
+    /// body anew has taken its length off, or has named its coding.
+    fn is_last(&self, headers: &Headers) -> bool {
+        let now = Held::of(headers);
+        now.sized >= self.sized && now.coding == self.coding
+    }
 }
 
 /// The scripts of one stream that wait, each for more of its message: that of the request may go on behind the head of the
@@ -282,7 +303,7 @@ impl Script {
             side,
             on: None,
             clear_route: false,
-            holds_head: false,
+            held: None,
             may_keep: MOST_KEPT,
         }))
     }
@@ -306,12 +327,15 @@ impl Script {
             _ => Body::Unknown,
         };
         running.on = None;
+        let sizes_body =
+            head_is_here && running.held.as_ref().is_none_or(|held| held.is_last(&stream.response.headers));
         let mut host = Host {
             script: self,
             stream,
             side: running.side,
             body,
             head_is_here,
+            sizes_body,
             new_body: None,
             clear_route: false,
             wait: None,
@@ -363,8 +387,8 @@ impl Script {
             After::Refuse => return Step::Respond(over_bounds()),
             After::Wait => {
                 let (wants_body, side) = (matches!(running.on, Some(Wait::Body)), running.side);
-                running.holds_head = wants_body && side == Side::Response;
-                if running.holds_head {
+                if wants_body && side == Side::Response {
+                    running.held = Some(Held::of(&stream.response.headers));
                     stream.hold_response_head(0);
                 }
                 Waiting::keep(stream, slot, running);
@@ -398,7 +422,7 @@ impl Script {
                 return BodyStep::Pass;
             }
         };
-        let head_is_here = running.holds_head;
+        let head_is_here = running.held.is_some();
         let (mut after, new_body) = self.turn(stream, &mut running, given, head_is_here);
         // Behind the last piece there is none, and no trailers either.
         let ended = piece.last && !has_trailers(stream, running.side);
@@ -433,7 +457,7 @@ impl Script {
     fn trailers(&self, stream: &mut Stream, slot: Slot, side: Side) -> TrailersStep {
         let Some(mut running) = Waiting::take(stream, slot, side) else { return TrailersStep::Continue };
         let given = if matches!(running.on, Some(Wait::Trailers)) { Given::Trailers } else { Given::Nothing };
-        let head_is_here = running.holds_head;
+        let head_is_here = running.held.is_some();
         let (mut after, _) = self.turn(stream, &mut running, given, head_is_here);
         if matches!(running.on, Some(Wait::Trailers)) {
             after = self.turn(stream, &mut running, Given::Trailers, head_is_here).0;

@@ -157,6 +157,8 @@ pub(super) struct Host<'a> {
     pub(super) body: Body,
     /// The head of the message has not gone on yet.
     pub(super) head_is_here: bool,
+    /// That head tells the length of a body which the script puts in the place of the message's.
+    pub(super) sizes_body: bool,
     /// What the script has put in the place of the body, or of the piece that it has.
     pub(super) new_body: Option<Bytes>,
     pub(super) clear_route: bool,
@@ -245,9 +247,9 @@ impl Host<'_> {
         })
     }
 
-    /// The message then has that body; its length is said anew while its head is here.
+    /// The message then has that body; its length is said anew while that is the script's to say.
     fn set_body(&mut self, bytes: Bytes, whole: bool) {
-        if whole && self.head_is_here {
+        if whole && self.sizes_body {
             let headers = match self.side {
                 Side::Request => &mut self.stream.request.headers,
                 Side::Response => &mut self.stream.response.headers,

@@ -601,6 +601,32 @@ fn a_script_that_wants_the_whole_response_has_its_head_too() {
     assert_eq!(filter.errors(), 0);
 }
 
+/// Filters behind have had the head before the body is there: the length that a compressor has taken off came back, and clients
+/// waited for bytes that were not to come.
+#[test]
+fn the_length_of_a_body_that_is_encoded_behind_the_script_is_not_told() {
+    let filter = filter("function envoy_on_response(h) h:body():setBytes('other') end");
+    let length = |sized: bool, behind: fn(&mut Stream)| {
+        let mut stream = stream();
+        stream.response.status = 200;
+        if sized {
+            stream.response.headers.set("content-length", b"4");
+        }
+        assert!(matches!(filter.run(HeadPhase::HeaderFilter, &mut stream), Outcome::Done));
+        behind(&mut stream);
+        match BodyFilters::new(Direction::Response).push(&filter.chain, &mut stream, b"body", true) {
+            Filtered::Data(data) => assert_eq!(data, "other"),
+            other => panic!("{other:?}"),
+        }
+        stream.response.headers.get_str("content-length").map(str::to_owned)
+    };
+    assert_eq!(length(true, |_| {}).as_deref(), Some("5"));
+    assert_eq!(length(false, |_| {}).as_deref(), Some("5"));
+    assert_eq!(length(true, |stream| drop(stream.response.headers.remove("content-length"))), None);
+    assert_eq!(length(false, |stream| stream.response.headers.set("content-encoding", b"gzip")), None);
+    assert_eq!(filter.errors(), 0);
+}
+
 #[test]
 fn a_script_that_wants_the_whole_request_goes_on_once_it_is_there() {
     let filter = filter(
