@@ -112,7 +112,8 @@ impl Success {
             Some(HttpCriteria { http_success_status }) => {
                 let ranges = http_success_status.iter().enumerate().map(|(index, range)| {
                     let Int32Range { start, end } = *range;
-                    if start < end && (100..=600).contains(&start) && (100..=600).contains(&end) {
+                    // An empty range holds nothing; Envoy's own example has one.
+                    if start <= end && (100..600).contains(&start) && (100..=600).contains(&end) {
                         return Ok(start..end);
                     }
                     Err(ConfigError::new("must be a range of statuses between 100 and 600").in_index(index))

@@ -30,16 +30,14 @@ fn build(config: FilterConfig, _: &BuildContext) -> Built {
     } = config;
     let enable_upstream_stats = &enable_upstream_stats;
     refuse!(enable_upstream_stats);
-    let single = match per_method_stat_specifier {
-        Some(PerMethodStatSpecifier::IndividualMethodStatsAllowlist(list)) => {
-            (!list.services.is_empty()).then_some("individual_method_stats_allowlist")
+    match per_method_stat_specifier {
+        Some(PerMethodStatSpecifier::IndividualMethodStatsAllowlist(list)) if !list.services.is_empty() => {
+            Err(ConfigError::field("individual_method_stats_allowlist", "is not supported"))
         }
-        Some(PerMethodStatSpecifier::StatsForAllMethods(all)) => all.value.then_some("stats_for_all_methods"),
-        None => None,
-    };
-    match single {
-        Some(field) => Err(ConfigError::field(field, "is not supported")),
-        None => Ok(Plugin::of(GrpcStats { tells: emit_filter_state })
+        Some(PerMethodStatSpecifier::StatsForAllMethods(all)) if all.value => {
+            Err(ConfigError::field("stats_for_all_methods", "is not supported"))
+        }
+        _ => Ok(Plugin::of(GrpcStats { tells: emit_filter_state })
             .bodies_of_calls()
             .access(GrpcStats::access)
             .judging()

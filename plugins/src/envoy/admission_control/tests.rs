@@ -97,6 +97,8 @@ async fn success_is_what_is_configured() {
     assert_eq!(of(&success), [true, true, false, false, true, true, false]);
     assert_eq!(of(&default), [true, true, false, false, true, true, false]);
     assert!(!holds(&success, 401, None) && holds(&default, 401, None));
+    let empty = "{success_criteria: {http_criteria: {http_success_status: [{start: 404, end: 404}]}}}";
+    assert!(built(empty, &context()).is_ok(), "Envoy's own example has it");
     let refused = |config: &str| built(config, &context()).err().unwrap();
     assert!(refused("{}").starts_with("success_criteria: "), "{}", refused("{}"));
     assert_eq!(
