@@ -2,8 +2,9 @@
 //! one that can't be compiled holds up no other.
 //!
 //! Endpoints become part of their clusters, as far as the dump has them. Secrets are no part of a dump, so that TLS is left
-//! out: of a filter chain that terminates it its conditions stay.
+//! out: of a filter chain that terminates it its conditions stay. So are filters that need a secret.
 
+mod secrets;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,8 @@ struct Parts {
     extensions: Vec<Value>,
     routes: Vec<Value>,
     endpoints: BTreeMap<String, Value>,
+    /// Filters that were left out.
+    left_out: Vec<ConfigError>,
 }
 
 /// Compiles the dump of this name, and answers what of it can't be.
@@ -40,7 +43,7 @@ struct Parts {
 /// # Errors
 /// A text that is no JSON, or no dump.
 pub(super) fn compile(text: &str, name: &str, process: &ProcessContext) -> Result<(Diff, Faulty), Failure> {
-    let parts = Parts::read(text).map_err(|error| error.in_file(name))?;
+    let mut parts = Parts::read(text).map_err(|error| error.in_file(name))?;
     let name = format!("the dump of {name}");
     let bootstrap = Text::new(parts.bootstrap().to_string(), name);
     let context = bootstrap.load(process)?.followed.context;
@@ -49,7 +52,8 @@ pub(super) fn compile(text: &str, name: &str, process: &ProcessContext) -> Resul
         parts.clusters.iter().filter_map(|cluster| self::text(cluster, "name")).collect();
     let context = Context { bootstrap_clusters: Arc::new(bootstrap_clusters), ..context };
     let resources = Resources::new(context);
-    Ok(Making { resources, batch: Vec::new(), faulty: Faulty::default() }.make(&parts))
+    let faulty = Faulty { others: std::mem::take(&mut parts.left_out), ..Faulty::default() };
+    Ok(Making { resources, batch: Vec::new(), faulty }.make(&parts))
 }
 
 /// What is compiled, one after the other in the order in which one needs another.
@@ -170,6 +174,12 @@ impl Parts {
     /// Takes out what a dump does not tell, and has the rest come from one source.
     fn settle(&mut self) {
         self.listeners.iter_mut().for_each(settle_listener);
+        for (kind, values) in [(Kind::Listener, &mut self.listeners), (Kind::Routes, &mut self.routes)] {
+            for value in values {
+                let resource = format!("{} \"{}\"", kind.noun(), text(value, "name").unwrap_or_default());
+                secrets::leave_out(&resource, value, &mut self.left_out);
+            }
+        }
         let endpoints = std::mem::take(&mut self.endpoints);
         self.clusters.iter_mut().for_each(|cluster| settle_cluster(cluster, &endpoints));
         // One that warms up is there twice where another is in force, and so is one that the bootstrap has too.
