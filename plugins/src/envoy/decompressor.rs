@@ -10,7 +10,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use sixfold_core::error::{ConfigContext, ConfigError};
 use sixfold_core::headers::{HeaderName, Headers, Known};
-use sixfold_core::message::Method;
 use sixfold_core::metrics::scope;
 use sixfold_core::offload::{self, Lane};
 use sixfold_core::plugin::{BodyPiece, BodyStep, BuildContext, Built, FilterFactory, Plugin, Slot, Step};
