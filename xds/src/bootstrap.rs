@@ -173,7 +173,7 @@ pub fn load_merged(
     match compiled {
         Some((diff, admin, tags, sinks, overload, followed)) if faults.is_empty() => {
             let shown = Shown { encoded: encoded.into(), at: SystemTime::now() };
-            let fixed = Fixed::of(bootstrap);
+            let fixed = Fixed::of(bootstrap, overload.as_ref());
             Ok(Compiled { diff, admin, tags, sinks, overload, followed, shown, fixed })
         }
         _ => Err(sources.placed(faults.into_found())),

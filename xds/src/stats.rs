@@ -46,6 +46,57 @@ pub(crate) fn without_effect(config: &StatsConfig) -> Option<ConfigError> {
     asked.then(|| ConfigError::field("histogram_bucket_settings", reason))
 }
 
+/// Tags that Envoy finds by itself (source/common/config/well_known_names.cc), also of what has no statistics here.
+const DEFAULT_TAGS: [&str; 47] = [
+    "cipher_suite",
+    "envoy.clientssl_prefix",
+    "envoy.cluster_name",
+    "envoy.connection_limit_prefix",
+    "envoy.dns_filter_prefix",
+    "envoy.dynamo_operation",
+    "envoy.dynamo_partition_id",
+    "envoy.dynamo_table",
+    "envoy.ext_authz_prefix",
+    "envoy.fault_downstream_cluster",
+    "envoy.google_grpc_client_prefix",
+    "envoy.grpc_bridge_method",
+    "envoy.grpc_bridge_service",
+    "envoy.http_conn_manager_prefix",
+    "envoy.http_user_agent",
+    "envoy.listener_address",
+    "envoy.local_http_ratelimit_prefix",
+    "envoy.local_listener_ratelimit_prefix",
+    "envoy.local_network_ratelimit_prefix",
+    "envoy.mongo_callsite",
+    "envoy.mongo_cmd",
+    "envoy.mongo_collection",
+    "envoy.mongo_prefix",
+    "envoy.proxy_protocol_prefix",
+    "envoy.proxy_protocol_version",
+    "envoy.ratelimit_prefix",
+    "envoy.rbac_http_prefix",
+    "envoy.rbac_policy_name",
+    "envoy.rbac_prefix",
+    "envoy.rds_route_config",
+    "envoy.redis_prefix",
+    "envoy.response_code",
+    "envoy.response_code_class",
+    "envoy.route",
+    "envoy.scoped_rds_config",
+    "envoy.ssl_cipher",
+    "envoy.ssl_curve",
+    "envoy.ssl_sigalg",
+    "envoy.ssl_version",
+    "envoy.tcp_prefix",
+    "envoy.thrift_prefix",
+    "envoy.tls_certificate",
+    "envoy.udp_prefix",
+    "envoy.virtual_cluster",
+    "envoy.virtual_host",
+    "envoy.worker_id",
+    "envoy.xds_resource_name",
+];
+
 fn add_tag(rules: &mut TagRules, tag: &TagSpecifier) -> Result<()> {
     let TagSpecifier { tag_name, tag_value } = tag;
     match tag_value {
@@ -56,11 +107,11 @@ fn add_tag(rules: &mut TagRules, tag: &TagSpecifier) -> Result<()> {
         Some(TagValue::FixedValue(value)) => rules.fixed.push((tag_name.clone(), value.clone())),
         // Without a value it names one of the default tags.
         Some(TagValue::Regex(_)) | None => match &mut rules.defaults {
-            _ if !tag_name.starts_with("envoy.") && tag_name != "cipher_suite" => {
+            _ if !DEFAULT_TAGS.contains(&tag_name.as_str()) => {
                 return Err(ConfigError::field("tag_name", "is no default tag, and there is no regex"));
             }
             DefaultTags::All => {}
-            DefaultTags::Named(names) => names.push(tag_name.clone()),
+            DefaultTags::Named(labels) => labels.push(tag_name.replace('.', "_")),
         },
     }
     Ok(())
@@ -90,7 +141,10 @@ mod tests {
         };
         let tagged = |name: &str| tags(Some(&config(name))).map(|rules| rules.split("cluster.a.x"));
         assert_eq!(tagged("envoy.cluster_name").unwrap().name, "cluster.x");
-        let error = tagged("mine").unwrap_err().to_string();
-        assert_eq!(error, "stats_tags[0].tag_name: is no default tag, and there is no regex");
+        for name in ["mine", "envoy.clustername", "envoy.ssl_cipher_suite"] {
+            let error = tagged(name).unwrap_err().to_string();
+            assert_eq!(error, "stats_tags[0].tag_name: is no default tag, and there is no regex", "{name}");
+        }
+        assert!(tagged("envoy.mongo_cmd").is_ok() && tagged("cipher_suite").is_ok());
     }
 }

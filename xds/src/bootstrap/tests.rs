@@ -240,6 +240,20 @@ fn the_bootstrap_of_istios_agent_is_taken() {
     assert_eq!(compiled.overload.and_then(|overload| overload.connections).map(|limit| limit.max), Some(5));
 }
 
+/// It was neither taken nor told, and `/runtime` showed it.
+#[test]
+fn a_limit_of_connections_in_the_runtime_is_for_a_new_start_too() {
+    let fixed = |runtime: &str| {
+        let text = BOOTSTRAP.replace("d: 1.5}", &format!("d: 1.5{runtime}}}"));
+        load(&text, "envoy.yaml", &process()).unwrap_or_else(|faults| panic!("{faults:?}")).fixed
+    };
+    let limit = |most: u64| fixed(&format!(", overload.global_downstream_max_connections: {most}"));
+    assert_eq!(limit(50).changed(&limit(1)), ["overload.global_downstream_max_connections"]);
+    assert_eq!(limit(50).changed(&fixed("")), ["overload.global_downstream_max_connections"]);
+    assert_eq!(limit(50).changed(&limit(50)), [""; 0]);
+    assert_eq!(fixed("").changed(&fixed(", e: 1")), [""; 0]);
+}
+
 #[test]
 fn what_is_done_under_load_needs_its_monitors() {
     let heap = "{name: heap, typed_config: {'@type': type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig, max_heap_size_bytes: 1000}}";

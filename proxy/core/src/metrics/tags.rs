@@ -24,7 +24,7 @@ pub struct TagRules {
 pub enum DefaultTags {
     /// Each of them.
     All,
-    /// Those that `stats_tags` names and says no value of, such as `envoy.cluster_name`.
+    /// Those that `stats_tags` names and says no value of, as labels: `envoy_cluster_name`.
     Named(Vec<String>),
 }
 
@@ -33,7 +33,7 @@ impl DefaultTags {
     fn has(&self, label: &str) -> bool {
         match self {
             DefaultTags::All => true,
-            DefaultTags::Named(names) => names.iter().any(|name| name.replace('.', "_") == label),
+            DefaultTags::Named(labels) => labels.iter().any(|known| known == label),
         }
     }
 }
@@ -284,7 +284,7 @@ mod tests {
     /// name.
     #[test]
     fn default_tags_may_be_named_one_by_one() {
-        let named = DefaultTags::Named(vec!["envoy.cluster_name".to_owned()]);
+        let named = DefaultTags::Named(vec!["envoy_cluster_name".to_owned()]);
         let rules = TagRules { defaults: named, ..TagRules::default() };
         assert_eq!(
             split(&rules, "cluster.a.upstream_rq_200"),

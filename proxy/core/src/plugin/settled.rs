@@ -55,6 +55,10 @@ impl Chain {
         let chain = Arc::new(self.of(&on));
         // What was off has not begun anything.
         chain.begin();
+        // Without room nothing is written: workers would only take turns with copies of what is there.
+        if made.load().len() >= MOST_KEPT {
+            return Some(chain);
+        }
         made.rcu(|made| {
             // Another worker may have been first.
             let room = made.len() < MOST_KEPT && kept(made).is_none();
